@@ -315,7 +315,7 @@ class VLM(UnitModel):
         tower = self.tower
         later = state.extras["decoder_inputs"]
 
-        def begin() -> State:
+        def enter_decoder() -> State:
             features = tower.features(state.hidden[IMAGE], state.extras["images"], later.slices, later.given)
             before = self._begin_decoder(later.processor, later.prompts, features)
             return before.with_hidden({JOINT: self._run_fixed(before, before.hidden[JOINT], 0, self.places[0], False)})
@@ -324,8 +324,8 @@ class VLM(UnitModel):
         lengths = [(p.image_key, len(e.ids), e.answer) for p, e in zip(later.prompts, encodings, strict=True)]
         key = (*(batch.shape for batch in state.extras["images"]), *lengths)
         if key not in self._enter_macs:  # counting uses other attention kernels, so that its output is not used
-            self._enter_macs[key] = count_macs(begin)[1]
-        return begin(), self._enter_macs[key]
+            self._enter_macs[key] = count_macs(enter_decoder)[1]
+        return enter_decoder(), self._enter_macs[key]
 
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
         """Return (1, flat tokens, hidden_size) hidden states; with `pooled_only`, only those that answers are read from."""
