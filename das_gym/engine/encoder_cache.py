@@ -56,9 +56,9 @@ class EncoderCache:
 
     def __call__(self, pairs: Sequence[Any]) -> State:
         """Return the encoder outputs of the pairs as one batch; see `VLP.gather`."""
-        return self.vlp.gather(self.processor, pairs, self.stream)
+        return self.vlp.gather(self.processor, pairs, self.encode)
 
-    def stream(self, stream: str, wanted: Mapping[Any, Any]) -> dict[Any, Any]:
+    def encode(self, stream: str, wanted: Mapping[Any, Any]) -> dict[Any, Any]:
         """Return the encoder output of each text (keyed by itself) or image, from memory, disk, or its encoder."""
         found = {key: self._kept[stream, key] for key in wanted if (stream, key) in self._kept}
         if self._disk is not None:

@@ -69,7 +69,7 @@ def score_pairs(
         for row, source in enumerate(images):
             if row % IMAGE_BLOCK == 0:
                 block = images[row : row + IMAGE_BLOCK]
-                encoded = encoder.stream("image", {each.key: each for each in block})
+                encoded = encoder.encode("image", {each.key: each for each in block})
             image = _Side(vlp, "image", encoded[source.key][None], None)
             for columns, text in lot:
                 scores[row, columns] = head(_pool_pairs(vlp, array, text, image)).float().cpu().numpy()
@@ -142,7 +142,7 @@ def _text_lots(
     order = np.argsort(encoder.processor.texts(texts)["attention_mask"].sum(dim=1).numpy(), kind="stable")
     for start in range(0, len(order), batch_size):
         columns = order[start : start + batch_size]
-        found = encoder.stream("text", {texts[column]: texts[column] for column in columns})
+        found = encoder.encode("text", {texts[column]: texts[column] for column in columns})
         parts = [found[texts[column]] for column in columns]
         lengths = torch.tensor([len(part) for part in parts])
         tokens = padded_length(int(lengths.max()))  # attention is faster if its keys fill whole vectors

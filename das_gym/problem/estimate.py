@@ -249,7 +249,7 @@ def time_encoders(vlp: VLP, processor: Any, pairs: Sequence[Any]) -> tuple[float
     sizes: dict[Any, int] = {}
 
     def kept(stream: str, wanted: Any) -> Any:
-        found = encoder.stream(stream, wanted)
+        found = encoder.encode(stream, wanted)
         sizes.update({(stream, key): bytes_of(value) for key, value in found.items()})
         return found
 
