@@ -312,7 +312,7 @@ class Evaluator:
         broken: dict[int, list[str]] = {}
         for number, start in enumerate(range(0, len(examples), self.batch_size)):
             chunk = examples[start : start + self.batch_size]
-            trunk = partial(self._trunk.of, first + start)
+            trunk = partial(self._trunk.get_or_compute, first + start)
             state: State = trunk(-1, partial(self._begin, chunk))  # before targets: prompts are read here with their images
             targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(chunk).items()}
             full = None if full_logits is None else full_logits[number]

@@ -113,7 +113,7 @@ class TrunkMemory:
         """Return a kept result on a batch, which is named by the place of its first example, or None."""
         return self._kept.get((batch, what))
 
-    def of(self, batch: int, what: Any, compute: Callable[[], Any]) -> Any:
+    def get_or_compute(self, batch: int, what: Any, compute: Callable[[], Any]) -> Any:
         """Return a kept result, or compute it, and keep it if there is room.
 
         `what` is which layer; -1 = the state before stage 0; bits of a vision tower's units = the state after them.

@@ -184,7 +184,7 @@ def test_memories_stay_within_their_bounds():
         assert not scored.find(scores, divergences=True)
     trunk = TrunkMemory(max_bytes=100)
     for what in (0, 1, 0):
-        assert trunk.of(0, what, lambda: torch.zeros(20)).shape == (20,)
+        assert trunk.get_or_compute(0, what, lambda: torch.zeros(20)).shape == (20,)
     assert (trunk.bytes, trunk.known(0, 1)) == (80, None)
     trunk.start(1)  # other examples
     assert trunk.known(0, 0) is None
