@@ -194,7 +194,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     masks = find_masks(settings, base, splits, run)
     variants = method_variants(settings.methods, settings.method_settings, masks)
     layers = context.base.backbone.vlp.layers
-    names, architecture = [layer.name for layer in layers], Architecture.of_layers(layers)
+    names, architecture = [layer.name for layer in layers], Architecture.from_layers(layers)
     rates = settings.learning_rates or GRID
     if not settings.learning_rates and context.base.backbone.vlp.size == "base":
         rates = tuple((context.recipe.learning_rate or 0.0) * share for share in PAPER_FACTORS)

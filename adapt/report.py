@@ -288,7 +288,7 @@ def report_of(rows: Mapping[str, TunedModelResult], problem: ProblemConfig, done
             f"{evaluation.metric_name.replace('_', ' ')} on test, %": f"{100 * evaluation.metric:.2f}",
             "MACs saved, %": percent(tested.macs_saved),
         },
-        architecture=Architecture.of_layers(subnet.backbone.vlp.layers),
+        architecture=Architecture.from_layers(subnet.backbone.vlp.layers),
         mask=list(tested.mask),
         table=results_table(ordered, title, (*notes, conclusion(rows))),
     )

@@ -85,7 +85,7 @@ def architecture_of(result: SearchResult, tabular: Any = None) -> Architecture:
     """Return the searched units: from the record, the table's environment, or the layer names alone."""
     if result.units:
         return Architecture(result.units)
-    return Architecture.of(result.layer_names) if tabular is None else tabular.scorer.architecture()
+    return Architecture.from_names(result.layer_names) if tabular is None else tabular.scorer.architecture()
 
 
 def progress_of(result: SearchResult) -> Progress | None:

@@ -187,7 +187,7 @@ class ShrinkJob:
             texts = {name: texts[number] for name, texts in measured.texts.items()}
             answers.append({"key": example.key, "question": task.question(example), **texts})
         difference, low, high = measured.difference()
-        architecture = Architecture.of_layers(self.full.layers, self.deleted.macs_cost)
+        architecture = Architecture.from_layers(self.full.layers, self.deleted.macs_cost)
         report = shrink_report(measured, self.source, self.out, mask.astype(int).tolist(), architecture, self.data)
         return {
             "settings": recorded_command(self.settings),

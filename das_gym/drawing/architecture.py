@@ -40,25 +40,27 @@ class Architecture:
     units: tuple[Unit, ...]
 
     @classmethod
-    def of(cls, names: Sequence[str], stages: Sequence[int] | None = None, macs: MaskCost | None = None) -> Architecture:
+    def from_names(
+        cls, names: Sequence[str], stages: Sequence[int] | None = None, macs: MaskCost | None = None
+    ) -> Architecture:
         """Return the architecture of units by name, with their stages (each its own if None) and their costs, if known."""
         shares = [None] * len(names) if macs is None else (np.maximum(macs.savings, 0) / macs.full).tolist()
         places = range(len(names)) if stages is None else stages
         return cls(tuple(Unit(n, *_split(n), p, s) for n, p, s in zip(names, places, shares, strict=True)))
 
     @classmethod
-    def of_layers(cls, layers: Iterable[Layer], macs: MaskCost | None = None) -> Architecture:
+    def from_layers(cls, layers: Iterable[Layer], macs: MaskCost | None = None) -> Architecture:
         """Return the architecture of a model's units."""
         layers = tuple(layers)
-        return cls.of([layer.name for layer in layers], [layer.stage for layer in layers], macs)
+        return cls.from_names([layer.name for layer in layers], [layer.stage for layer in layers], macs)
 
     @classmethod
-    def of_table(cls, table: SubnetTable) -> Architecture:
+    def from_table(cls, table: SubnetTable) -> Architecture:
         """Return the architecture of a table, whose statistic `depth` determines the stages."""
         stages = None
         if "depth" in table.meta.statistics:
             stages = np.unique(table.statistic("depth"), return_inverse=True)[1].tolist()
-        return cls.of(table.meta.layer_names, stages, table.layer_macs)
+        return cls.from_names(table.meta.layer_names, stages, table.layer_macs)
 
     @property
     def lanes(self) -> tuple[str, ...]:

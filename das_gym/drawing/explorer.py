@@ -27,7 +27,7 @@ def write_explorer(path: str | os.PathLike[str], table: SubnetTable) -> Path:
         metrics = {split: _floats(part.scores[split].metrics) for split in SPLITS}
         groups.append({"name": name, "examples": counts, "metric": metrics})
     data = {
-        "units": asdict(Architecture.of_table(table))["units"],
+        "units": asdict(Architecture.from_table(table))["units"],
         "metric": meta.metric_name.replace("_", " "),
         "macs": {"full": meta.macs_full, "unskipped": int(table.macs[0]), "savings": table.layer_macs.savings.tolist()},
         "keys": keys,

@@ -79,7 +79,7 @@ class EngineScorer(Scorer):
 
     def architecture(self) -> Architecture:
         """See `Scorer.architecture`."""
-        return Architecture.of_layers(self.problem.vlp.layers, self.macs)
+        return Architecture.from_layers(self.problem.vlp.layers, self.macs)
 
     def masks_for(self, names: Iterable[str]) -> int:
         """See `Scorer.masks_for`."""

@@ -205,13 +205,13 @@ class SuiteEpisodes(Episodes):
         if last is None and self.mode.over[row]:
             raise gymnasium.error.ResetNeeded("no problem has been drawn: call reset() before render()")
         problem = self.suite.problems[int(self.which[row] if last is None else last.info["problem"])]
-        return View(Architecture.of_table(problem.table), problem.budget.describe(), problem.name, self.height)
+        return View(Architecture.from_table(problem.table), problem.budget.describe(), problem.name, self.height)
 
     @cached_property
     def height(self) -> int:
         """Pixels of the problem that needs most, so that all images have one size."""
         tables = {id(problem.source): problem.table for problem in self.suite.problems}
-        return max(height_of(Architecture.of_table(table)) for table in tables.values())
+        return max(height_of(Architecture.from_table(table)) for table in tables.values())
 
 
 def joined(parts: Mapping[str, Any]) -> spaces.Box:

@@ -89,7 +89,7 @@ class TableScorer(Scorer):
 
     def architecture(self) -> Architecture:
         """See `Scorer.architecture`."""
-        return Architecture.of_table(self.table)
+        return Architecture.from_table(self.table)
 
     @property
     def metric_name(self) -> str:

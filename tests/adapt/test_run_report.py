@@ -27,7 +27,7 @@ TABLE = Table(("", "full"), (("loss", "0.1"),), "80 test examples", ("a note",))
 
 def write_run(folder: Path, name: str, config: dict[str, Any], search_run: int | None = None, **record: Any) -> None:
     """Write the files of a run that skipped `MASK`."""
-    report = RunReport("a title", {"skips": "text.1"}, Architecture.of(NAMES), MASK, TABLE).record()
+    report = RunReport("a title", {"skips": "text.1"}, Architecture.from_names(NAMES), MASK, TABLE).record()
     problem = asdict(ProblemConfig())
     record = {
         "settings": {"search_run": search_run},

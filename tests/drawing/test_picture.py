@@ -14,7 +14,7 @@ from das_gym.tables.table import SubnetTable
 
 def architecture_of(n_units: int) -> Architecture:
     names = [f"decoder.{i // 2}.{'mlp' if i % 2 else 'attention'}" for i in range(n_units)]
-    return Architecture.of(names, macs=MaskCost(30 * n_units, 30 * n_units, np.array([10, 20] * (n_units // 2))))
+    return Architecture.from_names(names, macs=MaskCost(30 * n_units, 30 * n_units, np.array([10, 20] * (n_units // 2))))
 
 
 def drawn(mask: np.ndarray) -> np.ndarray:
@@ -50,5 +50,5 @@ def test_layout_keeps_labels_apart(n_units: int):
 
 
 def test_architecture_reads_stages_from_a_table(small_problem, small_table: SubnetTable):
-    known = Architecture.of_layers(small_problem.vlp.layers, small_table.layer_macs)
-    assert Architecture.of_table(small_table) == known
+    known = Architecture.from_layers(small_problem.vlp.layers, small_table.layer_macs)
+    assert Architecture.from_table(small_table) == known

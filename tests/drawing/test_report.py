@@ -39,7 +39,7 @@ def a_report(name: str = "run 1", n_units: int = 4, **more) -> RunReport:
         "versions": {"python": "3"},
     }
     mask = [int(i == 1) for i in range(n_units)]
-    architecture = Architecture.of(names)
+    architecture = Architecture.from_names(names)
     told |= {"name": name, "architecture": architecture, "mask": mask, "commands": ["x 'a<b'"]}
     return RunReport(f"{name} of tests", **{**told, **more})
 

@@ -79,7 +79,7 @@ def test_suite_shows_stages_and_name_of_every_problem(kwargs: dict):
     for number, problem in enumerate(env.unwrapped.suite.problems):
         env.reset(options={"problem": number})
         before = env.render().splitlines()
-        assert len(before) == len(Architecture.of_table(problem.table).stages) + 1
+        assert len(before) == len(Architecture.from_table(problem.table).stages) + 1
         assert before[-1] == f"{problem.name}: {problem.table.n_layers} layers, none chosen yet"
         reward, info = env.step(env.action_space.sample())[1::3]
         assert env.render().count("SKIP") == info["n_skipped"]
