@@ -190,7 +190,7 @@ def charts_of(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rewards = [reward for turn in turns for reward in turn["rewards"]]
     probabilities = [[1 / (1 + math.exp(-g)) for g in turn["preferences"]] for turn in turns if turn["preferences"]]
     progress = Progress(rewards, list(accumulate(rewards, max))) if rewards else None
-    return {"progress": progress, "heat": Heat.of(probabilities)}
+    return {"progress": progress, "heat": Heat.from_turns(probabilities)}
 
 
 def _search(settings: JointSearchSettings, untrained: Untrained, folder: Path, log: Log) -> np.ndarray:

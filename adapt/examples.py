@@ -30,7 +30,7 @@ def write_examples(folder: Path, task: Task, examples: Sequence[Any], answers: M
         images = {image.key: image for pair in task.pairs([example]) for image in pair.images}
         thumbnails = [thumbnail_url(image) for image in images.values()]
         questions.append(Question(task.question(example), task.reference(example), thumbnails))
-    write_json(folder / EXAMPLES, asdict(Answers.of(list(answers), questions, by_example)))
+    write_json(folder / EXAMPLES, asdict(Answers.from_models(list(answers), questions, by_example)))
 
 
 def read_examples(folder: Path) -> Answers | None:

@@ -42,7 +42,7 @@ class Heat:
     values: list[list[float]]
 
     @classmethod
-    def of(cls, values: Sequence[Sequence[float]]) -> Heat | None:
+    def from_turns(cls, values: Sequence[Sequence[float]]) -> Heat | None:
         """Return the heat map of all turns, thinned to `MAX_TURNS`; None without turns."""
         if not values:
             return None
@@ -65,7 +65,7 @@ class CostChart:
     about: str
 
     @classmethod
-    def of(
+    def from_search(
         cls, tried: Sequence[Point], landed: Point | None, table: SubnetTable | None = None, split: str = "reward"
     ) -> CostChart:
         """Return the chart of a search, over the masks of a table if there is one."""
@@ -120,7 +120,7 @@ class Answers:
         return sorted(range(len(answers)), key=lambda row: len(set(answers[row])) < 2)[:MAX_ANSWERS]
 
     @classmethod
-    def of(cls, models: Sequence[str], questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Answers:
+    def from_models(cls, models: Sequence[str], questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Answers:
         """Return the answers of all models, the full model first, to the questions that `rows_to_show` chooses."""
         rows = zip(questions, (list(answers[row]) for row in cls.rows_to_show(answers)), strict=True)
         about = f"{len(questions):,} of {counted(len(answers), 'question')}"

@@ -31,11 +31,11 @@ def a_report(name: str = "run 1", n_units: int = 4, **more) -> RunReport:
     told = {
         "facts": {"reward": "0.75", "metric, %": "94.4"},
         "progress": Progress([0.1, None, 0.5], [0.1, 0.1, 0.5]),
-        "heat": Heat.of(rng.random((8, n_units)).tolist()),
-        "cost": CostChart.of([(0.1, 0.3), (0.2, 0.2), (0.1, 0.1)], (0.2, 0.2)),
+        "heat": Heat.from_turns(rng.random((8, n_units)).tolist()),
+        "cost": CostChart.from_search([(0.1, 0.3), (0.2, 0.2), (0.1, 0.1)], (0.2, 0.2)),
         "statistics": {"depth": list(range(n_units)), "leave_one_out": rng.random(n_units).tolist()},
         "table": Table(("", "before", "after"), (("loss", "0.1", "0.2"),), "Before and after"),
-        "answers": Answers.of(["full", "shrunk"], ASKED[::-1], [["yes", "yes"], ["a", ""]]),
+        "answers": Answers.from_models(["full", "shrunk"], ASKED[::-1], [["yes", "yes"], ["a", ""]]),
         "versions": {"python": "3"},
     }
     mask = [int(i == 1) for i in range(n_units)]
@@ -46,15 +46,15 @@ def a_report(name: str = "run 1", n_units: int = 4, **more) -> RunReport:
 
 def test_cost_chart_has_the_front_of_a_search():
     points = [(0.1, 0.3), (0.2, 0.2), (0.1, 0.1), (0.3, 0.5), (0.3, 0.6), (0.0, 0.2)]
-    assert CostChart.of(points, None).front == [(0.3, 0.5), (0.2, 0.2), (0.1, 0.1)]
-    assert CostChart.of([], None).front == []
+    assert CostChart.from_search(points, None).front == [(0.3, 0.5), (0.2, 0.2), (0.1, 0.1)]
+    assert CostChart.from_search([], None).front == []
 
 
 def test_answers_show_differing_answers_first():
     said = [["a", "b" if i == 30 else "a"] for i in range(40)]
 
     def answers_of(models, said):
-        return Answers.of(models, [Question(f"q{row}") for row in Answers.rows_to_show(said)], said)
+        return Answers.from_models(models, [Question(f"q{row}") for row in Answers.rows_to_show(said)], said)
 
     answers = answers_of(["full", "shrunk"], said)
     assert [question.text for question, _ in answers.rows[:3]] == ["q30", "q0", "q1"]
