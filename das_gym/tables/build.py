@@ -284,7 +284,7 @@ class _Progress:
                 self.sums[split] = arrays[split]
             for split, each in self.each.items():
                 if done[split]:
-                    read = ExampleScores.of(arrays, split)
+                    read = ExampleScores.from_arrays(arrays, split)
                     read.check(split, each.losses.shape[1], len(each.keys), len(self.identity["groups"]))
                     self.each[split] = read
             self.done = done

@@ -118,7 +118,7 @@ class ExampleScores:
         return {f"{split}_example_{name}": values for name, values in vars(self).items()}
 
     @classmethod
-    def of(cls, arrays: Mapping[str, Any], split: str) -> ExampleScores:
+    def from_arrays(cls, arrays: Mapping[str, Any], split: str) -> ExampleScores:
         """Read what `arrays` returned."""
         return cls(**{each.name: arrays[f"{split}_example_{each.name}"] for each in fields(cls)})
 

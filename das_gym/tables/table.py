@@ -356,7 +356,7 @@ class SubnetTable:
         common = build(TableMeta, meta), scores, arrays["macs"], arrays["statistics"]
         if form == FORMATS[0]:
             return cls(*common)
-        examples = {split: ExampleScores.of(arrays, split) for split in SPLITS}
+        examples = {split: ExampleScores.from_arrays(arrays, split) for split in SPLITS}
         return cls(*common, examples, arrays["group_statistics"])
 
     def without_groups(self) -> SubnetTable:
