@@ -44,15 +44,15 @@ class IntegerTensor:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, value: Any) -> Any:
+    def wrap(cls, value: Any) -> Any:
         """Convert a tensor of integers; anything else stays as it is."""
         if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64):
             return value
         return cls(tuple(value.flatten().tolist()), tuple(value.shape), value.device, value.dtype)
 
     @staticmethod
-    def back(value: Any) -> Any:
-        """The opposite of `of`."""
+    def unwrap(value: Any) -> Any:
+        """The opposite of `wrap`."""
         if not isinstance(value, IntegerTensor):
             return value
         return torch.tensor(value.values, device=value.device, dtype=value.dtype).view(value.shape)
@@ -72,7 +72,7 @@ class ImageBatch(NamedTuple):
     def call(self, place: int) -> Call:
         """Return the arguments of a layer."""
         call = self.calls[place]
-        return Call(*tree_map(IntegerTensor.back, (call.args, call.kwargs)))
+        return Call(*tree_map(IntegerTensor.unwrap, (call.args, call.kwargs)))
 
 
 class ImageSlice(NamedTuple):
@@ -106,7 +106,7 @@ class VisionTower:
             recording = self.record(one)
             embedded = recording.embedded
             arguments = [(call.args, call.kwargs) for call in recording.calls]
-            calls = tuple(Call(*tree_map(IntegerTensor.of, each)) for each in arguments)
+            calls = tuple(Call(*tree_map(IntegerTensor.wrap, each)) for each in arguments)
             # images that no argument depends on run together with others of their shape
             joins = embedded.dim() == 3 and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(arguments))
             number = by_shape.setdefault(tuple(embedded.shape[1:]), len(batches)) if joins else len(batches)
