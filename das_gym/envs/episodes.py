@@ -88,9 +88,9 @@ class Episodes:
         """Return the `info` of a reset of a single episode, as plain numbers."""
         return self.scorer.full_model_info() | first_row(self.mode.info())
 
-    def report(self, costs: Sequence[str]) -> list[tuple[float, float]]:
+    def report_savings(self, costs: Sequence[str]) -> list[tuple[float, float]]:
         """Have `info` hold the savings of these costs, and return the ranges of the reward and of each of them."""
-        self.scorer.report(costs)
+        self.scorer.report_savings(costs)
         objective = self.scorer.objective
         # A mask outside the budget earns `low` minus its violation, which is at most 1.
         return [(objective.low - 1.0, objective.high), *(self.scorer.cost_of(name).range for name in costs)]

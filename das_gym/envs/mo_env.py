@@ -52,7 +52,7 @@ class VectorReward:
 
     def _announce(self) -> None:
         """Set what MO-Gymnasium's wrappers and MORL-Baselines read from `env.unwrapped`; `info` gets the savings."""
-        ranges = self.unwrapped.episodes.report(self._names[1:])
+        ranges = self.unwrapped.episodes.report_savings(self._names[1:])
         # 0 is the reward within an episode, and what a mask off its budget saves.
         low, high = ([bound(0.0, *ends) for ends in ranges] for bound in (min, max))
         space = spaces.Box(np.array(low, np.float32), np.array(high, np.float32), dtype=np.float32)

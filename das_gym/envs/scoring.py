@@ -175,7 +175,7 @@ class Scorer(ABC):
         self.position = (first + size) % self.total
         return (first + np.arange(size)) % self.total
 
-    def report(self, costs: Iterable[str]) -> None:
+    def report_savings(self, costs: Iterable[str]) -> None:
         """Have `info` hold the savings of these costs, keys of `SAVED`."""
         self.reported |= {name: self.cost_of(name) for name in costs if name != "macs_saved"}
 

@@ -168,8 +168,8 @@ class SuiteEpisodes(Episodes):
         rewards, info = self.score(moves, rng)
         return float(rewards[0]), first_row(info)
 
-    def report(self, costs: Sequence[str]) -> list[tuple[float, float]]:
-        """See `Episodes.report`."""
+    def report_savings(self, costs: Sequence[str]) -> list[tuple[float, float]]:
+        """See `Episodes.report_savings`."""
         saved = {name: self.suite.saved_of(name) for name in costs}
         for name, shares in saved.items():
             if np.isnan(shares).any():

@@ -162,9 +162,9 @@ class TableScorer(Scorer):
         self.evaluations += info["feasible"]
         return reward, {**info, "evaluations": self.evaluations}
 
-    def report(self, costs: Iterable[str]) -> None:
-        """See `Scorer.report`; what was looked up before lacks the savings."""
-        super().report(costs)
+    def report_savings(self, costs: Iterable[str]) -> None:
+        """See `Scorer.report_savings`; what was looked up before lacks the savings."""
+        super().report_savings(costs)
         self._rows_known.clear()
         for name in ("_known", "_full_model_info", "_exact"):
             self.__dict__.pop(name, None)
