@@ -241,7 +241,7 @@ class SearchResult:
         `answer` and `best`, the best scored mask, hold `mask`, `reward` and scores.
         """
         names = list(scorer.layer_names)
-        statistic_masks = scorer.masks_for(by.statistics_read)
+        statistic_masks = scorer.masks_for_statistics(by.statistics_read)
         return cls(
             **{name: getattr(config, name) for name in ("env_id", "agent", "seed", "masks_per_turn")},
             **answer,

@@ -97,7 +97,7 @@ class MaskScorer(ABC):
     def warn_at_chance(self) -> None:  # noqa: B027 - the scores of a table or of another package are what they are
         """Score the full model, and warn where it is no better than chance on the reward examples."""
 
-    def masks_for(self, statistics: Iterable[str] | None) -> int:
+    def masks_for_statistics(self, statistics: Iterable[str] | None) -> int:
         """Return how many masks are scored for layer statistics by name; None = for those observed."""
         del statistics
         return 0
@@ -164,9 +164,9 @@ class OwnScorer(MaskScorer):
         """See `MaskScorer.cost_of`."""
         return self.scorer.cost_of(setting)
 
-    def masks_for(self, statistics: Iterable[str] | None) -> int:
-        """See `MaskScorer.masks_for`."""
-        return self.scorer.observation_masks if statistics is None else self.scorer.masks_for(statistics)
+    def masks_for_statistics(self, statistics: Iterable[str] | None) -> int:
+        """See `MaskScorer.masks_for_statistics`."""
+        return self.scorer.observation_masks if statistics is None else self.scorer.masks_for_statistics(statistics)
 
     def warn_at_chance(self) -> None:
         """See `MaskScorer.warn_at_chance`; it does not count as an evaluation."""

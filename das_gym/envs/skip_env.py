@@ -81,8 +81,8 @@ class EngineScorer(Scorer):
         """See `Scorer.architecture`."""
         return Architecture.from_layers(self.problem.vlp.layers, self.macs)
 
-    def masks_for(self, names: Iterable[str]) -> int:
-        """See `Scorer.masks_for`."""
+    def masks_for_statistics(self, names: Iterable[str]) -> int:
+        """See `Scorer.masks_for_statistics`."""
         return masks_needed(names, self.n_layers)
 
     def statistic(self, name: str) -> np.ndarray:
