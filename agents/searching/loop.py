@@ -178,6 +178,6 @@ def agent_of(config: SearchConfig, scorer: MaskScorer, statistics: Mapping[str, 
     """Make the agent of a search that knows these layer statistics."""
     settings = config.agent_settings()
     budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of, scorer.max_skipped)
-    if accepts_hyperparameter(config.agent, "stages") and not scorer.scores_shares:
+    if accepts_hyperparameter(config.agent, "stages") and not scorer.can_score_shares:
         settings = {"stages": [1.0], **settings}
     return make_search_agent(config.agent, MaskSpace(budget), config.seed, settings, statistics, scorer.blocks)

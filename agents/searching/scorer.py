@@ -41,7 +41,7 @@ class MaskScorer(ABC):
     Attributes:
         layer_names: Names of the skippable units, in mask order.
         macs_full: MACs of one example through the full model.
-        scores_shares: Whether masks can be scored on a share of the reward examples.
+        can_score_shares: Whether masks can be scored on a share of the reward examples.
         racing_examples: Number of reward examples if masks can be scored on single ones, and the reward depends on the
             losses alone; None otherwise.
         metric_name: What the metric measures.
@@ -51,7 +51,7 @@ class MaskScorer(ABC):
 
     layer_names: tuple[str, ...]
     macs_full: int
-    scores_shares: bool = False
+    can_score_shares: bool = False
     racing_examples: int | None = None
     metric_name: str = "metric"
     engine: EngineScorer | None = None
@@ -79,7 +79,7 @@ class MaskScorer(ABC):
             (m,) rewards, and `SCORES` by name, (m,) each, with `feasible`, (m,) bool, where it is known.
 
         Raises:
-            ValueError: a share below 1 without `scores_shares`.
+            ValueError: a share below 1 without `can_score_shares`.
         """
 
     def score_examples(self, masks: Masks, start: int, stop: int) -> Scores:
@@ -133,7 +133,7 @@ class OwnScorer(MaskScorer):
         self.scorer = scorer
         self.layer_names = scorer.layer_names
         self.macs_full = int(scorer.macs.full)
-        self.scores_shares = scorer.scores_shares
+        self.can_score_shares = scorer.can_score_shares
         self.racing_examples = scorer.racing_examples
         self.metric_name = scorer.metric_name
         self.engine = scorer if isinstance(scorer, EngineScorer) else None
@@ -148,7 +148,7 @@ class OwnScorer(MaskScorer):
 
     def score(self, masks: Masks, share: float = 1.0) -> tuple[Floats, dict[str, np.ndarray]]:
         """See `MaskScorer.score`."""
-        if share != 1.0 and not self.scores_shares:
+        if share != 1.0 and not self.can_score_shares:
             raise share_error()
         return kept_scores(*self.scorer.score(masks, self._rng, share=share))
 

@@ -79,14 +79,14 @@ class Scorer(ABC):
         """Return the layers as `render` shows them."""
 
     @property
-    def scores_shares(self) -> bool:
+    def can_score_shares(self) -> bool:
         """Whether masks can be scored on a share of the reward examples; a table of means has all of them at once."""
         return True
 
     @property
     def racing_examples(self) -> int | None:
         """Number of reward examples, if `score_examples` gives what decides the rewards of masks; None otherwise."""
-        can_race = self.scores_shares and self.reward_batches == "fixed" and self.objective.reward.of_losses
+        can_race = self.can_score_shares and self.reward_batches == "fixed" and self.objective.reward.of_losses
         return self.batch_size if can_race else None
 
     def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
@@ -205,7 +205,7 @@ class Scorer(ABC):
             masks: (m, n_layers) bool, True = skipped.
             rng: Draws the examples, where they are drawn.
             ended: (m,) bool, False = still being chosen: reward 0, not scored. None = all have ended.
-            share: Share (0..1] of the reward examples that score the masks; needs `scores_shares` below 1.
+            share: Share (0..1] of the reward examples that score the masks; needs `can_score_shares` below 1.
 
         Returns:
             (m,) float64 rewards, and info with `INFO_KEYS` and costs. A mask that is not scored has loss inf and metric 0.

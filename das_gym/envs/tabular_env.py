@@ -97,8 +97,8 @@ class TableScorer(Scorer):
         return self.table.meta.metric_name
 
     @property
-    def scores_shares(self) -> bool:
-        """See `Scorer.scores_shares`."""
+    def can_score_shares(self) -> bool:
+        """See `Scorer.can_score_shares`."""
         return False
 
     def blocks(self) -> dict[str, Any] | None:
@@ -219,8 +219,8 @@ class ExampleScorer(TableScorer):
         self.draw_batches(reward_batches, total if reward_examples is None else reward_examples, total)
 
     @property
-    def scores_shares(self) -> bool:
-        """See `Scorer.scores_shares`."""
+    def can_score_shares(self) -> bool:
+        """See `Scorer.can_score_shares`."""
         return True
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator, share: float = 1.0) -> Scores:
