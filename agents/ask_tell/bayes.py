@@ -41,8 +41,8 @@ from das_gym.agents.ask_tell.gaussian_process import (
     START,
     MaskProcess,
     Process,
-    climb,
     expected_improvement,
+    fit_step,
     read_indices,
 )
 
@@ -226,7 +226,7 @@ class Bayes(Agent):
         steps = STEPS
         if len(masks) > OFTEN:
             axes, steps = ([], 1) if turn % 2 and not self.noisy else ([turn // 2 % len(GRID)], 0)
-        process, self.indices = climb(partial(MaskProcess, masks, scores), self.indices, axes)
+        process, self.indices = fit_step(partial(MaskProcess, masks, scores), self.indices, axes)
         if self.noisy:
             return [process]
         other = self.learner.fit(masks, scores, steps)

@@ -19,7 +19,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent
-from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, Posterior, climb, expected_improvement, read_indices
+from das_gym.agents.ask_tell.gaussian_process import (
+    START,
+    MaskProcess,
+    Posterior,
+    expected_improvement,
+    fit_step,
+    read_indices,
+)
 
 from das_gym.commands.settings import convert
 from das_gym.problem.budget import Floats, Masks
@@ -74,7 +81,7 @@ class FrontSearch(Agent):
         losses = -np.array(list(self.rewards.values()))
         losses[losses >= MAX_LOSS] = np.inf  # `neg_loss` bounds losses that are not finite
         values = log_goodness(losses)
-        process, self.indices = climb(partial(MaskProcess, masks, values), self.indices)
+        process, self.indices = fit_step(partial(MaskProcess, masks, values), self.indices)
         saved = self.saved(masks)
         rows = front_rows(saved, losses)
         near = self._new(neighbours(masks[rows]))

@@ -202,7 +202,7 @@ def read_indices(values: Any) -> list[int]:
     return indices
 
 
-def climb(
+def fit_step(
     make: Callable[[Sequence[int]], MaskProcess], indices: Sequence[int], axes: Sequence[int] = range(len(GRID))
 ) -> tuple[MaskProcess, list[int]]:
     """Increase the marginal likelihood by one step along axes of `GRID`; return the process and its indices.

@@ -11,8 +11,8 @@ from das_gym.agents.ask_tell.agreement import AgreementLearner, AgreementProcess
 from das_gym.agents.ask_tell.gaussian_process import (
     GRID,
     MaskProcess,
-    climb,
     expected_improvement,
+    fit_step,
     invert_lower,
     order_polynomials,
 )
@@ -70,10 +70,10 @@ def test_climb_increases_the_likelihood():
     values = rewards(observed, pairs=0.0)
     place, likelihoods = [2, 1, 3], []
     for _ in range(10):
-        process, place = climb(partial(MaskProcess, observed, values), place)
+        process, place = fit_step(partial(MaskProcess, observed, values), place)
         likelihoods.append(process.log_likelihood)
     assert likelihoods == sorted(likelihoods)
-    process, again = climb(partial(MaskProcess, observed, values), place)
+    process, again = fit_step(partial(MaskProcess, observed, values), place)
     assert again == place
     assert all(0 <= index < len(choices) for index, choices in zip(place, GRID, strict=True))
     assert place[2] < 3  # no noise in these values
