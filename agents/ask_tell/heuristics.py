@@ -123,7 +123,7 @@ class Blocks:
         cosine = [[1 - math.cos(math.pi * angle) for angle in row] for row in angles("block_influence_tokens")]
         return cls(stages, streams, angles("block_influence_pooled"), cosine)
 
-    def chain(self, stream: Any) -> list[int]:
+    def layers_of_stream(self, stream: Any) -> list[int]:
         """Return the layers of a stream, in the order in which they run."""
         return [layer for stage in self.stages for layer in stage if self.streams[layer] == stream]
 
@@ -226,7 +226,7 @@ class Interlace(BlockHeuristic):
         """Return distance and layers of each block of that length, without those that hold the last layer of a stream."""
         found = []
         for stream in dict.fromkeys(self.blocks.streams):
-            chain = self.blocks.chain(stream)
+            chain = self.blocks.layers_of_stream(stream)
             for start in range(len(chain) - length):
                 apart = distance(self.blocks.cosine, chain[start], length)
                 if apart is not None:
