@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from das_gym.adapt.card import TRUST, model_card
 from das_gym.adapt.export.graph import FILE as ONNX_FILE
-from das_gym.adapt.export.graph import as_transformers, probe, require_onnx, subnet_logits, write_onnx
+from das_gym.adapt.export.graph import as_transformers, probe_batch, require_onnx, subnet_logits, write_onnx
 from das_gym.adapt.report import results_table
 from das_gym.adapt.shrink.saving import check_out, new_folder
 
@@ -147,7 +147,7 @@ def _compare(subnet: AdaptedModel, model: ExportedModel, num_images: int, folder
     odd = sorted(map(str, (*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"])))
     if odd:
         raise ValueError(f"the exported folder does not load completely ({', '.join(odd[:5])}); {version}.")
-    batch = probe(subnet, num_images)
+    batch = probe_batch(subnet, num_images)
     wanted = subnet_logits(subnet, batch)
     found = loaded.to(wanted.device, wanted.dtype).eval()(**as_transformers(batch, num_images)).logits
     difference = float((found.reshape(-1) - wanted).abs().max())

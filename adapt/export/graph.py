@@ -75,7 +75,7 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
 
     names = ("input_ids", "attention_mask", "pixel_values")
     processor = subnet.task.processor
-    traced = probe(subnet, num_images, rows=2)
+    traced = probe_batch(subnet, num_images, rows=2)
     batch = as_transformers(traced, num_images)
     size = torch.export.Dim("batch")
     tokens = torch.export.Dim("tokens", max=processor.max_text_length)
@@ -102,7 +102,7 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
     differences = []
     # Other batches, text lengths and image shapes than the one that was traced.
     for rows, square in ((1, True), (6, False)):
-        batch = probe(subnet, num_images, rows, square)
+        batch = probe_batch(subnet, num_images, rows, square)
         named = as_transformers(batch, num_images)
         named |= {name: named[name][:, : int(named["attention_mask"].sum(1).max())] for name in names[:2]}
         found = torch.from_numpy(session.run(["logits"], {name: named[name].cpu().numpy() for name in names})[0])
@@ -115,7 +115,7 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
     return max(differences)
 
 
-def probe(subnet: AdaptedModel, num_images: int, rows: int = 3, square: bool = False) -> dict[str, Tensor]:
+def probe_batch(subnet: AdaptedModel, num_images: int, rows: int = 3, square: bool = False) -> dict[str, Tensor]:
     """Return a batch of das_gym on the subnet's device. Every second image is wider than high, unless they are `square`."""
     side = subnet.task.processor.image_size
     pairs = []
@@ -141,6 +141,6 @@ def as_transformers(batch: Mapping[str, Tensor], num_images: int) -> dict[str, T
 
 @torch.no_grad()
 def subnet_logits(subnet: AdaptedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the subnet's logits of a batch of `probe`, flat."""
+    """Return the subnet's logits of a batch of `probe_batch`, flat."""
     subnet.head.eval()
     return subnet.head(subnet.task.group_features(subnet.backbone.vlp(batch))).reshape(-1)

@@ -16,7 +16,7 @@ import torch
 from das_gym.adapt import load_subnet
 from das_gym.adapt.export import folder as writing
 from das_gym.adapt.export.folder import export
-from das_gym.adapt.export.graph import as_transformers, probe, require_onnx, subnet_logits
+from das_gym.adapt.export.graph import as_transformers, probe_batch, require_onnx, subnet_logits
 from PIL import Image
 from torch import Tensor, nn
 
@@ -87,12 +87,12 @@ def test_export_loads_without_das_gym(tmp_path):
     }
     for name, subnet in subnets.items():
         export(subnet, tmp_path / name)
-        torch.save(as_transformers(probe(subnet, images_of(subnet)), images_of(subnet)), tmp_path / name / "batch.pt")
+        torch.save(as_transformers(probe_batch(subnet, images_of(subnet)), images_of(subnet)), tmp_path / name / "batch.pt")
     classes = {"first": "AutoModel", "second": "AutoModel", "plain": "AutoModelForVisualQuestionAnswering"}
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 77, 3), dtype=np.uint8))
     for name, found in load_fresh(classes, tmp_path).items():
         subnet, processor = subnets[name], subnets[name].task.processor
-        batch = probe(subnet, images_of(subnet))
+        batch = probe_batch(subnet, images_of(subnet))
         torch.testing.assert_close(found["float32"].reshape(-1), subnet_logits(subnet, batch), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found["float64"].reshape(-1), in_double(subnet, batch), atol=1e-10, rtol=0)
         expected = processor.transform(picture, processor.image_size, processor.patch_size)
@@ -112,7 +112,7 @@ def test_export_loads_without_das_gym(tmp_path):
 )
 def test_load_subnet_runs_no_code_of_the_folder(model, task, adapters, tmp_path):
     subnet = build(model, task, **adapters)
-    batch = probe(subnet, images_of(subnet))
+    batch = probe_batch(subnet, images_of(subnet))
     written = export(subnet, tmp_path / "out")
     plain = model == "ViLT" and adapters == {"bottleneck": 0, "skip_bottleneck": 0}
     code = list(written.folder.glob("*.py"))
@@ -178,7 +178,7 @@ def test_export_of_an_untrained_model(model, tmp_path):
     vlp = without_adapters(subnet.backbone.vlp)
     for index in range(4):
         vlp.skippable_layer(index).skip_adapter = nn.Identity() if vlp.pruned_mask[index] else None
-    batch = probe(subnet, 1)
+    batch = probe_batch(subnet, 1)
     written = export(subnet, tmp_path / "out")
     assert bool(list(written.folder.glob("*.py"))) is (model == "METER")
     again = load_subnet(written.folder, device="cpu")
@@ -190,7 +190,7 @@ def test_exported_model_trains(tmp_path):
 
     subnet = build("ViLT", "vqa")
     model = ViltSubnet.from_pretrained(export(subnet, tmp_path / "out").folder)
-    batch = as_transformers(probe(subnet, 1), 1)
+    batch = as_transformers(probe_batch(subnet, 1), 1)
     labels = torch.tensor([[0.0, 1.0, 0.3]] * 3)
     output = model.train()(**batch, labels=labels)
     expected = nn.functional.binary_cross_entropy_with_logits(output.logits, labels) * 3
@@ -239,7 +239,7 @@ def test_onnx(model, task, tmp_path):
     assert "those of `model.onnx`" in (written.folder / "README.md").read_text()
     session = onnxruntime.InferenceSession(written.folder / "model.onnx")
     for rows, length in ((9, 5), (6, 11)):
-        batch = probe(subnet, images_of(subnet), rows)
+        batch = probe_batch(subnet, images_of(subnet), rows)
         batch |= {name: batch[name][:, :length].contiguous() for name in ("input_ids", "attention_mask")}
         given = as_transformers(batch, images_of(subnet))
         (logits,) = session.run(None, {i.name: given[i.name].numpy() for i in session.get_inputs()})
