@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from das_gym.adapt.card import TRUST, model_card
 from das_gym.adapt.export.graph import FILE as ONNX_FILE
-from das_gym.adapt.export.graph import as_transformers, probe_batch, require_onnx, subnet_logits, write_onnx
+from das_gym.adapt.export.graph import probe_batch, require_onnx, subnet_logits, transformers_batch, write_onnx
 from das_gym.adapt.report import results_table
 from das_gym.adapt.shrink.saving import check_out, new_folder
 
@@ -149,7 +149,7 @@ def _compare(subnet: AdaptedModel, model: ExportedModel, num_images: int, folder
         raise ValueError(f"the exported folder does not load completely ({', '.join(odd[:5])}); {version}.")
     batch = probe_batch(subnet, num_images)
     wanted = subnet_logits(subnet, batch)
-    found = loaded.to(wanted.device, wanted.dtype).eval()(**as_transformers(batch, num_images)).logits
+    found = loaded.to(wanted.device, wanted.dtype).eval()(**transformers_batch(batch, num_images)).logits
     difference = float((found.reshape(-1) - wanted).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
         raise ValueError(f"the exported folder's logits differ from the subnet's by {difference:.1e}; {version}.")

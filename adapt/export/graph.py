@@ -76,7 +76,7 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
     names = ("input_ids", "attention_mask", "pixel_values")
     processor = subnet.task.processor
     traced = probe_batch(subnet, num_images, rows=2)
-    batch = as_transformers(traced, num_images)
+    batch = transformers_batch(traced, num_images)
     size = torch.export.Dim("batch")
     tokens = torch.export.Dim("tokens", max=processor.max_text_length)
     image: dict[int, Any] = {0: size}
@@ -103,7 +103,7 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
     # Other batches, text lengths and image shapes than the one that was traced.
     for rows, square in ((1, True), (6, False)):
         batch = probe_batch(subnet, num_images, rows, square)
-        named = as_transformers(batch, num_images)
+        named = transformers_batch(batch, num_images)
         named |= {name: named[name][:, : int(named["attention_mask"].sum(1).max())] for name in names[:2]}
         found = torch.from_numpy(session.run(["logits"], {name: named[name].cpu().numpy() for name in names})[0])
         differences.append(float((found.reshape(-1) - subnet_logits(subnet, batch).cpu()).abs().max()))
@@ -130,7 +130,7 @@ def probe_batch(subnet: AdaptedModel, num_images: int, rows: int = 3, square: bo
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
 
 
-def as_transformers(batch: Mapping[str, Tensor], num_images: int) -> dict[str, Tensor]:
+def transformers_batch(batch: Mapping[str, Tensor], num_images: int) -> dict[str, Tensor]:
     """Return the batch as transformers' models take it, with several images of an example in one row."""
     image = batch["image"]
     if num_images > 1:

@@ -16,7 +16,7 @@ import torch
 from das_gym.adapt import load_subnet
 from das_gym.adapt.export import folder as writing
 from das_gym.adapt.export.folder import export
-from das_gym.adapt.export.graph import as_transformers, probe_batch, require_onnx, subnet_logits
+from das_gym.adapt.export.graph import probe_batch, require_onnx, subnet_logits, transformers_batch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -87,7 +87,9 @@ def test_export_loads_without_das_gym(tmp_path):
     }
     for name, subnet in subnets.items():
         export(subnet, tmp_path / name)
-        torch.save(as_transformers(probe_batch(subnet, images_of(subnet)), images_of(subnet)), tmp_path / name / "batch.pt")
+        torch.save(
+            transformers_batch(probe_batch(subnet, images_of(subnet)), images_of(subnet)), tmp_path / name / "batch.pt"
+        )
     classes = {"first": "AutoModel", "second": "AutoModel", "plain": "AutoModelForVisualQuestionAnswering"}
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 77, 3), dtype=np.uint8))
     for name, found in load_fresh(classes, tmp_path).items():
@@ -190,7 +192,7 @@ def test_exported_model_trains(tmp_path):
 
     subnet = build("ViLT", "vqa")
     model = ViltSubnet.from_pretrained(export(subnet, tmp_path / "out").folder)
-    batch = as_transformers(probe_batch(subnet, 1), 1)
+    batch = transformers_batch(probe_batch(subnet, 1), 1)
     labels = torch.tensor([[0.0, 1.0, 0.3]] * 3)
     output = model.train()(**batch, labels=labels)
     expected = nn.functional.binary_cross_entropy_with_logits(output.logits, labels) * 3
@@ -241,7 +243,7 @@ def test_onnx(model, task, tmp_path):
     for rows, length in ((9, 5), (6, 11)):
         batch = probe_batch(subnet, images_of(subnet), rows)
         batch |= {name: batch[name][:, :length].contiguous() for name in ("input_ids", "attention_mask")}
-        given = as_transformers(batch, images_of(subnet))
+        given = transformers_batch(batch, images_of(subnet))
         (logits,) = session.run(None, {i.name: given[i.name].numpy() for i in session.get_inputs()})
         torch.testing.assert_close(torch.from_numpy(logits).reshape(-1), subnet_logits(subnet, batch), atol=1e-4, rtol=0)
 
