@@ -50,7 +50,7 @@ def export_answering(
     task_processor: Any = subnet.task.processor
     prompts = []
     for number, question in enumerate(QUESTIONS):
-        images = (NoiseImage(number, 96, 64),) if task_processor.sees else ()
+        images = (NoiseImage(number, 96, 64),) if task_processor.takes_images else ()
         prompts.append(Prompt(question, images, f"answer {question}"))
     wanted = replay_logits(vlm, Probes(vlm, task_processor, prompts), None)
     smaller.model.to(dtype)  # adapters and a projector that were trained are float32

@@ -18,7 +18,7 @@ from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
 
 def find_frozen_tower(vlm: VLM, processor: PromptProcessor) -> VisionTower | None:
     """Return a model's vision tower; None where there is none, it trains, or its outputs cannot be given to the model."""
-    if not (processor.sees and vlm.capabilities.caches_images and vlm.tower is None):
+    if not (processor.takes_images and vlm.capabilities.caches_images and vlm.tower is None):
         return None
     projectors = {id(p) for part in find_projectors(vlm.model).values() for p in part.parameters()}  # inside some towers
     own = vlm.model.get_encoder(modality="image").parameters()

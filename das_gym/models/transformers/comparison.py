@@ -138,13 +138,15 @@ class Comparison:
         """Return questions about images of noise, two about the first."""
         found = []
         for number in range(count):
-            images = (NoiseImage(max(number - 1, 0)),) if self.processor.sees else ()
+            images = (NoiseImage(max(number - 1, 0)),) if self.processor.takes_images else ()
             found.append(Prompt(f"{BEGINNING} {QUESTIONS[number]}", images, ANSWERS[number]))
         return found
 
     def encodings(self, prompts: Sequence[Prompt]) -> list[Encoding]:
         """Return the tokens and pixels of prompts."""
-        with self.rejecting(f"its processor does not read a question{' about an image' if self.processor.sees else ''}"):
+        with self.rejecting(
+            f"its processor does not read a question{' about an image' if self.processor.takes_images else ''}"
+        ):
             return [self.processor.encode(prompt, pixels=True) for prompt in prompts]
 
     def own_logits(self, model: Any, encodings: Sequence[Encoding], tokens: int | None = None) -> Tensor:

@@ -79,7 +79,7 @@ class PromptProcessor:
         return getattr(self.processor, "tokenizer", self.processor)
 
     @property
-    def sees(self) -> bool:
+    def takes_images(self) -> bool:
         """Whether it takes images."""
         return getattr(self.processor, "image_processor", None) is not None
 
@@ -183,7 +183,7 @@ class PromptProcessor:
         marks = sum(text.count(IMAGE_MARK) for text in (prompt.question, *(asked for asked, _ in prompt.rounds)))
         if marks > len(prompt.images):
             raise _unreadable(prompt, f"has {marks} marks {IMAGE_MARK}, expected at most {len(prompt.images)}.")
-        if prompt.images and not self.sees:
+        if prompt.images and not self.takes_images:
             raise _unreadable(prompt, "has an image, but the model reads only text.")
 
     @property
@@ -192,7 +192,7 @@ class PromptProcessor:
 
     def _write(self, messages: list[dict[str, Any]], ask: bool = True) -> str:
         """Return the text that the chat template makes of a conversation."""
-        if self.sees:  # images are only places for it
+        if self.takes_images:  # images are only places for it
             messages = [
                 {**m, "content": [{k: v for k, v in p.items() if k != "image"} for p in m["content"]]} for m in messages
             ]
@@ -203,7 +203,7 @@ class PromptProcessor:
         """Encode a question without a chat template."""
         text = _lines(prompt)
         token = getattr(self.processor, "image_token", None) or IMAGE_MARK
-        if not self.sees:
+        if not self.takes_images:
             return dict(self.processor(text, return_tensors="pt"))
         text = token * (len(images) - text.count(IMAGE_MARK)) + text.replace(IMAGE_MARK, token)
         given = {"images": [images]} if images else {}
@@ -228,7 +228,7 @@ class PromptProcessor:
 
     def _content(self, text: str, images: list[Any]) -> Any:
         """Return a message's content; images are taken from the list."""
-        if not self.sees:
+        if not self.takes_images:
             return text
         parts: list[dict[str, Any]] = []
         for piece in re.split(f"({re.escape(IMAGE_MARK)})", text):

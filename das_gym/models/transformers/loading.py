@@ -94,7 +94,7 @@ def load_vlm(
             check_sublayers(vlm, wrapped)
         elif not vlm.untrainable and not only_runs:
             vlm.insert_adapters(bottleneck, skip_bottleneck, generator)
-            if projector and wrapped.sees:
+            if projector and wrapped.takes_images:
                 vlm.open_projector(find_tower_reads(capabilities, model, wrapped))
         return vlm
 

@@ -142,7 +142,7 @@ def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCap
     if projection is None:
         raise compare.unsupported("it has no output embeddings.")
     own = compare.own_logits(compare.model, compare.encodings(compare.prompts(3))).to(projection.weight.dtype)
-    for caches_images in (False, True) if compare.processor.sees else (False,):
+    for caches_images in (False, True) if compare.processor.takes_images else (False,):
         vlm = compare.with_capabilities(replace(capabilities, caches_images=caches_images))
         try:
             features = compare.driven_features(vlm)
@@ -275,7 +275,7 @@ def check_sublayers(vlm: VLM, processor: PromptProcessor) -> None:
 def with_tower(capabilities: ModelCapabilities, model: Any, processor: PromptProcessor) -> ModelCapabilities:
     """Return the capabilities with those of the vision tower; raise ValueError if its layers cannot be skipped."""
     compare = Comparison(model, processor.with_answer_type(capabilities.answer_type))
-    if not processor.sees:
+    if not processor.takes_images:
         raise ValueError(f"{compare.name} reads only text: it has no vision layers. Leave out `vision`.")
     if not capabilities.caches_images:
         raise ValueError(f"{compare.name} computes more from images than features that can be cached. Leave out `vision`.")

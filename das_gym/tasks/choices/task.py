@@ -59,7 +59,7 @@ class ChoicesTask(AnsweringTask):
 
     def pairs(self, examples: Sequence[AnswerExample]) -> list[Prompt]:  # type: ignore[override]
         """Return each question with each of its options."""
-        if self.processor.sees:  # type: ignore[attr-defined]
+        if self.processor.takes_images:  # type: ignore[attr-defined]
             return [Prompt(e.question, e.images, option) for e in examples for option in e.options]
         return [self._passage(e, option) for e in examples for option in e.options]  # type: ignore[misc]
 

@@ -122,7 +122,7 @@ def probes_of(source: Path) -> Probes:
     vlm.remove_adapters()
     vlm.freeze()
     processor: Any = vlm.make_processor(source)
-    images = [(NoiseImage(n, 32 * n, 32),) if processor.sees else () for n in (1, 2)]
+    images = [(NoiseImage(n, 32 * n, 32),) if processor.takes_images else () for n in (1, 2)]
     prompts = [Prompt("how many circles", images[0], "2"), Prompt("what colour is it then", images[1], "red green")]
     return Probes(vlm, processor, prompts)
 

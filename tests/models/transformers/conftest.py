@@ -66,7 +66,7 @@ class Driven:
     def prompts(self) -> list[Prompt]:
         """Return three questions on each of two images of different widths, out of order; without images for text models."""
         images = [(NoiseImage(seed, *size),) for seed, size in enumerate(((32, 32), (64, 32)))]
-        pairs = [(asked, image if self.processor.sees else ()) for asked in ASKED for image in images]
+        pairs = [(asked, image if self.processor.takes_images else ()) for asked in ASKED for image in images]
         return [Prompt(question, image, answer) for (question, answer), image in pairs]
 
     @torch.no_grad()

@@ -103,7 +103,7 @@ def test_macs_count_what_runs(driven, name):
     model = driven(name)
     vlm, counter = model.vlm, MacCounter(model.vlm)
     state, macs = vlm.cost_example(model.processor, model.prompts()[:1], counter)
-    assert (macs > 0) == model.processor.sees
+    assert (macs > 0) == model.processor.takes_images
     state, _ = counter.embed(state)
     last = len(vlm.layers) - 1
     ways = ((False, False), (False, True), (True, True))
@@ -112,7 +112,7 @@ def test_macs_count_what_runs(driven, name):
     matrices = sum(p.numel() for p in vlm.skippable_layer(last).layer.parameters() if p.dim() == 2)
     assert everywhere >= tokens * matrices if name != "mllama" else everywhere > 0
     able = vlm.capabilities
-    saves = able.supports_kv_only_last_layer and (able.caches_images or not model.processor.sees)
+    saves = able.supports_kv_only_last_layer and (able.caches_images or not model.processor.takes_images)
     assert 0 < answers < everywhere if saves else answers == everywhere
     assert (skipped > 0) == (tiny.LAYERS - 1 in vlm.capabilities.protected)  # which runs behind the last unit
 

@@ -28,7 +28,7 @@ HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 def vision_of(model: Driven) -> str:
     """What may be skipped of a vision tower."""
-    if not model.processor.sees:
+    if not model.processor.takes_images:
         return "none"
     try:
         tower = model.with_vision().vlm.capabilities.tower
@@ -52,7 +52,7 @@ def row_of(name: str, folder: Path, driven: Driven | None) -> str:
         which = f"the first {len(traits.protected)}" if 0 in traits.protected else "the last"
         layers = f"all but {which} ({next(iter(traits.protected.values()))})"
     apart = "no" if name in tiny.WHOLE_ONLY else "yes"
-    shares = "text only" if not driven.processor.sees else "yes" if traits.shares_prefix else "no"
+    shares = "text only" if not driven.processor.takes_images else "yes" if traits.shares_prefix else "no"
     return f"| {kind} | {layers} | {apart} | {shares} |"
 
 
