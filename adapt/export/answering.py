@@ -25,7 +25,7 @@ from das_gym.adapt.shrink.verifying import (
 from das_gym.data.images import NoiseImage
 from das_gym.files import write_text
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.inserted_adapters import export_form, has_adapters
+from das_gym.models.transformers.inserted_adapters import exportable_subnet, has_adapters
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.weights import source_dtype
@@ -43,7 +43,7 @@ def export_answering(
     config = subnet.backbone.config
     if not isinstance(vlm, VLM) or config is None:
         raise TypeError(f"export needs a transformers model: got {type(vlm).__name__}.")
-    smaller = export_form(vlm)
+    smaller = exportable_subnet(vlm)
     source = source_of(config)
     dtypes = source_dtype(source), vlm.model.dtype, wanted_dtype
     dtype = saved_dtype(*dtypes)

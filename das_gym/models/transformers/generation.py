@@ -31,9 +31,9 @@ def generate_answers(
     subnet: VLM, processor: PromptProcessor, prompts: Sequence[Any], title: str, max_new_tokens: int
 ) -> list[str]:
     """Generate answers of a fine-tuned subnet, as its exported folder would; see `das_gym.registration.ModelEntry.say`."""
-    from das_gym.models.transformers.inserted_adapters import export_form
+    from das_gym.models.transformers.inserted_adapters import exportable_subnet
 
-    return generate(export_form(subnet), processor, prompts, title, max_new_tokens=max_new_tokens)
+    return generate(exportable_subnet(subnet), processor, prompts, title, max_new_tokens=max_new_tokens)
 
 
 def generate(

@@ -108,7 +108,7 @@ def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, sk
     return trained
 
 
-def export_form(subnet: VLM) -> VLM:
+def exportable_subnet(subnet: VLM) -> VLM:
     """Return a fine-tuned, pruned subnet as it is saved: skipped layers removed, adapters inserted, the rest shared."""
     mask = subnet.check_mask(None)
     model = share_copy(subnet.model)

@@ -190,7 +190,7 @@ class UnitModel(VLP):
     def prune(self, mask: Sequence[bool] | np.ndarray) -> None:
         """Delete the weights of skipped layers. Their positions in the list stay, where a skip adapter may run.
 
-        To remove the positions, too, see `das_gym.models.transformers.layer_removal` and `inserted_adapters.export_form`.
+        To remove the positions, too, see `layer_removal` and `inserted_adapters.exportable_subnet`.
         """
         if self.unit_kind != "layers":
             raise ValueError("Sublayers are removed by `adapt shrink` alone. Search with `units=layers`.")

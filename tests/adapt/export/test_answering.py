@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from das_gym.data.images import NoiseImage
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.inserted_adapters import export_form
+from das_gym.models.transformers.inserted_adapters import exportable_subnet
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, task_class
 from tests.adapt.shrink.conftest import data, folder_of  # noqa: F401
@@ -56,7 +56,7 @@ def test_as_saved_keeps_the_outputs(folder_of: Callable[[str], Path], data: Path
     vlm, processor = model.backbone.vlp, model.task.processor
     probes = Probes(vlm, processor, [Prompt(q, (NoiseImage(n, 96, 64),), "red") for n, q in enumerate(QUESTIONS)])
     wanted = torch.cat(replay_logits(vlm, probes, None))
-    smaller = export_form(vlm)
+    smaller = exportable_subnet(vlm)
     assert len(smaller.stack.layers) == 4 - sum(settings.get("mask", ()))
     found = []
     with torch.no_grad():
