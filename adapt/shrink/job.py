@@ -32,7 +32,7 @@ from das_gym.adapt.training import Log
 from das_gym.commands.runs import library_versions
 from das_gym.drawing.architecture import Architecture
 from das_gym.files import write_json, write_text
-from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters
+from das_gym.models.transformers.inserted_adapters import full_model_with_adapters, has_adapters
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import IMAGE
@@ -144,7 +144,7 @@ class ShrinkJob:
         costs: dict[str, Costs] = {FULL: self.deleted}
         final = models.get(RECOVERED)
         if final is not None and has_adapters(final.model):
-            costs[RECOVERED] = self._costs_of(full_with_adapters_of(self.full, final, self.mask))
+            costs[RECOVERED] = self._costs_of(full_model_with_adapters(self.full, final, self.mask))
         dtypes = (self.dtypes[0], self.dtype)
         metric = self.settings.metric or self.problem.task.metric_name
         return measure(models, costs, self.mask, self.problem.task, self.test[0], dtypes, LATENCY_BLOCKS, scored, metric)

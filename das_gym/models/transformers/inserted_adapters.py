@@ -139,7 +139,7 @@ def exportable_subnet(subnet: VLM) -> VLM:
     return smaller
 
 
-def full_with_adapters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
+def full_model_with_adapters(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
     """Return the full model with adapters, as a supernet; those that run under the mask get the smaller model's weights."""
     settings = getattr(smaller.model.config, ADAPTED)
     if settings.get("form") == "linear":

@@ -18,7 +18,7 @@ from das_gym.adapt.shrink.verifying import Probes, replay_logits, run_in_subproc
 
 from das_gym.files import read_json, write_json
 from das_gym.models.adapters import Adapter
-from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters, insert_into_pruned
+from das_gym.models.transformers.inserted_adapters import full_model_with_adapters, has_adapters, insert_into_pruned
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.loading import auto_class, load_vlm
 from das_gym.models.transformers.model import VLM
@@ -57,7 +57,7 @@ def test_saved_code_gives_logits_of_the_mask(
     examples = [e for p in probes.prompts for e in open_ended if problem.task.pairs([e])[0] == p]
     mask = np.array(MASKS[name], dtype=bool)
     smaller = with_random_adapters(problem.vlp, mask)
-    wanted = torch.cat(replay_logits(full_with_adapters_of(problem.vlp, smaller, mask), probes, mask))
+    wanted = torch.cat(replay_logits(full_model_with_adapters(problem.vlp, smaller, mask), probes, mask))
     torch.testing.assert_close(logits_of(smaller, problem, examples), wanted, atol=1e-4, rtol=1e-4)
     save(smaller.model, tmp_path, folder_of(name), folder_of(name), torch.float32)
     loaded = auto_class(problem.vlp.model.config).from_pretrained(tmp_path, trust_remote_code=True)
