@@ -32,7 +32,7 @@ from das_gym.models.transformers.generation import (
 )
 from das_gym.models.transformers.inputs import Encoding, image_tokens_of
 from das_gym.models.transformers.inserted_adapters import full_model_with_adapters, has_adapters
-from das_gym.models.transformers.layer_removal import full_with_parameters_of
+from das_gym.models.transformers.layer_removal import full_model_with_parameters
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.own_code import own_code
@@ -255,7 +255,7 @@ def verify(
     # The subprocess gets token ids, so wrong files of the tokenizer would not show in its logits.
     if found["tokens"] != [probes.processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in probes.texts]:
         raise VerificationError(f"the tokenizer in {folder} differs from the source's")
-    merge = full_model_with_adapters if has_adapters(smaller.model) else full_with_parameters_of
+    merge = full_model_with_adapters if has_adapters(smaller.model) else full_model_with_parameters
     # The full model with what recovery changed, so that both sides differ in the removal alone.
     masked = merge(probes.vlm, smaller, mask)
     computed = probes.vlm.model.dtype

@@ -20,7 +20,7 @@ from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.layer_removal import (
     decoder_path,
     delete_layers,
-    full_with_parameters_of,
+    full_model_with_parameters,
     pruned_capabilities,
     reload_difference,
 )
@@ -143,7 +143,7 @@ def full_model_with_adapters(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
     """Return the full model with adapters, as a supernet; those that run under the mask get the smaller model's weights."""
     settings = getattr(smaller.model.config, ADAPTED)
     if settings.get("form") == "linear":
-        masked = full_with_parameters_of(full, smaller, mask)
+        masked = full_model_with_parameters(full, smaller, mask)
         for index, unit in zip(np.flatnonzero(mask).tolist(), _skipped_layers(smaller), strict=True):
             masked.skippable_layer(index).skip_adapter = unit
         return masked

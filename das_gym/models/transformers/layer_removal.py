@@ -170,7 +170,7 @@ def decoder_path(vlm: VLM) -> str:
     return path_of(vlm.model, vlm.stack.layers)
 
 
-def full_with_parameters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
+def full_model_with_parameters(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
     """Return the full model, to be masked, with the parameters of its `pruned_copy` under that mask, trained or not."""
     model = share_copy(full.model)
     places = {decoder_path(full): full.removed_layers(mask)}

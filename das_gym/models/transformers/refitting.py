@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from das_gym.models.base import State
 from das_gym.models.transformers.adapters import MLP_OUT
-from das_gym.models.transformers.layer_removal import full_with_parameters_of
+from das_gym.models.transformers.layer_removal import full_model_with_parameters
 from das_gym.models.transformers.linear_skips import LinearFit, tokens_of
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.ridge import fit_ridge
@@ -47,7 +47,7 @@ def refit_before_removed(
         ValueError: Units are not layers, or an MLP's last map has no known name.
     """
     check_refit(full)
-    masked = full_with_parameters_of(full, smaller, mask)
+    masked = full_model_with_parameters(full, smaller, mask)
     kept = [place for place in range(len(full.stack.layers)) if place not in full.removed_layers(mask)]
     fits = []
     before = list(states)  # of the full model

@@ -17,7 +17,7 @@ from das_gym.models.transformers.generation import generate_batch, greedy_settin
 from das_gym.models.transformers.layer_removal import (
     counting_attentions,
     draw_mask,
-    full_with_parameters_of,
+    full_model_with_parameters,
     pruned_copy,
 )
 from das_gym.models.transformers.loading import auto_class, load_vlm
@@ -148,7 +148,7 @@ def test_full_with_parameters_of_takes_those_of_kept_parts(driven):
     for module in smaller.model.modules():
         for name, parameter in module._parameters.items():
             module._parameters[name] = None if parameter is None else torch.nn.Parameter(1.1 * parameter)
-    merged = Driven(full_with_parameters_of(model.vlm, smaller, mask), model.processor)
+    merged = Driven(full_model_with_parameters(model.vlm, smaller, mask), model.processor)
     prompts = model.prompts()
     torch.testing.assert_close(
         merged.logits(prompts, mask), model.with_model(smaller.model).plain(prompts), atol=1e-10, rtol=0
