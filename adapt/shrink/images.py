@@ -56,7 +56,7 @@ class TowerOutputs:
     def features(self, prompts: Sequence[Prompt]) -> Mapping[Any, dict[str, Any]]:
         """Return the image features that the decoder reads, by key; gradients reach the projector."""
         wanted = {prompt.image_key: prompt for prompt in prompts if prompt.images}
-        return {key: self.tower.features_again(self._outputs(key, prompt)) for key, prompt in wanted.items()}
+        return {key: self.tower.finish_features(self._outputs(key, prompt)) for key, prompt in wanted.items()}
 
     def _outputs(self, key: Any, prompt: Prompt) -> dict[str, Any]:
         if key in self._kept:

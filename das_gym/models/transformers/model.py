@@ -191,7 +191,7 @@ class VLM(UnitModel):
             later = DecoderInputs(processor, pairs, given, slices)
             return State({IMAGE: hidden}, {IMAGE: None}, {"images": batches, "decoder_inputs": later})
         if self.trained_tower is not None:
-            features = {key: self.trained_tower.features_again(outputs) for key, outputs in features.items()}
+            features = {key: self.trained_tower.finish_features(outputs) for key, outputs in features.items()}
         return self._begin_decoder(processor, pairs, features)
 
     def gather_uncached(

@@ -173,7 +173,7 @@ class VisionTower:
         return found
 
     def read_outputs(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Run the tower, and keep pixels, sizes, and the outputs of the layers that are read, for `features_again`."""
+        """Run the tower, and keep pixels, sizes, and the outputs of the layers that are read, for `finish_features`."""
         outputs: dict[int, Tensor] = {}
 
         def keep(place: int, _: nn.Module, __: Any, output: Any) -> None:
@@ -188,7 +188,7 @@ class VisionTower:
                 hook.remove()
         return {"given": dict(given), "outputs": [outputs[place] for place in reads]}
 
-    def features_again(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+    def finish_features(self, kept: Mapping[str, Any]) -> dict[str, Any]:
         """Compute image features from what `read_outputs` returned."""
         return self.features_of_outputs(kept["given"], dict(zip(self.capabilities.reads, kept["outputs"], strict=True)))
 
