@@ -175,13 +175,13 @@ class Comparison:
         with self.rejecting("its layers do not run one by one"):
             return vlm.gather_uncached(self.processor, self.prompts(count))
 
-    def driven_logits(self, vlm: VLM, removed: Sequence[int] = (), state: State | None = None) -> Tensor:
+    def layerwise_logits(self, vlm: VLM, removed: Sequence[int] = (), state: State | None = None) -> Tensor:
         """Return (answer tokens, vocabulary) logits, run layer by layer without the `removed` decoder layers."""
-        logits: Tensor = vlm.own_head()(self.driven_features(vlm, removed, state))
+        logits: Tensor = vlm.own_head()(self.layerwise_features(vlm, removed, state))
         return logits
 
-    def driven_features(self, vlm: VLM, removed: Sequence[int] = (), state: State | None = None) -> Tensor:
-        """Return the hidden states from which the head computes `driven_logits`."""
+    def layerwise_features(self, vlm: VLM, removed: Sequence[int] = (), state: State | None = None) -> Tensor:
+        """Return the hidden states from which the head computes `layerwise_logits`."""
         state = self.initial_state(vlm) if state is None else state
         mask = [unit.stream == JOINT and place in removed for place, unit in zip(vlm.places, vlm.layers, strict=True)]
         with self.rejecting("its layers do not run one by one"):

@@ -106,11 +106,11 @@ def _probe_decoder(compare: Comparison, plain: VLM, one: Sequence[Encoding]) -> 
     )
     plain_way = _with_head(compare, plain_way)
     found = replace(plain_way, protected={**_fixed_ends(compare.model), **plain_way.protected})
-    plain_logits = compare.driven_logits(compare.with_capabilities(plain_way))
+    plain_logits = compare.layerwise_logits(compare.with_capabilities(plain_way))
     for name in ("caches_images", "shares_prefix", "supports_kv_only_last_layer"):
         richer: ModelCapabilities = replace(found, **{name: True})  # type: ignore[arg-type]
         try:
-            if compare.same(compare.driven_logits(compare.with_capabilities(richer)), plain_logits):
+            if compare.same(compare.layerwise_logits(compare.with_capabilities(richer)), plain_logits):
                 found = richer
         except Exception:  # whatever transformers raises: the model cannot do this
             continue
@@ -145,7 +145,7 @@ def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCap
     for caches_images in (False, True) if compare.processor.takes_images else (False,):
         vlm = compare.with_capabilities(replace(capabilities, caches_images=caches_images))
         try:
-            features = compare.driven_features(vlm)
+            features = compare.layerwise_features(vlm)
         except ValueError:
             if not caches_images:
                 raise
@@ -201,11 +201,11 @@ def _check_removal(compare: Comparison, capabilities: ModelCapabilities) -> None
     vlm = compare.with_capabilities(capabilities)
     encodings = compare.encodings(compare.prompts(1))
     state = compare.initial_state(vlm, 1)
-    compare.driven_features(vlm, (), state)  # leaves behind what the next mask must not read, as each mask does
+    compare.layerwise_features(vlm, (), state)  # leaves behind what the next mask must not read, as each mask does
     for several in separating_sets(_running(compare, vlm)):
         with compare.rejecting(f"without its layers {several} its own forward fails"):
             without = compare.own_logits(delete_layers(share_copy(compare.model), several), encodings)
-        if not compare.same(compare.driven_logits(vlm, several, state), without):
+        if not compare.same(compare.layerwise_logits(vlm, several, state), without):
             raise compare.unsupported(f"without layers {several} it differs from skipping them: {TIED}")
 
 
@@ -223,7 +223,7 @@ def _check_one_removal(compare: Comparison, capabilities: ModelCapabilities, pro
     places = _running(compare, vlm)
     removed = [places[len(places) // 2]]
     encodings = compare.encodings(compare.prompts(prompts))
-    skipped = compare.driven_logits(vlm, removed, compare.initial_state(vlm, prompts))
+    skipped = compare.layerwise_logits(vlm, removed, compare.initial_state(vlm, prompts))
     smaller = delete_layers(share_copy(compare.model), removed)
     difference = reload_difference(smaller)
     if difference is not None:
@@ -260,7 +260,7 @@ def check_sublayers(vlm: VLM, processor: PromptProcessor) -> None:
     """Reject a model whose layers are more than their attention followed by their MLP, or compute both side by side."""
     compare = Comparison(vlm.model, processor)
     with compare.with_few_layers(), compare.in_float32():
-        whole, halves = (compare.driven_logits(VLM(vlm.model, units, vlm.capabilities)) for units in UNITS)
+        whole, halves = (compare.layerwise_logits(VLM(vlm.model, units, vlm.capabilities)) for units in UNITS)
     if not compare.same(halves, whole):
         raise ValueError(
             f"{compare.name} computes attention and MLP in parallel, or more than these: they cannot be skipped "
@@ -285,7 +285,7 @@ def with_tower(capabilities: ModelCapabilities, model: Any, processor: PromptPro
         richer = replace(capabilities, tower=tower)
         layers = find_vision_tower(model).layers
         idle = [place for place, layer in enumerate(layers) if layer in compare.idle and place not in tower.protected]
-        if not compare.same(*(compare.driven_logits(compare.with_capabilities(c)) for c in (richer, capabilities))):
+        if not compare.same(*(compare.layerwise_logits(compare.with_capabilities(c)) for c in (richer, capabilities))):
             raise ValueError(
                 f"{compare.name} computes something between its vision layers that cannot be replayed. Leave out `vision`."
             )
