@@ -28,7 +28,7 @@ from das_gym.models.adapters import LinearMap, LinearSkipAdapter, normalize
 from das_gym.models.base import State
 from das_gym.models.transformers.driver import real_tokens
 from das_gym.models.transformers.ridge import fit_ridge
-from das_gym.models.transformers.stack import IMAGE, first_input, first_output, in_output_form, replace_forwards
+from das_gym.models.transformers.stack import IMAGE, as_layer_output, first_input, first_output, replace_forwards
 from das_gym.models.transformers.units import LAYER
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _part_input(vlm: VLM, index: int, state: State) -> Tensor:
     def keep(*args: object, **kwargs: object) -> object:
         hidden = first_input(args, kwargs)
         read.append(hidden.flatten(0, 1))
-        return in_output_form(part, torch.zeros_like(hidden))
+        return as_layer_output(part, torch.zeros_like(hidden))
 
     with replace_forwards({part: keep}):
         vlm.run_unit(index, state, skipped=False)

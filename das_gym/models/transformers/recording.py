@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from das_gym.models.transformers.stack import Stack, first_output, in_output_form, replace_forwards
+from das_gym.models.transformers.stack import Stack, as_layer_output, first_output, replace_forwards
 
 CACHES = ("cache", "past_key_values", "past_key_value")
 """Names of the argument for the cache of keys and values, in this and in earlier versions of transformers."""
@@ -69,7 +69,7 @@ def record(stack: Stack, run: Callable[[], Any], additive_layers: Sequence[int] 
         kwargs = {name: value for name, value in kwargs.items() if name not in NOT_REPLAYED}
         inputs[position] = hidden
         calls[position] = Call(*tree_map(_finite_mask, (tuple(rest), kwargs)))
-        return in_output_form(layers[position], torch.zeros_like(hidden))
+        return as_layer_output(layers[position], torch.zeros_like(hidden))
 
     with replace_forwards({layer: functools.partial(stub, n) for n, layer in enumerate(layers)}):
         run()

@@ -159,7 +159,7 @@ def _own_norms(layer: nn.Module, calls: Mapping[str, tuple[Any, Any]], kind: str
     return [name for name, call in calls.items() if serves_it(name, *call)]
 
 
-def in_output_form(module: nn.Module, hidden: Tensor) -> Any:
+def as_layer_output(module: nn.Module, hidden: Tensor) -> Any:
     """Return hidden states in the form of the module's output, see `note_layer_parts`."""
     outputs = int(getattr(module, "_das_outputs", 0))
     return (hidden, *[None] * (outputs - 1)) if outputs else hidden
@@ -177,9 +177,9 @@ def first_output(output: Any) -> Tensor:
 
 def zero_forward(module: nn.Module) -> Callable[..., Any]:
     """Return a forward for an attention or MLP that gives zeros: the residual connection then passes its input on."""
-    return lambda *args, **kwargs: in_output_form(module, torch.zeros_like(first_input(args, kwargs)))
+    return lambda *args, **kwargs: as_layer_output(module, torch.zeros_like(first_input(args, kwargs)))
 
 
 def skip_forward(layer: nn.Module, instead: Callable[[Tensor], Tensor] = lambda hidden: hidden) -> Callable[..., Any]:
     """Return a forward that skips a layer, or computes something `instead`, such as a skip adapter."""
-    return lambda *args, **kwargs: in_output_form(layer, instead(first_input(args, kwargs)))
+    return lambda *args, **kwargs: as_layer_output(layer, instead(first_input(args, kwargs)))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from das_gym.models.transformers.linear_skips import fit_skip_adapters
 from das_gym.models.transformers.ridge import STRENGTHS
-from das_gym.models.transformers.stack import first_input, first_output, in_output_form, replace_forwards
+from das_gym.models.transformers.stack import as_layer_output, first_input, first_output, replace_forwards
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven, copied
 from tests.models.transformers.test_engine import evaluator_of, examples_of
@@ -38,7 +38,7 @@ def plain_forward(unit: Any, module: Any, is_layer: bool) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         x = first_input(args, kwargs)
         read = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() if is_layer else x
-        return in_output_form(module, (x if is_layer else 0) + read @ weight.T + bias)
+        return as_layer_output(module, (x if is_layer else 0) + read @ weight.T + bias)
 
     return forward
 
