@@ -18,7 +18,7 @@ from das_gym.files import at_home, read_json, replacing_folder, write_json
 from das_gym.models.exporting import remove_code_settings
 from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.transformers.own_code import VARIANT, own_code, write_code
-from das_gym.models.transformers.weights import DTYPE_KEYS, SUMS, weight_files, write_sums
+from das_gym.models.transformers.weights import DTYPE_KEYS, SUMS, weight_files, write_checksums
 
 WEIGHT_SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".onnx_data", ".msgpack", ".h5", ".npz"),
@@ -136,7 +136,7 @@ def save(
         remove_code_settings(folder)
     if code is not None:
         write_code(folder, model, code)
-    write_sums(folder)
+    write_checksums(folder)
 
 
 def rounded_state(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from das_gym.models.transformers.model import VLM, prepare_experts
 from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS
 from das_gym.models.transformers.probing import check_sublayers, find_tower_reads, probe_capabilities, with_tower
 from das_gym.models.transformers.units import UNITS
-from das_gym.models.transformers.weights import check_sums, source_dtype, weight_files
+from das_gym.models.transformers.weights import source_dtype, verify_checksums, weight_files
 from das_gym.text import first_line
 
 LAYER_COUNT_ENDINGS = ("layer", "layers", "depth", "depths", "blocks")
@@ -74,7 +74,7 @@ def load_vlm(
     check_is_model(folder)
     with _naming(folder):
         check_folder(folder, trust_remote_code)
-        check_sums(folder)  # before the folder's code runs
+        verify_checksums(folder)  # before the folder's code runs
         config = _read_config(folder, trust_remote_code, only_runs)
         processor = load_processor(Path(tokenizer) if tokenizer else folder, trust_remote_code)  # quick: before the weights
         options: dict[str, Any] = {"dtype": read_dtype(dtype), "trust_remote_code": trust_remote_code}

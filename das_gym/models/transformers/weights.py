@@ -62,14 +62,14 @@ def _named_dtype(folder: Path) -> torch.dtype | None:
     return found if isinstance(found, torch.dtype) else None
 
 
-def write_sums(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """Write the checksums of all safetensors files and all code of a folder into it."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.py")])
     lines = [f"{checksum(path)}  {path.name}\n" for path in files]
     write_text(folder / SUMS, "".join(lines))
 
 
-def check_sums(folder: Path) -> bool:
+def verify_checksums(folder: Path) -> bool:
     """Compare a folder's files with its checksums, and return True if it has any.
 
     Raises:

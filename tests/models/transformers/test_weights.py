@@ -10,7 +10,7 @@ from das_gym.adapt.shrink.saving import save
 from transformers import AutoModelForImageTextToText
 
 from das_gym.models.transformers.loading import load_vlm
-from das_gym.models.transformers.weights import SUMS, check_sums, source_dtype
+from das_gym.models.transformers.weights import SUMS, source_dtype, verify_checksums
 from tests.models.transformers import tiny
 
 
@@ -24,7 +24,7 @@ def test_checksums_are_compared_on_load(source, tmp_path):
     smaller = tmp_path / "smaller"
     smaller.mkdir()
     save(model, smaller, source, source, model.dtype)
-    assert (check_sums(source), check_sums(smaller)) == (False, True)
+    assert (verify_checksums(source), verify_checksums(smaller)) == (False, True)
     path = smaller / "model.safetensors"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert (smaller / SUMS).read_text() == f"{digest}  model.safetensors\n"  # the form of sha256sum
@@ -43,7 +43,7 @@ def test_checksums_are_compared_on_load(source, tmp_path):
 def test_checksums_that_cannot_be_compared(tmp_path, name, match):
     (tmp_path / SUMS).write_text(f"{'0' * 64}  {name}\n")
     with pytest.raises(ValueError, match=match):
-        check_sums(tmp_path)
+        verify_checksums(tmp_path)
 
 
 def test_source_dtype_names_a_damaged_file(tmp_path):
