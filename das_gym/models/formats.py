@@ -111,7 +111,7 @@ REFERENCE_RULES: Rules = (
 """What METER's and ViLT's files have in common."""
 
 
-def count(shapes: Shapes, prefix: str) -> int:
+def count_modules(shapes: Shapes, prefix: str) -> int:
     """Return how many modules `prefix.0`, `prefix.1`, ... there are."""
     found = {int(m[1]) for name in shapes if (m := re.match(re.escape(prefix) + r"\.(\d{1,4})\.", name))}
     if found != set(range(len(found))):
@@ -127,7 +127,7 @@ def grid_side(positions: int) -> int:
     return side
 
 
-def bottlenecks(shapes: Shapes, parallel: str, skip: str) -> dict[str, int]:
+def adapter_widths(shapes: Shapes, parallel: str, skip: str) -> dict[str, int]:
     """Return adapter widths, if the file has adapters."""
     found = {"bottleneck": shapes.get(parallel), "skip_bottleneck": shapes.get(skip)}
     return {field: shape[0] for field, shape in found.items() if shape}

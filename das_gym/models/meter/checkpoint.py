@@ -18,8 +18,8 @@ from das_gym.models.formats import (
     Rules,
     Shapes,
     adapter_rules,
-    bottlenecks,
-    count,
+    adapter_widths,
+    count_modules,
     derive_rank_output,
     derive_second_image,
     grid_side,
@@ -37,7 +37,7 @@ def meter_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     del config
     text = shapes["cross_modal_text_transform.weight"]
     patch = shapes["vit_model.visual.conv1.weight"][-1]
-    layers = {stream: count(shapes, f"cross_modal_{stream}_layers") for stream in ("text", "image")}
+    layers = {stream: count_modules(shapes, f"cross_modal_{stream}_layers") for stream in ("text", "image")}
     if layers["text"] != layers["image"]:
         raise ValueError(f"incomplete checkpoint: {layers['text']} text and {layers['image']} image fusion layers")
     embeddings = "text_transformer.embeddings"
@@ -47,12 +47,14 @@ def meter_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_size": text[0],
         "fusion_layers": layers["text"],
         "vision_width": shapes["cross_modal_image_transform.weight"][1],
-        "vision_layers": count(shapes, "vit_model.visual.transformer.resblocks"),
+        "vision_layers": count_modules(shapes, "vit_model.visual.transformer.resblocks"),
         "text_width": text[1],
-        "text_layers": count(shapes, "text_transformer.encoder.layer"),
+        "text_layers": count_modules(shapes, "text_transformer.encoder.layer"),
         "vocab_size": shapes[f"{embeddings}.word_embeddings.weight"][0],
         "max_positions": shapes[f"{embeddings}.position_embeddings.weight"][0],
-        **bottlenecks(shapes, "cross_modal_text_layers.0.adapter.down_proj.weight", "adapter_list_l.0.0.down_proj.weight"),
+        **adapter_widths(
+            shapes, "cross_modal_text_layers.0.adapter.down_proj.weight", "adapter_list_l.0.0.down_proj.weight"
+        ),
     }
 
 

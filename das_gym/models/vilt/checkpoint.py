@@ -15,8 +15,8 @@ from das_gym.models.formats import (
     Heads,
     Shapes,
     adapter_rules,
-    bottlenecks,
-    count,
+    adapter_widths,
+    count_modules,
     derive_rank_output,
     derive_second_image,
     grid_side,
@@ -48,7 +48,7 @@ def _sizes(shapes: Shapes, texts: str, positions: str, patches: str, blocks: str
         "patch_size": patch,
         "position_grid": grid,
         "hidden_size": hidden_size,
-        "num_layers": count(shapes, blocks),
+        "num_layers": count_modules(shapes, blocks),
         "vocab_size": vocab_size,
         "max_positions": shapes[f"{texts}.position_embeddings.weight"][0],
     }
@@ -59,7 +59,7 @@ def vilt_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     del config
     names = "text_embeddings", "transformer.pos_embed", "transformer.patch_embed.proj.weight", "transformer.blocks"
     adapters = "transformer.blocks.0.adapter0.down_proj.weight", "adapter_list.0.0.down_proj.weight"
-    return {**_sizes(shapes, *names), **bottlenecks(shapes, *adapters)}
+    return {**_sizes(shapes, *names), **adapter_widths(shapes, *adapters)}
 
 
 def transformers_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
