@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from das_gym.models.inputs import Processor, image_blocks, meta_batch, real_tokens, stacked, text_blocks
+from das_gym.models.inputs import Processor, image_blocks, meta_batch, pad_and_stack, real_tokens, text_blocks
 from das_gym.models.macs import MacCounter, without_adapters
 from das_gym.models.state import (
     Forward,
@@ -115,8 +115,8 @@ class VLP(nn.Module, ABC):
         """Return the encoder outputs of some pairs as one batch, as `encode` does, from a cache (see `Kept`)."""
         texts = kept("text", {pair.text: pair.text for pair in pairs})
         images = kept("image", {pair.image.key: pair.image for pair in pairs})
-        hidden_text, attend_text = stacked([texts[pair.text] for pair in pairs])
-        hidden_image, attend_image = stacked([images[pair.image.key] for pair in pairs])
+        hidden_text, attend_text = pad_and_stack([texts[pair.text] for pair in pairs])
+        hidden_image, attend_image = pad_and_stack([images[pair.image.key] for pair in pairs])
         types = torch.tensor([pair.image_type for pair in pairs], device=hidden_image.device)
         attend = {"text": attend_text, "image": attend_image}
         return State({"text": hidden_text, "image": hidden_image}, attend, {"image_types": types})

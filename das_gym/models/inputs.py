@@ -265,7 +265,7 @@ def real_tokens(hidden: Tensor, attend: Tensor | None, row: int) -> Tensor:
     return (hidden if attend is None else hidden[attend[row, 0, 0]]).clone()
 
 
-def stacked(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+def pad_and_stack(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """Return per-item outputs as one batch padded with zeros, and where to attend; None if nothing is padded."""
     lengths = [len(part) for part in parts]
     longest = max(lengths)
