@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import some
+from das_gym.data.entries import first_few
 from das_gym.data.tables import open_table, plain_rows
 from das_gym.files import absolute, at_home
 
@@ -63,7 +63,7 @@ def require_table(tables: Mapping[str, Path], *splits: str) -> Path:
         if split in tables:
             return tables[split]
     path = next(iter(tables.values()))
-    got = some([path.name for path in tables.values()])
+    got = first_few([path.name for path in tables.values()])
     raise FileNotFoundError(f"{path.parent} has no table of {' or '.join(splits)}: got {got}")
 
 

@@ -39,7 +39,7 @@ def read_list(path: Path, key: str = "", object_hook: Callable[[dict[str, Any]],
     found = whole.get(key) if key and isinstance(whole, dict) else whole if not key else None
     if not isinstance(found, list):
         expected = f"an object with a list `{key}`" if key else "a list of entries, or one object per line"
-        got = f"an object with {some(list(whole)) or 'nothing'}" if isinstance(whole, dict) else f"{whole!r:.30}"
+        got = f"an object with {first_few(list(whole)) or 'nothing'}" if isinstance(whole, dict) else f"{whole!r:.30}"
         raise ValueError(f"{path} has an unexpected JSON structure: got {got}, expected {expected}")
     return found
 
@@ -64,7 +64,7 @@ def _has_lines(path: Path) -> bool:
         return False
 
 
-def some(names: Sequence[str], limit: int = 8) -> str:
+def first_few(names: Sequence[str], limit: int = 8) -> str:
     """Return the first few names on one line, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return " ".join(", ".join(names[:limit]).split()) + more
@@ -77,7 +77,9 @@ def check_fields(entry: object, fields: Fields, where: str) -> None:
     for name, allowed in fields.items():
         kinds = allowed if isinstance(allowed, tuple) else (allowed,)
         if name not in entry:
-            raise ValueError(f"{where} has no `{name}`: got {some(list(entry)) or 'nothing'}, expected {', '.join(fields)}")
+            raise ValueError(
+                f"{where} has no `{name}`: got {first_few(list(entry)) or 'nothing'}, expected {', '.join(fields)}"
+            )
         if type(entry[name]) not in kinds:
             expected = " or ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"{where}: wrong type of `{name}`: got {entry[name]!r:.60}, expected {expected}")
@@ -124,4 +126,4 @@ def find_file(root: Path, names: Sequence[str], folders: Sequence[str] = ("",)) 
 
 def content_of(folder: Path) -> str:
     """Return the first names in a folder, for errors."""
-    return some(sorted(path.name for path in folder.iterdir())) or "an empty folder"
+    return first_few(sorted(path.name for path in folder.iterdir())) or "an empty folder"

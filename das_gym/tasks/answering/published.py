@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import Fields, check_characters, check_fields, check_new, check_text, read_entries, some
+from das_gym.data.entries import Fields, check_characters, check_fields, check_new, check_text, first_few, read_entries
 from das_gym.data.images import SUFFIXES, ImageFile, files_in
 from das_gym.data.splits import Splits
 from das_gym.files import read_json
@@ -94,7 +94,7 @@ def load_scienceqa(folder: Path, on_bad_example: str = "raise") -> Splits[Answer
         raise ValueError(f"{folder / PROBLEMS} has an unexpected JSON structure: got {problems!r:.30}, expected an object")
     listed = {split: pids[split] for split in SPLITS if isinstance(pids, dict) and isinstance(pids.get(split), list)}
     if not listed:
-        got = some(list(pids)) if isinstance(pids, dict) else f"{pids!r:.30}"
+        got = first_few(list(pids)) if isinstance(pids, dict) else f"{pids!r:.30}"
         raise ValueError(f"{folder / PID_SPLITS} has no splits: got {got or 'nothing'}, expected lists train, val, test")
 
     def conversation(item: tuple[str, str], where: str) -> Conversation:

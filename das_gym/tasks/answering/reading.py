@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from das_gym.data.entries import content_of, some
+from das_gym.data.entries import content_of, first_few
 from das_gym.data.splits import Splits
 from das_gym.files import absolute
 from das_gym.shapes.vqa import shapes_root
@@ -83,7 +83,7 @@ def load_answers_part(data_root: str | Path | None, part: str, on_bad_example: s
         folder = root if root.is_dir() else root.parent
         files = [file.path for file in json_files(folder) if file.kind == QUESTIONS and root in (folder, file.path)]
         if len(files) != 1:
-            got = some([str(file) for file in files]) or "none"
+            got = first_few([str(file) for file in files]) or "none"
             raise ValueError(f"{root}: got {got}, expected one file of questions alone with question_id, text and image")
         return load_questions(files[0], folder, on_bad_example)
     found = _find(root)
@@ -111,7 +111,7 @@ def _find(root: Path) -> DataSet:
     if not found:
         raise ValueError(f"{root} holds no data in a known format: got {content_of(root)}, expected {FORMATS}")
     if len(found) > 1:
-        several = some([f"{one.files[0]} ({one.format})" for one in found], 6)
+        several = first_few([f"{one.files[0]} ({one.format})" for one in found], 6)
         raise ValueError(f"{root} holds {len(found)} data sets: {several}. Pass one of these as `data_root`")
     return found[0]
 

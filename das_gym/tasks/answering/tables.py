@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import check_text, some
+from das_gym.data.entries import check_text, first_few
 from das_gym.data.images import ImageSource
 from das_gym.data.splits import Splits
 from das_gym.data.tables import CellImage, class_names, digest_of, images_in, open_table, plain_rows, read_schema
@@ -130,8 +130,8 @@ def find_columns(names: Sequence[str], columns: str | None, source: Path) -> tup
     if missing:
         expected = " and ".join(" or ".join(candidates[kind]) for kind in missing)
         raise ValueError(
-            f"{source} lacks a column for {' and '.join(missing)}: got {some(list(names), 20) or 'no columns'}, expected "
-            f"{expected}. Set `columns` to IMAGE,QUESTION,ANSWER."
+            f"{source} lacks a column for {' and '.join(missing)}: got {first_few(list(names), 20) or 'no columns'}, "
+            f"expected {expected}. Set `columns` to IMAGE,QUESTION,ANSWER."
         )
     image, question, answer = (str(name) for name in found)
     return image, question, answer

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import check_text, read_entries, some
+from das_gym.data.entries import check_text, first_few, read_entries
 from das_gym.data.images import ImageSource
 from das_gym.data.splits import Splits
 from das_gym.data.tables import CellImage, digest_of, images_in, open_table, plain_rows, read_schema
@@ -150,5 +150,5 @@ def _first(row: Row, names: Iterable[str]) -> Any:
 def _required(row: Row, names: Sequence[str], where: str) -> Any:
     value = _first(row, names)
     if value is None:
-        raise ValueError(f"{where} has no {' or '.join(names)}: got {some(list(row)) or 'no fields'}")
+        raise ValueError(f"{where} has no {' or '.join(names)}: got {first_few(list(row)) or 'no fields'}")
     return value

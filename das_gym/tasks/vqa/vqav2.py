@@ -24,8 +24,8 @@ from das_gym.data.entries import (
     check_text,
     data_folder,
     find_file,
+    first_few,
     read_list,
-    some,
 )
 from das_gym.data.images import SUFFIXES, ImageFile, ImageSource, files_in
 from das_gym.tasks.vqa.accuracy import normalize_answer, strip_whitespace
@@ -263,7 +263,7 @@ def answer_vocabulary(*parts: Sequence[VQAExample], min_count: int | None = None
     counts = Counter(example.answer for part in parts for example in part)
     if len(counts) < 2:
         raise ValueError(
-            f"too few different answers: got {some(list(counts)) or 'none'}, expected two or more to choose from"
+            f"too few different answers: got {first_few(list(counts)) or 'none'}, expected two or more to choose from"
         )
     total = counts.total()
     second = counts.most_common(2)[1][1]
