@@ -15,15 +15,15 @@ _LETTER_FIRST = re.compile(r"^\(?([A-Z])(?:\)|[.:,](?:\s|$)|\s*$)")
 _LETTER_NAMED = re.compile(r"\b(?:[Aa]nswer|[Oo]ption)(?:\s+is)?:?\s*\(?([A-Z])\b(?!')")
 
 
-def comparable(text: str) -> str:
+def normalize_for_comparison(text: str) -> str:
     """Return an answer normalized as in VQA; but `A`, which VQA takes for an article and removes, is `a`."""
     return normalize_answer(text) or text.strip(" \t\n.,:;!?()\"'").lower() or text.strip()
 
 
 def exact_match(answer: str, reference: str) -> float:
     """Return 1.0 where two answers are the same after normalization, else 0.0; an empty one matches nothing."""
-    given = comparable(answer)
-    return float(bool(given) and given == comparable(reference))
+    given = normalize_for_comparison(answer)
+    return float(bool(given) and given == normalize_for_comparison(reference))
 
 
 def vqa_accuracy_of(answer: str, answers: Sequence[str]) -> float:
@@ -38,15 +38,19 @@ def chosen_option(generated: str, options: Sequence[str]) -> str | None:
     Letters are found in `B`, `(B)`, `B. a dog` and `The answer is B.`; other options where the text is one of them, or
     has the words of exactly one of them; of `land` and `bare land` the longer one counts.
     """
-    text = comparable(generated)
-    same = [option for option in options if comparable(option) == text]
+    text = normalize_for_comparison(generated)
+    same = [option for option in options if normalize_for_comparison(option) == text]
     if same:
         return same[0]
     if all(len(option) == 1 and option in LETTERS for option in options):
         match = _LETTER_FIRST.search(generated.strip()) or _LETTER_NAMED.search(generated)
         return match.group(1) if match and match.group(1) in options else None
-    named = [option for option in options if _within(comparable(option), text)]
-    longest = [o for o in named if not any(o != other and _within(comparable(o), comparable(other)) for other in named)]
+    named = [option for option in options if _within(normalize_for_comparison(option), text)]
+    longest = [
+        o
+        for o in named
+        if not any(o != other and _within(normalize_for_comparison(o), normalize_for_comparison(other)) for other in named)
+    ]
     return longest[0] if len(longest) == 1 else None
 
 
