@@ -19,7 +19,7 @@ import torch
 from das_gym.adapt.evaluate import BATCH_PAIRS, evaluate
 from das_gym.adapt.finetune import cut, find_reference
 from das_gym.adapt.report import BASELINE, FULL_MODEL, one_example
-from das_gym.adapt.step_loss import resolve_defaults, set_up
+from das_gym.adapt.step_loss import make_loss_and_trainer, resolve_defaults
 from das_gym.agents.search_experiment import search_parts
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.scorer import open_scorer
@@ -54,7 +54,7 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
     config, _ = resolve_defaults(settings.training, subject)
     problem = model.backbone.config or settings.problem
     rng = torch.get_rng_state()  # the run has to draw what it would have drawn without an estimate
-    step_loss, trainer = set_up(subject, splits.train, replace(config, trackers=()), None)
+    step_loss, trainer = make_loss_and_trainer(subject, splits.train, replace(config, trackers=()), None)
     size, activations = step_loss.batch_size, step_loss.activation_bytes()
     at_a_time = step_loss.micro_batch_size or size
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.adapt.hardware import Hardware
-from das_gym.adapt.step_loss import set_up
+from das_gym.adapt.step_loss import make_loss_and_trainer
 from das_gym.adapt.training import Log, TrainingConfig
 
 from das_gym.data.splits import Splits
@@ -131,7 +131,7 @@ def finetune(
         return  # the baseline of a model that brings its head
     # Whatever was trained before in this process, the same seed gives the same model.
     torch.manual_seed(config.seed)
-    step_loss, trainer = set_up(subnet, splits.train, config, checkpoint, encoder)
+    step_loss, trainer = make_loss_and_trainer(subnet, splits.train, config, checkpoint, encoder)
     trainer.run(step_loss.parts, title, log, step_loss.describe_step)
 
 

@@ -247,7 +247,7 @@ def make_trainer(step_loss: StepLoss, hardware: Hardware, **settings: Any) -> Tr
     return Trainer(modules, accelerator=accelerator, prefetcher=step_loss.prefetcher, **settings)
 
 
-def set_up(
+def make_loss_and_trainer(
     model: AdaptedModel,
     examples: Sequence[Any],
     config: TrainingConfig,

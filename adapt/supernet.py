@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from das_gym.adapt.evaluate import evaluate, with_mean_image
-from das_gym.adapt.step_loss import check_training, resolve_defaults, set_up
+from das_gym.adapt.step_loss import check_training, make_loss_and_trainer, resolve_defaults
 from das_gym.adapt.training import Log, StepResult, TrainingConfig
 
 from das_gym.commands.settings import NonNegativeInt, PositiveInt
@@ -78,7 +78,7 @@ def train_supernet(
     check_prompts(model, splits)
     config, line = resolve_defaults(config, model)
     print(line)
-    step_loss, trainer = set_up(model, splits.train, config, checkpoint)
+    step_loss, trainer = make_loss_and_trainer(model, splits.train, config, checkpoint)
     n_layers = len(backbone.vlp.layers)
 
     def step(index: int) -> Iterator[StepResult]:

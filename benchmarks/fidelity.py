@@ -26,7 +26,7 @@ import torch
 from das_gym.adapt.compare.trials import ComparisonContext
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import cut_subnet, with_new_head
-from das_gym.adapt.step_loss import set_up
+from das_gym.adapt.step_loss import make_loss_and_trainer
 from das_gym.adapt.training import TrainingConfig
 
 from benchmarks.machine import make_parser
@@ -78,7 +78,7 @@ def fine_tuned(context: ComparisonContext, mask: np.ndarray, start: str, config:
         subnet = with_new_head(backbone, problem.task, context.splits)
         subnet.backbone.vlp.prune(mask)
     torch.manual_seed(config.seed)
-    step_loss, trainer = set_up(subnet, context.splits.train, config, None, context.encoder)
+    step_loss, trainer = make_loss_and_trainer(subnet, context.splits.train, config, None, context.encoder)
     trainer.run(step_loss.parts, "fine-tuning")
     return subnet
 

@@ -17,7 +17,7 @@ from das_gym.adapt.compare.record import MethodVariant, Trial
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.methods.base import to_adaptation
 from das_gym.adapt.report import baseline_of, one_example
-from das_gym.adapt.step_loss import resolve_defaults, set_up
+from das_gym.adapt.step_loss import make_loss_and_trainer, resolve_defaults
 from das_gym.adapt.training import Log, TrainingConfig, add_prefix
 
 from das_gym.commands.progress import progress
@@ -72,7 +72,7 @@ class ComparisonContext:
         config = dataclasses.replace(self.recipe, learning_rate=rate, head_learning_rate=rate, seed=seed)
         checkpoint = self.folder / f"{variant.key}_{rate:g}_{seed}.pt"
         torch.manual_seed(seed)  # again: methods draw different amounts of random numbers for what they insert
-        step_loss, trainer = set_up(model, self.splits.train, config, checkpoint, self.encoder)
+        step_loss, trainer = make_loss_and_trainer(model, self.splits.train, config, checkpoint, self.encoder)
         try:
             trainer.run(step_loss.parts, f"{variant.title}, {rate:g}, seed {seed}", add_prefix(checkpoint.stem, self.log))
             saved = to_adaptation(model, variant.method, method, row=variant.key, learning_rate=rate, seed=seed)

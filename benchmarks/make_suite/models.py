@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from das_gym.adapt.step_loss import set_up
+from das_gym.adapt.step_loss import make_loss_and_trainer
 from das_gym.adapt.supernet import SupernetConfig, random_mask
 from das_gym.adapt.training import StepResult, Trainer, adamw, decay
 from torch import Tensor
@@ -97,7 +97,7 @@ def _train(spec: SuiteModel, problem: ProblemConfig, first: Path, out: Path) -> 
     model = restore(load_backbone(problem), Adaptation.load(first), spec.task, first)
     pairs = 32 // model.task.passes if model.task.passes > 1 else 32
     config = SupernetConfig(steps=spec.steps, batch_size=max(pairs, 2), seed=spec.seed, max_skipped=spec.max_skipped)
-    step_loss, trainer = set_up(model, splits.train, config, out.with_suffix(".pt"))
+    step_loss, trainer = make_loss_and_trainer(model, splits.train, config, out.with_suffix(".pt"))
     n_layers = len(model.backbone.vlp.layers)
 
     def step(index: int) -> StepResult:

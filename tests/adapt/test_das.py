@@ -15,7 +15,7 @@ from das_gym.adapt import load_subnet
 from das_gym.adapt.das import Training, joint_search, new_model, reward_examples
 from das_gym.adapt.das_experiment import SUPERNET_FILE, ex
 from das_gym.adapt.paper import DASSettings, das_settings
-from das_gym.adapt.step_loss import batch_at, set_up
+from das_gym.adapt.step_loss import batch_at, make_loss_and_trainer
 from das_gym.adapt.training import TrainingConfig
 from torch import nn
 
@@ -189,7 +189,7 @@ def test_itm_weight_adds_matching_to_training_and_to_rewards_with_dropout(captio
     assert losses[0.5, True][1] > losses[0.0, True][1]
     assert losses[0.5, False][1] == pytest.approx(losses[0.0, True][1], rel=1e-5)  # by the engine: the task's own loss
     assert not any(tensor.requires_grad for tensor in head.values())
-    finetuning, _ = set_up(training.model, splits.train, TrainingConfig(batch_size=1, itm_weight=0.5), None)
+    finetuning, _ = make_loss_and_trainer(training.model, splits.train, TrainingConfig(batch_size=1, itm_weight=0.5), None)
     assert finetuning.itm_weight == 0.5
 
 

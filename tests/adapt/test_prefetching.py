@@ -17,7 +17,7 @@ from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.prefetching import Prefetcher
-from das_gym.adapt.step_loss import StepLoss, set_up
+from das_gym.adapt.step_loss import StepLoss, make_loss_and_trainer
 from das_gym.adapt.training import StepResult, Trainer, TrainingConfig
 
 from das_gym.problem.config import ProblemConfig
@@ -47,7 +47,7 @@ def new_training(problem: ProblemConfig, workers: int, **settings: int) -> tuple
     splits = load_splits(problem)
     config = TrainingConfig(**{"steps": 6, "batch_size": 4, "dataloader_num_workers": workers, **settings})
     torch.manual_seed(config.seed)
-    return set_up(with_new_head(load_backbone(problem), problem.task, splits), splits.train, config, None)
+    return make_loss_and_trainer(with_new_head(load_backbone(problem), problem.task, splits), splits.train, config, None)
 
 
 def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:

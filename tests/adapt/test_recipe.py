@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from das_gym.adapt import step_loss as module
-from das_gym.adapt.step_loss import resolve_defaults, set_up
+from das_gym.adapt.step_loss import make_loss_and_trainer, resolve_defaults
 from das_gym.adapt.supernet import SupernetConfig
 from das_gym.adapt.training import TrainingConfig
 
@@ -35,7 +35,7 @@ def test_defaults_are_ours_for_small_models_and_the_papers_for_base_size(model: 
 
 def test_micro_batch_size_is_what_fits_in_memory(model: AdaptedModel, monkeypatch, capsys):
     splits = load_splits(model.backbone.config)
-    step_loss, trainer = set_up(model, splits.train, TrainingConfig(batch_size=16), None)
+    step_loss, trainer = make_loss_and_trainer(model, splits.train, TrainingConfig(batch_size=16), None)
     assert step_loss.micro_batch_size is None
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     fixed = 12 * sum(p.numel() for p in parameters)

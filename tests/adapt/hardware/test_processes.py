@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from das_gym.adapt.hardware import Hardware, make_accelerator, process_share
-from das_gym.adapt.step_loss import StepLoss, set_up
+from das_gym.adapt.step_loss import StepLoss, make_loss_and_trainer
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 from das_gym.adapt.training import TrainingConfig
 
@@ -104,7 +104,7 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(small_kwargs: dict[st
     gradients = []
     for size in (None, micro):
         training = TrainingConfig(batch_size=5, micro_batch_size=size)
-        step_loss, _ = set_up(load_supernet(config, splits), splits.train, training, None)
+        step_loss, _ = make_loss_and_trainer(load_supernet(config, splits), splits.train, training, None)
         losses = [part["loss"] for part in step_loss.parts(3)]
         assert len(losses) == (1 if size is None else -(-5 // size))
         assert float(sum(losses).detach()) == pytest.approx(float(step_loss(3)["loss"].detach()), rel=1e-5)
@@ -118,7 +118,7 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_bit(small_kwargs: dict
     kept, gradients = [], []
     for again in (False, True):
         training = TrainingConfig(batch_size=4, gradient_checkpointing=again)
-        step_loss, _ = set_up(load_supernet(config, splits), splits.train, training, None)
+        step_loss, _ = make_loss_and_trainer(load_supernet(config, splits), splits.train, training, None)
         kept.append(step_loss.activation_bytes())
         gradients.append(gradients_of(step_loss, [step_loss(0)["loss"]]))
     assert kept[1] < kept[0] / 2
@@ -131,7 +131,9 @@ def test_mixed_precision_computes_in_bfloat16(small_kwargs: dict[str, str]):
     model = load_supernet(config, splits)
     seen = set()
     model.backbone.vlp.text_layers[0].layer.feed_in.register_forward_hook(lambda m, a, output: seen.add(output.dtype))
-    step_loss, trainer = set_up(model, splits.train, TrainingConfig(steps=1, batch_size=2, mixed_precision="bf16"), None)
+    step_loss, trainer = make_loss_and_trainer(
+        model, splits.train, TrainingConfig(steps=1, batch_size=2, mixed_precision="bf16"), None
+    )
     trainer.run(step_loss.parts, "16 bits")
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in model.backbone.vlp.parameters()} == {torch.float32}

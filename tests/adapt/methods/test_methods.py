@@ -20,7 +20,7 @@ from das_gym.adapt.methods.base import (
     to_adaptation,
     trained_parameters,
 )
-from das_gym.adapt.step_loss import StepLoss, set_up
+from das_gym.adapt.step_loss import StepLoss, make_loss_and_trainer
 from das_gym.adapt.training import Trainer, TrainingConfig
 
 from das_gym.models.checkpoints import save_checkpoint
@@ -118,7 +118,7 @@ def test_method_trains_only_its_parameters(worlds: dict[str, World], family: str
         assert torch.allclose(features_of(model, world.splits), features_of(plain, world.splits), atol=1e-6)
     before = {key: p.detach().clone() for key, p in parameters(model).items()}
     config = TrainingConfig(steps=2, batch_size=4, learning_rate=1e-2, head_learning_rate=1e-2)
-    parts, trainer = set_up(model, world.splits.train, config, None)
+    parts, trainer = make_loss_and_trainer(model, world.splits.train, config, None)
     trainer.run(parts, name)
     changed = [p for key, p in parameters(model).items() if not torch.equal(p, before[key])]
     assert changed
@@ -137,7 +137,7 @@ def test_training_on_another_device(worlds: dict[str, World], family: str, name:
     with fake_device():
         model = dataclasses.replace(world, problem=dataclasses.replace(world.problem, device=DEVICE)).model()
         make_method(name).apply(model)
-        parts, trainer = set_up(model, world.splits.train, TrainingConfig(steps=2, batch_size=4), None)
+        parts, trainer = make_loss_and_trainer(model, world.splits.train, TrainingConfig(steps=2, batch_size=4), None)
         trainer.run(parts, name)
     assert all(isinstance(p, FakeDeviceTensor) for p in parameters(model).values())
 
@@ -153,7 +153,7 @@ def test_training_on_two_devices(worlds: dict[str, World], name: str, monkeypatc
         model = dataclasses.replace(worlds["VLM"], problem=problem).model()
         make_method(name).apply(model)
         config = TrainingConfig(steps=2, batch_size=4, seed=1)  # with seed 0, Adam's step of one weight depends on rounding
-        parts, trainer = set_up(model, worlds["VLM"].splits.train, config, None)
+        parts, trainer = make_loss_and_trainer(model, worlds["VLM"].splits.train, config, None)
         trainer.run(parts, name)
         named = model.backbone.vlp.named_parameters()
         # the gradient of a key's bias is 0 but for rounding errors, which Adam makes as large as any
@@ -227,7 +227,7 @@ def train(world: World, method: Method, config: TrainingConfig, checkpoint: Path
     def ready() -> tuple[AdaptedModel, StepLoss, Trainer]:
         model = world.model()
         method.apply(model)
-        return model, *set_up(model, world.splits.train, config, checkpoint)
+        return model, *make_loss_and_trainer(model, world.splits.train, config, checkpoint)
 
     if checkpoint is not None:
         _, loss, trainer = ready()
