@@ -18,7 +18,7 @@ from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.hardware import ONE_DEVICE, Hardware
 from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.step_loss import StepLoss, make_trainer
-from das_gym.adapt.training import Log, StepResult, Trainer, adamw, decay
+from das_gym.adapt.training import Log, StepResult, Trainer, adamw, learning_rate_factor
 from das_gym.agents.ask_tell.bandit import Bandit
 from das_gym.agents.ask_tell.base import Agent
 
@@ -140,7 +140,7 @@ class Training:
             self.hardware,
             optimizer=adamw(groups, settings.weight_decay),
             steps=steps,
-            schedule=partial(decay, steps=steps, warmup=settings.warmup, schedule=settings.schedule),
+            schedule=partial(learning_rate_factor, steps=steps, warmup=settings.warmup, schedule=settings.schedule),
             checkpoint=checkpoint,
             save_every=save_every,
             stateful=stateful,

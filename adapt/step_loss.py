@@ -21,7 +21,7 @@ from das_gym.adapt.hardware import (
 )
 from das_gym.adapt.paper import PAPER
 from das_gym.adapt.prefetching import Prefetcher
-from das_gym.adapt.training import WEIGHT_DECAY, StepResult, Trainer, TrainingConfig, adamw, decay
+from das_gym.adapt.training import WEIGHT_DECAY, StepResult, Trainer, TrainingConfig, adamw, learning_rate_factor
 from torch import Tensor
 
 from das_gym.engine.encoder_cache import EncoderCache
@@ -267,7 +267,7 @@ def make_loss_and_trainer(
         config,
         optimizer=adamw(groups, WEIGHT_DECAY),
         steps=config.steps,
-        schedule=partial(decay, steps=config.steps, warmup=config.warmup),
+        schedule=partial(learning_rate_factor, steps=config.steps, warmup=config.warmup),
         checkpoint=checkpoint,
         save_every=config.save_every,
     )

@@ -95,7 +95,7 @@ def adamw(groups: Iterable[tuple[Sequence[nn.Parameter], float]], weight_decay: 
     return torch.optim.AdamW(options, betas=(0.9, 0.98), eps=1e-8)
 
 
-def decay(step: int, steps: int, warmup: float, schedule: str = "linear") -> float:
+def learning_rate_factor(step: int, steps: int, warmup: float, schedule: str = "linear") -> float:
     """Return the factor of the learning rate: linear warm-up over a fraction of the steps, then down to 0.
 
     `linear` is METER's and ViLT's, `cosine` is LLaVA's.

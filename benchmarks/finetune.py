@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 import torch
 from das_gym.adapt.step_loss import StepLoss
-from das_gym.adapt.training import Trainer, adamw, decay
+from das_gym.adapt.training import Trainer, adamw, learning_rate_factor
 
 from benchmarks.machine import make_parser
 from benchmarks.models import DAS, EXAMPLES, Subject, load_subject
@@ -41,7 +41,7 @@ def trained(
     step_loss.caches_encoders = reuse
     tunable = [p for p in vlp.parameters() if p.requires_grad]
     first = len(subject.examples) // batch_size
-    schedule = partial(decay, steps=first + steps, warmup=0.1)
+    schedule = partial(learning_rate_factor, steps=first + steps, warmup=0.1)
     optimizer = adamw(((tunable, 1e-4), (list(head.parameters()), 1e-3)), 0.01)
     trainer = Trainer({"vlp": vlp, "head": head}, optimizer, first, schedule)
     trainer.run(step_loss.parts, "the first epoch")

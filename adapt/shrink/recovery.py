@@ -25,7 +25,7 @@ from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.shrink.images import TowerOutputs, find_frozen_tower
 from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE, TrainingMemory, TrainingPlan, answers_at_a_time, plan_training
 from das_gym.adapt.step_loss import batch_at
-from das_gym.adapt.training import Log, StepResult, Trainer, adamw, decay
+from das_gym.adapt.training import Log, StepResult, Trainer, adamw, learning_rate_factor
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -298,7 +298,7 @@ def recover(
         replace_model(student, copy.deepcopy(student.model).float())
     parameters = insert_trainable(student, full_model, config.method)
     optimizer = adamw([(parameters, config.peak_rate(student.feature_size))], weight_decay=0.0)
-    schedule = partial(decay, steps=config.steps, warmup=WARMUP, schedule="cosine")
+    schedule = partial(learning_rate_factor, steps=config.steps, warmup=WARMUP, schedule="cosine")
     steps = RecoverySteps(student, teacher, task, examples, config)
     steps.choose_plan(parameters)
     trainer = Trainer(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from das_gym.adapt.step_loss import make_loss_and_trainer
 from das_gym.adapt.supernet import SupernetConfig, random_mask
-from das_gym.adapt.training import StepResult, Trainer, adamw, decay
+from das_gym.adapt.training import StepResult, Trainer, adamw, learning_rate_factor
 from torch import Tensor
 
 from benchmarks.pretrain.conversations import ConversationBatches
@@ -176,7 +176,7 @@ def _write_decoder(spec: SuiteModel, folder: Path) -> None:
         return {"loss": found.pop("words"), **found}
 
     optimizer = adamw([(list(model.parameters()), DECODER_RATE)], weight_decay=0.01)
-    schedule = functools.partial(decay, steps=spec.steps, warmup=0.1)
+    schedule = functools.partial(learning_rate_factor, steps=spec.steps, warmup=0.1)
     Trainer({"model": model}, optimizer, spec.steps, schedule).run(step, spec.name)
     with replacing_folder(folder) as part:
         with bars_on_terminals():

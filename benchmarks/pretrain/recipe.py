@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from das_gym.adapt.training import StepResult, Trainer, adamw, decay
+from das_gym.adapt.training import StepResult, Trainer, adamw, learning_rate_factor
 from torch import nn
 
 from benchmarks.machine import make_parser
@@ -87,7 +87,7 @@ def pretrain(name: str, size: Size, out: Path, checkpoints: Path, seed: int = 0)
         steps, rate = (size.image_steps, IMAGE_LEARNING_RATE) if first else (size.steps, size.learning_rate)
         parameters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
         optimizer = adamw([(parameters, rate)], WEIGHT_DECAY)
-        schedule = partial(decay, steps=steps, warmup=WARMUP)
+        schedule = partial(learning_rate_factor, steps=steps, warmup=WARMUP)
         checkpoint = checkpoints / CHECKPOINTS[not first]
         Trainer(parts, optimizer, steps, schedule, checkpoint, SAVE_EVERY).run(step, title)
 

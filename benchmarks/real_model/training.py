@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from das_gym.adapt.training import StepResult, Trainer, adamw, decay
+from das_gym.adapt.training import StepResult, Trainer, adamw, learning_rate_factor
 from torch import nn
 
 from benchmarks.pretrain.conversations import ConversationBatch, ConversationBatches
@@ -69,6 +69,6 @@ def train(smollm2: Path, folder: Path, steps: int, seed: int = 0) -> None:
         print(f"step {index} {shown} questions {len(batch.rows)} cpu {time.process_time():.1f} s", flush=True)
         return losses
 
-    schedule = partial(decay, steps=steps, warmup=WARMUP_STEPS / steps, schedule="cosine")
+    schedule = partial(learning_rate_factor, steps=steps, warmup=WARMUP_STEPS / steps, schedule="cosine")
     Trainer(parts, optimizer, steps, schedule, folder / "training.pt", SAVE_EVERY).run(step, "questions")
     torch.save({name: part.state_dict() for name, part in parts.items()}, folder / "trained.pt")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.training import Trainer, TrainingConfig, adamw, decay
+from das_gym.adapt.training import Trainer, TrainingConfig, adamw, learning_rate_factor
 from torch import nn
 
 
@@ -15,7 +15,7 @@ def make_trainer(checkpoint: Path | None, steps: int = 12) -> tuple[nn.Linear, T
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     optimizer = adamw([(list(model.parameters()), 0.1)], weight_decay=0.01)
-    schedule = partial(decay, steps=steps, warmup=0.25)
+    schedule = partial(learning_rate_factor, steps=steps, warmup=0.25)
     return model, Trainer({"model": model}, optimizer, steps, schedule, checkpoint, save_every=4)
 
 
@@ -130,15 +130,15 @@ def test_training_config_names_a_setting_out_of_range(settings: dict):
 
 
 def test_decay_warms_up_and_falls_to_zero():
-    factors = [decay(step, 10, warmup=0.2) for step in range(11)]
+    factors = [learning_rate_factor(step, 10, warmup=0.2) for step in range(11)]
     assert factors[:3] == [0.5, 1.0, 1.0]
     assert factors[6] == pytest.approx(0.5)
     assert factors[10] == 0.0
-    assert decay(0, 1, warmup=1.0) == 1.0
+    assert learning_rate_factor(0, 1, warmup=1.0) == 1.0
 
 
 def test_decay_follows_a_cosine():
-    factors = [decay(step, 100, 0.03, schedule="cosine") for step in range(100)]
+    factors = [learning_rate_factor(step, 100, 0.03, schedule="cosine") for step in range(100)]
     assert factors[:4] == pytest.approx([1 / 3, 2 / 3, 1, 1])
     assert factors[3 + 97 // 2] == pytest.approx(0.5, abs=0.02)
     assert factors[-1] < 0.001
