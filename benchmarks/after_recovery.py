@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.measuring import loss_of
-from das_gym.adapt.shrink.recovery import LINEAR, REFIT, RecoveryConfig, Teacher, make_teacher, merged, recover
+from das_gym.adapt.shrink.recovery import LINEAR, REFIT, RecoveryConfig, Teacher, make_teacher, recover, temporarily_merged
 
 from benchmarks.machine import describe_machine, make_parser
 from das_gym.drawing.table import markdown_table
@@ -96,7 +96,7 @@ def recovered_losses(
     elif config.closed_form == REFIT:
         refit_before_removed(full, student, mask, states)
     trained = recover(student, full, task, problem.splits.train, config, teacher=teacher)
-    with merged(student, full, config, trained):
+    with temporarily_merged(student, full, config, trained):
         return [loss_of(student, task, test, BATCH, "loss") for test in tests]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.measuring import answer_scores, loss_of
-from das_gym.adapt.shrink.recovery import RecoveryConfig, make_teacher, merged, recover
+from das_gym.adapt.shrink.recovery import RecoveryConfig, make_teacher, recover, temporarily_merged
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import search
 
@@ -94,7 +94,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         started = time.perf_counter()
         trained = recover(student, full, task, problem.splits.train, settings, teacher=teacher)
         seconds = time.perf_counter() - started
-        with merged(student, full, settings, trained):
+        with temporarily_merged(student, full, settings, trained):
             found = loss(student, held_out)
             if found < min((row["loss"] for row in rows), default=float("inf")):
                 results["recovered"] = tested(student)

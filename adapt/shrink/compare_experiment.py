@@ -25,7 +25,7 @@ from das_gym.adapt.report import recorded_command
 from das_gym.adapt.shrink.checks import as_vlm, check_config, check_loaded, fallback_if_not_removable
 from das_gym.adapt.shrink.measuring import Quality, score_model
 from das_gym.adapt.shrink.memory import cached_values
-from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
+from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrink.repairing import repair
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
 from das_gym.agents.ask_tell.base import check_agent_name
@@ -261,7 +261,7 @@ def measure_mask(
     started = time.perf_counter()
     repair(smaller, problem, mask, config)
     trained = recover(smaller, full, task, problem.splits.train, config, checkpoint, teacher)
-    with merged(smaller, full, config, trained, checkpoint.parent):
+    with temporarily_merged(smaller, full, config, trained, checkpoint.parent):
         after = score_model(smaller, task, test, f"{name}, recovered", settings.metric)[0]
     return {**found, "after": asdict(after), "recovery_seconds": time.perf_counter() - started}
 

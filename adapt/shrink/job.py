@@ -21,7 +21,7 @@ from das_gym.adapt.shrink.measuring import (
     measure,
     score_model,
 )
-from das_gym.adapt.shrink.recovery import LINEAR, Teacher, make_teacher, merged, recover
+from das_gym.adapt.shrink.recovery import LINEAR, Teacher, make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrink.repairing import repair
 from das_gym.adapt.shrink.report import shrink_report, shrunk_card, table_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
@@ -95,7 +95,7 @@ class ShrinkJob:
             processor = self.source if self.choice.problem.tokenizer is None else Path(self.choice.problem.tokenizer)
             own_code = has_remote_code(self.full)
             names_dtype = self.settings.save_dtype != "auto"
-            with merged(final, self.full, self.recovery, trained, self.folder):
+            with temporarily_merged(final, self.full, self.recovery, trained, self.folder):
                 round_parameters(final.model, self.dtype)  # so that what is measured is what is saved
                 save(final.model, part, self.source, processor, self.dtype, own_code, names_dtype)
                 verified = verify(part, final, mask, probes, self.dtype, [shrunk])
@@ -160,7 +160,7 @@ class ShrinkJob:
         control = pruned_copy(self.full, np.zeros(len(self.full.layers), bool))
         parts = self.problem.task, self.problem.splits.train, self.recovery, self.folder / CONTROL_CHECKPOINT, teacher
         trained = recover(control, self.full, *parts, title="training the control")
-        with merged(control, self.full, self.recovery, trained, self.folder):
+        with temporarily_merged(control, self.full, self.recovery, trained, self.folder):
             round_parameters(control.model, self.dtype)
             quality, texts, scores = self._score(control, "control")
         return replace(

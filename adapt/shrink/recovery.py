@@ -401,7 +401,7 @@ class RecoverySteps:
 
 
 @contextmanager
-def merged(
+def temporarily_merged(
     student: VLM, full_model: VLM, config: RecoveryConfig, trained: Sequence[nn.Parameter], folder: Path | None = None
 ) -> Iterator[None]:
     """Merge LoRA and the like into the weights within the block, after `recover`.

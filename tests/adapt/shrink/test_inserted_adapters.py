@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as t
-from das_gym.adapt.shrink.recovery import RecoveryConfig, answer_states, merged, recover
+from das_gym.adapt.shrink.recovery import RecoveryConfig, answer_states, recover, temporarily_merged
 from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.verifying import Probes, replay_logits, run_in_subprocess
 
@@ -96,7 +96,7 @@ def test_adapters_alone_learn(problem_of: Callable[[str], Problem]):
     before = {name: p.clone() for name, p in student.model.named_parameters()}
     config = RecoveryConfig("adapters", steps=20, batch_size=4, learning_rate=3e-3, cross_entropy=0.0)
     trained = recover(student, problem.vlp, problem.task, problem.splits.train, config)
-    with merged(student, problem.vlp, config, trained):
+    with temporarily_merged(student, problem.vlp, config, trained):
         after = dict(student.model.named_parameters())
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert sum(p.numel() for p in trained) == sum(

@@ -18,9 +18,9 @@ from das_gym.adapt.shrink.recovery import (
     Teacher,
     answer_states,
     make_teacher,
-    merged,
     recover,
     recovery_loss,
+    temporarily_merged,
     trainable_parts,
     training_rows,
 )
@@ -44,7 +44,7 @@ def recovered(problem: Problem, checkpoint: Path | None = None, log: Any = None,
     student, config = pruned_copy(problem.vlp, MASK), RecoveryConfig(**{**SHORT, **settings})
     parts = problem.task, problem.splits.train, config, checkpoint
     trained = recover(student, problem.vlp, *parts, log=log)
-    with merged(student, problem.vlp, config, trained, checkpoint and checkpoint.parent):
+    with temporarily_merged(student, problem.vlp, config, trained, checkpoint and checkpoint.parent):
         yield student
 
 

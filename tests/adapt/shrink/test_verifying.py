@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.shrink import subprocess_main, verifying
-from das_gym.adapt.shrink.recovery import RecoveryConfig, merged, recover
+from das_gym.adapt.shrink.recovery import RecoveryConfig, recover, temporarily_merged
 from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.verifying import Probes, VerificationError, check_generation, verify
 
@@ -50,7 +50,9 @@ def shrunk(problem: Problem, folder: Path, source: Path) -> tuple[VLM, Probes]:
     """Return a recovered model that was saved."""
     smaller = pruned_copy(problem.vlp, MASK)
     config = RecoveryConfig("full", steps=2, batch_size=4, learning_rate=1e-3)
-    with merged(smaller, problem.vlp, config, recover(smaller, problem.vlp, problem.task, problem.splits.train, config)):
+    with temporarily_merged(
+        smaller, problem.vlp, config, recover(smaller, problem.vlp, problem.task, problem.splits.train, config)
+    ):
         pass  # what `full` trains is the student's own
     save(smaller.model, folder, source, source, torch.float32)
     return smaller, Probes.from_examples(problem.vlp, problem.task, problem.splits.test)
