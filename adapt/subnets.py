@@ -35,7 +35,7 @@ from das_gym.problem.loading import (
     restore,
     task_class,
 )
-from das_gym.registration import MODELS
+from das_gym.registration import MODELS, TASKS
 
 SUBNET_FILE = "adapter.safetensors"
 RECORD = "adapt.json"
@@ -154,6 +154,8 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
         names = [field.name for field in dataclasses.fields(_Exported)]
         about = build(_Exported, {name: value for name, value in config[METADATA_KEY].items() if name in names})
     trusted_settings(folder, about.plugins, {})
+    with explain_damage(folder / "config.json", "export the run again"):
+        check_names([about.task], TASKS, "task", own=True)
     loaded = load_checkpoint(folder, image_size=about.image_size)
     vlp = loaded.vlp
     # Nothing of it is trained, and dropout would change its answers.

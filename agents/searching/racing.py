@@ -62,6 +62,11 @@ class Incumbent:
     losses: Floats
 
 
+def lowest_loss(incumbent: Incumbent, losses: Floats) -> float:
+    """Return a lower limit of estimated mean losses: without it they may be negative, which rewards do not expect."""
+    return float(min(incumbent.losses.min(), losses.min()))
+
+
 class Race:
     """Scores the masks of a search by racing.
 
@@ -155,7 +160,7 @@ class Race:
         if self._variances:
             variance = (count * variance + PRIOR * np.median(self._variances)) / (count + PRIOR)
         error = np.sqrt(variance / count * (1 - count / self.n_examples))
-        at_best = incumbent.losses.mean() + differences.mean() - self.z * error
+        at_best = max(incumbent.losses.mean() + differences.mean() - self.z * error, lowest_loss(incumbent, losses))
         rewards, _ = self.scorer.rewards_of(mask[None], np.array([at_best]), np.zeros(1))
         return bool(rewards[0] < incumbent.reward)
 
@@ -163,8 +168,9 @@ class Race:
         """Return the mean loss of a mask; of a dropped one, the incumbent's plus the mean difference so far."""
         if len(losses) == self.n_examples:
             return float(losses.mean())
-        incumbent = self._incumbents[group].losses
-        return float(incumbent.mean() + (losses - incumbent[: len(losses)]).mean())
+        incumbent = self._incumbents[group]
+        difference = (losses - incumbent.losses[: len(losses)]).mean()
+        return float(max(incumbent.losses.mean() + difference, lowest_loss(incumbent, losses)))
 
     def _learn(self, group: str, found: Incumbent) -> None:
         """Learn from a mask that was scored on all examples: it may be the next incumbent."""

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import logging
+import re
 import sys
 import textwrap
 import traceback
@@ -67,6 +68,9 @@ NamedConfigs = Mapping[str, Mapping[str, Any]]
 
 DATABASES = (("--mongo_db", "pymongo", "mongo"), ("--sql", "sqlalchemy", "sql"))
 """Sacred's options for databases, the library that each needs, and the extra that installs it."""
+
+MONGODB_TIMEOUT = 5_000
+"""Milliseconds after which a MongoDB server that does not answer is an error."""
 
 CAPTURE_MODES = ("no", "sys", "fd")
 """Values of Sacred's option `--capture`."""
@@ -392,6 +396,8 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{option} needs {library}. Run pip install 'das_gym[{extra}]'")
     if options.get("--sql"):
         _check_sql(options["--sql"])
+    if options.get("--mongo_db"):
+        _check_mongodb(options["--mongo_db"])
 
 
 def _check_sql(url: str) -> None:
@@ -405,6 +411,22 @@ def _check_sql(url: str) -> None:
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"`--sql` cannot be opened: got {url!r} ({reason}), expected such as sqlite:///runs.db") from error
+
+
+def _check_mongodb(place: str) -> None:
+    """Raise a ValueError for a MongoDB server that does not answer. Sacred would wait three times 30 seconds."""
+    import pymongo
+    from sacred.observers.mongo import get_pattern, parse_mongo_db_arg
+
+    try:
+        if re.match(get_pattern(), place) is None:
+            raise ValueError("it has another form")
+        url = parse_mongo_db_arg(place).get("url")
+        with pymongo.MongoClient(url, serverSelectionTimeoutMS=MONGODB_TIMEOUT) as client:
+            client.server_info()
+    except (ValueError, pymongo.errors.PyMongoError) as error:
+        reason = str(error).partition(",")[0]
+        raise ValueError(f"`--mongo_db` cannot be opened: got {place!r} ({reason}), expected host:port:database") from error
 
 
 class _PlainLoader(yaml.SafeLoader):

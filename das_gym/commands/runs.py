@@ -22,8 +22,8 @@ from das_gym.files import read_json
 RUNS_DIR = "runs"
 CONFIG = "config.json"
 
-USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, gymnasium.error.Error)
-"""Exceptions that wrong settings and broken files raise: commands print the message, without a traceback."""
+USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError, gymnasium.error.Error)
+"""Exceptions that wrong settings, broken files and missing libraries raise: commands print the message, no traceback."""
 
 
 class FailedResultError(ValueError):

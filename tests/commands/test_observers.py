@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from das_gym.agents.search_experiment import ex as search
 
+from das_gym.commands import recorded
 from das_gym.commands.commandline import UsageError
 from das_gym.commands.recorded import RecordedCommand, Run, RunError, run_folder
 from das_gym.commands.runs import ResumableSettings
@@ -61,6 +62,25 @@ def test_databases_that_cannot_be_opened_are_rejected(command, tmp_path: Path, u
     with pytest.raises(RunError, match="`--sql` cannot be opened"):
         command.run({"runs_dir": str(tmp_path)}, options={"--sql": url})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["localhost:1:das", "not a place", "localhost:99999:das"])
+def test_mongodb_that_does_not_answer_is_rejected_soon(command, tmp_path: Path, monkeypatch, place: str):
+    pytest.importorskip("pymongo")
+    monkeypatch.setattr(recorded, "MONGODB_TIMEOUT", 10)
+    with pytest.raises(RunError, match="`--mongo_db` cannot be opened"):
+        command.run({"runs_dir": str(tmp_path)}, options={"--mongo_db": place})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [ImportError("tables need pyarrow"), ValueError("wrong")])
+def test_missing_library_ends_a_run_with_one_line(tmp_path: Path, error: Exception):
+    def fail(settings: Settings, run: Run) -> float:
+        raise error
+
+    with pytest.raises(RunError, match=f"^{error}$"):
+        RecordedCommand("trial", Settings, fail).run({"runs_dir": str(tmp_path / "runs")})
+    assert not (tmp_path / "runs").exists()
 
 
 def test_unknown_capture_modes_are_rejected(command, tmp_path: Path):

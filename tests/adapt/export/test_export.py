@@ -205,6 +205,13 @@ def test_exported_model_trains(tmp_path):
         model(batch["input_ids"])
 
 
+def test_exported_folder_of_an_unknown_task_is_rejected(tmp_path: Path):
+    config = export(build("ViLT", "vqa"), tmp_path / "out").folder / "config.json"
+    config.write_text(config.read_text().replace('"task": "vqa"', '"task": "nope"'))
+    with pytest.raises(ValueError, match=r"config\.json.*unknown task 'nope'"):
+        load_subnet(tmp_path / "out")
+
+
 def test_export_leaves_nothing_after_an_error(tmp_path, monkeypatch):
     subnet = build("ViLT", "vqa")
     monkeypatch.setattr(writing, "TOLERANCE", -1.0)

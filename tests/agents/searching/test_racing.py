@@ -66,6 +66,23 @@ def test_race_promotes_better_masks_and_drops_broken_ones():
     assert again.score(MASKS[3:]).scores["loss"].tolist() == race.score(MASKS[3:]).scores["loss"].tolist()
 
 
+def test_race_estimates_no_loss_below_the_losses_of_examples():
+    """The incumbent has small losses on the first half, and the other mask smaller ones on the first quarter."""
+    asked = []
+
+    class Recording(LossTable):
+        def rewards_of(self, masks, losses, metrics):
+            asked.append(losses.min())
+            return super().rewards_of(masks, losses, metrics)
+
+    base = np.where(np.arange(N_EXAMPLES) < 32, 0.2, 0.0)
+    other = np.where(np.arange(N_EXAMPLES) < 16, 0.0, 1.0)
+    race = Race(Recording(MASKS[:2], np.array([base, other])), SPACE, (1 / 4, 1 / 2), least=16)
+    race.score(MASKS[:2])
+    assert race.score(MASKS[1:2]).shares.tolist() == [0.5]
+    assert min(asked) >= 0
+
+
 def test_race_compares_masks_off_the_budget_with_those_of_as_many_units():
     base = np.linspace(1.0, 2.0, N_EXAMPLES)
     masks = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 0]], dtype=bool)
