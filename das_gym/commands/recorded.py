@@ -176,7 +176,9 @@ class RecordedCommand(Generic[Settings]):
             if observer is not None and is_setting and observer.is_untouched:
                 observer.discard()  # a wrong setting leaves no run behind
                 raise RunError(describe_error(error)) from error
-            hint = "" if observer is None else f"\n(the whole traceback is in {Path(observer.dir) / 'run.json'})"
+            hint = ""
+            if observer is not None and observer.keeps_traceback:
+                hint = f"\n(the whole traceback is in {Path(observer.dir) / 'run.json'})"
             raise RunError(f"{describe_error(error, self.resume_command())}{hint}") from error
         except KeyError as error:
             if "Invalid key" not in str(error):  # Sacred's message for a name in a mapping that it does not store
@@ -326,7 +328,16 @@ class RecordedCommand(Generic[Settings]):
                 print(f"Next: {self.next_command(folder)}")
             return run
         except KeyboardInterrupt as interrupt:
-            if (command := self.resume_command()) is not None:
+            has_started = self.current_run is not None and self.current_run._id is not None
+            if has_started or given.get("resume") is None:
+                command = self.resume_command()
+            else:  # as it was typed
+                folder = options.get("--file_storage")
+                typed = {**given, "runs_dir": folder} if folder else dict(given)
+                if imported_plugins():
+                    typed.pop("plugins", None)  # `format_command` adds them
+                command = format_command(self.name, *setting_words(typed))
+            if command is not None:
                 interrupt.add_note(f"Resume with: {command}")
                 if world_size() > 1:
                     interrupt.add_note(f"in {world_size()} processes, as it was started")
@@ -425,7 +436,7 @@ def _check_mongodb(place: str) -> None:
         with pymongo.MongoClient(url, serverSelectionTimeoutMS=MONGODB_TIMEOUT) as client:
             client.server_info()
     except (ValueError, pymongo.errors.PyMongoError) as error:
-        reason = str(error).partition(",")[0]
+        reason = re.split(r",| \(configured", str(error))[0]
         raise ValueError(f"`--mongo_db` cannot be opened: got {place!r} ({reason}), expected host:port:database") from error
 
 

@@ -22,10 +22,13 @@ from das_gym.commands.runs import LOCK, lock_folder
 from das_gym.commands.settings import plain
 from das_gym.files import write_text
 
+RUN = "run.json"
+"""What Sacred records of a run."""
+
 INFO = "info.json"
 """Sacred writes it only if it has content; incense, which reads run folders, always needs it."""
 
-SACRED_FILES = {"config.json", "cout.txt", INFO, "metrics.json", "run.json", LOCK}
+SACRED_FILES = {"config.json", "cout.txt", INFO, "metrics.json", RUN, LOCK}
 """Files of a run folder before its command has written anything."""
 
 
@@ -68,6 +71,7 @@ class RunFolder(FileStorageObserver):
         self.reopen = reopen
         self.on_started = on_started
         self.lock: FileLock | None = None
+        self.keeps_traceback = True
         self.run_entry: dict[str, Any] = {}  # Sacred reports the failure of a run whose folder could not be made here
 
     def _make_run_dir(self, _id: str | None) -> None:
@@ -116,6 +120,24 @@ class RunFolder(FileStorageObserver):
         super().save_cout()
 
     def save_json(self, obj: Any, filename: str) -> None:
-        """Write a file atomically and as plain JSON: tuples become lists."""
-        if self.dir is not None:
-            write_text(Path(self.dir) / os.fspath(filename), json.dumps(flatten(plain(obj)), sort_keys=True, indent=2))
+        """Write a file atomically and as plain JSON: tuples become lists. A full disk does not keep a run's status back."""
+        if self.dir is None:
+            return
+        path = Path(self.dir) / os.fspath(filename)
+        values = flatten(plain(obj))
+        try:
+            write_text(path, json.dumps(values, sort_keys=True, indent=2))
+        except OSError:
+            if path.name != RUN or not write_in_place(path, json.dumps(values | {"fail_trace": []}, sort_keys=True)):
+                raise
+            self.keeps_traceback = False
+
+
+def write_in_place(path: Path, text: str) -> bool:
+    """Overwrite a file by a text that takes no more room than it; return False if it does."""
+    data, size = text.encode("utf-8", "replace"), path.stat().st_size if path.exists() else 0
+    if len(data) > size:
+        return False
+    with path.open("r+b") as file:
+        file.write(data.ljust(size))
+    return True

@@ -157,6 +157,30 @@ def test_interrupt_has_the_command_that_resumes(command, tmp_path: Path):
     assert status(tmp_path / "1") == "INTERRUPTED"
 
 
+def test_interrupt_before_a_resumed_run_restarts_has_the_command(command, stopped: Path):
+    def interrupt(settings: Settings) -> None:
+        raise KeyboardInterrupt
+
+    command.check = interrupt
+    with pytest.raises(KeyboardInterrupt) as stop:
+        command.run_words(["-F", str(stopped.parent), "with", "resume=1"])
+    assert stop.value.__notes__ == [f"Resume with: python -m agents trial with resume=1 runs_dir={stopped.parent}"]
+
+
+def test_full_disk_does_not_keep_the_status_back(tmp_path: Path, monkeypatch):
+    def fill(settings: Settings, run: Run) -> None:
+        def refuse(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", refuse)
+        write_json(run_folder(run) / "search.json", {})
+
+    with pytest.raises(RunError, match=r"search\.json cannot be written .*resume=1") as error:
+        RecordedCommand("agents trial", Settings, fill).run({"runs_dir": str(tmp_path)})
+    assert "traceback" not in str(error.value)
+    assert status(tmp_path / "1") == "FAILED"
+
+
 @pytest.mark.parametrize("runs_dir", ["file/runs", "file", "", "/proc/x"])
 def test_folder_of_runs_that_cannot_be_written_is_named(command, tmp_path: Path, monkeypatch, runs_dir: str):
     monkeypatch.chdir(tmp_path)
