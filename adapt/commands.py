@@ -54,7 +54,7 @@ PROGRAM = Program(
         "report": Command(
             "das_gym.adapt.run_report:main",
             "RUN... [with out=...]",
-            "results of runs of any command, side by side, as one HTML file",
+            "results of searches and of runs that fine-tuned, side by side, as one HTML file",
             settings="das_gym.adapt.run_report:ReportSettings",
             positional="runs",
         ),
@@ -71,7 +71,7 @@ PROGRAM = Program(
         ("with search_run=3", "fine-tune what search 3 found"),
         ("shrink with checkpoint=DIR data_root=DIR macs_saved=0.2", "a smaller folder of transformers"),
         ("das with meter_vqa paper", "the paper's pipeline with its settings"),
-        ("report 3 4", "two runs of any command side by side"),
+        ("report 3 4", "two runs side by side"),
         ("export with run=4 out=DIR", "a fine-tuned subnet for transformers"),
     ),
     runs_alone=True,

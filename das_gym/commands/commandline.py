@@ -161,16 +161,18 @@ def is_our_program(program: str) -> bool:
 
 
 def format_command(program: str, *words: str) -> str:
-    """Return a command as a user types it here: `python -m agents table with resume=3 plugins=my_module`.
+    """Return a command as a user types it here: `das-agents table with resume=3 plugins=my_module`.
 
-    The words are settings, quoted for a shell; empty ones are left out. Imported plugins are added.
+    In a command that was started by `python -m agents` or `python -m das_gym.agents`, others begin so, too. The words are
+    settings, quoted for a shell; empty ones are left out. Imported plugins are added.
     """
     name, *command = map(shlex.quote, program.split())  # a record may name it
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if Path(sys.argv[0]).stem in SCRIPTS:
+    package = "" if spec is None else spec.name.removesuffix(".__main__")
+    if package in ("agents", "adapt", "das_gym.agents", "das_gym.adapt"):
+        start = f"python -m {'das_gym.' if package.startswith('das_gym.') else ''}{name}"
+    else:  # a script of ours, or another program: only das_gym's scripts work in every folder
         start = f"das-{name}"
-    else:
-        start = f"python -m {'das_gym.' if spec is not None and spec.name.startswith('das_gym.') else ''}{name}"
     given = [word for word in words if word]
     if given and imported_plugins():
         given.append(shlex.quote(f"plugins={','.join(imported_plugins())}"))

@@ -176,9 +176,7 @@ class RecordedCommand(Generic[Settings]):
             if observer is not None and is_setting and observer.is_untouched:
                 observer.discard()  # a wrong setting leaves no run behind
                 raise RunError(describe_error(error)) from error
-            hint = ""
-            if observer is not None and observer.keeps_traceback:
-                hint = f"\n(the whole traceback is in {Path(observer.dir) / 'run.json'})"
+            hint = "" if observer is None else observer.traceback_hint
             raise RunError(f"{describe_error(error, self.resume_command())}{hint}") from error
         except KeyError as error:
             if "Invalid key" not in str(error):  # Sacred's message for a name in a mapping that it does not store
@@ -455,8 +453,9 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         return read_config(path)
     try:
         settings = yaml.load(read_bytes(path), Loader=_PlainLoader)
+        settings = json.loads(json.dumps(settings, default=str))  # names that are numbers, and dates, become texts
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds a {type(settings).__name__}, expected settings by name")
-    return json.loads(json.dumps(settings, default=str))  # names that are numbers, and dates, become texts
+    return settings

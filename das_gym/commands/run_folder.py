@@ -91,6 +91,11 @@ class RunFolder(FileStorageObserver):
         """Whether the command has not written anything into its new folder yet."""
         return self.reopen is None and {path.name for path in Path(self.dir).iterdir()} <= SACRED_FILES
 
+    @property
+    def traceback_hint(self) -> str:
+        """A line for error messages; empty where the disk was too full for the traceback."""
+        return f"\n(the whole traceback is in {Path(self.dir) / RUN})" if self.keeps_traceback else ""
+
     def discard(self) -> None:
         """Remove the folder, and Sacred's copies of the sources if no other run needs them."""
         shutil.rmtree(self.dir)

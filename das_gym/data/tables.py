@@ -57,7 +57,8 @@ def named_errors(path: Path) -> Iterator[None]:
         yield
     except (import_pyarrow().ArrowException, OSError, EOFError, ValueError, LookupError) as error:
         kind = "a parquet file" if path.suffix == ".parquet" else "an arrow file"
-        raise ValueError(f"{path} cannot be read as {kind} ({error}). It may be truncated or damaged") from error
+        reason = " ".join(str(error).split())  # pyarrow's has several lines
+        raise ValueError(f"{path} cannot be read as {kind} ({reason}). It may be truncated or damaged") from error
 
 
 def read_schema(path: Path) -> pyarrow.Schema:

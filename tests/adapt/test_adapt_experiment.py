@@ -131,5 +131,5 @@ def test_choice_that_is_impossible_is_rejected(run_folder: Path, given: dict[str
 
 
 def test_run_without_a_front_is_named(run_folder: Path):
-    with pytest.raises(FileNotFoundError, match=r"run 1 is not a finished front \(`python -m agents pareto with resume=1`"):
+    with pytest.raises(FileNotFoundError, match=r"run 1 is not a finished front \(`das-agents pareto with resume=1`"):
         choose(AdaptSettings(search_run=1, point=0, runs_dir=str(run_folder.parent)))

@@ -149,7 +149,7 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
     assert code == 0, printed
     supernet = tmp_path / "runs/1/supernet.safetensors"
     assert "ja" in Adaptation.load(supernet).answers
-    next_one = printed[printed.index("python -m agents with meter_vqa") :]
+    next_one = printed[printed.index("das-agents with meter_vqa") :]
     assert f"data_root={data}" in next_one
     assert "supernet=runs/1/supernet.safetensors" in next_one
     code, printed = run_here("with", *model, f"data_root={data}", f"supernet={supernet}", *QUICK, "search.evaluations=6")

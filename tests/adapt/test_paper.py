@@ -56,7 +56,7 @@ def test_paper_command_prints_tables(capsys: pytest.CaptureFixture[str], monkeyp
     settings = printed.partition("Where each comes from:")[0]
     assert "…" not in settings
     assert max(map(len, settings.splitlines())) <= 80
-    assert "python -m adapt das with vilt_nlvr2 paper checkpoint=FILE" in printed
+    assert "das-adapt das with vilt_nlvr2 paper checkpoint=FILE" in printed
     assert "data_root=FOLDER das.train_on_reward=False\n" in printed
     assert "llava_slake: (21, 24, 25, 26)" in printed
 
@@ -87,8 +87,8 @@ def test_published_cells_have_commands():
             assert task in NEEDED
             assert {word.removeprefix("das.").partition("=")[0] for word in changes} <= FIELDS
             das, compare = (shlex.split(command) for command in commands(model, task, 384))
-            assert das[3:6] == ["das", "with", name]
-            assert compare[3] in PROGRAM.commands
+            assert das[1:4] == ["das", "with", name]
+            assert compare[1] in PROGRAM.commands
             assert "image_size=384" in compare
             weight = PAPER[model, named_environments()[name].task].itm_weight
             assert (f"train.itm_weight={weight}" in compare) == bool(weight)

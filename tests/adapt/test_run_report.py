@@ -64,15 +64,15 @@ def test_report_of_adapt_includes_its_search(runs: Path):
     assert [unit.share for unit in report.architecture.units] == pytest.approx(shares.tolist())  # from the search
     search, own = report.commands
     assert "agent=random" in search
-    assert own == "python -m adapt with steps=20 'mask=[0,1,0,1,0,0,0,0,1,0,0,1]'"
+    assert own == "das-adapt with steps=20 'mask=[0,1,0,1,0,0,0,0,1,0,0,1]'"
 
 
 @pytest.mark.parametrize(
     ("run", "command"),
     [
-        ("3", "python -m adapt das with skip_num=3"),
-        ("4", f"python -m adapt shrink with checkpoint=/models/big 'mask={str(MASK).replace(' ', '')}'"),  # not its own
-        ("5", "python -m adapt compare with seeds=2 'skip_nums=[4]'"),
+        ("3", "das-adapt das with skip_num=3"),
+        ("4", f"das-adapt shrink with checkpoint=/models/big 'mask={str(MASK).replace(' ', '')}'"),  # not its own
+        ("5", "das-adapt compare with seeds=2 'skip_nums=[4]'"),
     ],
 )
 def test_report_has_the_command_that_repeats_the_run(runs: Path, run: str, command: str):

@@ -43,7 +43,7 @@ def test_run_saves_all_masks_and_the_front(asked, made_up_table, tmp_path, capsy
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines()[: len(front.masks) + 6])) <= 80
     assert f"{100 * record['hypervolume_share']:.2f} % of the true front's hypervolume" in " ".join(printed.split())
-    assert "python -m agents" not in printed.partition("Next: ")[2]
+    assert "das-agents" not in printed.partition("Next: ")[2]
 
 
 def test_stopped_search_resumes_exactly(asked, tmp_path, monkeypatch):

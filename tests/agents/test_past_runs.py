@@ -81,7 +81,7 @@ def test_died_run_is_listed_with_its_resume_command(tmp_path: Path, capsys: pyte
         write_json(tmp_path / str(number) / "config.json", config)
     assert PROGRAM.run(["runs", "with", f"runs_dir={tmp_path}"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "Resume it" in line]
-    assert lines == [f"run 1 died. Resume it with: python -m adapt shrink with resume=1 runs_dir={tmp_path}"]
+    assert lines == [f"run 1 died. Resume it with: das-adapt shrink with resume=1 runs_dir={tmp_path}"]
 
 
 def test_past_runs_are_printed_the_newest_first(runs: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import pytest
@@ -57,9 +58,9 @@ def test_parse_builds_settings():
     assert parse(Numbers, ["with", "one=3", "two=0.5"], "agents see") == Numbers(one=3, two=0.5)
     with pytest.raises(TypeError, match="one='x'"):
         parse(Numbers, ["with", "one=x"], "agents see")
-    with pytest.raises(UsageError, match=r"did you mean `python -m agents see with one=3`\?"):
+    with pytest.raises(UsageError, match=r"did you mean `das-agents see with one=3`\?"):
         parse(Numbers, ["one=3"], "agents see")
-    with pytest.raises(UsageError, match=r"'one' is not a setting; .*`python -m agents see with one=\.\.\.`"):
+    with pytest.raises(UsageError, match=r"'one' is not a setting; .*`das-agents see with one=\.\.\.`"):
         parse(Numbers, ["with", "one"], "agents see")
 
 
@@ -73,10 +74,12 @@ def test_read_settings_nests_dotted_names():
 
 
 def test_format_command(monkeypatch):
-    assert format_command("agents table") == "python -m agents table"
-    assert format_command("agents", "resume=3", "") == "python -m agents with resume=3"
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/das-agents"])
-    assert format_command("agents table", "resume=3") == "das-agents table with resume=3"
+    assert format_command("agents table") == "das-agents table"
+    assert format_command("agents", "resume=3", "") == "das-agents with resume=3"
+    for package in ("agents", "das_gym.adapt"):
+        monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec(f"{package}.__main__", None))
+        start = f"python -m {package.replace('adapt', 'agents')}"
+        assert format_command("agents table", "resume=3") == f"{start} table with resume=3"
 
 
 def test_console_script_finds_an_agent_of_the_working_folder(tmp_path):
@@ -134,7 +137,7 @@ def test_command_imports_plugins_first(program, name, capsys):
     [
         (AGENTS, [], 0, "  search [with ...]"),
         (ADAPT, ["--help"], 0, "  predict with run=..."),
-        (AGENTS, ["meter_vqa", "bandit"], 2, "did you mean `python -m agents with meter_vqa bandit`?"),
+        (AGENTS, ["meter_vqa", "bandit"], 2, "did you mean `das-agents with meter_vqa bandit`?"),
         (ADAPT, ["supernt"], 2, "did you mean 'supernet'?"),
         (AGENTS, ["with", "bayes", "--seed", "3"], 2, "name=value, without spaces and dashes: got --seed"),
         (AGENTS, ["with", "seed", "=", "3"], 2, "got ="),
@@ -163,5 +166,5 @@ def test_plugins_are_used_and_recorded(tmp_path, monkeypatch, capsys, small_kwar
     words = ["random", "evaluations=3", "reward_examples=8", *(f"{name}={value}" for name, value in small_kwargs.items())]
     with as_before():
         assert AGENTS.run(["search", "with", "plugins=my_module", "mine_vqa", *words]) == 0
-    assert "Next: python -m adapt with search_run=1 plugins=my_module\n" in capsys.readouterr().out
+    assert "Next: das-adapt with search_run=1 plugins=my_module\n" in capsys.readouterr().out
     assert json.loads((tmp_path / "runs/1/search.json").read_text())["plugins"] == ["my_module"]

@@ -143,7 +143,7 @@ def test_resumed_run_rejects_other_settings_and_commands(command, stopped: Path)
     with pytest.raises(RunError, match="number=2"):
         command.run({"runs_dir": str(stopped.parent), "resume": 1}, ["two"])
     other = RecordedCommand("agents other", Settings, count)
-    with pytest.raises(RunError, match=r"run 1 was started by `python -m agents trial`: resume it by that"):
+    with pytest.raises(RunError, match=r"run 1 was started by `das-agents trial`: resume it by that"):
         resume(other, stopped)
     assert (stopped / "run.json").read_bytes() == before
 
@@ -152,7 +152,7 @@ def test_interrupt_has_the_command_that_resumes(command, tmp_path: Path):
     words = ["with", f"runs_dir={tmp_path}", "interrupted=True", "out=a b"]
     with pytest.raises(KeyboardInterrupt) as interrupt:
         command.run_words(words)
-    again = f"python -m agents trial with resume=1 {shlex.quote(f'runs_dir={tmp_path}')} 'out=a b'"
+    again = f"das-agents trial with resume=1 {shlex.quote(f'runs_dir={tmp_path}')} 'out=a b'"
     assert interrupt.value.__notes__ == [f"Resume with: {again}"]  # security-relevant settings are repeated
     assert status(tmp_path / "1") == "INTERRUPTED"
 
@@ -164,7 +164,7 @@ def test_interrupt_before_a_resumed_run_restarts_has_the_command(command, stoppe
     command.check = interrupt
     with pytest.raises(KeyboardInterrupt) as stop:
         command.run_words(["-F", str(stopped.parent), "with", "resume=1"])
-    assert stop.value.__notes__ == [f"Resume with: python -m agents trial with resume=1 runs_dir={stopped.parent}"]
+    assert stop.value.__notes__ == [f"Resume with: das-agents trial with resume=1 runs_dir={stopped.parent}"]
 
 
 def test_full_disk_does_not_keep_the_status_back(tmp_path: Path, monkeypatch):
@@ -172,6 +172,7 @@ def test_full_disk_does_not_keep_the_status_back(tmp_path: Path, monkeypatch):
         def refuse(*_: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
+        write_json(run_folder(run) / "checkpoint.json", {})
         monkeypatch.setattr(os, "fsync", refuse)
         write_json(run_folder(run) / "search.json", {})
 

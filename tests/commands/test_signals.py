@@ -137,4 +137,4 @@ def test_interrupted_adapt_search_says_how_to_continue(
     words = shlex.split(f"with bandit train.steps=7 {data} 'runs_dir=my runs' search.evaluations=60")
     assert PROGRAM.run(words) == 143
     error = capsys.readouterr().err
-    assert error.splitlines()[-1] == "Stopped by SIGTERM. Resume with: python -m adapt with resume=1 'runs_dir=my runs'"
+    assert error.splitlines()[-1] == "Stopped by SIGTERM. Resume with: das-adapt with resume=1 'runs_dir=my runs'"

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from das_gym.data.arrow import read_items, require_table
@@ -91,6 +93,16 @@ def test_damaged_image_names_its_row(tmp_path: Path, content: bytes | None):
     path = write_table(tmp_path / "a.arrow", [caption_row("c"), caption_row("d", image=content)])
     with pytest.raises(ValueError, match=r"image in row 1 of .*a\.arrow cannot be read"):
         CellImage(path, 1).open()
+
+
+def test_error_of_a_damaged_parquet_file_has_one_line(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"question": ["one", "two"]}), path)
+    whole = bytearray(path.read_bytes())
+    whole[4] ^= 0xFF  # the header of the first page
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"^[^\n]*a\.parquet cannot be read[^\n]*$"):
+        open_table(path, ["question"])
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

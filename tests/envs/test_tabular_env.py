@@ -198,7 +198,7 @@ def test_missing_table_names_the_command_to_build_it(monkeypatch: pytest.MonkeyP
     from das_gym.registration import MODELS
 
     monkeypatch.setitem(MODELS, "ViLT", replace(MODELS["ViLT"], assets=tmp_path))
-    with pytest.raises(ValueError, match=r"no table of ViLT on retrieval is bundled\. `python -m agents table"):
+    with pytest.raises(ValueError, match=r"no table of ViLT on retrieval is bundled\. `das-agents table"):
         gymnasium.make("DAS-ViLT-F30K-Tabular-v0")
     with pytest.raises(FileNotFoundError, match="no table at"):
         gymnasium.make(ID, table=str(tmp_path / "none.npz"))

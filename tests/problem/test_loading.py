@@ -49,7 +49,7 @@ def test_build_problem_rejects_data_with_other_answers(tiny_kwargs: dict[str, st
             for answer in entry["answers"]:
                 answer["answer"] = entry["multiple_choice_answer"]
         path.write_text(json.dumps(known))
-    with pytest.raises(ValueError, match=r"fewer than half.*python -m adapt supernet with meter_vqa '?data_root="):
+    with pytest.raises(ValueError, match=r"fewer than half.*das-adapt supernet with meter_vqa '?data_root="):
         build_problem(ProblemConfig(**{**tiny_kwargs, "data_root": str(other)}))
 
 
@@ -79,13 +79,13 @@ def test_build_problem_checks_the_supernet_first(
     with pytest.raises(ValueError, match="was trained for task 'vqa', not 'nlvr2'"):
         build_problem(ProblemConfig(task="nlvr2", supernet=tiny_kwargs["supernet"]))
     monkeypatch.setitem(MODELS, "METER", replace(MODELS["METER"], assets=tmp_path))
-    with pytest.raises(ValueError, match=r"python -m adapt supernet with meter_nlvr2 image_size=64"):
+    with pytest.raises(ValueError, match=r"das-adapt supernet with meter_nlvr2 image_size=64"):
         build_problem(ProblemConfig(task="nlvr2", image_size=64))
 
 
 def test_load_supernet_warns_of_other_data(shapes_folder: Path, tiny_kwargs: dict[str, str]):
     config = ProblemConfig(data_root=str(shapes_folder))
-    advice = r"by the bundled supernet.* `python -m adapt supernet with meter_vqa '?data_root="
+    advice = r"by the bundled supernet.* `das-adapt supernet with meter_vqa '?data_root="
     with pytest.warns(UserWarning, match=advice):
         load_supernet(config, load_splits(config))
     with warnings.catch_warnings():

@@ -93,7 +93,7 @@ def test_compare_keeps_models_for_evaluate_predict_export_and_report(
     (tmp_path / "runs/1/compare.json").write_text('{"methods": []}')
     code, told = run_here("evaluate", "with", "run=1", "method=lora")
     assert code == 1
-    assert "is not a run of `python -m adapt compare`" in told
+    assert "is not a run of `das-adapt compare`" in told
 
 
 def best_of(record: dict[str, Any], row: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def test_loss_metric_and_predictions_by_hand(task: SNLIVETask):
 @pytest.mark.parametrize("model", ["METER", "ViLT"])
 def test_environment_requires_a_supernet(model: str, data_root: Path, tmp_path: Path):
     config = ProblemConfig(model=model, task="snli_ve", data_root=str(data_root))
-    advice = f"train one with `python -m adapt supernet with {model.lower()}_snli_ve '?data_root="
+    advice = f"train one with `das-adapt supernet with {model.lower()}_snli_ve '?data_root="
     with pytest.raises(ValueError, match=advice):
         load_problem(config)
     backbone = load_backbone(config)
