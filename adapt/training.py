@@ -96,7 +96,7 @@ def adamw(groups: Iterable[tuple[Sequence[nn.Parameter], float]], weight_decay: 
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float, schedule: str = "linear") -> float:
-    """Return the factor of the learning rate: linear warm-up over a fraction of the steps, then down to 0.
+    """Return the factor, 0..1, of the peak learning rate: linear warm-up over a fraction of the steps, then down to 0.
 
     `linear` is METER's and ViLT's, `cosine` is LLaVA's.
     """
@@ -211,7 +211,7 @@ class Trainer:
                 tracker.finish()  # accelerate's `end_training` also ends the process group, and more may be trained
 
     def take_step(self, step_function: Step, describe_step: Callable[[], str] | None = None) -> dict[str, float]:
-        """Take one optimizer step, and return its losses and metrics by name."""
+        """Take an optimizer step; return losses and metrics by name, or raise FloatingPointError if they are not finite."""
         accelerator = self.accelerator
         trained = list(self._trained.values())
         sums = dict[str, float]()
@@ -307,7 +307,7 @@ class Trainer:
         write_bytes(self.checkpoint, buffer.getvalue())
 
     def resume(self) -> None:
-        """Continue from the checkpoint, if there is one."""
+        """Continue from the checkpoint, if there is one; ValueError if it is damaged or of another run."""
         path = self.checkpoint
         if path is None or not path.is_file():
             return

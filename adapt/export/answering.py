@@ -38,7 +38,7 @@ QUESTIONS = ("what is this?", "how many are there, and of which colour is the la
 def export_answering(
     subnet: AdaptedModel, out: Path, record: Mapping[str, Any], wanted_dtype: str = "auto"
 ) -> ExportedFolder:
-    """Write a fine-tuned model, and compare it with what transformers loads from the folder in a fresh process."""
+    """Write a fine-tuned model of transformers; VerificationError if a fresh process loads another one from the folder."""
     vlm = subnet.backbone.vlp
     config = subnet.backbone.config
     if not isinstance(vlm, VLM) or config is None:

@@ -54,7 +54,7 @@ class ExportSettings(PluginSettings):
 
 
 def run_export(settings: ExportSettings) -> ExportedFolder:
-    """Write the folder."""
+    """Write the folder; ValueError if the run's method, `dtype` or `onnx` does not suit the model."""
     out = check_out(settings.out)
     if settings.onnx:
         require_onnx()

@@ -70,7 +70,7 @@ class SubnetGraph(nn.Module):
 
 
 def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
-    """Write the graph, compare it with the subnet for other batches, and return the largest difference of a logit."""
+    """Write the graph, and return the largest difference of a logit in other batches; ValueError above `TOLERANCE`."""
     import onnxruntime
 
     names = ("input_ids", "attention_mask", "pixel_values")
@@ -141,6 +141,6 @@ def transformers_batch(batch: Mapping[str, Tensor], num_images: int) -> dict[str
 
 @torch.no_grad()
 def subnet_logits(subnet: AdaptedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the subnet's logits of a batch of `probe_batch`, flat."""
+    """Return the subnet's (batch * num_labels,) logits of a batch of `probe_batch`."""
     subnet.head.eval()
     return subnet.head(subnet.task.group_features(subnet.backbone.vlp(batch))).reshape(-1)

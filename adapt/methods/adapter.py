@@ -90,7 +90,7 @@ class DAS(Method):
     mask: tuple[int, ...] | None = None
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Remove layers; return the parameters of all adapters that remain."""
+        """Remove layers; return the parameters of all adapters that remain. ValueError for a model without adapters."""
         if not any(isinstance(module, Adapter) for module in vlp.modules()):
             raise ValueError(
                 f"DAS: this {type(vlp).__name__} has no adapters{'; ' * bool(vlp.untrainable)}{vlp.untrainable}"

@@ -166,7 +166,7 @@ def register_method(name: str, method: str | type[Method]) -> None:
 
 
 def method_class(name: str) -> type[Method]:
-    """Return the class of a method."""
+    """Return the class of a method; TypeError if it does not implement `insert`."""
     check_names([name], METHODS, "method", own=True)
     cls: Any = find_class(METHODS[name])
     if inspect.isabstract(cls):
@@ -205,7 +205,7 @@ def to_adaptation(model: AdaptedModel, name: str, method: Method, **info: object
 
 
 def restore_adaptation(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
-    """Return the model as `Method.finish` left it, with the saved parameters.
+    """Return the model as `Method.finish` left it, with the saved parameters; ValueError for a file that does not fit.
 
     The method is applied to a copy without content first, so that a file cannot allocate more memory than it holds itself.
     """

@@ -40,12 +40,12 @@ class LoRA(Method):
         return inject_lora(pruned.root, linear_names(pruned.parts), self.rank)
 
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
-        """Check that there are linear layers."""
+        """Raise ValueError for a model without linear layers."""
         if not linear_names(parts):
             raise ValueError(f"a {type(vlp).__name__} without linear layers has no place for LoRA. Use recover=full.")
 
     def merged_weights(self, vlp: VLP) -> list[nn.Parameter]:
-        """Return the weights of the layers that have an update."""
+        """Return the base weights, (out, in), of the layers that LoRA updates."""
         from peft.tuners.lora import LoraLayer
 
         layers: list[Any] = [module for module in vlp.modules() if isinstance(module, LoraLayer)]
@@ -100,7 +100,7 @@ def inject_lora(model: Any, names: Iterable[str], rank: int) -> list[nn.Paramete
 
 
 def merge_lora(model: Any) -> None:
-    """Add LoRA's updates to the weights, in place, and remove all else of it."""
+    """Add LoRA's updates to the weights, in place, and remove LoRA; FloatingPointError if one is not finite."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(model.named_modules()):

@@ -38,7 +38,7 @@ class Head(Method):
     poolers: ClassVar[bool] = False
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Insert nothing; return nothing."""
+        """Remove the DAS adapters; return an empty list, as the head always trains."""
         vlp.remove_adapters()
         return []
 
@@ -51,7 +51,7 @@ class BitFit(Method):
     trains_weights: ClassVar[bool] = True
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Insert nothing; return the biases."""
+        """Insert nothing; return the biases, or raise ValueError for layers without any."""
         vlp.remove_adapters()
         layers = [vlp.skippable_layer(index).chosen(False) for index in range(len(vlp.layers))]
         biases = [getattr(module, "bias", None) for layer in layers for module in layer.modules()]

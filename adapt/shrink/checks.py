@@ -50,7 +50,7 @@ FALLBACK_MASKS = 64
 
 
 def check_loaded(settings: ShrinkSettings, problem: Problem, choice: Choice | None) -> None:
-    """Check settings, model and data before a search or a training; without a choice, masks are searched."""
+    """Raise ValueError for settings or data that do not suit the model; without a choice, masks are searched."""
     _check_model(settings, as_vlm(problem))
     if settings.metric is not None and not problem.task.generates:
         name = problem.task.name
@@ -114,7 +114,7 @@ def _pixels(image: ImageSource) -> int:
 
 
 def source_of(problem: ProblemConfig) -> Path:
-    """Return the folder of the full model's weights."""
+    """Return the folder of the full model's weights; ValueError if `checkpoint` is needed."""
     if problem.checkpoint is not None:
         check_is_model(Path(problem.checkpoint))
         return Path(problem.checkpoint)
@@ -210,7 +210,7 @@ def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:
 
 
 def fallback_if_not_removable(choice: Choice, problem: Problem) -> Choice:
-    """Return the choice, or the best other mask of its search that can be removed."""
+    """Return the choice, or the best other mask of its search that can be removed; ValueError if none can."""
     reason = why_not_removable(problem, choice.mask)
     if not reason:
         return choice
@@ -252,7 +252,7 @@ def budget_of(settings: ShrinkSettings, problem: Problem, budget: Mapping[str, A
 
 
 def as_vlm(problem: Problem) -> VLM:
-    """Return the problem's model."""
+    """Return the problem's model; TypeError if it is not of transformers."""
     if not isinstance(problem.vlp, VLM):
         raise TypeError(f"shrink needs a transformers model: got {type(problem.vlp).__name__}.")
     return problem.vlp

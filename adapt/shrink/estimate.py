@@ -67,7 +67,7 @@ def shrink_parts(settings: ShrinkSettings, problem: Problem, choice: Choice | No
 
 
 def random_mask(settings: ShrinkSettings, problem: Problem) -> np.ndarray:
-    """Return a mask that keeps the budget and can be removed; the full model's if 10 draws have none."""
+    """Return a (n_units,) bool mask that is feasible and can be removed; the full model's if 10 draws give none."""
     space = MaskSpace(budget_of(settings, problem, settings.budget))
     rng = np.random.default_rng(0)
     draws = (space.sample(rng) for _ in range(10))

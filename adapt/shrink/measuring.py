@@ -226,7 +226,7 @@ def loss_of(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, titl
 def scored_batches(
     vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, title: str
 ) -> Iterator[tuple[Sequence[Any], Tensor, Tensor]]:
-    """Yield batches of examples with their logits and losses, (batch,) in nats, by the model's own forward."""
+    """Yield batches of examples with logits and (batch,) losses in nats of the model's own forward, if they are finite."""
     head = vlm.own_head()
     with progress(len(examples), title, unit="example") as bar:
         for start in range(0, len(examples), batch_size):

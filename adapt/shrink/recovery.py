@@ -201,7 +201,7 @@ class Teacher:
                 bar.update(len(chunk))
 
     def answered(self, examples: Sequence[Any]) -> Sequence[Any]:
-        """Return examples of `Task.open_ended` with the answers to train on."""
+        """Return examples of `Task.open_ended` with the teacher's answers, if it is to train on those."""
         if self.answers is None:
             return examples
         return [dataclasses.replace(example, answer=self.answers[example.key]) for example in examples]
@@ -226,7 +226,7 @@ def training_rows(count: int, config: RecoveryConfig) -> set[int]:
 
 
 def make_teacher(full_model: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> Teacher | None:
-    """Return the teacher of recoveries of any masks; None if nothing is to be trained."""
+    """Return the teacher of recoveries; None if nothing trains. ValueError: `targets=teacher` for a task without answers."""
     if config.method is None or not len(examples):
         return None
     used = task.open_ended([examples[row] for row in sorted(training_rows(len(examples), config))])
@@ -285,8 +285,8 @@ def recover(
 ) -> list[nn.Parameter]:
     """Train a `pruned_copy` of the full model on the train split, in place, and return the parameters that were trained.
 
-    The full model, which shares weights with the student, stays as it is. Use the student within `merged` afterwards. An
-    existing checkpoint is resumed. `teacher` is that of `make_teacher`; None makes one.
+    The full model, which shares weights with the student, stays as it is. Use the student within `temporarily_merged`
+    afterwards. An existing checkpoint is resumed. `teacher` is that of `make_teacher`; None makes one.
     """
     if config.method is None:
         return []

@@ -70,7 +70,7 @@ def check_out(out: str | os.PathLike[str], source: Path | None = None) -> Path:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a hidden folder that becomes `out` if the block ends without an error."""
+    """Yield a hidden folder that becomes `out` if the block succeeds; ValueError if `out` exists or cannot be written."""
     try:
         with replacing_folder(out) as part:
             yield part
@@ -83,7 +83,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def round_parameters(model: Any, dtype: torch.dtype) -> None:
-    """Round a model's parameters, in place, to the values that `dtype` stores. Parameters that do not change stay shared."""
+    """Round parameters, in place, to what `dtype` stores; FloatingPointError for infinity. Unchanged ones stay shared."""
     replacements: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # tied parameters stay tied
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():

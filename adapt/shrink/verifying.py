@@ -201,7 +201,7 @@ def compare_logits(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: tor
 
 
 def run_in_subprocess(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a folder in a fresh process without das_gym, see `subprocess_main`."""
+    """Run a folder in a fresh process without das_gym, see `subprocess_main`; VerificationError if that fails."""
     with tempfile.TemporaryDirectory() as place:
         paths = [Path(place) / name for name in ("input.pt", "output.pt")]
         torch.save(dict(given), paths[0])

@@ -56,7 +56,7 @@ class Bandit(Agent):
         self.preferences = self.preferences + self.learning_rate * (advantages @ masks) * p * (1.0 - p)
 
     def best(self) -> Masks:
-        """Return the mask of the largest preferences; of equal ones the first layers."""
+        """Return the (n_layers,) mask of the largest preferences; of equal ones the first layers."""
         return self.space.top(self.preferences)
 
     def state_dict(self) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class Agent(ABC):
         return {**self.space.budget.as_dict(), "rng": self.rng.bit_generator.state, "rewards": rewards}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state_dict` was called."""
+        """Continue exactly where `state_dict` was called; ValueError for the state of an agent with other settings."""
         for name, mine in self.space.budget.as_dict().items():
             if state[name] != mine:
                 raise ValueError(f"the saved agent has another `{name}`: got {state[name]}, expected {mine}")
@@ -155,7 +155,7 @@ class Agent(ABC):
         return read_array("a mask", bits, (self.n_layers,), bool).tobytes()
 
     def check_rewards(self, masks: Masks, rewards: Floats) -> tuple[Masks, Floats]:
-        """Return the arguments of `tell` as arrays, or raise its ValueError."""
+        """Return (m, n_layers) bool masks and (m,) float64 rewards of `tell`, or raise its ValueError."""
         given = np.asarray(masks)
         rewards = np.asarray(rewards, dtype=np.float64)
         masks = given.astype(bool)
@@ -233,7 +233,7 @@ def check_agent_name(name: str) -> None:
 
 
 def agent_class(name: str) -> type[Agent]:
-    """Return the class of an agent: a key of `AGENTS`, or "module:class"."""
+    """Return the class of an agent: a key of `AGENTS`, or "module:class"; ValueError for anything else."""
     if ":" not in name:
         check_names([name], AGENTS, "agent", own=True)
     hint = "Give a name that `das-agents list` shows, or the 'module:class' of a custom agent"

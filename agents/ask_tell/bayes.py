@@ -282,13 +282,13 @@ class Bayes(Agent):
 
 
 def normal_scores(rewards: Sequence[float] | Floats) -> Floats:
-    """Return the quantiles of the standard normal distribution at the ranks of rewards; equal rewards share theirs."""
+    """Return (m,) quantiles of the standard normal distribution at the ranks of rewards; equal rewards share theirs."""
     middles = (average_ranks(np.array(rewards)) + 0.5) / len(rewards)
     return np.array([NormalDist().inv_cdf(middle) for middle in middles])
 
 
 def log_scores(rewards: Sequence[float] | Floats) -> Floats:
-    """Return the standardized logarithms of rewards (rewards themselves where one is not positive); 0 if all are equal."""
+    """Return (m,) standardized logarithms of rewards (rewards themselves if one is not positive); 0 if all are equal."""
     values = np.array(rewards)
     values = np.log(values) if (values > 0).all() else values
     values = values - values.max()  # equal values become exactly 0, whatever rounding does to their mean

@@ -181,7 +181,7 @@ def distinct(masks: Masks) -> Masks:
 
 
 def neighbours(masks: Masks) -> Masks:
-    """Return all masks with one layer more or less skipped than one of `masks`, or one swapped for another, each once."""
+    """Return (n, n_layers): all masks with one layer more, less or swapped than one of (m, n_layers) `masks`, each once."""
     n = masks.shape[1]
     pairs = np.array([(i, i) for i in range(n)] + list(itertools.combinations(range(n), 2)), dtype=np.intp)
     changes = np.zeros((len(pairs), n), dtype=bool)

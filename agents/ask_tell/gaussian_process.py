@@ -227,7 +227,7 @@ def fit_step(
 
 
 def invert_lower(factor: Floats) -> Floats:
-    """Return the inverse of a lower triangular matrix, by halves: numpy has only the general inverse, four times slower."""
+    """Return the (m, m) inverse of a lower triangular matrix, by halves: numpy's general inverse is four times slower."""
     m = len(factor)
     if m <= 64:
         return np.linalg.inv(factor).astype(np.float64, copy=False)

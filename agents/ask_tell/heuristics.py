@@ -94,7 +94,7 @@ class Blocks:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], n_layers: int) -> Blocks:
-        """Read what `das_gym.problem.blocks.measure_blocks` returns."""
+        """Read what `das_gym.problem.blocks.measure_blocks` returns; ValueError for another number of layers."""
         blocks = cls(**record)
         if any(len(rows) != n_layers for rows in (blocks.streams, blocks.angular, blocks.cosine)):
             raise ValueError(f"`blocks` is of another model: got {len(blocks.streams)} layers, expected {n_layers}")

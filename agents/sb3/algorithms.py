@@ -93,7 +93,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 def import_algorithm(path: str) -> type[BaseAlgorithm]:
-    """Import the subclass of SB3's BaseAlgorithm called "module:class"."""
+    """Import the subclass of SB3's BaseAlgorithm called "module:class"; ValueError if it is none."""
     from stable_baselines3.common.base_class import BaseAlgorithm
 
     try:
@@ -181,7 +181,7 @@ def hyperparameters(cls: type[BaseAlgorithm]) -> list[str]:
 
 
 def make_model(cls: type[BaseAlgorithm], settings: Mapping[str, Any], env: VecEnv, seed: int) -> BaseAlgorithm:
-    """Make an SB3 model with the settings that `with_defaults` returns.
+    """Make an SB3 model with the settings that `with_defaults` returns; ValueError if SB3 rejects them.
 
     `action_noise` may be a number: the standard deviation of normal noise.
     """

@@ -150,7 +150,7 @@ def _learn(model: BaseAlgorithm, recorder: Recorder, action: str, writers: list[
 
 
 def load_sb3(folder: str | os.PathLike[str], trust: bool = False) -> tuple[BaseAlgorithm, dict[str, Any]]:
-    """Load the trained algorithm of a run, ready to `predict`, and its description from `sb3.json`."""
+    """Load the trained algorithm of a run, and its description from `sb3.json`; ValueError without `trust=True`."""
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(f"no {DESCRIPTION} in {folder}: no algorithm of SB3 was trained there")

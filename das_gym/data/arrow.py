@@ -39,7 +39,7 @@ class ArrowFormat:
         return root.suffix == ".arrow" or any(any(root.glob(f"{prefix}_*.arrow")) for prefix in self.prefixes)
 
     def find(self, data_root: str | Path) -> dict[str, Path]:
-        """Return the tables of the data set in a data root by split; the data root may be one of them."""
+        """Return the tables of a data root, or of the table that it is, by split; ValueError for several data sets."""
         root = absolute(data_root)
         folder = root.parent if root.suffix == ".arrow" else root
         names = [root.name] if root.suffix == ".arrow" else [path.name for path in folder.glob("*.arrow")]

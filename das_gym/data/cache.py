@@ -14,7 +14,7 @@ CACHE_VARIABLE = "DAS_GYM_CACHE"
 
 
 def cache_folder() -> Path:
-    """Return the cache folder, absolute: that of DAS_GYM_CACHE, else of the operating system; it need not exist yet."""
+    """Return the absolute cache folder: DAS_GYM_CACHE, else the operating system's. ValueError if it cannot be one."""
     setting = os.environ.get(CACHE_VARIABLE, "").strip()
     if setting:
         folder = absolute(setting)

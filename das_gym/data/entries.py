@@ -34,7 +34,7 @@ def read_entries(path: Path, bad: BadExamples) -> Iterator[tuple[str, Any]]:
 
 
 def read_list(path: Path, key: str = "", object_hook: Callable[[dict[str, Any]], Any] | None = None) -> list[Any]:
-    """Return the list that a JSON file holds, or the list named `key` of the object that it holds."""
+    """Return the list that a JSON file holds, or the list named `key` of its object; ValueError for other content."""
     whole = read_json(path, object_hook)
     found = whole.get(key) if key and isinstance(whole, dict) else whole if not key else None
     if not isinstance(found, list):

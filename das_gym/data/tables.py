@@ -39,7 +39,7 @@ MAGIC = b"ARROW1"
 
 
 def import_pyarrow() -> Any:
-    """Return pyarrow, or name the extra that installs it."""
+    """Return pyarrow; the ImportError names the extra that installs it."""
     try:
         import pyarrow
         import pyarrow.ipc

@@ -71,7 +71,7 @@ class ScoreMemory:
         self._scores.update(list(scores.items())[-self.limit :])
 
     def logits(self, key: tuple[int, int]) -> list[Tensor] | None:
-        """Return the full model's logits, batch by batch, for a set of examples and a batch size."""
+        """Return the full model's logits, batch by batch, for a hash of examples and a batch size; None if unknown."""
         return self._logits.get(key)
 
     def keep_logits(self, key: tuple[int, int], logits: list[Tensor]) -> None:

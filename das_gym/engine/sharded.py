@@ -190,7 +190,7 @@ def tree_order(masks: np.ndarray, stages: Sequence[Sequence[int]]) -> np.ndarray
 
 
 def connect_to_ray() -> None:
-    """Connect to a Ray cluster, or start a local one."""
+    """Connect to a Ray cluster, or start a local one; ValueError if Ray is not installed."""
     if importlib.util.find_spec("ray") is None:
         raise ValueError("workers='ray' needs Ray: pip install 'das_gym[ray]', or leave `workers` out")
     import ray
@@ -202,7 +202,7 @@ def connect_to_ray() -> None:
 
 
 def count_workers(resources: Mapping[str, int]) -> int:
-    """Return how many workers that need `resources` each, by Ray's names, the connected cluster has room for."""
+    """Return how many workers that need `resources` each, by Ray's names, the cluster has room for; ValueError for none."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

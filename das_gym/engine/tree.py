@@ -55,7 +55,7 @@ class MaskTree:
     def leaves(
         self, state: State, trunk: Trunk | None = None, known: Known | None = None, watch: Watch | None = None
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Walk the tree depth first, so that memory grows with depth and not with the number of masks.
+        """Yield the leaves depth first, so that memory grows with depth and not with the number of masks.
 
         Args:
             state: The state before stage 0.

@@ -97,7 +97,7 @@ class ActionMode(ABC):
         return {}
 
     def action_masks(self) -> np.ndarray:
-        """Return (m, n_choices) bool: which actions have an effect; never all False. Only `sequence` has them."""
+        """Return (m, n_choices) bool: which actions have an effect; never all False. ValueError unless `sequence`."""
         raise ValueError(f"action={self.name!r} has no actions to mask; use action='sequence'")
 
     def get_state(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Episodes:
         return Episodes(self.scorer, self.mode.name, rows)
 
     def reset(self, rng: np.random.Generator, seeded: bool, options: Any) -> None:
-        """Start all episodes as `reset` of an environment does; a seed also restarts the reward examples."""
+        """Start all episodes; a seed also restarts the reward examples. ValueError for any `options`."""
         if options:
             raise ValueError(f"`options` of reset are not supported: got {options!r}, expected None. Only suites have some")
         # Gymnasium: a seed makes the episodes that follow repeat, so that examples and counts begin again.

@@ -90,7 +90,7 @@ class SB3VecEnv(VecEnv):
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
-        """Set an attribute of all environments."""
+        """Set an attribute of all environments; ValueError for some `indices` only."""
         if indices is not None and set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise ValueError(
                 f"`indices` is not supported: got {indices}, expected None or all, since the environments share attributes"

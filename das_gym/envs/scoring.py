@@ -126,7 +126,7 @@ class Scorer(ABC):
         return self.masks_for_statistics(statistic.name for statistic in self.statistics)
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lowest and the highest observation, float32."""
+        """Return the lowest and the highest observation, (n_layers * n_statistics,) float32 each."""
         low = np.tile([s.low for s in self.statistics], self.n_layers).astype(np.float32)
         high = np.tile([s.high for s in self.statistics], self.n_layers).astype(np.float32)
         return low, high
@@ -152,7 +152,7 @@ class Scorer(ABC):
         return self.objective.macs
 
     def draw_batches(self, reward_batches: str, size: int, total: int) -> None:
-        """Score masks on `size` of `total` examples each, which `reward_batches` chooses."""
+        """Set that `size` of `total` examples, which `reward_batches` chooses, score a mask; ValueError for none."""
         check_names([reward_batches], REWARD_BATCHES, "reward_batches")
         if size < 1:
             raise ValueError(f"`reward_examples` is out of range: got {size}, expected at least 1")

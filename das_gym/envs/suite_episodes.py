@@ -78,7 +78,7 @@ class SuiteEpisodes(Episodes):
         return SuiteEpisodes(self.suite, self.mode.name, self.flat, rows)
 
     def reset(self, rng: np.random.Generator, seeded: bool, options: Any) -> None:
-        """Draw a problem for each episode, or take those that `options={"problem": ...}` names."""
+        """Draw a problem for each episode, or take `options={"problem": ...}`; ValueError for other options."""
         if not isinstance(options, Mapping | None):
             raise ValueError(f"`options` is not a dictionary: got {options!r}, expected {{'problem': 3}}, or None")
         check_names(options or {}, ("problem",), "option of reset")

@@ -74,7 +74,7 @@ class TableScorer(Scorer):
             raise ValueError(f"`reward` is not supported: {reward} needs divergences, which this table lacks")
 
     def cost_of(self, setting: str) -> MaskCost:
-        """Like `Scorer.cost_of`."""
+        """Return a cost of the table, see `Scorer.cost_of`; ValueError if the table lacks it."""
         if setting not in self._costs:
             live = self.table.meta.env_id
             raise ValueError(
@@ -326,7 +326,7 @@ class TabularVectorEnv(ScoredVectorEnv, VectorEnv[Any, Any, Any]):
 
 
 def bundled_table(model: str, task: str) -> Path:
-    """Return the path of the bundled table of a model and task."""
+    """Return the path of the bundled table of a model and task; ValueError if there is none."""
     check_names([model], MODELS, "model", own=True)
     entry = find_environment(model, task)
     if entry.table is None:

@@ -123,7 +123,7 @@ class NoAdapter(nn.Module):
     """Add nothing: takes the place of a parallel adapter where the bottleneck is 0."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a zero that broadcasts."""
+        """Return a zero, (1,), that broadcasts."""
         return x.new_zeros(())
 
 

@@ -90,7 +90,7 @@ class VLP(nn.Module, ABC):
             max_text_length: Longest text in tokens, longer ones are truncated; None = the model's default.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} does not define how batches are made: define inputs(folder, max_text_length)"
+            f"{type(self).__name__} does not define how batches are made: define make_processor(folder, max_text_length)"
         )
 
     def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
@@ -226,7 +226,7 @@ class VLP(nn.Module, ABC):
         return self.forward_encoded(self.encode(batch), mask)
 
     def forward_encoded(self, encoded: State, mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
-        """Return pooled features from encoder outputs."""
+        """Return (batch, feature_size) pooled features from encoder outputs."""
         skips = self._skips(mask)
         state = self.initial_state(encoded)
         for stage in range(len(self.stages)):
@@ -242,7 +242,7 @@ class VLP(nn.Module, ABC):
         return tuple(self.check_mask(mask).tolist())
 
     def check_mask(self, mask: Sequence[bool] | np.ndarray | None) -> np.ndarray:
-        """Return the mask, one entry a layer, as an array; None means the pruned mask, or nothing skipped."""
+        """Return the (n_layers,) bool mask, or raise ValueError; None means the pruned mask, or nothing skipped."""
         if mask is None:
             return self.pruned_mask if self.pruned_mask is not None else np.zeros(len(self.layers), bool)
         array = np.asarray(mask, dtype=bool)

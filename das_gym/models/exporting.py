@@ -74,7 +74,7 @@ class ExportedModel:
 
 
 def export_head(head: nn.Module, feature_size: int) -> ExportedHead:
-    """Return the parts of a task's head, which reads `feature_size` features of each image."""
+    """Return the parts of a task's head, which reads `feature_size` features of each image; ValueError for other heads."""
     parts: list[Any] = [p for p in (head if isinstance(head, nn.Sequential) else [head]) if not isinstance(p, nn.Flatten)]
     kinds = [type(part) for part in parts]
     known = kinds == [nn.Linear]
@@ -91,7 +91,7 @@ def export_head(head: nn.Module, feature_size: int) -> ExportedHead:
 
 
 def layer_kinds(vlp: VLP) -> list[str]:
-    """Return for each layer of a pruned model what it is now: `layer`, `adapter` or `nothing`."""
+    """Return what each layer of a pruned model is now: `layer`, `adapter` or `nothing`; ValueError before `prune`."""
     if vlp.pruned_mask is None:
         raise ValueError("this model is not pruned: call `vlp.prune(mask)` first; a mask of zeros keeps every layer")
     kinds = []

@@ -112,7 +112,7 @@ REFERENCE_RULES: Rules = (
 
 
 def count_modules(shapes: Shapes, prefix: str) -> int:
-    """Return how many modules `prefix.0`, `prefix.1`, ... there are."""
+    """Return how many modules `prefix.0`, `prefix.1`, ... there are; ValueError for a gap."""
     found = {int(m[1]) for name in shapes if (m := re.match(re.escape(prefix) + r"\.(\d{1,4})\.", name))}
     if found != set(range(len(found))):
         raise ValueError(f"incomplete checkpoint: {prefix} has the numbers {sorted(found)}, which have a gap")
@@ -120,7 +120,7 @@ def count_modules(shapes: Shapes, prefix: str) -> int:
 
 
 def grid_side(positions: int) -> int:
-    """Return how many patches a side has, from the number of position embeddings with the class token's."""
+    """Return the patches of a side, given the number of position embeddings, 1 + side ** 2; ValueError for others."""
     side = math.isqrt(max(positions - 1, 0))
     if side < 1 or side * side + 1 != positions:
         raise ValueError(f"got {positions} image positions, expected a square grid and a class token")

@@ -197,7 +197,7 @@ class Processor:
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     def tokens(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-        """Return `texts` of some pairs."""
+        """Return the tokens of the pairs' texts, as `texts` does."""
         return self.texts([pair.text for pair in pairs])
 
     def __call__(self, pairs: Sequence[Pair], augment: tuple[int, int] | None = None) -> dict[str, Tensor]:
@@ -266,7 +266,7 @@ def real_tokens(hidden: Tensor, attend: Tensor | None, row: int) -> Tensor:
 
 
 def pad_and_stack(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Return per-item outputs as one batch padded with zeros, and where to attend; None if nothing is padded."""
+    """Return (tokens, size) outputs as one (batch, tokens, size), and which tokens are real; None if nothing is padded."""
     lengths = [len(part) for part in parts]
     longest = max(lengths)
     hidden = torch.stack([F.pad(part, (0, 0, 0, longest - len(part))) for part in parts])
@@ -281,7 +281,7 @@ def meta_batch(text_tokens: int, image_shape: Sequence[int]) -> dict[str, Tensor
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer in a folder, from its files alone."""
+    """Return the tokenizer in a folder, from its files alone: FileNotFoundError without any, ValueError for damaged ones."""
     from transformers import AutoTokenizer
 
     folder = Path(folder)
@@ -304,7 +304,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 def find_tokenizer(
     folder: str | Path, vocab_size: int, pad: int, first: int | None = None, last: int | None = None
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer in a folder, if it is the model's.
+    """Return the tokenizer in a folder; ValueError if it is not the model's.
 
     The model has `vocab_size` tokens, of which `pad`, `first` and `last` are those for padding and at the start and end of
     every text; None = any special token.

@@ -127,7 +127,7 @@ class SkippableLayer(nn.Module):
             setattr(self, name, module)
 
     def chosen(self, skipped: bool) -> nn.Module:
-        """Return the module that runs, which `prune` must not have removed."""
+        """Return the module that runs; ValueError if `prune` removed it."""
         module = self.skip_adapter if skipped else self.layer
         if module is None:
             removed = "skip adapter" if skipped else "layer"

@@ -45,7 +45,7 @@ class Subnet(PreTrainedModel):
 
     @staticmethod
     def run_slot(slot: Any, pooled_only: bool, x: Tensor, *others: Tensor | None) -> Tensor:
-        """Run a layer or its replacement; a skip adapter reads the first argument alone."""
+        """Return the (batch, tokens, hidden_size) output of a layer or its replacement, which reads `x` alone."""
         if "layer" in slot:
             return slot["layer"](x, *others, pooled_only)
         return slot["skip_adapter"](x[:, :1] if pooled_only else x)

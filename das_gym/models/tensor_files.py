@@ -44,7 +44,7 @@ class TensorFile:
 
 
 def read_tensors(path: str | Path) -> TensorFile:
-    """Read a `.safetensors` file, a folder with config.json and weights, or another file that `torch.save` wrote."""
+    """Read a `.safetensors` file, a folder with config.json and weights, or a `torch.save` file; ValueError if damaged."""
     path = at_home(path)
     if not path.exists():
         raise FileNotFoundError(
@@ -78,7 +78,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> TensorFile:
-    """Read a safetensors file, and the config in our metadata."""
+    """Read a safetensors file, and the config in our metadata; ValueError if either is damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
@@ -232,7 +232,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def check_archive(path: Path) -> None:
-    """Compare every record of a zip archive with its checksum, which torch does not.
+    """Compare the records of a zip archive with their checksums, which torch does not; ValueError if one differs.
 
     torch's files of before 1.6 are no archives and have no checksums: any of their bytes may have changed.
     """

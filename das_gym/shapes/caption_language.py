@@ -70,7 +70,7 @@ class ExistenceFact:
         return str(self.name)
 
     def maybe(self, scene: Scene) -> bool:
-        """Return whether it is true of the scene."""
+        """Return True if the fact holds in the scene."""
         return bool(scene.matching(self.name.color, self.name.shape))
 
     def changed(self) -> Iterator[ExistenceFact]:
@@ -91,7 +91,7 @@ class CountFact:
         return f"{self.number} {noun}"
 
     def maybe(self, scene: Scene) -> bool:
-        """Return whether it is true of the scene."""
+        """Return True if the fact holds in the scene."""
         return len(scene.matching(self.color, self.shape)) == self.number
 
     def changed(self) -> Iterator[CountFact]:

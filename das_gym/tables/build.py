@@ -43,7 +43,7 @@ EXAMPLES_HASHED = 512
 
 
 def table_examples(problem: Problem, split: str, count: int | None = None) -> tuple[Any, ...]:
-    """Return the examples of a split that a table uses: the first `count` in the order of environments, None = all."""
+    """Return the first `count` examples of a split in the order of environments, None = all; ValueError below 1."""
     if count is not None and count < 1:
         raise ValueError(f"`{split}_examples` is out of range: got {count}, expected at least 1, or None for all")
     return shuffled(problem.task, getattr(problem.splits, split), count)

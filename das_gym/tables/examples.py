@@ -80,7 +80,7 @@ class ExampleScores:
         return cls(losses, metrics, np.zeros(0, np.float32), groups, images, np.array(keys, dtype=str))
 
     def put(self, first: int, scores: Scores) -> ExampleScores:
-        """Add the (n_masks, m) scores of examples `first`, `first` + 1, ... in place, and return the result."""
+        """Add (n_masks, m) scores of examples from `first` on; return the result. ValueError for too many metric values."""
         where = slice(first, first + scores.losses.shape[1])
         losses = np.nan_to_num(scores.losses.T, nan=np.inf, posinf=np.inf)
         self.losses[where] = np.where(np.isinf(losses), np.inf, np.clip(losses, 0.0, MOST))

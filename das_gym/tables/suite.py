@@ -123,7 +123,7 @@ class SuiteProblem:
         return self.table.layer_macs if self.budget.cost is None else self.budget.cost
 
     def scaled(self, rewards: np.ndarray) -> np.ndarray:
-        """Return rewards as the environment gives them: 0 = the random mean, 1 = the optimum, at least -1."""
+        """Return (...) rewards as the environment gives them: 0 = the random mean, 1 = the optimum, at least -1."""
         return np.maximum((rewards - self.random_mean) / (self.optimum - self.random_mean), WORST)
 
 
@@ -185,7 +185,7 @@ def problems_of(
     without: tuple[int, ...] = (),
     budgets: Sequence[str] = DEFAULT_BUDGETS,
 ) -> list[SuiteProblem]:
-    """Return the problems of a table, without trivial ones."""
+    """Return the problems of a table, without trivial ones; ValueError if it lacks the cost of a budget."""
     for kind in budgets:
         setting = BUDGET_KINDS[kind]
         if kind != "count" and setting not in table.costs:
@@ -301,7 +301,7 @@ class Suite:
         return self.saved[self._first]
 
     def saved_of(self, cost: str) -> np.ndarray:
-        """Return the share of a cost, a key of `SAVED`, that each mask of each problem saves; NaN where it is not known."""
+        """Return (rows,) float64: the share of a cost, a key of `SAVED`, that masks of all problems save; NaN = unknown."""
         if cost not in self._saved_of:
             self._saved_of[cost] = np.concatenate([problem.table.saved(cost) for problem in self.problems])
         return self._saved_of[cost]
@@ -328,7 +328,7 @@ class Suite:
         return masks
 
     def index(self, problem: int | str) -> int:
-        """Return the number of a problem, given its number or its name."""
+        """Return the number of a problem, given its number or its name; ValueError for unknown ones."""
         if is_whole(problem) and 0 <= int(problem) < len(self.problems):
             return int(problem)
         names = [each.name for each in self.problems]
@@ -345,7 +345,7 @@ def bundled_suite() -> Path:
 
 
 def read_suite(folder: str | Path | None = None) -> tuple[Path, tuple[SuiteTable, ...]]:
-    """Return the folder and the index of a suite."""
+    """Return the folder and the index of a suite; FileNotFoundError without, ValueError for a damaged index."""
     path = bundled_suite() if folder is None else absolute(folder)
     index = path / SUITE_FILE
     if not index.is_file():

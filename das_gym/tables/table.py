@@ -165,7 +165,7 @@ class SubnetTable:
         return self.costs[setting].saved(self.masks) if setting in self.costs else np.full(len(self.masks), np.nan)
 
     def index(self, masks: np.ndarray) -> np.ndarray:
-        """Return the rows of masks: an int64 array of shape (...) for masks (..., n_layers) of bool or 0/1."""
+        """Return (...) int64 rows of (..., n_layers) masks, bool or 0/1; ValueError for masks that are not in the table."""
         array = np.asarray(masks)
         if array.ndim == 0 or array.shape[-1] != self.n_layers:
             raise ValueError(f"masks have the wrong shape: got {array.shape}, expected (..., {self.n_layers})")
@@ -217,7 +217,7 @@ class SubnetTable:
         return {split: part.group_sizes(len(self.meta.groups)) for split, part in (self.examples or {}).items()}
 
     def group_table(self, group: str) -> SubnetTable:
-        """Return the table of means over one group of examples, with the statistics of that group."""
+        """Return the table of means over a group of examples, with its statistics; ValueError without scores of examples."""
         if self.examples is None or self.group_statistics is None:
             raise ValueError(f"this table of {self.meta.env_id} holds means over all examples. Make it with `each=True`.")
         check_names([group], self.meta.groups, "group of this table")
@@ -230,7 +230,7 @@ class SubnetTable:
         return SubnetTable(meta, scores, self.macs, self.group_statistics[number])
 
     def without(self, layers: Sequence[int]) -> SubnetTable:
-        """Return the table of the model that is left when some layers are removed, of means.
+        """Return the table of means of the model without some layers; ValueError if the table lacks its masks.
 
         Statistics of the losses of masks, such as `leave_one_out`, are those of the remaining model; others stay as
         measured with the removed layers present.
@@ -335,7 +335,7 @@ class SubnetTable:
 
     @classmethod
     def load(cls, path: str | Path) -> SubnetTable:
-        """Read a file that `save` wrote."""
+        """Read a file that `save` wrote; FileNotFoundError without, ValueError for another version."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(

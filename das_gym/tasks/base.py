@@ -250,7 +250,7 @@ class Task(ABC):
         return np.random.default_rng(0).permutation(len(examples))
 
     def covers_labels(self, examples: Sequence[Any]) -> bool:
-        """Return whether the labels fit the examples."""
+        """Return True if enough of the right answers are among the labels; by default always."""
         del examples
         return True
 
@@ -279,7 +279,7 @@ def load_head(head: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None
 
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
-    """Return the labels in a JSON list of two or more different texts, such as VQA's answers; the index is the class."""
+    """Return the labels in a JSON list of two or more different texts, else ValueError; the index is the class."""
     labels = read_json(path)
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"{path} is not an answer vocabulary: got {labels!r:.60}, expected a list of texts")

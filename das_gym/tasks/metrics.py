@@ -35,7 +35,7 @@ def register_metric(name: str, function: Callable[[Any, str], float]) -> None:
 
 
 def score_texts(metric: str, examples: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
-    """Return the (n,) float64 scores, 0..1, of generated answers by a metric of `METRICS`."""
+    """Return the (n,) float64 scores of generated answers by a metric of `METRICS`; ValueError for one outside 0..1."""
     scores = np.array([METRICS[metric](e, text) for e, text in zip(examples, texts, strict=True)], dtype=np.float64)
     for example, score in zip(examples, scores, strict=True):
         if not 0 <= score <= 1:

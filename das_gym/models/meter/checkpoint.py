@@ -33,7 +33,7 @@ FIRST_TOKEN = "first_text_token"
 
 
 def meter_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return config fields from the shapes of an official METER checkpoint."""
+    """Return config fields from the shapes of an official METER checkpoint; ValueError if fusion layers are missing."""
     del config
     text = shapes["cross_modal_text_transform.weight"]
     patch = shapes["vit_model.visual.conv1.weight"][-1]

@@ -38,7 +38,7 @@ def _centre(image: Image.Image, size: int) -> Image.Image:
 
 
 def meter_transform(image: Image.Image, size: int, patch: int = 1) -> torch.Tensor:
-    """Return METER's input pixels: shorter side to `size` (bicubic), centre crop, CLIP's mean and standard deviation.
+    """Return (3, size, size) float32: shorter side to `size` (bicubic), centre crop, CLIP's mean and standard deviation.
 
     transformers' image processor for CLIP rounds odd crops down. torchvision, and so METER, rounds to even, which shifts
     every pixel; for other crops both give the same pixels.

@@ -99,7 +99,7 @@ class FusionLayer(nn.Module):
         pooled_only: bool = False,
         share: Callable[[str, Tensor, Callable[[], Any]], Any] = lambda part, read, compute: compute(),
     ) -> Tensor:
-        """Return new hidden vectors of the stream `x` next to the stream `y`; of its first token alone if `pooled_only`.
+        """Return new (batch, tokens, hidden_size) of the stream `x` next to the stream `y`; one token if `pooled_only`.
 
         `share` may give what it has computed before of a part that reads one stream alone.
         """
@@ -113,7 +113,7 @@ class FusionLayer(nn.Module):
         return add_to(self.feed_norm(add_to(update, hidden)), self.feed_adapter(hidden))
 
     def attend_self(self, x: Tensor, attend: Tensor | None, pooled_only: bool = False) -> Tensor:
-        """Run the first sub-layer, which reads this stream alone."""
+        """Return (batch, tokens, hidden_size) after the first sub-layer, which reads this stream alone."""
         if pooled_only:
             mixed = self.self_attention.pooled(x[:, :1], x, attend)
             x = x[:, :1]

@@ -49,7 +49,7 @@ def input_adapter(hidden_size: int, bottleneck: int, generator: torch.Generator 
 
 
 def sites_of(layer: nn.Module) -> tuple[Site, ...]:
-    """Return attention and MLP of a decoder layer as places for methods of fine-tuning; they need known names."""
+    """Return attention and MLP of a decoder layer as places for fine-tuning; ValueError if they have no known names."""
     found = []
     for kind, names, out_names in (("attention", ATTENTION_NAMES, ATTENTION_OUT), ("mlp", MLP_NAMES, MLP_OUT)):
         part: Any = child(layer, names)

@@ -208,12 +208,12 @@ def run_blocks(blocks: Sequence[Block], hidden: Tensor, run: Callable[[Block, Te
 
 
 def run_plain(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Call a layer as the model does."""
+    """Call a layer as the model does; return new prefixes and rows, (groups or rows, tokens, size) each."""
     return prefixes, run_layer(layer, rows, block.calls[place])
 
 
 def run_with_prefixes(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Call a layer on prefixes, and on the rows that follow them."""
+    """Call a layer on prefixes, and on the rows that follow them; see `run_plain`."""
     # The prefix runs under the same mask as its rows, since its hidden states depend on the layers before; so its keys and
     # values are those that each row would compute for itself, as long as attention is causal.
     cache = LayerCache()
@@ -222,7 +222,7 @@ def run_with_prefixes(layer: nn.Module, place: int, block: Block, prefixes: Tens
 
 
 def run_everywhere(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Call a layer at all positions."""
+    """Call a layer at all positions; arguments and results are those of `run_plain`."""
     return (run_with_prefixes if block.prefix else run_plain)(layer, place, block, prefixes, rows)
 
 

@@ -284,7 +284,7 @@ def image_tokens_of(model: Any) -> list[int]:
 
 
 def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
-    """Load transformers' processor of a folder, or its tokenizer if the model reads only text; nothing is downloaded."""
+    """Load the processor in a folder, or its tokenizer if the model reads only text; FileNotFoundError without either."""
     from transformers import AutoProcessor
 
     check_plain(folder.glob("*"))

@@ -36,7 +36,7 @@ def has_adapters(model: Any) -> bool:
 
 
 def insert_into_pruned(smaller: VLM, full: VLM, bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
-    """Insert adapters into a `pruned_copy` of the full model; return the parameters to train, in float32 at least.
+    """Insert adapters into a `pruned_copy` of the full model; return their parameters, in float32 at least.
 
     They begin as zero: the model's outputs do not change.
     """
@@ -109,7 +109,7 @@ def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, sk
 
 
 def exportable_subnet(subnet: VLM) -> VLM:
-    """Return a fine-tuned, pruned subnet as it is saved: skipped layers removed, adapters inserted, the rest shared."""
+    """Return a fine-tuned subnet as it is saved, without skipped layers; ValueError if a folder cannot hold its modules."""
     mask = subnet.check_mask(None)
     model = share_copy(subnet.model)
     for layer in find_decoder(model).layers:

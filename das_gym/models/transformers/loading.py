@@ -227,7 +227,7 @@ def _check_spread(model: Any) -> None:
 
 
 def read_dtype(name: str) -> Any:
-    """Return the dtype of a name; `auto` stays a name."""
+    """Return the dtype of a name; `auto` stays a name. ValueError for unknown ones."""
     dtype = name if name == "auto" else getattr(torch, name, None)
     if name != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"Invalid `dtype`: got {name!r}, expected auto, float32, bfloat16 or float16.")

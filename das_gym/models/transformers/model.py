@@ -409,7 +409,7 @@ class VLM(UnitModel):
         return rows, real[:, None, None]
 
     def pooled_tokens(self, state: State, stream: str) -> Tensor:
-        """Return the token from which the first answer token is predicted, or the first token of images."""
+        """Return (prompts,) int64: the token that predicts the first answer token, or the first token of images."""
         if stream == IMAGE:
             return torch.zeros(len(state.extras["decoder_inputs"].prompts), dtype=torch.long, device=self.device)
         return torch.cat([block.firsts for block in state.extras["blocks"]])

@@ -171,7 +171,7 @@ class _StoppingCache(LayerCache):
 
 
 def keys_and_values(layer: nn.Module, hidden: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    """Compute the keys and values of some positions, and nothing else of the layer."""
+    """Compute the keys and values of some positions, and nothing else of the layer; ValueError if it has none."""
     cache: Any = _StoppingCache()
     try:
         run_layer(layer, hidden, call, cache)

@@ -166,12 +166,12 @@ def as_layer_output(module: nn.Module, hidden: Tensor) -> Any:
 
 
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return the hidden states among the arguments of a layer, attention or MLP."""
+    """Return the (..., hidden_size) hidden states among the arguments of a layer, attention or MLP."""
     return args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
 
 
 def first_output(output: Any) -> Tensor:
-    """Return the hidden states among the outputs of a layer, attention or MLP."""
+    """Return the (..., hidden_size) hidden states among the outputs of a layer, attention or MLP."""
     return output[0] if isinstance(output, tuple) else output
 
 

@@ -125,7 +125,7 @@ class VisionTower:
         return torch.cat([part.reshape(1, -1, part.shape[-1]) for part in hidden], dim=1), tuple(batches), slices
 
     def record(self, given: Mapping[str, Tensor]) -> Recording:
-        """Record how the tower calls its layers for the images of a prompt."""
+        """Record the calls of layers for the images of a prompt; ValueError if hidden states change between layers."""
         recording = record(self.stack, partial(image_features, self.model, given))
         if recording.added:
             raise ValueError(f"{type(self.model).__name__} changes hidden states between its vision layers.")

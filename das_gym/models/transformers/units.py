@@ -143,7 +143,7 @@ class UnitModel(VLP):
     def insert_adapters(
         self, bottleneck: int | None, skip_bottleneck: int | None, generator: torch.Generator | None = None
     ) -> None:
-        """Insert adapters of these widths into every unit, with a skip adapter for each; None = `default_widths`."""
+        """Insert adapters of these widths into every unit, None = `default_widths`; ValueError if units take none."""
         defaults = default_widths(self.feature_size)
         widths = [d if w is None else w for w, d in zip((bottleneck, skip_bottleneck), defaults, strict=True)]
         for name, width in zip(("bottleneck", "skip_bottleneck"), widths, strict=True):
@@ -164,7 +164,7 @@ class UnitModel(VLP):
         return sites_of(self.stack.layers[self.places[index]])
 
     def open_projector(self, reads: tuple[int, ...]) -> None:
-        """Train the projector between vision tower and decoder with the adapters, in float32 at least.
+        """Train the projector with the adapters, in float32 at least; ValueError if it has no known name.
 
         The tower's outputs (of the layers in `reads`, as in `TowerCapabilities`) are cached; the projector runs each time.
         """
@@ -188,7 +188,7 @@ class UnitModel(VLP):
             strip_adapters(layer)
 
     def prune(self, mask: Sequence[bool] | np.ndarray) -> None:
-        """Delete the weights of skipped layers. Their positions in the list stay, where a skip adapter may run.
+        """Delete the weights of skipped layers, not their positions, where skip adapters may run; ValueError for sublayers.
 
         To remove the positions, too, see `layer_removal` and `inserted_adapters.exportable_subnet`.
         """
@@ -218,7 +218,7 @@ class UnitModel(VLP):
         return {place: kind for place, kind in self.skipped_kinds(mask, JOINT).items() if kind != LAYER}
 
     def layer_mask(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> np.ndarray:
-        """Return which layers a mask removes, among all of decoder or vision tower: the mask that `prune` takes.
+        """Return (layers,) bool: which of all layers of decoder or vision tower a mask removes, as `prune` takes it.
 
         The mask of an environment has no entries for layers that are never skipped (`ModelCapabilities.protected`).
 
@@ -252,7 +252,7 @@ class UnitModel(VLP):
 def find_units(
     stack: Stack, units: str, protected: Mapping[int, str], name: str, stream: str, stage: int
 ) -> list[tuple[Layer, int]]:
-    """Return the units of a list of layers, the first in `stage`, and the position of each one's layer."""
+    """Return the units of a list of layers, the first in `stage`, and the positions of their layers; ValueError for none."""
     found: list[tuple[Layer, int]] = []
     for place, layer in enumerate(stack.layers):
         kinds = [LAYER] if units == "layers" else [ATTENTION, MLP]

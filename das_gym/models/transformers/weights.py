@@ -27,7 +27,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def source_dtype(folder: Path) -> torch.dtype:
-    """Return the dtype of most weights in a folder; for torch's own files, the dtype in the configuration, if any."""
+    """Return the dtype of most weights in a folder; for torch's own files, the configuration's. ValueError if damaged."""
     from safetensors import SafetensorError, safe_open
 
     counts = Counter[Any]()

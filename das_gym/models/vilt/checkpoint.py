@@ -63,7 +63,7 @@ def vilt_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def transformers_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return config fields from shapes and config.json of a transformers ViLT."""
+    """Return config fields from shapes and config.json of a transformers ViLT; ValueError for other models."""
     kind = config.get("model_type", "vilt")
     act = config.get("hidden_act", "gelu")
     if kind != "vilt" or act != "gelu":

@@ -79,7 +79,7 @@ class ViLTBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, attend: Tensor | None, pooled_only: bool = False) -> Tensor:
-        """Return new hidden vectors; with `pooled_only` those of the first token alone."""
+        """Return new (batch, tokens, hidden_size); with `pooled_only` of the first token alone."""
         normed = self.attention_norm(x)
         if pooled_only:
             mixed = self.attention.pooled(normed[:, :1], normed, attend)

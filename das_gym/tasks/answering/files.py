@@ -146,7 +146,7 @@ class ImageFinder:
         self._places: dict[tuple[str, bool], list[tuple[Path, frozenset[str]]]] = {}
 
     def find(self, name: str, where: str) -> ImageFile:
-        """Return the image of a name. If there is none, its path is where it would be expected."""
+        """Return the image of a name, with the expected path if there is none; ValueError for names of no local file."""
         if name not in self._found:
             check_text(name, f"{where}: name of an image")
             if "://" in name or any(letter < " " for letter in name):

@@ -84,7 +84,7 @@ def _read_slake(path: Path, root: Path, bad: BadExamples) -> list[Conversation]:
 
 
 def load_scienceqa(folder: Path, on_bad_example: str = "raise") -> Splits[AnswerExample]:
-    """Read the files in a folder."""
+    """Read ScienceQA's files in a folder; errors are those of `Task.load_splits`."""
     bad = BadExamples(on_bad_example)
     finder = ImageFinder(folder, folder)
     seen = dict[str, str]()

@@ -40,7 +40,7 @@ class ChoicesTask(AnsweringTask):
     def load_splits(  # type: ignore[override]
         cls, data_root: str | Path | None, on_bad_example: str = "raise"
     ) -> Splits[AnswerExample]:
-        """Read any of `das_gym.tasks.choices.files.FORMATS`."""
+        """Read any of `das_gym.tasks.choices.files.FORMATS`; ValueError without `data_root`."""
         if data_root is None:
             raise ValueError(f"`data_root` is missing: the task choices has no bundled data. Give {FORMATS}.")
         return load_choices(data_root, on_bad_example)
@@ -58,7 +58,7 @@ class ChoicesTask(AnsweringTask):
         return max(pairs // 4, 1)
 
     def pairs(self, examples: Sequence[AnswerExample]) -> list[Prompt]:  # type: ignore[override]
-        """Return each question with each of its options."""
+        """Return each question with each of its options as the answer, example by example."""
         if self.processor.takes_images:  # type: ignore[attr-defined]
             return [Prompt(e.question, e.images, option) for e in examples for option in e.options]
         return [self._passage(e, option) for e in examples for option in e.options]  # type: ignore[misc]

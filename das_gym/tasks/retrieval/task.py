@@ -92,7 +92,7 @@ class RetrievalTask(Task):
         return F.cross_entropy(logits, targets["true"], reduction="none")
 
     def matching_loss(self, heads: Mapping[str, Mapping[str, Tensor]]) -> Callable[[Tensor], Tensor]:
-        """Return `matching_losses` with the checkpoint's `itm_score`, which is not trained."""
+        """Return `matching_losses` with the checkpoint's frozen `itm_score`; ValueError if it has none."""
         if MATCHING_HEAD not in heads:
             got = ", ".join(sorted(heads)) or "none"
             raise ValueError(f"`itm_weight` needs the head {MATCHING_HEAD} in the checkpoint: got {got}. Use `itm_weight=0`")
@@ -112,7 +112,7 @@ class RetrievalTask(Task):
 
     @classmethod
     def gallery(cls, examples: Sequence[RetrievalExample], max_images: int | None = None) -> Gallery:
-        """Return each image of the examples once, with all of its captions, in order."""
+        """Return each image of the examples once, with all captions, in order; ValueError for `max_images` below 1."""
         if max_images is not None and max_images < 1:
             raise ValueError(f"wrong `max_images`: got {max_images}, expected 1 or more, or None for all")
         found = {example.image_id: example for example in examples}
