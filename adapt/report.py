@@ -23,6 +23,7 @@ from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.files import write_json
 from das_gym.intervals import difference_interval
 from das_gym.models.macs import share_copy, without_adapters
+from das_gym.problem.chance import warn_at_chance
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, shuffled
@@ -110,6 +111,8 @@ def compare(
 ) -> dict[str, TunedModelResult]:
     """Evaluate models on the test split, but not those that are `untrained`, and measure costs and latency of all.
 
+    Warn where the full model, or the subnet if that is evaluated alone, is no better than chance.
+
     `from_package` names models whose trained weights came with das_gym.
     """
     # All models in turn, block by block: whatever slows the machine down for a while slows all of them down.
@@ -141,6 +144,8 @@ def compare(
             speedup=None if is_baseline else speedup(times[name], times[BASELINE]),
             from_package=name in from_package,
         )
+    reference = next(results[name] for name in (FULL_MODEL, BASELINE, SUBNET) if name in results and name not in untrained)
+    warn_at_chance(None, first.task, splits.test, reference.metric, "test", IN_WORDS[reference.name])
     return results
 
 

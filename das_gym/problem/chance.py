@@ -16,22 +16,26 @@ STANDARD_ERRORS = 2.0
 """A score up to this many standard errors above chance counts as chance."""
 
 
-def warn_at_chance(config: ProblemConfig | None, task: Task, examples: Sequence[Any], score: float, split: str) -> None:
-    """Warn where the full model's mean score on some examples is not above that of answers drawn at random.
+def warn_at_chance(
+    config: ProblemConfig | None, task: Task, examples: Sequence[Any], score: float, split: str, name: str = "full model"
+) -> None:
+    """Warn where a model's mean score on some examples is not above that of answers drawn at random.
 
     Args:
-        config: Model and data, for the command that fine-tunes; None for a model put together in Python.
+        config: Model and data, for the command that fine-tunes; None for a model put together in Python, or one that was
+            fine-tuned.
         task: The task.
         examples: What was scored.
-        score: The full model's mean metric, 0..1.
+        score: The model's mean metric, 0..1.
         split: The examples' split, for the message.
+        name: The model, for the message.
     """
     chance = task.chance(examples)
     if score > chance + STANDARD_ERRORS * math.sqrt(chance * (1 - chance) / len(examples)):
         return
     advice = "" if config is None else f" Train it on these data first: {training_command(config)}"
     warnings.warn(
-        f"the full model is no better than chance on these data: {100 * score:.1f} % {task.metric_name} on {len(examples)} "
+        f"the {name} is no better than chance on these data: {100 * score:.1f} % {task.metric_name} on {len(examples)} "
         f"{split} examples, where answers at random get {100 * chance:.1f} %. What is found and saved means little.{advice}",
         stacklevel=3,
     )

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from das_gym.adapt.evaluate import Evaluation
-from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, TunedModelResult, report_of
+from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, TunedModelResult, compare, report_of
 
 from das_gym.drawing.report import RunReport
 from das_gym.drawing.table import WIDTH
 from das_gym.intervals import difference_interval
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
+from das_gym.problem.loading import AdaptedModel, Problem
 
 
 def evaluation(right: int) -> Evaluation:
@@ -98,3 +99,12 @@ def test_speedup_is_the_ratio_of_medians_with_its_interval():
     assert found.low < 1 < found.high
     assert not found.is_measurable
     assert speedup(noise[0], 2 * noise[1]).is_measurable
+
+
+@pytest.mark.parametrize(("names", "named"), [((SUBNET, FULL_MODEL), "full model with adapters"), ((SUBNET,), "subnet")])
+def test_model_at_chance_after_training_is_named(small_problem: Problem, monkeypatch, names: tuple[str, ...], named: str):
+    monkeypatch.setattr(type(small_problem.task), "chance", lambda task, examples: 1.0)
+    model = AdaptedModel(small_problem.backbone, small_problem.head, small_problem.task)
+    models = dict.fromkeys((*names, BASELINE), model)
+    with pytest.warns(UserWarning, match=f"^the {named} is no better than chance.* test examples"):
+        compare(models, small_problem.splits, untrained=[BASELINE])
