@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.engine.memory import Score, ScoreMemory, TrunkMemory
+from das_gym.engine.memory import LOGITS_BYTES, Score, ScoreMemory, TrunkMemory
 from das_gym.engine.precision import resolve_precision, with_bfloat16_layers
 from das_gym.engine.scores import Scores, Spending, warn_of_broken
 from das_gym.engine.tree import MaskTree
-from das_gym.models.base import VLP, State
+from das_gym.models.base import VLP, State, bytes_of
 from das_gym.models.macs import MacCounter, head_macs
 from das_gym.tasks.base import Task
 
@@ -152,7 +152,7 @@ class Evaluator:
                 means, logits = self._score(np.stack(list(todo.values())), examples, progress, divergences, full_logits)
             fresh = {key: _score_of(column, divergences) for key, column in zip(todo, means.T.tolist(), strict=True)}
             # Nothing is kept before all has been scored, so that an error or an interrupt leaves the caches as they were.
-            if divergences:
+            if divergences and logits is not None:
                 self._memory.keep_logits((signature, self.batch_size), logits)
             self._count_scored(len(todo), len(examples), np.array([score.loss for score in fresh.values()]))
             found |= fresh
@@ -274,19 +274,22 @@ class Evaluator:
         progress: Callable[[int], Any] | None,
         divergences: bool,
         full_logits: list[Tensor] | None,
-    ) -> tuple[np.ndarray, list[Tensor]]:
+    ) -> tuple[np.ndarray, list[Tensor] | None]:
         """Return (3, m) means of losses, metrics and divergences (0 unless requested), and the full model's logits by batch.
 
+        Logits of more than `LOGITS_BYTES` are None: the full model then runs again in the next call.
         If divergences are requested without `full_logits`, the full model must be among the masks.
         """
         sums = np.zeros((3, len(masks)))
-        kept: list[Tensor] = []
+        kept: list[Tensor] | None = []
         with np.errstate(invalid="ignore"):  # inf may meet -inf
             for rows, _, scores, full in self._leaves(masks, examples, progress, divergences, full_logits):
                 for column, values in enumerate(scores):
                     sums[column, rows] += float(values.sum())  # in float64, batch by batch: other orders round differently
-                if full is not None:
+                if full is not None and kept is not None:
                     kept.append(full)
+                    if bytes_of(kept) > LOGITS_BYTES:
+                        kept = None
         return sums / len(examples), kept
 
     @torch.inference_mode()
@@ -312,12 +315,13 @@ class Evaluator:
         broken: dict[int, list[str]] = {}
         for number, start in enumerate(range(0, len(examples), self.batch_size)):
             chunk = examples[start : start + self.batch_size]
-            trunk = partial(self._trunk.get_or_compute, first + start)
+            batch = (first + start, len(chunk))
+            trunk = partial(self._trunk.get_or_compute, batch)
             state: State = trunk(-1, partial(self._begin, chunk))  # before targets: prompts are read here with their images
             targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(chunk).items()}
             full = None if full_logits is None else full_logits[number]
             is_first = True
-            known = partial(self._trunk.known, first + start) if watch is None else None
+            known = partial(self._trunk.known, batch) if watch is None else None
             for rows, features in tree.leaves(state, trunk, known, None if watch is None else partial(watch, chunk)):
                 logits = self._logits(features)
                 full = logits if full is None else full  # the first leaf is the full model

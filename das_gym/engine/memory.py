@@ -12,8 +12,14 @@ from das_gym.models.base import bytes_of
 FULL_LOGITS = 4
 """For how many sets of examples the full model's logits are kept: 12.5 MB for 1,000 examples of VQAv2's 3,129 answers."""
 
+LOGITS_BYTES = 2**28
+"""Most bytes of these logits for a set of examples: a language model has a vocabulary for each token of each answer."""
+
 Key = tuple[int, bytes]
 """The hash of some examples, and the bits of a mask."""
+
+Batch = tuple[int, int]
+"""The place of a batch's first example, and its number of examples."""
 
 
 class Score(NamedTuple):
@@ -95,7 +101,7 @@ class TrunkMemory:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
-        self._kept: dict[tuple[int, Any], Any] = {}
+        self._kept: dict[tuple[Batch, Any], Any] = {}
         self._examples: int | None = None
 
     def forget(self) -> None:
@@ -109,11 +115,11 @@ class TrunkMemory:
             self.forget()
         self._examples = examples
 
-    def known(self, batch: int, what: Any) -> Any:
-        """Return a kept result on a batch, which is named by the place of its first example, or None."""
+    def known(self, batch: Batch, what: Any) -> Any:
+        """Return a kept result on a batch, or None."""
         return self._kept.get((batch, what))
 
-    def get_or_compute(self, batch: int, what: Any, compute: Callable[[], Any]) -> Any:
+    def get_or_compute(self, batch: Batch, what: Any, compute: Callable[[], Any]) -> Any:
         """Return a kept result, or compute it, and keep it if there is room.
 
         `what` is which layer; -1 = the state before stage 0; bits of a vision tower's units = the state after them.

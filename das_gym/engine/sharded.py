@@ -135,7 +135,7 @@ class ShardedEvaluator(Evaluator):
         progress: Callable[[int], Any] | None,
         divergences: bool,
         full_logits: list[Tensor] | None,
-    ) -> tuple[np.ndarray, list[Tensor]]:
+    ) -> tuple[np.ndarray, list[Tensor] | None]:
         """Return means as `Evaluator._score`; workers keep the full model's logits, and progress is reported once."""
         scores = self._share(masks, examples, False, divergences)
         if progress is not None:

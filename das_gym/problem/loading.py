@@ -488,6 +488,8 @@ def _worker_evaluator(
         backbone.vlp.remove_adapters()
     model = restore(backbone, adaptation, config.task, config.supernet or "the supernet")
     model.head.eval().requires_grad_(False)
-    if skips is not None:
+    evaluator = _make_evaluator(config, model, cast(int, config.eval_batch_size))
+    if skips is not None:  # after the encoder cache, whose folder is named after the model, as in the main process
         backbone.vlp.put_skip_adapters(skips)
-    return _make_evaluator(config, model, cast(int, config.eval_batch_size))
+        evaluator.counter = MacCounter(backbone.vlp)
+    return evaluator

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from das_gym.engine import evaluator as engine
 from das_gym.engine.memory import Score, ScoreMemory, TrunkMemory
 from das_gym.engine.scores import Spending
 
@@ -108,6 +109,15 @@ def test_masks_start_after_known_front_stages(new_world, monkeypatch):
     check((7, 10), layer_runs=7, stages=after_front)
 
 
+def test_blocks_of_other_lengths_share_no_hidden_states(meter):
+    """Stages of racing begin at the same example, and may end elsewhere."""
+    evaluator = meter.evaluator(trunk_bytes=2**30)
+    for stop in (2, len(meter.examples), 3):
+        found = evaluator.evaluate_block(ONE_EACH[8:], meter.examples, 0, stop)
+        wanted = meter.evaluator().evaluate_each(ONE_EACH[8:], meter.examples[:stop])
+        np.testing.assert_allclose(found.losses, wanted.losses, atol=1e-5)
+
+
 def test_blocks_of_examples_score_as_all_of_them_do(meter):
     """The trunk keeps the full model's layers of both blocks: a second mask runs only the layers after its first skip."""
     evaluator = meter.evaluator(trunk_bytes=2**30)
@@ -184,10 +194,25 @@ def test_memories_stay_within_their_bounds():
         assert not scored.find(scores, divergences=True)
     trunk = TrunkMemory(max_bytes=100)
     for what in (0, 1, 0):
-        assert trunk.get_or_compute(0, what, lambda: torch.zeros(20)).shape == (20,)
-    assert (trunk.bytes, trunk.known(0, 1)) == (80, None)
+        assert trunk.get_or_compute((0, 4), what, lambda: torch.zeros(20)).shape == (20,)
+    assert (trunk.bytes, trunk.known((0, 4), 1)) == (80, None)
     trunk.start(1)  # other examples
-    assert trunk.known(0, 0) is None
+    assert trunk.known((0, 4), 0) is None
+
+
+def test_logits_of_a_wide_vocabulary_are_not_kept(meter, monkeypatch):
+    kept = meter.evaluator()
+    kept.evaluate(ONE_EACH[:1], meter.examples, divergences=True)
+    monkeypatch.setattr(engine, "LOGITS_BYTES", 100)
+    evaluator = meter.evaluator()
+    evaluator.evaluate(ONE_EACH[:1], meter.examples, divergences=True)
+    for each in (kept, evaluator):
+        each.reset_spent()
+    found = evaluator.evaluate(ONE_EACH[1:], meter.examples, divergences=True)
+    np.testing.assert_array_equal(
+        found.divergences, kept.evaluate(ONE_EACH[1:], meter.examples, divergences=True).divergences
+    )
+    assert (kept.spent.masks, evaluator.spent.masks) == (11, 12)  # the full model ran again
 
 
 # ---- broken masks

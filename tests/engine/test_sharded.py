@@ -15,6 +15,7 @@ import torch
 from das_gym.agents import SearchConfig, search
 from das_gym.agents.table_experiment import ex
 
+from das_gym.data.cache import CACHE_VARIABLE
 from das_gym.engine import sharded
 from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.scores import Scores
@@ -54,6 +55,18 @@ def unconnected(monkeypatch: pytest.MonkeyPatch, settings: dict) -> Problem:
     monkeypatch.setattr(sharded, "connect_to_ray", lambda: None)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": LAPTOP}])
     return build_problem(ProblemConfig(**settings))
+
+
+@pytest.mark.slow
+def test_workers_read_the_encoder_cache_of_a_model_with_linear_maps(unconnected, tmp_path, monkeypatch):
+    """Its folder has the name of the model without the maps, which change no encoder output."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    linear = {"skip": "linear", "calibration_examples": 8, "encoder_cache": str(tmp_path / "encoders"), "workers": "ray"}
+    problem = build_problem(ProblemConfig(model="VLM", task="answering", eval_batch_size=4, **linear))
+    worker = problem.evaluator.recipe()()
+    worker.losses(np.eye(12, dtype=bool)[:1], problem.splits.reward[:2])
+    assert len(list((tmp_path / "encoders").iterdir())) == 1
+    assert worker.counter.twin.skippable(0).skip_adapter.up.weight.shape == (80, 80)
 
 
 def saved(table: SubnetTable, path: Path) -> bytes:
