@@ -31,7 +31,7 @@ from benchmarks.machine import describe_machine, make_parser
 from das_gym.drawing.table import markdown_table
 from das_gym.files import read_json, write_json
 from das_gym.intervals import bootstrap_interval, spearman
-from das_gym.models.transformers.inserted_adapters import insert_linear_skips
+from das_gym.models.transformers.inserted_adapters import copy_with_linear_skips
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.linear_skips import fit_skip_adapters
 from das_gym.models.transformers.refitting import refit_before_removed
@@ -89,11 +89,12 @@ def recovered_losses(
     """Return the loss on each list of test examples of the model without the layers of a mask, recovered."""
     full = as_vlm(problem)
     task = problem.task
-    student = pruned_copy(full, mask)
     if config.closed_form == LINEAR:
         fit_skip_adapters(full, states, mask=mask)
-        insert_linear_skips(student, full, mask)
-    elif config.closed_form == REFIT:
+        student = copy_with_linear_skips(full, mask)
+    else:
+        student = pruned_copy(full, mask)
+    if config.closed_form == REFIT:
         refit_before_removed(full, student, mask, states)
     trained = recover(student, full, task, problem.splits.train, config, teacher=teacher)
     with temporarily_merged(student, full, config, trained):

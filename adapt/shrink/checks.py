@@ -153,8 +153,6 @@ def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
     recovery = settings.recovery()
     if recovery.method is not None:
         recovery.method.check_recovery(vlm, trainable_parts(vlm))
-    if recovery.closed_form and (vlm.unit_kind != "layers" or vlm.tower is not None):
-        raise ValueError(f"recover={settings.recover} repairs decoder layers: leave out `units` and `vision`.")
     if recovery.closed_form == REFIT:
         check_refit(vlm)
     if recovery.adds_code and has_remote_code(vlm):
@@ -236,7 +234,8 @@ def why_not_removable(problem: Problem, mask: np.ndarray) -> str:
         known[key] = ""
         try:
             smaller = pruned_copy(vlm, mask)
-            probes = Probes.from_examples(vlm, problem.task, problem.splits.test, count=1)
+            deleting = VLM(vlm.model, vlm.unit_kind, vlm.capabilities)  # without the skip adapters of a search
+            probes = Probes.from_examples(deleting, problem.task, problem.splits.test, count=1)
             check_generation(smaller, probes)
             if vlm.removed_parts(mask):
                 check_logits(smaller, mask, probes)

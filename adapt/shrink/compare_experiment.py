@@ -26,7 +26,7 @@ from das_gym.adapt.shrink.checks import as_vlm, check_config, check_loaded, fall
 from das_gym.adapt.shrink.measuring import Quality, score_model
 from das_gym.adapt.shrink.memory import cached_values
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
-from das_gym.adapt.shrink.repairing import repair
+from das_gym.adapt.shrink.repairing import repaired_copy
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
 from das_gym.agents.ask_tell.base import check_agent_name
 from das_gym.agents.searching.record import RECORD as SEARCHED
@@ -259,7 +259,7 @@ def measure_mask(
     if config.recover == "none":
         return found
     started = time.perf_counter()
-    repair(smaller, problem, mask, config)
+    smaller = repaired_copy(problem, mask, config)
     trained = recover(smaller, full, task, problem.splits.train, config, checkpoint, teacher)
     with temporarily_merged(smaller, full, config, trained, checkpoint.parent):
         after = score_model(smaller, task, test, f"{name}, recovered", settings.metric)[0]

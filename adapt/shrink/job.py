@@ -22,7 +22,7 @@ from das_gym.adapt.shrink.measuring import (
     score_model,
 )
 from das_gym.adapt.shrink.recovery import LINEAR, Teacher, make_teacher, recover, temporarily_merged
-from das_gym.adapt.shrink.repairing import repair
+from das_gym.adapt.shrink.repairing import repaired_copy
 from das_gym.adapt.shrink.report import shrink_report, shrunk_card, table_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
@@ -81,9 +81,8 @@ class ShrinkJob:
         scored = {FULL: self._score(self.full, f"{FULL} model")}
         warn_at_chance(self.choice.problem, task, self.test, scored[FULL][0].score, "test")
         shrunk = pruned_copy(self.full, mask)
-        final = pruned_copy(self.full, mask)
         round_parameters(shrunk.model, self.dtype)  # as a folder would store it
-        repair(final, self.problem, mask, self.recovery)
+        final = repaired_copy(self.problem, mask, self.recovery)
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
         trained = recover(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher, log)
         models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}

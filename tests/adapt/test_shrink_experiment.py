@@ -150,6 +150,20 @@ def test_shrink_saves_linear_maps_with_their_code(shrink: Callable[..., Any], tm
     assert ("Then LoRA trained " in card) is (recover == "linear+lora")
 
 
+@pytest.mark.slow
+def test_shrink_saves_linear_maps_of_sublayers_and_vision_layers(shrink: Callable[..., Any], tmp_path: Path):
+    """The attention and MLP of layer 0, the MLP of layer 1, and a vision layer."""
+    out, mask = tmp_path / "out", (1, 1, 0, 1, 0, 0, 0, 0, 1, 0)
+    run = shrink(mask=mask, units="sublayers", vision=True, skip="linear", recover="linear+lora", out=str(out))
+    record = read_json(run_folder(run) / "shrink.json")
+    full, shrunk, recovered = record["models"]
+    assert shrunk["macs"] < recovered["macs"] < full["macs"]
+    assert shrunk["kv_bytes"] == recovered["kv_bytes"] < full["kv_bytes"]
+    assert record["verified"]["ways"] == ["with a cache", "without a cache", "with left padding"]
+    code = ["adapters.py", "modeling_das_adapters.py", "modeling_removed_sublayers.py"]
+    assert sorted(path.name for path in out.glob("*.py")) == code
+
+
 def test_only_a_search_scores_masks_with_linear_maps():
     assert ShrinkSettings(recover="linear").problem.skip == "linear"
     assert ShrinkSettings(recover="linear", mask=(0, 1)).problem.skip is None
@@ -292,7 +306,7 @@ def test_control_is_trained_by_default_if_the_recovered_model_wins(
         ({"control": True, "recover": "none"}, "`control`"),
         ({"units": "sublayers", "skip_num": 8}, "`skip_num` must leave one attention: got 8, expected 7 or less"),
         ({"units": "sublayers", "recover": "adapters"}, "Sublayers have no adapters"),
-        ({"units": "sublayers", "recover": "linear"}, "recover=linear"),
+        ({"units": "sublayers", "recover": "refit"}, "recover=refit"),
         ({"model": "METER", "task": "vqa"}, "`model` must answer in words"),
         ({"checkpoint": "{data_root}"}, "`checkpoint` is not a transformers checkpoint"),
     ],

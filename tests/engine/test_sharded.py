@@ -66,7 +66,7 @@ def test_workers_read_the_encoder_cache_of_a_model_with_linear_maps(unconnected,
     worker = problem.evaluator.recipe()()
     worker.losses(np.eye(12, dtype=bool)[:1], problem.splits.reward[:2])
     assert len(list((tmp_path / "encoders").iterdir())) == 1
-    assert worker.counter.twin.skippable(0).skip_adapter.up.weight.shape == (80, 80)
+    assert worker.counter.twin.skippable_layer(0).skip_adapter.up.weight.shape == (80, 80)
 
 
 def saved(table: SubnetTable, path: Path) -> bytes:

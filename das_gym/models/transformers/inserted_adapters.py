@@ -1,4 +1,4 @@
-"""Adapters in a model whose layers were removed: linear maps instead of these, or those of DAS, also next to kept layers.
+"""Adapters in a model whose units were removed: linear maps instead of these, or those of DAS, also next to kept layers.
 
 Such a model is saved with the code that inserts its adapters, see `own_code` and `modeling_das_adapters`.
 """
@@ -22,12 +22,14 @@ from das_gym.models.transformers.layer_removal import (
     delete_layers,
     full_model_with_parameters,
     pruned_capabilities,
+    pruned_copy,
     reload_difference,
 )
 from das_gym.models.transformers.loading import ADAPTED
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_das_adapters import add_adapters
-from das_gym.models.transformers.stack import ATTENTION_NAMES, IMAGE, MLP_NAMES, child, child_name, find_decoder
+from das_gym.models.transformers.stack import ATTENTION_NAMES, JOINT, MLP_NAMES, child, child_name, find_decoder, path_of
+from das_gym.models.transformers.units import LAYER
 
 
 def has_adapters(model: Any) -> bool:
@@ -47,20 +49,55 @@ def insert_into_pruned(smaller: VLM, full: VLM, bottleneck: int, skip_bottleneck
     return _insert(smaller, kept, [child(layer, INPUT_NORMS) for layer in removed], bottleneck, skip_bottleneck)
 
 
-def insert_linear_skips(smaller: VLM, full: VLM, mask: np.ndarray) -> None:
-    """Insert the linear skip adapters of the full model's skipped units into its `pruned_copy` under a mask.
+def copy_with_linear_skips(full: VLM, mask: np.ndarray) -> VLM:
+    """Return a copy of a model with its linear skip adapters instead of the units that a mask skips; it shares the rest.
 
-    Raises:
-        ValueError: The mask skips other units than decoder layers.
+    Decoder layers are removed, as `pruned_copy` does. Attentions, MLPs and vision layers keep their places: other parts may
+    read the norms before them, and the model reads vision layers by position.
     """
-    if full.unit_kind != "layers" or full.removed_layers(mask, IMAGE):
-        raise ValueError("recover=linear replaces decoder layers: leave out `units` and `vision`, or use recover=lora.")
-    skipped: list[Any] = [full.skippable_layer(index).chosen(True) for index in np.flatnonzero(mask).tolist()]
-    kept = _kept_places(smaller, full)
-    _add_and_note(smaller, {"form": "linear", "rank": skipped[0].rank, **_positions(smaller, kept, len(skipped))})
-    for mine, its in zip(_skipped_layers(smaller), skipped, strict=True):
+    skipped = np.flatnonzero(mask).tolist()
+    adapters: list[Any] = [full.skippable_layer(index).chosen(True) for index in skipped]
+    is_removed = np.array([_is_removed_whole(full, index) for index in range(len(mask))]) & mask
+    smaller = pruned_copy(full, is_removed)
+    replaced = {}
+    for index, adapter in zip(skipped, adapters, strict=True):
+        if not is_removed[index]:
+            module: Any = full.module_of(index)
+            form = {"width": adapter.up.out_features, "outputs": getattr(module, "_das_outputs", 0)}
+            replaced[path_of(full.model, module)] = {**form, "is_layer": full.layers[index].kind == LAYER}
+    attentions: list[Any] = []
+    if full.unit_kind != "layers":
+        attentions = [child(layer, ATTENTION_NAMES) for layer in smaller.stack.layers]
+    settings = {
+        "form": "linear",
+        "rank": adapters[0].rank,
+        **_positions(smaller, _kept_places(smaller, full), int(is_removed.sum())),
+        "replaced": replaced,
+        "attentions": [path_of(smaller.model, attention) for attention in attentions],
+    }
+    _add_and_note(smaller, settings)
+    for mine, its in zip(_linear_maps(smaller, full, mask), adapters, strict=True):
         mine.load_state_dict(its.state_dict())
     smaller.freeze()
+    return smaller
+
+
+def _is_removed_whole(full: VLM, index: int) -> bool:
+    """Return True if a unit is a layer of the decoder."""
+    return full.layers[index].kind == LAYER and full.layers[index].stream == JOINT
+
+
+def _linear_maps(smaller: VLM, full: VLM, mask: np.ndarray) -> list[Any]:
+    """Return the linear maps that a `copy_with_linear_skips` has instead of the skipped units, in their order."""
+    of_layers = iter(_skipped_layers(smaller))
+    found = []
+    for index in np.flatnonzero(mask).tolist():
+        if _is_removed_whole(full, index):
+            found.append(next(of_layers))
+        else:
+            module: Any = smaller.model.get_submodule(path_of(full.model, full.module_of(index)))
+            found.append(module.linear_skip)
+    return found
 
 
 def _kept_places(smaller: VLM, full: VLM) -> list[int]:
@@ -144,8 +181,8 @@ def full_model_with_adapters(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
     settings = getattr(smaller.model.config, ADAPTED)
     if settings.get("form") == "linear":
         masked = full_model_with_parameters(full, smaller, mask)
-        for index, unit in zip(np.flatnonzero(mask).tolist(), _skipped_layers(smaller), strict=True):
-            masked.skippable_layer(index).skip_adapter = unit
+        for index, linear in zip(np.flatnonzero(mask).tolist(), _linear_maps(smaller, full, mask), strict=True):
+            masked.skippable_layer(index).skip_adapter = linear
         return masked
     masked = VLM(share_copy(full.model), capabilities=full.capabilities)
     masked.insert_adapters(settings["bottleneck"], settings["skip_bottleneck"])

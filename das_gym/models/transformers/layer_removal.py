@@ -78,6 +78,9 @@ TOWER_SETTINGS = {
 }
 """Settings of configurations and modules that depend on positions of layers, and how each changes with them."""
 
+REPLACEMENTS = (".removed_before.", ".removed_after.", ".linear_skip.")
+"""Parts of the names of modules that replace removed units, see `modeling_das_adapters`."""
+
 NOT_BY_LAYER = ("_token_id", "_token_ids", "_multipliers", "_section", "architectures")
 """Ends of the names of lists that are not by layer; any other list as long as the decoder is."""
 
@@ -171,22 +174,25 @@ def decoder_path(vlm: VLM) -> str:
 
 
 def full_model_with_parameters(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
-    """Return the full model, to be masked, with the parameters of its `pruned_copy` under that mask, trained or not."""
+    """Return the full model, to be masked, with the parameters of its `pruned_copy` under that mask, trained or not.
+
+    The smaller model may have all layers of a list, see `inserted_adapters.copy_with_linear_skips`.
+    """
     model = share_copy(full.model)
     places = {decoder_path(full): full.removed_layers(mask)}
     if full.tower is not None:
         places[path_of(full.model, full.tower.stack.layers)] = full.removed_layers(mask, IMAGE)
+    whole: dict[str, Any] = {}
     for path, removed in places.items():  # the same places as in the smaller model, for a while
-        layers = model.get_submodule(path)
-        model.set_submodule(path, nn.ModuleList(layer for place, layer in enumerate(layers) if place not in removed))
-        places[path] = layers
+        layers: Any = model.get_submodule(path)
+        if len(smaller.model.get_submodule(path)) < len(layers):  # type: ignore[arg-type]
+            whole[path] = layers
+            model.set_submodule(path, nn.ModuleList(layer for place, layer in enumerate(layers) if place not in removed))
     for name, module in smaller.model.named_modules():
-        is_replacement = (
-            ".removed_before." in name or ".removed_after." in name
-        )  # of a removed layer, see `inserted_adapters`
+        is_replacement = any(part in f"{name}." for part in REPLACEMENTS)
         if module._parameters and not is_replacement:
             model.get_submodule(name)._parameters.update(module._parameters)
-    for path, layers in places.items():
+    for path, layers in whole.items():
         model.set_submodule(path, layers)
     return type(full)(model, full.unit_kind, capabilities=full.capabilities)
 

@@ -2,8 +2,9 @@
 
     AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
 
-loads it from a folder that holds this file and adapters.py, with torch and transformers alone. There are two forms. With
-linear maps, a removed layer becomes `h + W normalize(h) + b`, and the others are as they were. The other form is that of
+loads it from a folder that holds this file and those that it imports, with torch and transformers alone. There are two
+forms. With linear maps, a removed layer becomes `h + W normalize(h) + b`, a removed attention or MLP `W x + b` of its input
+`x`, and the others are as they were. The other form is that of
 "Parameter and Computation Efficient Transfer Learning for Vision-Language Pre-trained Models" (arXiv 2309.01479), as its
 authors gave it for LLaVA: a kept layer's attention and MLP read `x + A(x)` instead of their normed input
 `x`, and a removed layer becomes `h + A(norm(h))`, with `A(x) = up(relu(down(x)))`.
@@ -13,11 +14,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
 
-from das_gym.models.adapters import Adapter, LinearSkipAdapter
+from das_gym.models.adapters import Adapter, LinearMap, LinearSkipAdapter
+from das_gym.models.transformers.modeling_removed_sublayers import renumber_cache_slots
 
 
 class SkippedLayer(nn.Module):
@@ -41,8 +44,8 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
         model: A model of transformers.
         das: `layers`: the name of its list of decoder layers; `removed_before`: number of layers removed before each kept
             one, and, as the last entry, after all of them; `hidden_size`: the model's width. With linear maps `form` is
-            `linear`, and `rank` that of the maps or None. Otherwise `norm`, `attention`, `mlp` are what a layer calls its
-            parts, and `bottleneck`, `skip_bottleneck` the widths of adapters.
+            `linear`, `rank` that of the maps or None, and `replace_modules` reads the rest. Otherwise `norm`, `attention`,
+            `mlp` are what a layer calls its parts, and `bottleneck`, `skip_bottleneck` the widths of adapters.
     """
     layers = model.get_submodule(das["layers"])
 
@@ -70,7 +73,41 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
     if after:
         layers[-1].removed_after = skipped(layers[-1], after)
         layers[-1].register_forward_hook(_run_removed_after)
+    if is_linear:
+        replace_modules(model, das)
     return model
+
+
+def replace_modules(model: Any, das: Mapping[str, Any]) -> None:
+    """Put linear maps into attentions, MLPs and vision layers, which then run nothing else.
+
+    They stay objects of their class: transformers records the outputs of vision layers by class. An attention that is left
+    gets the cache slot of a replaced one, see `renumber_cache_slots`.
+
+    Args:
+        model: A model of transformers.
+        das: That of `add_adapters`. `replaced`: by name of a module, `width`, `outputs` (their number; 0 = a tensor alone)
+            and `is_layer`; `attentions`: the names of all attentions of the decoder, if any may be replaced.
+    """
+    for name, form in das["replaced"].items():
+        module = model.get_submodule(name)
+        like = next(module.parameters())
+        for contents in (module._modules, module._parameters, module._buffers):
+            contents.clear()
+        kind = LinearSkipAdapter if form["is_layer"] else LinearMap
+        module.linear_skip = kind(form["width"], form["width"], das["rank"]).to(like)
+        module.linear_skip_outputs = form["outputs"]
+        module.forward = MethodType(_run_linear_skip, module)
+    if das["attentions"]:
+        attentions = [(model.get_submodule(name), name not in das["replaced"]) for name in das["attentions"]]
+        renumber_cache_slots(model.config.get_text_config(decoder=True), attentions)
+
+
+def _run_linear_skip(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """Return what the linear map of a replaced module gives, in the form of the module's output."""
+    output = module.linear_skip(args[0] if args else kwargs["hidden_states"])
+    outputs = module.linear_skip_outputs
+    return (output, *[None] * (outputs - 1)) if outputs else output
 
 
 def put_before(part: Any, adapter: nn.Module) -> None:

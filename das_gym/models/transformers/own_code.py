@@ -31,8 +31,8 @@ class OwnCode(NamedTuple):
     ending: str
 
 
-INSERTED = ("das_gym.models.transformers.modeling_das_adapters", "das_gym.models.adapters")
 REMOVED = ("das_gym.models.transformers.modeling_removed_sublayers",)
+INSERTED = ("das_gym.models.transformers.modeling_das_adapters", "das_gym.models.adapters", *REMOVED)
 KINDS = (
     OwnCode(ADAPTED, INSERTED, "add_adapters", "WithAdapters"),
     OwnCode(SUBLAYERS, REMOVED, "remove_sublayers", "WithoutSublayers"),

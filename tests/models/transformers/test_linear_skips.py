@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt.shrink.saving import save
 from torch import Tensor
 
+from das_gym.models.transformers.inserted_adapters import copy_with_linear_skips, full_model_with_adapters
 from das_gym.models.transformers.linear_skips import fit_skip_adapters
 from das_gym.models.transformers.ridge import STRENGTHS
 from das_gym.models.transformers.stack import as_layer_output, first_input, first_output, replace_forwards
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven, copied
 from tests.models.transformers.test_engine import evaluator_of, examples_of
+from tests.models.transformers.test_sublayer_removal import load
 
 
 def states_of(model: Driven, batches: int = 8) -> list[Any]:
@@ -44,15 +47,19 @@ def plain_forward(unit: Any, module: Any, is_layer: bool) -> Callable[..., Any]:
 
 
 @torch.no_grad()
-def plain_losses(model: Driven, mask: np.ndarray, evaluator: Any, examples: Any) -> float:
+def plain_logits(model: Driven, mask: np.ndarray) -> Tensor:
+    """The model's own forward, prompt by prompt, with linear maps instead of skipped units."""
     vlm = model.vlm
     forwards = {}
     for index in np.flatnonzero(mask).tolist():
         module = vlm.module_of(index)
         forwards[module] = plain_forward(vlm.skippable_layer(index).skip_adapter, module, vlm.layers[index].kind == "layer")
     with replace_forwards(forwards):
-        logits = model.plain(model.prompts())
-    return float(evaluator.task.losses(logits, evaluator.task.targets(examples)).mean())
+        return model.plain(model.prompts())
+
+
+def plain_losses(model: Driven, mask: np.ndarray, evaluator: Any, examples: Any) -> float:
+    return float(evaluator.task.losses(plain_logits(model, mask), evaluator.task.targets(examples)).mean())
 
 
 KINDS = [("llama", "layers", False), ("llava", "layers", False), ("smolvlm", "sublayers", True)]
@@ -150,3 +157,29 @@ def test_impossible_ranks(driven, rank):
 def test_no_calibration_examples(driven):
     with pytest.raises(ValueError, match="calibration"):
         fit_skip_adapters(copied(driven("llama")).vlm, [])
+
+
+SAVED = {
+    "llama": ("layers", False, (1, 0, 0, 1)),
+    "llava": ("layers", True, (0, 1, 1, 0, 1, 0)),
+    "smolvlm": ("sublayers", True, (1, 1, 0, 1, 0, 0, 1, 0, 0, 1, 0)),
+    "gemma3": ("sublayers", False, (1, 0, 0, 1, 0, 0, 1, 1)),
+    "qwen3_vl": ("layers", True, (1, 0, 1)),
+}
+"""Units, whether vision layers are units, and a mask: whole layers, attentions and MLPs, also both of a layer."""
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_saved_folder_gives_logits_of_a_plain_forward(driven, folder_of, tmp_path, name):
+    units, vision, bits = SAVED[name]
+    mask = np.array(bits, dtype=bool)
+    model = fitted(driven(name, units, vision), mask=mask)
+    smaller = copy_with_linear_skips(model.vlm, mask)
+    wanted = plain_logits(model, mask)
+    torch.testing.assert_close(model.with_model(smaller.model).plain(model.prompts()), wanted, rtol=0, atol=1e-14)
+    save(smaller.model, tmp_path / "out", folder_of(name), folder_of(name), torch.float64)
+    loaded, report = load(tmp_path / "out")
+    assert not report
+    torch.testing.assert_close(model.with_model(loaded).plain(model.prompts()), wanted, rtol=0, atol=1e-14)
+    masked = Driven(full_model_with_adapters(driven(name, units, vision).vlm, smaller, mask), model.processor)
+    torch.testing.assert_close(masked.logits(model.prompts(), mask), wanted, rtol=0, atol=1e-12)
