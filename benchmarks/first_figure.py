@@ -64,7 +64,7 @@ def measure(seeds: Sequence[int]) -> dict[str, list[Point]]:
 
 def draw(found: Mapping[str, Sequence[Point]], path: Path) -> None:
     """Draw the points, on white, so that a dark page shows them as well."""
-    figure = new_figure(7.2, 3.9)
+    figure = new_figure(5.6, 4.0)
     axes: Any = figure.add_subplot()
     full = found["full model"][0]
     axes.plot(full["macs"], full["accuracy"], "*", color="#1b1b1b", markersize=14, label="full model, with adapters")
@@ -76,7 +76,7 @@ def draw(found: Mapping[str, Sequence[Point]], path: Path) -> None:
     axes.invert_xaxis()
     axes.set_xlabel("MACs of an example, % of the model without adapters")
     axes.set_ylabel("accuracy on the test split, %")
-    axes.set_title("METER-mini (1.2 M parameters) on generated questions about shapes", fontsize=11)
+    axes.set_title("METER-mini (1.2 M parameters) on questions about shapes", fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     save_figure(figure, path)
