@@ -6,7 +6,7 @@
 The reference computes attention of text and fusion layers step by step (scores, additive mask, softmax), uses
 `multi_head_attention_forward` with packed weights in the vision encoder, and computes every token in the last stage. Both
 sides have adapters, skip nothing, cache nothing and return the same features. They are timed alternately; ratios are
-medians and quartiles over pairs of neighbouring runs.
+medians and quartiles over pairs of neighboring runs.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def final_regret(agent: Agent, env_id: str) -> float:
 
 
 def advantages_of(rewards, values, ended, last_value, args: Args) -> torch.Tensor:
-    """(num_steps, num_envs) generalised advantage estimates; `ended` marks the last steps of episodes."""
+    """(num_steps, num_envs) generalized advantage estimates; `ended` marks the last steps of episodes."""
     found, running = torch.zeros_like(rewards), torch.zeros(rewards.shape[1])
     for step in reversed(range(len(rewards))):
         following = last_value if step + 1 == len(rewards) else values[step + 1]

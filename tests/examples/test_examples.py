@@ -23,7 +23,7 @@ QUICK: dict[str, dict] = {
     "own_statistic": {"reward_examples": 10},
     "own_model": {"checkpoint": "bridge_tower", "steps": 2, "reward_examples": 8},
     "own_task": {"steps": 2, "data_root": "shapes"},
-    "outside_optimisers": {"evaluations": 12},
+    "outside_optimizers": {"evaluations": 12},
     "policy_gradient": {"env_id": "DAS-METER-VQA-Tabular-v0", "num_updates": 3},
     "random_masks": {"steps": 3, "reward_examples": 10},
     "sb3_maskable": {"env_id": "DAS-METER-VQA-Tabular-v0", "total_timesteps": 128},

@@ -1,4 +1,4 @@
-"""External optimisers on a table: Optuna, and simulated annealing in twenty lines."""
+"""External optimizers on a table: Optuna, and simulated annealing in twenty lines."""
 
 import numpy as np
 import optuna

@@ -1,8 +1,8 @@
 """Measure what layer statistics are worth: one mask chosen by them, against searches with few masks, on a suite's problems.
 
-    python -m benchmarks.generalise                              the bundled suite's `test`; 4 minutes of one core
-    python -m benchmarks.generalise --cache FOLDER               keep what is done: a stopped command continues
-    python -m benchmarks.generalise --budgets latency            on problems of measured latency
+    python -m benchmarks.generalize                              the bundled suite's `test`; 4 minutes of one core
+    python -m benchmarks.generalize --cache FOLDER               keep what is done: a stopped command continues
+    python -m benchmarks.generalize --budgets latency            on problems of measured latency
 
 Regret is a share of the possible gain: 0 = the optimum, 1 = skipping in a random order. Means are over problems. Intervals
 are 95 % t-intervals, clustered by kind of model and task, since problems of one kind are alike (Cameron and Miller, 2015).
@@ -143,7 +143,7 @@ def kind_of(problem: SuiteProblem) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = make_parser("generalise", __doc__)
+    parser = make_parser("generalize", __doc__)
     parser.add_argument("--suite", help="folder of a suite; the bundled one by default")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
     parser.add_argument("--budgets", nargs="+", default=DEFAULT_BUDGETS, choices=BUDGET_KINDS)
