@@ -241,9 +241,9 @@ LINES = (
     Line("latency, ms", ("latency_ms", "latency_quartiles_ms"), lambda median, rest: format_milliseconds(median, *rest)),
     Line("times as fast", ("speedup", "speedup_interval"), lambda ratio, interval: format_speedup(ratio, *interval)),
     Line("first token, ms", ("prefill_ms",), lambda values: format_milliseconds(*values)),
-    Line("  times as fast", ("prefill_speedup",), lambda values: format_speedup(*values)),
+    Line("  first token, times as fast", ("prefill_speedup",), lambda values: format_speedup(*values)),
     Line("further tokens, ms", ("decode_ms",), lambda values: format_milliseconds(*values)),
-    Line("  times as fast", ("decode_speedup",), lambda values: format_speedup(*values)),
+    Line("  further tokens, times as fast", ("decode_speedup",), lambda values: format_speedup(*values)),
     Line("skipped layers", ("skipped_layers",), lambda names: ", ".join(names) or "none"),
 )
 """The lines of a table of models. Lines that no record has are left out."""

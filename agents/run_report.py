@@ -73,7 +73,7 @@ def draw_search(path: Path, result: SearchResult) -> None:
     from PIL import Image
 
     facts = [f"{name}: {value}" for name, value in search_facts(result).items()][2:8]
-    title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} layers skipped, {result.env_id}"
+    title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} units skipped, {result.env_id}"
     progress = progress_of(result)
     best = [] if progress is None else [reward for reward in progress.best if reward is not None]
     image = draw(architecture_of(result), np.array(result.mask, bool), title, facts, best=best)

@@ -42,11 +42,14 @@ def shrink_report(
 ) -> RunReport:
     """Return the report of a run that shrank a model."""
     removed = [unit.name for unit, bit in zip(architecture.units, mask, strict=True) if bit]
+    references = f"full model {100 * measured.rows[FULL].score:.2f}"
+    if measured.control is not None:
+        references += f", {CONTROL} {100 * measured.control.score:.2f}"
     return RunReport(
-        title=f"{source.name} shrunk: {len(removed)} of {len(mask)} layers removed",
+        title=f"{source.name} shrunk: {len(removed)} of {len(mask)} units removed",
         facts={
             "skips": ", ".join(removed) or "nothing",
-            f"{measured.metric.replace('_', ' ')} on test, %": f"{100 * measured.final.score:.2f}",
+            f"{measured.metric.replace('_', ' ')} on test, %": f"{100 * measured.final.score:.2f} ({references})",
             "MACs saved, %": percent(measured.final.macs_saved),
             "out": str(out.absolute()),
         },

@@ -122,8 +122,12 @@ class Answers:
     @classmethod
     def from_models(cls, models: Sequence[str], questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Answers:
         """Return the answers of all models, the full model first, to the questions that `rows_to_show` chooses."""
-        rows = zip(questions, (list(answers[row]) for row in cls.rows_to_show(answers)), strict=True)
         about = f"{len(questions):,} of {counted(len(answers), 'question')}"
+        instructions = {question.text.rpartition("\n")[2] for question in questions if "\n" in question.text}
+        if len(instructions) == 1 and all("\n" in question.text for question in questions):  # the same below each question
+            about += f", each followed by: {instructions.pop()!r}"
+            questions = [replace(question, text=question.text.rpartition("\n")[0]) for question in questions]
+        rows = zip(questions, (list(answers[row]) for row in cls.rows_to_show(answers)), strict=True)
         if len(models) > 1:
             differing = sum(len(set(each)) > 1 for each in answers)
             about += f"; the models differ on {differing:,}, which come first" if differing else "; the models agree on all"

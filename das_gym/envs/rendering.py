@@ -63,12 +63,12 @@ def render(render_mode: str, view: View, last: LastStep | None) -> str | np.ndar
     units = view.architecture.units
     mask = np.zeros(len(units), dtype=bool) if last is None else last.mask
     if render_mode == "ansi":
-        words = f"{counted(len(units), 'layer')}, none chosen yet"
+        words = f"{counted(len(units), 'unit')}, none chosen yet"
         if last is not None:
             words = describe([unit.name for unit in units], last)
         problem = f"{view.problem}: " if view.problem else ""
         return "\n".join([*view.architecture.lines(mask), problem + words]) + "\n"
-    title = f"{int(mask.sum())} of {counted(len(units), 'layer')} skipped (budget: {view.budget})"
+    title = f"{int(mask.sum())} of {counted(len(units), 'unit')} skipped (budget: {view.budget})"
     facts = [view.problem] if view.problem else []
     facts += ["nothing chosen yet"] if last is None else _facts(last)
     return draw(view.architecture, mask, title, facts, view.height)

@@ -94,6 +94,27 @@ def test_report_can_be_built_from_its_record():
 
 
 @pytest.mark.slow
+def test_instruction_below_every_question_is_shown_once():
+    questions = [Question("what color?\nOne word."), Question("how many?\nOne word.")]
+    answers = Answers.from_models(["full"], questions, [["red"], ["two"]])
+    assert [question.text for question, _ in answers.rows] == ["what color?", "how many?"]
+    assert "'One word.'" in answers.about
+    questions.append(Question("what?\nA phrase."))
+    assert Answers.from_models(["full"], questions, [["red"], ["two"], ["that"]]).rows[0][0] == questions[0]
+
+
+@needs_browser
+def test_narrow_page_shows_wide_tables_and_close_losses(chromium, tmp_path: Path):
+    table = Table(("", *("a long heading of a model",) * 4), (("loss", *("5,912,345.6",) * 4),), "Before and after")
+    cost = CostChart.from_search([(0.1, 5.91), (0.2, 5.93), (0.3, 5.95)], None)
+    page = open_page(chromium, write_report(tmp_path / "report.html", [a_report(table=table, cost=cost)]), 390)
+    assert page.locator(".scroll[data-cut]").count() == 2
+    assert page.locator(".answers th[scope=row]").first.bounding_box()["width"] >= 200
+    dots = page.locator("[data-chart=cost] circle")
+    heights = [dots.nth(row).bounding_box()["y"] for row in range(dots.count())]
+    assert max(heights) - min(heights) > 100  # of 280 pixels
+
+
 @needs_browser
 def test_in_a_browser(chromium, tmp_path: Path):
     one = write_report(tmp_path / "one.html", [a_report(n_units=24)])

@@ -60,7 +60,7 @@ def test_checker_accepts_every_mode(kwargs: dict, env_id: str):
 def test_text_gives_the_reason_of_unscored_masks(kwargs: dict):
     env = gymnasium.make(TABULAR, action="sequence", render_mode="ansi", **kwargs[TABULAR])
     env.reset(seed=0)
-    assert env.render().endswith("6 layers, none chosen yet\n")
+    assert env.render().endswith("6 units, none chosen yet\n")
     env.step(0)
     assert "skipped text.0: not scored, still choosing; reward 0.0000" in env.render()
     env.step(4)
@@ -80,7 +80,7 @@ def test_suite_shows_stages_and_name_of_every_problem(kwargs: dict):
         env.reset(options={"problem": number})
         before = env.render().splitlines()
         assert len(before) == len(Architecture.from_table(problem.table).stages) + 1
-        assert before[-1] == f"{problem.name}: {problem.table.n_layers} layers, none chosen yet"
+        assert before[-1] == f"{problem.name}: {problem.table.n_layers} units, none chosen yet"
         reward, info = env.step(env.action_space.sample())[1::3]
         assert env.render().count("SKIP") == info["n_skipped"]
         assert f"reward {reward:.4f}" in env.render()

@@ -184,7 +184,7 @@ redraw = chart($("chart"), "Loss against MACs saved", () => {
   const shown = some.filter(drawable);
   return {
     height: 320, marginLeft: 56, x: savedAxis,
-    y: { label: "loss, nats", type: "log", grid: true, nice: true, ticks: 5, tickFormat: ".3~r" },
+    y: lossAxis(shown.map(point)),
     marks: costMarks({
       others: shown.filter((each) => !within(each)).map(point), tried: shown.filter(within).map(point),
       front: frontRows.map(point).reverse(), landed: row !== undefined && drawable(row) ? point(row) : null,

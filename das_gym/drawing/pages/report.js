@@ -57,7 +57,7 @@ const DRAW = {
   cost(place, run) {
     const { about, ...drawn } = run.cost;
     chart(place, `Loss against MACs saved: ${about}`, () => ({
-      height: 280, marginLeft: 56, x: savedAxis, y: { label: "loss, nats", type: "log", grid: true, nice: true, ticks: 5, tickFormat: ".3~r" },
+      height: 280, marginLeft: 56, x: savedAxis, y: lossAxis([...drawn.others, ...drawn.tried, ...(drawn.landed ? [drawn.landed] : [])]),
       marks: costMarks(drawn),
     }), {
       of: run.name, legend: [...(drawn.others.length ? [["masks of the table", "var(--other)", "dot"]] : []), ["scored by the search", "var(--kept)", "ring"],
@@ -86,6 +86,7 @@ const DRAW = {
     region.append(tableOf(["unit", ...Object.keys(run.statistics)],
       names.map((name, i) => [name, ...Object.values(run.statistics).map((values) => number(values[i]))])));
     details.append(region);
+    cutTables.observe(region);
     place.append(details);
   },
 };

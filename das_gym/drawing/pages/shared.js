@@ -66,6 +66,12 @@ function tableOf(columns, rows) {
   return element("table", {}, element("thead", {}, head), element("tbody", {}, ...body));
 }
 
+/** Tables that are wider than their place say so: most browsers of phones show no scroll bar. */
+const cutTables = new ResizeObserver((entries) => {
+  for (const { target } of entries) target.toggleAttribute("data-cut", target.scrollWidth > target.clientWidth + 1);
+});
+for (const region of document.querySelectorAll(".scroll")) cutTables.observe(region);
+
 /** Rows that are at most `most`, at even distances, the last among them. */
 function thinned(rows, most = 60) {
   if (rows.length <= most) return rows;
@@ -95,6 +101,7 @@ function chart(place, label, options, { legend = [], table = null, of = "" } = {
       const region = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Table: ${name}` });
       region.append(tableOf(columns, thinned(rows)));
       details.replaceChildren(details.firstChild, region);
+      cutTables.observe(region);
     });
     figure.append(details);
   }
@@ -129,6 +136,15 @@ const SHAPES = {
 
 /** An axis of shares in per cent. */
 const savedAxis = { label: "MACs saved, %", grid: true, nice: true, percent: true, tickFormat: ".3~r" };
+
+/** An axis of losses: logarithmic only where they differ by more than a factor of 5, since a shorter one has too few marks. */
+function lossAxis(points) {
+  const losses = points.map(([, loss]) => loss);
+  const low = Math.min(...losses);
+  const high = Math.max(...losses);
+  const scale = low > 0 && high / low > 5 ? { type: "log", domain: [low, high] } : { nice: true };
+  return { label: "loss, nats", grid: true, ticks: 5, tickFormat: ".4~r", ...scale };
+}
 
 /** Loss against cost: other masks, the front, what was tried, where a run landed. */
 function costMarks({ others, front, tried, landed }) {

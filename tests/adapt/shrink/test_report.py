@@ -54,7 +54,7 @@ def test_conclusion_and_loss_regained(losses: tuple[float, ...], share: float | 
     table = table_of(results)
     assert table.columns[1] == "full model (baseline)"
     assert table.rows[0] == ("accuracy on test, %", *["50.0"] * len(losses))
-    assert ("  times as fast", "-", *["1.50 (1.25..1.75)"] * (len(losses) - 1)) in table.rows
+    assert ("  first token, times as fast", "-", *["1.50 (1.25..1.75)"] * (len(losses) - 1)) in table.rows
     assert table.notes[-1] == said
 
 
