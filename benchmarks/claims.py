@@ -104,7 +104,8 @@ def read_claim(entry: Mapping[str, Any]) -> Claim:
     missing = sorted({"texts", "pages"} - set(entry))
     if unknown or missing:
         raise ValueError(f"claim {dict(entry)}: unknown fields {unknown}, missing fields {missing}")
-    claim = Claim(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    claim = Claim(**fields)
     name = claim.texts[0]
     if [bool(claim.record), bool(claim.measured), bool(claim.given)].count(True) != 1:
         raise ValueError(f"claim {name!r}: expected one of record, measured and given")
@@ -128,7 +129,7 @@ def faults_of(claims: Sequence[Claim], root: Path = ROOT) -> list[str]:
     """Return a sentence for everything that is wrong."""
     pages = read_pages(root)
     squeezed = {name: squeeze(text) for name, text in pages.items()}
-    found = []
+    found: list[str] = []
     for claim in claims:
         found += page_faults(claim, squeezed)
         found += [fault for text in claim.texts if claim.record for fault in record_faults(text, claim.record, root)]
