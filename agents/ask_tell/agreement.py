@@ -47,7 +47,6 @@ class AgreementProcess(Process):
         super().__init__(masks, values, self.noise_share * (2.0 + self.pairs + self.heat))
 
     def covariance(self, some: Masks, others: Masks) -> Floats:
-        """See `Process.covariance`."""
         # An ask takes the covariance of the observed masks several times; their product with the weights is kept.
         weighted = self._weighted if some is self.masks else (2.0 * some - 1.0) * self.layer_weights
         u = weighted @ (2.0 * others - 1.0).T

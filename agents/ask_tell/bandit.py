@@ -60,11 +60,9 @@ class Bandit(Agent):
         return self.space.top(self.preferences)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return `Agent.state_dict` with the preferences."""
         return {**super().state_dict(), "preferences": self.preferences.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state_dict` was called."""
         super().load_state_dict(state)
         self.preferences = read_array("preferences", state["preferences"], (self.n_layers,))
 

@@ -154,11 +154,9 @@ class Bayes(Agent):
         return masks[means.argmax()].copy()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return `Agent.state_dict` with what the processes learned."""
         return {**super().state_dict(), "indices": self.indices, "learned": self.learner.state_dict(), "turns": self.turns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state_dict` was called."""
         super().load_state_dict(state)
         self.indices = read_indices(state["indices"])
         self.learner.load_state_dict(state["learned"])

@@ -95,7 +95,6 @@ class Evolution(Agent):
         return super().best() if self.rewards or not keys else masks_of_keys(keys[:1], self.n_layers)[0].copy()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return `Agent.state_dict` with the parent and the current stage of its generation."""
         return {
             **super().state_dict(),
             "parent": None if self.parent is None else np.flatnonzero(self.parent).tolist(),
@@ -106,7 +105,6 @@ class Evolution(Agent):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state_dict` was called."""
         super().load_state_dict(state)
         parent = convert("parent", state["parent"], list[int] | None)
         self.parent = None if parent is None else np.isin(np.arange(self.n_layers), parent)

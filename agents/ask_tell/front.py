@@ -96,11 +96,9 @@ class FrontSearch(Agent):
         return self._promising(n, process, candidates, needed)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return `Agent.state_dict` with the state of the process and the next level."""
         return {**super().state_dict(), "indices": self.indices, "level": self._level, "turns": self._turns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state_dict` was called."""
         super().load_state_dict(state)
         self.indices = read_indices(state["indices"])
         self._level, self._turns = (convert(name, state[name], int) for name in ("level", "turns"))

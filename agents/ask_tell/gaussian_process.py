@@ -151,7 +151,6 @@ class PolynomialProcess(Process):
         super().__init__(masks, values, noise)
 
     def covariance(self, some: Masks, others: Masks) -> Floats:
-        """See `Process.covariance`."""
         return self._covariance_at((2.0 * some - 1.0) @ (2.0 * others - 1.0).T)
 
     def _covariance_at(self, d: Floats) -> Floats:

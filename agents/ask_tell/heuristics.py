@@ -32,7 +32,6 @@ class Uniform(Heuristic):
     """
 
     def best(self) -> Masks:
-        """Return the mask."""
         masks = np.zeros((self.n_layers + 1, self.n_layers), dtype=bool)
         for count in range(1, self.n_layers + 1):
             masks[count, ((np.arange(count) + 0.5) * self.n_layers / count).astype(int)] = True
@@ -71,7 +70,6 @@ class BlockInfluence(Heuristic):
         self.preferences = -values if skip == "lowest" else values
 
     def best(self) -> Masks:
-        """Return the mask."""
         return self.space.top(self.preferences)
 
 
@@ -209,7 +207,6 @@ class Interlace(BlockHeuristic):
     """
 
     def best(self) -> Masks:
-        """Return the mask."""
         removed: dict[int, None] = {}
         assigned: set[int] = set()
         for length in (3, 2):

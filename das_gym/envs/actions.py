@@ -131,7 +131,6 @@ class MaskMode(ActionMode):
         return spaces.MultiBinary(self.n_layers)
 
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
-        """See `ActionMode.step`."""
         array = np.asarray(actions)
         shape = (*batch, self.n_layers)
         if array.shape != shape:
@@ -194,7 +193,6 @@ class SequenceMode(ActionMode):
         return spaces.Discrete(self.n_layers + self.can_stop)
 
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
-        """See `ActionMode.step`."""
         chosen = self._check(actions, batch)
         self._check_running()
         if self._cache is not None:

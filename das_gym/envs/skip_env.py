@@ -78,11 +78,9 @@ class EngineScorer(Scorer):
         return self._costs[setting]
 
     def architecture(self) -> Architecture:
-        """See `Scorer.architecture`."""
         return Architecture.from_layers(self.problem.vlp.layers, self.macs)
 
     def masks_for_statistics(self, names: Iterable[str]) -> int:
-        """See `Scorer.masks_for_statistics`."""
         return masks_needed(names, self.n_layers)
 
     def statistic(self, name: str) -> np.ndarray:
@@ -91,7 +89,6 @@ class EngineScorer(Scorer):
 
     @property
     def metric_name(self) -> str:
-        """See `Scorer.metric_name`."""
         return self.problem.task.metric_name
 
     def blocks(self) -> dict[str, Any]:

@@ -74,7 +74,6 @@ class SuiteEpisodes(Episodes):
         self.feature_names = tuple(name for part in entries for name in part)
 
     def copies(self, rows: int) -> SuiteEpisodes:
-        """See `Episodes.copies`."""
         return SuiteEpisodes(self.suite, self.mode.name, self.flat, rows)
 
     def reset(self, rng: np.random.Generator, seeded: bool, options: Any) -> None:
@@ -134,7 +133,6 @@ class SuiteEpisodes(Episodes):
         return {name: values[self.which] for name, values in self.suite.known.items()} | parts
 
     def observe_one(self) -> Any:
-        """See `Episodes.observe_one`."""
         observed = self.observe()
         return observed[0] if self.flat else {name: values[0] for name, values in observed.items()}
 
@@ -164,12 +162,10 @@ class SuiteEpisodes(Episodes):
         return np.where(moves.ended, suite.scaled[rows], 0.0), info | moves.info
 
     def score_one(self, moves: Moves, rng: np.random.Generator) -> tuple[float, dict[str, Any]]:
-        """See `Episodes.score_one`."""
         rewards, info = self.score(moves, rng)
         return float(rewards[0]), first_row(info)
 
     def report_savings(self, costs: Sequence[str]) -> list[tuple[float, float]]:
-        """See `Episodes.report_savings`."""
         saved = {name: self.suite.saved_of(name) for name in costs}
         for name, shares in saved.items():
             if np.isnan(shares).any():
@@ -192,7 +188,6 @@ class SuiteEpisodes(Episodes):
         return self.problem_info() | masks
 
     def reset_info_one(self) -> dict[str, Any]:
-        """See `Episodes.reset_info_one`."""
         return first_row(self.reset_info())
 
     def last_step(self, mask: np.ndarray, reward: float, info: dict[str, Any], ended: bool) -> LastStep:

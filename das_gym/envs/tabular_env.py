@@ -88,17 +88,14 @@ class TableScorer(Scorer):
         return self.table.statistic(name)
 
     def architecture(self) -> Architecture:
-        """See `Scorer.architecture`."""
         return Architecture.from_table(self.table)
 
     @property
     def metric_name(self) -> str:
-        """See `Scorer.metric_name`."""
         return self.table.meta.metric_name
 
     @property
     def can_score_shares(self) -> bool:
-        """See `Scorer.can_score_shares`."""
         return False
 
     def blocks(self) -> dict[str, Any] | None:
@@ -132,7 +129,6 @@ class TableScorer(Scorer):
     def score(
         self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None, share: float = 1.0
     ) -> tuple[np.ndarray, Info]:
-        """See `Scorer.score`."""
         rows = self.table.rows(masks)
         if not self._exact or (rows < 0).any():
             return super().score(masks, rng, ended, share)
@@ -147,7 +143,6 @@ class TableScorer(Scorer):
         return rewards, {**info, "evaluations": self._count(scored)}
 
     def score_one(self, masks: np.ndarray, rng: np.random.Generator, ended: bool) -> tuple[float, dict[str, Any]]:
-        """See `Scorer.score_one`."""
         # The bytes of a short mask hash faster than its row is computed.
         known = self._rows_known.get(key := masks.tobytes())
         if known is None:
@@ -170,7 +165,6 @@ class TableScorer(Scorer):
             self.__dict__.pop(name, None)
 
     def full_model_info(self) -> dict[str, Any]:
-        """See `Scorer.full_model_info`."""
         return {**self._full_model_info, "evaluations": self.evaluations}
 
     @cached_property
@@ -220,7 +214,6 @@ class ExampleScorer(TableScorer):
 
     @property
     def can_score_shares(self) -> bool:
-        """See `Scorer.can_score_shares`."""
         return True
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator, share: float = 1.0) -> Scores:
@@ -228,7 +221,6 @@ class ExampleScorer(TableScorer):
         return self._on(self.next_places(rng, share), self.table.rows(masks))
 
     def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
-        """See `Scorer.score_examples`."""
         return self._each.each(np.arange(start, stop), self.table.rows(masks))
 
     def measure_fixed(self, masks: np.ndarray) -> Scores:

@@ -35,7 +35,6 @@ class ClassificationTask(Task):
 
     @property
     def logit_names(self) -> tuple[str, ...]:
-        """The classes."""
         return self.classes
 
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
@@ -55,7 +54,6 @@ class ClassificationTask(Task):
         return (logits.argmax(-1) == targets["label"]).to(logits)
 
     def chance(self, examples: Sequence[Any]) -> float:
-        """Return 1 / number of classes."""
         del examples
         return 1 / len(self.classes)
 
@@ -65,5 +63,4 @@ class ClassificationTask(Task):
         return [{self.key_name: e.key, "prediction": self.classes[n]} for e, n in zip(examples, numbers, strict=True)]
 
     def reference(self, example: Any) -> str:
-        """Return the right class."""
         return self.classes[int(example.label)]

@@ -423,7 +423,6 @@ class VLM(UnitModel):
         linear_skips.fit_skip_adapters(self, states, rank, on_unit=on_unit)
 
     def put_skip_adapters(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `VLP.put_skip_adapters`."""
         linear_skips.put_skip_adapters(self, tensors)
 
     # ---- plain forwards, for latency ----

@@ -105,7 +105,6 @@ class AnsweringTask(Task):
         return example.question.replace(IMAGE_MARK, "").strip()
 
     def reference(self, example: AnswerExample) -> str:
-        """Return the reference answer."""
         return example.answer
 
     def format_prediction(self, example: AnswerExample, prediction: Mapping[str, Any]) -> str:

@@ -129,7 +129,6 @@ class ChoicesTask(AnsweringTask):
         return rows
 
     def format_prediction(self, example: AnswerExample, prediction: Mapping[str, Any]) -> str:
-        """Return the likeliest option."""
         return str(prediction["answer"])
 
     def format_generated(self, example: AnswerExample, text: str) -> dict[str, Any]:

@@ -64,7 +64,6 @@ class RetrievalTask(Task):
         return f"Which of {len(example.texts)} texts is true of the image?"
 
     def reference(self, example: RetrievalExample) -> str:
-        """Return the true text."""
         return example.texts[0]
 
     def format_prediction(self, example: RetrievalExample, prediction: Mapping[str, Any]) -> str:
@@ -100,7 +99,6 @@ class RetrievalTask(Task):
         return partial(matching_losses, weight=head["weight"], bias=head["bias"])
 
     def chance(self, examples: Sequence[RetrievalExample]) -> float:
-        """Return 1 / number of texts."""
         del examples
         return 1 / NUM_TEXTS
 

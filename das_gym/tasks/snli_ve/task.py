@@ -32,5 +32,4 @@ class SNLIVETask(ClassificationTask):
         return "SNLI-VE" if any((root / name).is_file() for name in names) or TABLES.is_in(root) else ""
 
     def pairs(self, examples: Sequence[SNLIVEExample]) -> list[Pair]:
-        """Return each hypothesis with its image."""
         return [Pair(example.hypothesis, example.image) for example in examples]

@@ -104,7 +104,6 @@ class TextTask(Task):
         return [{"key": e.key, "tokens": len(e.ids) - 1, "loss": x} for e, x in zip(examples, losses, strict=True)]
 
     def open_ended(self, examples: Sequence[WindowExample]) -> list[WindowExample]:
-        """Return the examples: each is one passage."""
         return list(examples)
 
     def generation_prompt(self, example: WindowExample) -> Passage:
@@ -116,12 +115,10 @@ class TextTask(Task):
         return {"key": example.key, "continuation": text}
 
     def question(self, example: WindowExample) -> str:
-        """Return the text of the window."""
         text: str = self.processor.tokenizer.decode(list(example.ids))
         return text
 
     def format_prediction(self, example: WindowExample, prediction: Mapping[str, Any]) -> str:
-        """Return the loss of the window."""
         return f"{prediction['loss']:.3f} nats a token"
 
     def summary(self, examples: Sequence[WindowExample], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:

@@ -65,7 +65,6 @@ class VQATask(Task):
         return answer_vocabulary(splits.train, splits.reward, splits.test, min_count=min_count)
 
     def pairs(self, examples: Sequence[VQAExample]) -> list[Pair]:
-        """Return each question with its image."""
         return [Pair(e.question, e.image) for e in examples]
 
     def targets(self, examples: Sequence[VQAExample]) -> dict[str, Tensor]:
@@ -111,7 +110,6 @@ class VQATask(Task):
         return counts[0][0] if len(counts) == 1 else ", ".join(f"{answer} ({count})" for answer, count in counts)
 
     def format_prediction(self, example: VQAExample, prediction: Mapping[str, Any]) -> str:
-        """Return the answer."""
         del example
         return str(prediction["answer"])
 
