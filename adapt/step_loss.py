@@ -169,11 +169,10 @@ class StepLoss:
     def activation_bytes(self) -> int:
         """Return how many bytes the forward pass of the first example keeps for the backward pass, without parameters."""
         example = self.examples[:1]
-        device = self.vlp.device
         augment = (self.seed, 0) if self.augment else None
         parameters = [*self.vlp.parameters(), *self.head.parameters()]
         # dropout must not draw from the random numbers of the training
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[self.vlp.device] if self.vlp.device.type == "cuda" else []):
             return saved_bytes(lambda: self.losses(example, self.targets(example), None, augment), parameters)
 
     def choose_micro_batch_size(self, parameters: Iterable[Tensor], batch_size: int) -> None:

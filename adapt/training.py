@@ -239,9 +239,8 @@ class Trainer:
         if not torch.isfinite(norm):
             # With fp16 the scaler skips such a step and halves its scale; at a scale of 1 the scale is not to blame.
             self._overflows += 1
-            scaler = accelerator.scaler
-            if scaler is None or scaler.get_scale() <= 1 or self._overflows == self.steps:
-                advice = "" if scaler is None else ", or mixed_precision=bf16"
+            if accelerator.scaler is None or accelerator.scaler.get_scale() <= 1 or self._overflows == self.steps:
+                advice = "" if accelerator.scaler is None else ", or mixed_precision=bf16"
                 raise FloatingPointError(
                     f"The training diverged: gradient norm {norm.item()} at {where}. Try a lower learning rate{advice}."
                 )

@@ -100,7 +100,6 @@ def cached_values(vlm: VLM, processor: Any, prompt: Any) -> int:
 
     cache = DynamicCache(config=vlm.text_config)
     batch = left_padded([processor.encode(prompt, pixels=True)], pad_token(vlm, processor), vlm)
-    model = vlm.model.base_model
-    model(**batch, **{cache_name(type(model).forward): cache}, use_cache=True)
+    vlm.model.base_model(**batch, **{cache_name(type(vlm.model.base_model).forward): cache}, use_cache=True)
     tensors = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
     return sum(tensor.numel() // tensor.shape[-2] for tensor in tensors if tensor is not None and tensor.numel())

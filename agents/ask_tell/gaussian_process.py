@@ -227,10 +227,9 @@ def fit_step(
 
 def invert_lower(factor: Floats) -> Floats:
     """Return the (m, m) inverse of a lower triangular matrix, by halves: numpy's general inverse is four times slower."""
-    m = len(factor)
-    if m <= 64:
+    if len(factor) <= 64:
         return np.linalg.inv(factor).astype(np.float64, copy=False)
-    half = m // 2
+    half = len(factor) // 2
     inverse = np.zeros_like(factor)
     inverse[:half, :half] = invert_lower(factor[:half, :half])
     inverse[half:, half:] = invert_lower(factor[half:, half:])

@@ -179,15 +179,14 @@ class Angular(BlockHeuristic):
 
     def _shortest_block(self, first: int) -> tuple[float, Masks] | None:
         """Return distance and mask of the shortest block from a stage on that satisfies the budget; None if none does."""
-        stages = self.blocks.stages
         mask = np.zeros(self.n_layers, dtype=bool)
-        for length, last in enumerate(stages[first:], start=1):
-            if {self.blocks.streams[i] for i in last} != {self.blocks.streams[i] for i in stages[first]}:
+        for length, last in enumerate(self.blocks.stages[first:], start=1):
+            if {self.blocks.streams[i] for i in last} != {self.blocks.streams[i] for i in self.blocks.stages[first]}:
                 return None
             for layer in sorted(last, key=self._single):
                 mask[layer] = True
                 if self.space.contains(mask[None])[0]:
-                    distances = [distance(self.blocks.angular, layer, length) for layer in stages[first]]
+                    distances = [distance(self.blocks.angular, layer, length) for layer in self.blocks.stages[first]]
                     return float(np.mean([each for each in distances if each is not None])), mask
         return None
 

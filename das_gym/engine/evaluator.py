@@ -220,11 +220,10 @@ class Evaluator:
     def _check_masks(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
         """Return the masks as bool; other shapes and values are a ValueError, and so are no examples."""
         array = np.asarray(masks)
-        width = len(self.vlp.layers)
         if array.shape == (0,):
-            array = array.reshape(0, width)
-        if array.ndim != 2 or array.shape[1] != width:
-            raise ValueError(f"invalid masks: got shape {array.shape}, expected (number of masks, {width})")
+            array = array.reshape(0, len(self.vlp.layers))
+        if array.ndim != 2 or array.shape[1] != len(self.vlp.layers):
+            raise ValueError(f"invalid masks: got shape {array.shape}, expected (number of masks, {len(self.vlp.layers)})")
         if array.dtype != bool and not np.isin(array, (0, 1)).all():
             raise ValueError("invalid masks: got other values than 0 (keep) and 1 (skip)")
         if not len(examples):

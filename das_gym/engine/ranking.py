@@ -127,8 +127,7 @@ def _pool_pairs(vlp: VLP, mask: np.ndarray, texts: _Side, image: _Side) -> Tenso
         hidden = dict(state.hidden)
         last = stage == len(vlp.stages) - 1
         for index in layers:
-            stream = vlp.layers[index].stream
-            hidden[stream] = vlp.run_layer(index, state, bool(mask[index]), memo, pooled_only=last)
+            hidden[vlp.layers[index].stream] = vlp.run_layer(index, state, bool(mask[index]), memo, pooled_only=last)
         state = state.with_hidden(hidden)
     return vlp.pool(state.with_hidden({name: h.expand(len(texts.hidden), -1, -1) for name, h in state.hidden.items()}))
 

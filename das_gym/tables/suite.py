@@ -391,10 +391,9 @@ def load_suite(
     suite.made_by = (load_suite, (folder, split, reward, names, relatives, seed, kinds))
     if problems is None:
         return suite
-    count = len(suite.problems)
-    if not is_whole(problems) or not 1 <= problems <= count:
-        raise ValueError(f"`problems` is out of range: got {problems!r}, expected 1..{count} or None")
-    drawn = [suite.problems[place] for place in np.random.default_rng(seed).permutation(count)[:problems]]
+    if not is_whole(problems) or not 1 <= problems <= len(suite.problems):
+        raise ValueError(f"`problems` is out of range: got {problems!r}, expected 1..{len(suite.problems)} or None")
+    drawn = [suite.problems[place] for place in np.random.default_rng(seed).permutation(len(suite.problems))[:problems]]
     return Suite(drawn, names, (load_suite, (folder, split, reward, names, relatives, seed, kinds, problems)))
 
 

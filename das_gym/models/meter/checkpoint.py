@@ -141,14 +141,13 @@ def _derive_first_token(named: dict[str, Tensor], config: METERConfig) -> None:
     prefix = "text_encoder.embeddings"
     parts = [f"{prefix}.{part}_embeddings.weight" for part in ("word", "position", "token_type")]
     norm = [f"{prefix}.LayerNorm.{part}" for part in ("weight", "bias")]
-    width = config.hidden_size
-    fits = all(name in named and named[name].shape[-1:] == (width,) for name in parts + norm)
+    fits = all(name in named and named[name].shape[-1:] == (config.hidden_size,) for name in parts + norm)
     if FIRST_TOKEN in named or not fits or config.max_positions < 3:
         return
     word, position, kind = (named[name] for name in parts)
     weight, bias = (named[name].float() for name in norm)
     start = (word[0] + position[2] + kind[0]).float()
-    named[FIRST_TOKEN] = F.layer_norm(start, (width,), weight, bias, eps=1e-5)[None, None]
+    named[FIRST_TOKEN] = F.layer_norm(start, (config.hidden_size,), weight, bias, eps=1e-5)[None, None]
 
 
 def resize_positions(positions: Tensor, side: int) -> Tensor:

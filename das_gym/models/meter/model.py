@@ -78,10 +78,9 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
 
     def make_processor(self, folder: Path, max_text_length: int | None = None) -> Processor:
         """Return the processor for RoBERTa's tokens (padding has id 1) and METER's pixels; see `VLP.make_processor`."""
-        config = self.config
-        tokenizer = find_tokenizer(folder, config.vocab_size, pad=1, first=0, last=2)
-        longest = min(max_text_length or MAX_TEXT_LENGTH, config.max_positions - SPARE_POSITIONS)
-        return Processor(tokenizer, meter_transform, config.image_size, config.patch_size, longest)
+        tokenizer = find_tokenizer(folder, self.config.vocab_size, pad=1, first=0, last=2)
+        longest = min(max_text_length or MAX_TEXT_LENGTH, self.config.max_positions - SPARE_POSITIONS)
+        return Processor(tokenizer, meter_transform, self.config.image_size, self.config.patch_size, longest)
 
     def skippable_layer(self, index: int) -> SkippableLayer:
         """Return the module of layer `index`."""

@@ -95,11 +95,10 @@ def _probe_decoder(compare: Comparison, plain: VLM, one: Sequence[Encoding]) -> 
         added = record(plain.stack, lambda: plain.run(one)).added
     answer_type = _answer_type(compare)
     compare.processor = compare.processor.with_answer_type(answer_type)
-    why = "the model adds image features after it"
     plain_way = ModelCapabilities(
         additive_layers=tuple(sorted(added)),
         answer_type=answer_type,
-        protected=dict.fromkeys(range(max(added, default=0)), why),
+        protected=dict.fromkeys(range(max(added, default=0)), "the model adds image features after it"),
         caches_images=False,
         shares_prefix=False,
         supports_kv_only_last_layer=False,

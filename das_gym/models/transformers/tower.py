@@ -179,14 +179,13 @@ class VisionTower:
         def keep(place: int, _: nn.Module, __: Any, output: Any) -> None:
             outputs[place] = first_output(output)
 
-        reads = self.capabilities.reads
-        hooks = [self.stack.layers[place].register_forward_hook(partial(keep, place)) for place in reads]
+        hooks = [self.stack.layers[place].register_forward_hook(partial(keep, place)) for place in self.capabilities.reads]
         try:
             image_features(self.model, given)
         finally:
             for hook in hooks:
                 hook.remove()
-        return {"given": dict(given), "outputs": [outputs[place] for place in reads]}
+        return {"given": dict(given), "outputs": [outputs[place] for place in self.capabilities.reads]}
 
     def finish_features(self, kept: Mapping[str, Any]) -> dict[str, Any]:
         """Compute image features from what `read_outputs` returned."""

@@ -56,10 +56,9 @@ class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
 
     def make_processor(self, folder: Path, max_text_length: int | None = None) -> Processor:
         """Return what makes BERT's tokens, whose padding has id 0, and ViLT's pixels; see `VLP.make_processor`."""
-        config = self.config
-        tokenizer = find_tokenizer(folder, config.vocab_size, pad=0)
-        longest = min(max_text_length or MAX_TEXT_LENGTH, config.max_positions)
-        return Processor(tokenizer, vilt_transform, config.image_size, config.patch_size, longest)
+        tokenizer = find_tokenizer(folder, self.config.vocab_size, pad=0)
+        longest = min(max_text_length or MAX_TEXT_LENGTH, self.config.max_positions)
+        return Processor(tokenizer, vilt_transform, self.config.image_size, self.config.patch_size, longest)
 
     def skippable_layer(self, index: int) -> SkippableLayer:
         """Return the module of block `index`."""

@@ -103,10 +103,9 @@ def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
     if len(written) == 1:
         return float(strip_whitespace(answer) in written)
     given = normalize_answer(answer)
-    total = len(answers)
     matches = sum(normalize_answer(other) == given for other in answers)
-    if matches == total:
+    if matches == len(answers):
         return 1.0
     one_match_out = min((matches - 1) / 3, 1.0)
     another_out = min(matches / 3, 1.0)
-    return (matches * one_match_out + (total - matches) * another_out) / total
+    return (matches * one_match_out + (len(answers) - matches) * another_out) / len(answers)
