@@ -86,7 +86,7 @@ class ShrinkJob:
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
         trained = recover(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher, log)
         models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}
-        # Before `merged`, which changes weights that the full model shares with the recovered one.
+        # Before `temporarily_merged`, which changes weights that the full model shares with the recovered one.
         scored[SHRUNK] = self._score(shrunk, f"{SHRUNK} model")
         probes = Probes.from_examples(self.full, task, self.test)
         # Card and record are written while the folder has its hidden name: a model that exists has both.
@@ -102,24 +102,12 @@ class ShrinkJob:
                     models[RECOVERED] = final
                     scored[RECOVERED] = self._score(final, f"{RECOVERED} model")
             measured = self._measure(models, scored)
-            size = sum(p.numel() for p in trained)
+            parameters = sum(p.numel() for p in trained)
             del shrunk, final, trained  # the control takes their memory
             models.clear()
             measured = self._with_control(measured, teacher)
             record = self._record(measured, verified)
-            card = shrunk_card(
-                full=self.full,
-                mask=mask.tolist(),
-                source=self.source,
-                origin=self._origin(),
-                recovery=self.recovery,
-                trained=(size, len(splits.train)),
-                data=f"{self.data} {'with greedy decoding' if task.generates else 'by likelihood'}",
-                measured=measured,
-                verified=verified,
-                command=record["command"],
-            )
-            write_text(part / "README.md", card)
+            write_text(part / "README.md", shrunk_card(self, measured, verified, parameters, record["command"]))
             write_examples(self.folder, task, self.test, measured.texts)
             write_json(self.folder / PENDING, record)
         # Rename the record last: if the run stops before that, resuming it only renames.
@@ -169,7 +157,9 @@ class ShrinkJob:
             control=quality,
         )
 
-    def _origin(self) -> str:
+    @property
+    def origin(self) -> str:
+        """Where the mask comes from."""
         settings = self.settings
         if settings.point is not None:
             return f"point {settings.point} of the front of run {settings.search_run}"

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from das_gym.adapt.card import TRUST, display_name, front_matter, loading_example, model_card
 from das_gym.adapt.report import RELATIVE, percent, results_table
 from das_gym.adapt.shrink.measuring import CONTROL, FULL, Measured
-from das_gym.adapt.shrink.recovery import LINEAR, REFIT, RecoveryConfig
+from das_gym.adapt.shrink.recovery import LINEAR, REFIT
 from das_gym.adapt.shrink.verifying import Verification, has_remote_code
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import RunReport
 from das_gym.drawing.table import Table
 from das_gym.models.transformers.loading import auto_class
-from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import IMAGE
 from das_gym.models.transformers.units import ATTENTION, MLP
+
+if TYPE_CHECKING:
+    from das_gym.adapt.shrink.job import ShrinkJob
 
 ADDED_CODE = (
     "The folder holds the code of its model, which is not one of transformers' own. Without `trust_remote_code=True`, "
@@ -78,28 +81,19 @@ def conclusion(measured: Measured) -> str:
     )
 
 
-def shrunk_card(
-    full: VLM,
-    mask: Sequence[bool],
-    source: Path,
-    origin: str,
-    recovery: RecoveryConfig,
-    trained: tuple[int, int],
-    data: str,
-    measured: Measured,
-    verified: Verification,
-    command: str,
-) -> str:
-    """Return the text of the card; `trained` are the numbers of trained parameters and of training examples."""
-    name = display_name(source)
+def shrunk_card(job: ShrinkJob, measured: Measured, verified: Verification, parameters: int, command: str) -> str:
+    """Return the text of the model card of a job that trained some parameters, 0 = none."""
+    full = job.full
+    recovery = job.recovery
+    name = display_name(job.source)
     auto = auto_class(full.model.config).__name__
     layers = len(full.stack.layers)
-    parts = full.removed_parts(mask)
-    removed = [("decoder layers", full.removed_layers(mask), layers)]
+    parts = full.removed_parts(job.mask)
+    removed = [("decoder layers", full.removed_layers(job.mask), layers)]
     for kind, what in ((ATTENTION, "attentions"), (MLP, "MLPs")):
         removed.append((f"{what} of decoder layers", [place for place, part in parts.items() if part == kind], layers))
     if full.tower is not None:
-        removed.append(("layers of its vision tower", full.removed_layers(mask, IMAGE), len(full.tower.stack.layers)))
+        removed.append(("layers of its vision tower", full.removed_layers(job.mask, IMAGE), len(full.tower.stack.layers)))
     removed = [each for each in removed if each[1]]
     counts = ", ".join(f"{len(places)} of {count} {what}" for what, places, count in removed)
     which = ", ".join(f"{what} {', '.join(map(str, places))}" for what, places, _ in removed)
@@ -113,24 +107,25 @@ def shrunk_card(
     training = f"{repair} Nothing was trained.".strip()
     compared = f"full model with these layers {'skipped' if recovery.closed_form is None else 'repaired'}"
     if recovery.method is not None:
-        parameters, examples = trained
+        examples = len(job.problem.splits.train)
         training = (
             f"{repair} Then {recovery.method.title} trained {parameters:,} parameters for {recovery.steps} steps of "
             f"{min(recovery.batch_size, examples)} examples, on {examples:,} training examples. The loss is "
             f"{recovery.distillation:g} KL(full || this) + {recovery.cross_entropy:g} cross-entropy."
         ).strip()
         compared = "recovered model in memory, run layer by layer"
+    how = "with greedy decoding" if job.problem.task.generates else "by likelihood"
     return model_card(
-        front_matter(source, auto, ("pruned",)),
+        front_matter(job.source, auto, ("pruned",)),
         f"{name}, without {counts}",
         [
-            f"Made from `{name}` by das_gym: {which} (counted from 0) were deleted ({origin}). {training}",
+            f"Made from `{name}` by das_gym: {which} (counted from 0) were deleted ({job.origin}). {training}",
             f"Command: `{command}`",
             *([ADDED_CODE] if adds_code else []),
         ],
         loading_example(auto, TRUST if adds_code else trusted, trusted),
         table_of(measured),
-        f"Scored on {data}. Other abilities of the model were not measured. Checked when it was saved: "
+        f"Scored on {job.data} {how}. Other abilities of the model were not measured. Checked when it was saved: "
         f"loaded by transformers alone, its logits equal those of the {compared} (relative difference "
         f"{verified.logits_difference:.1e} or less), and so does the text that it generates {', '.join(verified.ways)}.",
     )
