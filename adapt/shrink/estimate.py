@@ -10,8 +10,7 @@ import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.hardware import training_bytes
 from das_gym.adapt.shrink.checks import budget_of, why_not_removable
-from das_gym.adapt.shrink.job import LATENCY_BLOCKS
-from das_gym.adapt.shrink.measuring import DECODED_TOKENS, loss_of, score_model, time_tokens
+from das_gym.adapt.shrink.measuring import DECODED_TOKENS, LATENCY_BLOCKS, loss_of, score_model, time_tokens
 from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE
 from das_gym.adapt.shrink.recovery import (
     RecoveryConfig,

@@ -44,9 +44,6 @@ from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, shuffled
 from das_gym.text import escape_control_chars
 
-LATENCY_BLOCKS = 9
-"""Timed blocks of each model."""
-
 
 class ShrinkJob:
     """The work of `python -m adapt shrink` after its search. A run that is stopped resumes the training."""
@@ -132,9 +129,7 @@ class ShrinkJob:
         final = models.get(RECOVERED)
         if final is not None and has_adapters(final.model):
             costs[RECOVERED] = self._costs_of(full_model_with_adapters(self.full, final, self.mask))
-        dtypes = (self.dtypes[0], self.dtype)
-        metric = self.settings.metric or self.problem.task.metric_name
-        return measure(models, costs, self.mask, self.problem.task, self.test[0], dtypes, LATENCY_BLOCKS, scored, metric)
+        return measure(self, models, costs, scored)
 
     def _with_control(self, measured: Measured, teacher: Teacher | None) -> Measured:
         """Train and score the full model, too: with `control`, or if that is None and the recovered model is better."""

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from das_gym.problem.latency import Speedup, Spread, speedup
 from das_gym.tasks.base import Task
 from das_gym.tasks.metrics import score_texts
 
+if TYPE_CHECKING:
+    from das_gym.adapt.shrink.job import ShrinkJob
+
 FULL, CONTROL, SHRUNK, RECOVERED = "full", "control", "shrunk", "recovered"
 
 LIKELIHOOD_PAIRS = 64
@@ -34,6 +37,9 @@ LIKELIHOOD_PAIRS = 64
 
 DECODED_TOKENS = 16
 """Number of tokens that are generated to time one of them."""
+
+LATENCY_BLOCKS = 9
+"""Timed blocks of each model."""
 
 
 @dataclass(frozen=True)
@@ -122,34 +128,24 @@ class Measured:
         return (losses[1] - losses[2]) / (losses[1] - losses[0])
 
 
-def measure(
-    models: Mapping[str, VLM],
-    costs: Mapping[str, Costs],
-    mask: np.ndarray,
-    task: Task,
-    example: Any,
-    dtypes: tuple[torch.dtype, torch.dtype],
-    latency_blocks: int,
-    scored: Mapping[str, Scored],
-    metric: str,
-) -> Measured:
-    """Measure costs and latency of models, the full one first, on a test example, and add their scores.
+def measure(job: ShrinkJob, models: Mapping[str, VLM], costs: Mapping[str, Costs], scored: Mapping[str, Scored]) -> Measured:
+    """Measure costs and latency of models, the full one first, on the job's first test example, and add their scores.
 
-    All models but the full one lack the layers of the mask. `costs` are those of the full model under a mask, by `full`, and
-    by `recovered` too if that has adapters. `dtypes` are those of the full model's weights in its folder and of the saved
-    weights; `scored` is what `score_model` returned for each model.
+    All models but the full one lack the layers of the job's mask. `costs` are those of the full model under a mask, by
+    `full`, and by `recovered` too if that has adapters; `scored` is what `score_model` returned for each model.
     """
+    task = job.problem.task
     processor: Any = task.processor
-    prompt = task.generation_prompt(task.open_ended([example])[0])
+    prompt = task.generation_prompt(task.open_ended(job.test[:1])[0])
     # without adapters, the recovered model has the shrunk model's architecture, which is timed once
     timed = {name: vlm for name, vlm in models.items() if name != RECOVERED or RECOVERED in costs}
-    times = latencies(timed, processor, prompt, latency_blocks)
+    times = latencies(timed, processor, prompt, LATENCY_BLOCKS)
     rows = {}
     texts = {}
     scores = {}
     for name, vlm in models.items():
         quality, texts[name], scores[name] = scored[name]
-        own_mask = np.zeros_like(mask) if name == FULL else mask
+        own_mask = np.zeros_like(job.mask) if name == FULL else job.mask
         own_costs = costs.get(name, costs[FULL])
         own_times = times.get(name) or times[SHRUNK]
         speedups = [None if name == FULL else speedup(*pair) for pair in zip(own_times, times[FULL], strict=True)]
@@ -158,15 +154,16 @@ def measure(
             name,
             parameters,
             **asdict(quality),
-            bytes=parameters * dtypes[name != FULL].itemsize,
+            bytes=parameters * (job.dtypes[0] if name == FULL else job.dtype).itemsize,
             macs=own_costs.macs(own_mask),
             macs_saved=own_costs.macs_saved(own_mask),
-            kv_bytes=cached_values(vlm, processor, prompt) * dtypes[1].itemsize,
+            kv_bytes=cached_values(vlm, processor, prompt) * job.dtype.itemsize,
             prefill_ms=Spread.of(own_times[0]),
             decode_ms=Spread.of(own_times[1]),
             prefill_speedup=speedups[0],
             decode_speedup=speedups[1],
         )
+    metric = job.settings.metric or task.metric_name
     return Measured(rows, texts, scores, metric.replace("_", " "))
 
 

@@ -12,7 +12,7 @@ import pyarrow
 import pytest
 import torch
 from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main
-from das_gym.adapt.shrink import checks, job, verifying
+from das_gym.adapt.shrink import checks, job, measuring, verifying
 from das_gym.adapt.shrink.checks import check_dtype
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import VerificationError
@@ -44,7 +44,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture
 def shrink(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs the command in an empty folder, with short measurements."""
-    monkeypatch.setattr(job, "LATENCY_BLOCKS", 1)
+    monkeypatch.setattr(measuring, "LATENCY_BLOCKS", 1)
 
     def run(**settings: Any) -> Any:
         updates = merge({**given, **QUICK, "runs_dir": str(tmp_path / "runs")}, settings)

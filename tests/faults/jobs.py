@@ -183,13 +183,13 @@ def answering_in(folder: Path) -> dict[str, Any]:
 
 
 def _shrink(folder: Path) -> Job:
-    from das_gym.adapt.shrink import job
+    from das_gym.adapt.shrink import job, measuring
     from das_gym.adapt.shrink.verifying import Verification
     from das_gym.adapt.shrink_experiment import ex
 
     checked = Verification(3, 0.0, ("with a cache",))
-    quick = {"LATENCY_BLOCKS": 1, "verify": lambda *_: checked}  # a fresh process writes nothing
-    run = _run(lambda: ex, patch.multiple(job, **quick))
+    without_process = patch.object(job, "verify", lambda *_: checked)  # it writes nothing
+    run = _run(lambda: ex, without_process, patch.object(measuring, "LATENCY_BLOCKS", 1))
     search = {"agent": "bandit", "evaluations": 4, "reward_examples": 4, "masks_per_turn": 2}
     given = {**answering_in(folder), "skip_num": 1, "search": search}
     training = {"train": {"steps": 2, "save_every": 1}, "control": True}

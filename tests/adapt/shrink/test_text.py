@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main
-from das_gym.adapt.shrink import job, recovery
+from das_gym.adapt.shrink import measuring, recovery
 from das_gym.adapt.shrink.measuring import score_model
 from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, recover
 from das_gym.adapt.shrink_experiment import ex
@@ -65,7 +65,7 @@ def test_shrink_and_evaluate_a_text_model(
 ):
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr(job, "LATENCY_BLOCKS", 1)
+    monkeypatch.setattr(measuring, "LATENCY_BLOCKS", 1)
     out = tmp_path / "out"
     quick: dict[str, Any] = {"train": {"steps": 3, "batch_size": 2}, "search": {"evaluations": 4}, "test_examples": 6}
     quick |= {"problem": {"context": CONTEXT}, "runs_dir": str(tmp_path / "runs"), "device": "cpu", "control": False}
