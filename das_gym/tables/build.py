@@ -17,6 +17,7 @@ from torch import Tensor
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import library_versions
 from das_gym.commands.settings import build
+from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.scores import Scores, Spending
 from das_gym.files import parse_json, read_arrays, write_bytes
 from das_gym.problem.content import content_hash
@@ -151,20 +152,7 @@ def build_table(
     progress = _Progress(problem.task, examples, identity, len(masks), each)
     if checkpoint is not None and checkpoint.is_file():
         progress.restore(checkpoint)
-    report = on_chunk or (lambda done: None)
-    report(sum(progress.done.values()))
-    evaluator = problem.evaluator
-    for split in SPLITS:
-        for start in range(progress.done[split], len(examples[split]), evaluator.batch_size):
-            chunk = examples[split][start : start + evaluator.batch_size]
-            before = evaluator.spent
-            progress.add(split, evaluator.evaluate_each(masks, chunk))
-            for counter in dataclasses.fields(Spending):
-                more = getattr(evaluator.spent, counter.name) - getattr(before, counter.name)
-                setattr(progress.spent, counter.name, getattr(progress.spent, counter.name) + more)
-            if checkpoint is not None:
-                progress.save(checkpoint)
-            report(len(chunk))
+    _score_batches(problem.evaluator, masks, examples, progress, checkpoint, on_chunk or (lambda done: None))
     costs = {setting: measure_cost(problem, setting).as_dict() for setting in COUNTED}
     if latency_batch is not None:
         costs |= latency_costs(latency_of(problem, latency_batch))
@@ -182,18 +170,41 @@ def build_table(
         costs=costs,
         groups=tuple(groups),
     )
-    scores = {}
-    for split in SPLITS:
-        # Sums are float64, in the order of batches: a resumed build rounds as one that was not stopped.
-        means = progress.sums[split] / len(examples[split])
-        # A mask with a non-finite loss in some batch has loss inf.
-        means = np.where(np.isfinite(means[0]), means, np.array([[np.inf], [0.0], [np.inf]])).astype(np.float32)
-        scores[split] = Scores(*means)
+    scores = {split: _mean_scores(progress.sums[split], len(examples[split])) for split in SPLITS}
     macs = problem.costs.macs_cost.amounts(masks)
     statistics = np.zeros((width, len(STATISTICS)), np.float32)
     by_group = np.zeros((len(groups), *statistics.shape), np.float32) if groups else None
     table = SubnetTable(meta, scores, macs, statistics, progress.each or None, by_group)
     return with_statistics(table, problem), progress.spent
+
+
+def _score_batches(
+    evaluator: Evaluator,
+    masks: np.ndarray,
+    examples: Mapping[str, Sequence[Any]],
+    progress: _Progress,
+    checkpoint: Path | None,
+    report: Callable[[int], Any],
+) -> None:
+    report(sum(progress.done.values()))
+    for split in SPLITS:
+        for start in range(progress.done[split], len(examples[split]), evaluator.batch_size):
+            chunk = examples[split][start : start + evaluator.batch_size]
+            before = evaluator.spent
+            progress.add(split, evaluator.evaluate_each(masks, chunk))
+            for counter in dataclasses.fields(Spending):
+                more = getattr(evaluator.spent, counter.name) - getattr(before, counter.name)
+                setattr(progress.spent, counter.name, getattr(progress.spent, counter.name) + more)
+            if checkpoint is not None:
+                progress.save(checkpoint)
+            report(len(chunk))
+
+
+def _mean_scores(sums: np.ndarray, count: int) -> Scores:
+    # Sums are float64, in the order of batches: a resumed build rounds as one that was not stopped.
+    means = sums / count
+    # A mask with a non-finite loss in some batch has loss inf.
+    return Scores(*np.where(np.isfinite(means[0]), means, np.array([[np.inf], [0.0], [np.inf]])).astype(np.float32))
 
 
 def with_statistics(
