@@ -12,13 +12,7 @@ from das_gym.adapt.hardware import training_bytes
 from das_gym.adapt.shrink.checks import budget_of, why_not_removable
 from das_gym.adapt.shrink.measuring import DECODED_TOKENS, LATENCY_BLOCKS, loss_of, score_model, time_tokens
 from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE
-from das_gym.adapt.shrink.recovery import (
-    RecoveryConfig,
-    RecoverySteps,
-    Teacher,
-    insert_trainable,
-    training_rows,
-)
+from das_gym.adapt.shrink.recovery import RecoveryConfig, RecoverySteps, Teacher, insert_trainable, training_rows
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import NEW_TOKENS, PROMPTS
 from das_gym.adapt.step_loss import batch_at

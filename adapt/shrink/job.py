@@ -11,16 +11,7 @@ from das_gym.adapt.choosing import Choice
 from das_gym.adapt.examples import write_examples
 from das_gym.adapt.report import recorded_command
 from das_gym.adapt.shrink.checks import as_vlm, source_of
-from das_gym.adapt.shrink.measuring import (
-    CONTROL,
-    FULL,
-    RECOVERED,
-    SHRUNK,
-    Measured,
-    Scored,
-    measure,
-    score_model,
-)
+from das_gym.adapt.shrink.measuring import CONTROL, FULL, RECOVERED, SHRUNK, Measured, Scored, measure, score_model
 from das_gym.adapt.shrink.recovery import LINEAR, Teacher, make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrink.repairing import repaired_copy
 from das_gym.adapt.shrink.report import shrink_report, shrunk_card, table_of
