@@ -169,11 +169,7 @@ class Trainer:
         self._window: dict[str, list[float]] = {}
 
     def run(
-        self,
-        step_function: Step,
-        title: str,
-        log: Log | None = None,
-        describe_step: Callable[[], str] | None = None,
+        self, step_function: Step, title: str, log: Log | None = None, describe_step: Callable[[], str] | None = None
     ) -> None:
         """Run the steps that are left.
 

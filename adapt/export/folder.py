@@ -58,10 +58,7 @@ class ExportedFolder:
 
 
 def export(
-    subnet: AdaptedModel,
-    out: str | os.PathLike[str],
-    onnx: bool = False,
-    record: Mapping[str, Any] | None = None,
+    subnet: AdaptedModel, out: str | os.PathLike[str], onnx: bool = False, record: Mapping[str, Any] | None = None
 ) -> ExportedFolder:
     """Write a subnet with its head: config, weights, tokenizer, image processor, code, model card.
 

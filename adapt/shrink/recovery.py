@@ -173,12 +173,7 @@ class Teacher:
     """
 
     def __init__(
-        self,
-        full_model: VLM,
-        task: Task,
-        examples: Sequence[Any],
-        batch_size: int,
-        answers: Mapping[str, str] | None = None,
+        self, full_model: VLM, task: Task, examples: Sequence[Any], batch_size: int, answers: Mapping[str, str] | None = None
     ) -> None:
         # Hidden states are kept, not logits: a vocabulary is many times wider than the model.
         self.head = full_model.own_head()

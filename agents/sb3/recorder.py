@@ -33,11 +33,7 @@ class Recorder(VectorWrapper):
     """
 
     def __init__(
-        self,
-        env: VectorEnv[Any, Any, Any],
-        config: SearchConfig,
-        folder: Path | None = None,
-        on_turn: OnTurn | None = None,
+        self, env: VectorEnv[Any, Any, Any], config: SearchConfig, folder: Path | None = None, on_turn: OnTurn | None = None
     ) -> None:
         super().__init__(env)
         self.config = config

@@ -149,12 +149,7 @@ class ShardedEvaluator(Evaluator):
         return self._share(masks, examples, True, False, (start, stop))[:2]
 
     def _share(
-        self,
-        masks: np.ndarray,
-        examples: Sequence[Any],
-        each: bool,
-        divergences: bool,
-        block: tuple[int, int] | None = None,
+        self, masks: np.ndarray, examples: Sequence[Any], each: bool, divergences: bool, block: tuple[int, int] | None = None
     ) -> np.ndarray:
         """Return (3, m) losses, metrics and divergences (0 unless requested), or (3, m, n) with `each`: of each example."""
         import ray

@@ -229,10 +229,7 @@ class MultiObjectiveVectorReward(VectorReward, VectorWrapper):
 
 
 def make_env(
-    env: str,
-    objectives: Sequence[str] = DEFAULT_OBJECTIVES,
-    reference: Sequence[float] | None = None,
-    **arguments: Any,
+    env: str, objectives: Sequence[str] = DEFAULT_OBJECTIVES, reference: Sequence[float] | None = None, **arguments: Any
 ) -> MultiObjectiveReward:
     """Make an environment (`env`: "module:name" of its class) with vector rewards; without a budget unless one is given."""
     cls = _own_class(env)

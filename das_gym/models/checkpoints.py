@@ -302,11 +302,7 @@ def _rename(file: TensorFile, form: Format, report: LoadReport) -> tuple[dict[st
 
 
 def _fill(
-    vlp: VLP,
-    named: dict[str, Tensor],
-    sources: Mapping[str, str],
-    generator: torch.Generator | None,
-    report: LoadReport,
+    vlp: VLP, named: dict[str, Tensor], sources: Mapping[str, str], generator: torch.Generator | None, report: LoadReport
 ) -> None:
     """Load parameters and buffers into a model on the meta device."""
     expected = vlp.state_dict()

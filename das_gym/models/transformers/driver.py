@@ -154,10 +154,7 @@ def flatten(prefixes: Tensor, rows: Tensor) -> Tensor:
 
 
 def make_block(
-    plan: Plan,
-    encodings: Sequence[Encoding],
-    record_part: Callable[[list[int], int, int], Recording],
-    at_answers: bool,
+    plan: Plan, encodings: Sequence[Encoding], record_part: Callable[[list[int], int, int], Recording], at_answers: bool
 ) -> tuple[Block, Tensor]:
     """Record how the model calls its layers for a plan; return that, and the flat hidden states before the first layer.
 

@@ -26,12 +26,7 @@ from das_gym.models.transformers.units import LAYER
 
 
 @torch.no_grad()
-def refit_before_removed(
-    full: VLM,
-    smaller: VLM,
-    mask: np.ndarray,
-    states: Sequence[State],
-) -> list[LinearFit]:
+def refit_before_removed(full: VLM, smaller: VLM, mask: np.ndarray, states: Sequence[State]) -> list[LinearFit]:
     """Refit the MLPs before removed layers of a `pruned_copy`, in order; the full model, which shares weights, stays.
 
     Args:

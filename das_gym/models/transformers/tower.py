@@ -132,11 +132,7 @@ class VisionTower:
         return recording
 
     def step(
-        self,
-        hidden: Tensor,
-        batches: Sequence[ImageBatch],
-        place: int,
-        run: Callable[[Tensor, Call], Tensor] | None,
+        self, hidden: Tensor, batches: Sequence[ImageBatch], place: int, run: Callable[[Tensor, Call], Tensor] | None
     ) -> Tensor:
         """Return the stream after a layer; `run` gives its output for a batch, None = the layer is skipped."""
         sizes = [batch.tokens for batch in batches]
