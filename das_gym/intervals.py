@@ -1,4 +1,4 @@
-"""95 % intervals of mean scores, of their differences, and of any statistic by the bootstrap; tests; rank correlation."""
+"""95 % intervals of mean scores, of their differences, and of any statistic by the bootstrap; rank correlation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ Z = 1.959964
 """95 % of a normal distribution lies within this many standard deviations of its mean."""
 
 RESAMPLES = 2000
-
-FLIPPED, FLIPS = 12, 10_000
 
 
 def bootstrap_interval(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> tuple[float, float]:
@@ -53,21 +51,6 @@ def t_interval(values: np.ndarray) -> tuple[float, float]:
         return -math.inf, math.inf
     width = t_quantile(count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
     return mean - width, mean + width
-
-
-def sign_flip_p(differences: np.ndarray) -> float:
-    """Return the two-sided p-value of a sign-flip test that the mean of (n,) paired differences is 0.
-
-    It is the share of sign changes of the differences with a mean as far from 0: of all of them for up to `FLIPPED`
-    differences, otherwise of `FLIPS` that are drawn, the same at each call.
-    """
-    count = len(differences)
-    if count <= FLIPPED:
-        signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
-    else:
-        signs = np.random.default_rng(0).choice((-1, 1), (FLIPS, count))
-    means = np.abs(signs @ differences) / count
-    return float((means >= abs(differences.mean()) - 1e-12).mean())
 
 
 def mean_interval(scores: np.ndarray) -> tuple[float, float]:

@@ -10,7 +10,6 @@ from das_gym.intervals import (
     difference_interval,
     mean_bootstrap_interval,
     mean_interval,
-    sign_flip_p,
     spearman,
     t_interval,
     t_quantile,
@@ -63,9 +62,3 @@ def test_t_quantiles_agree_with_r():
     np.testing.assert_allclose(found, [3.182446, 2.570582, 2.228139, 1.983972], atol=4e-3)
     assert t_interval(np.array([1.0, 2.0, 3.0, 4.0])) == pytest.approx((0.4457, 4.5543), abs=4e-3)  # R: t.test(1:4)
     assert t_interval(np.array([1.0, 2.0])) == (-np.inf, np.inf)
-
-
-def test_sign_flip_test_by_hand():
-    assert sign_flip_p(np.array([1.0, 2.0, 3.0])) == 2 / 8  # all signs as they are, or all changed
-    assert sign_flip_p(np.array([1.0, -1.0])) == 1.0
-    assert sign_flip_p(np.full(20, 0.1)) < 1e-3

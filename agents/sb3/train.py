@@ -24,9 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import gymnasium
 import numpy as np
-from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_model, with_action, with_defaults
+from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_model, with_defaults
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
 from das_gym.agents.searching.answers import better, is_scored, score_answers
 from das_gym.agents.searching.config import SearchConfig, with_costs
@@ -162,12 +161,6 @@ def load_sb3(folder: str | os.PathLike[str], trust: bool = False) -> tuple[BaseA
     with explain_damage(path, "train the agent again"):
         cls, _ = find_algorithm(str(description["class"]))
     return cls.load(Path(folder) / AGENT, device="cpu"), description
-
-
-def policy_mask(model: BaseAlgorithm, env_id: str, action: str, seed: int = 0, **env_kwargs: Any) -> np.ndarray:
-    """Return the mask that a policy chooses without exploration, (n_layers,) bool; `action` is what it was trained with."""
-    with closing(gymnasium.make_vec(env_id, num_envs=1, **with_action(env_kwargs, action))) as env:
-        return play_episode(model, cast(ScoredVectorEnv, env.unwrapped), seed)
 
 
 def play_episode(model: BaseAlgorithm, env: ScoredVectorEnv, seed: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from das_gym.agents.compare.comparison import AgentResult, evaluations_needed
 from das_gym.agents.compare.oracle import Oracle
 
 from benchmarks.search.problems import SearchProblem
-from das_gym.intervals import sign_flip_p, t_interval
+from das_gym.intervals import t_interval
 from das_gym.problem.budget import Floats
 
 WORST = 2.0
@@ -18,6 +18,12 @@ WORST = 2.0
 
 ROUNDING = 1e-9
 """Regrets up to this are those of the best mask."""
+
+FLIPPED = 12
+"""Up to this many differences, the sign-flip test goes through all signs."""
+
+FLIPS = 10_000
+"""Signs that it draws for more differences."""
 
 NO_ANSWER = 1.0
 """The normalized regret of an agent that has no answer yet: that of layers skipped in a random order."""
@@ -111,3 +117,18 @@ def is_alike(differences: Floats) -> bool:
     """
     low, high = t_interval(differences)
     return low <= 0 <= high or sign_flip_p(differences) > 0.05
+
+
+def sign_flip_p(differences: np.ndarray) -> float:
+    """Return the two-sided p-value of a sign-flip test that the mean of (n,) paired differences is 0.
+
+    It is the share of sign changes of the differences with a mean as far from 0: of all of them for up to `FLIPPED`
+    differences, otherwise of `FLIPS` that are drawn, the same at each call.
+    """
+    count = len(differences)
+    if count <= FLIPPED:
+        signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+    else:
+        signs = np.random.default_rng(0).choice((-1, 1), (FLIPS, count))
+    means = np.abs(signs @ differences) / count
+    return float((means >= abs(differences.mean()) - 1e-12).mean())

@@ -67,13 +67,6 @@ class Budget:
         skip_num = None if self.skip_num is None else int(self.skip_num)
         return {"skip_num": skip_num, **({} if self.cost is None or self.saved is None else {self.cost.setting: self.saved})}
 
-    @property
-    def known_costs(self) -> dict[str, Any]:
-        """The argument `costs` with which an environment has the same budget on another machine; empty for MACs."""
-        if self.cost is None or self.cost.setting == "macs_saved":
-            return {}
-        return {"costs": {self.cost.setting: self.cost.as_dict()}}
-
     def as_dict(self) -> dict[str, Any]:
         """Return plain values: `n_layers` and `settings`."""
         return {"n_layers": int(self.n_layers), **self.settings}

@@ -7,7 +7,7 @@ from das_gym.agents.compare.comparison import AgentResult, judge
 from das_gym.agents.compare.oracle import TableOracle
 
 from benchmarks.search.problems import SearchProblem
-from benchmarks.search.scores import NO_ANSWER, WORST, Scores, is_alike, regret_curves
+from benchmarks.search.scores import NO_ANSWER, WORST, Scores, is_alike, regret_curves, sign_flip_p
 from das_gym.intervals import mean_bootstrap_interval
 
 
@@ -84,3 +84,9 @@ def test_six_models_with_one_exception_are_within_the_noise():
     assert mean_bootstrap_interval(differences)[0] > 0
     assert is_alike(differences)
     assert not is_alike(np.array([0.02, 0.03, 0.01, 0.04, 0.02, 0.03]))
+
+
+def test_sign_flip_test_by_hand():
+    assert sign_flip_p(np.array([1.0, 2.0, 3.0])) == 2 / 8  # all signs as they are, or all changed
+    assert sign_flip_p(np.array([1.0, -1.0])) == 1.0
+    assert sign_flip_p(np.full(20, 0.1)) < 1e-3

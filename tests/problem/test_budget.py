@@ -59,7 +59,7 @@ def test_pick_budget_takes_every_cost(setting: str, word: str):
     assert budget.settings == {"skip_num": None, setting: 0.5}
     masks = np.array([[1, 1, 0, 0], [1, 1, 0, 1], [1, 1, 1, 1]], dtype=bool)
     assert budget.is_feasible(masks).tolist() == [False, True, True]
-    told = {**budget.settings, **budget.known_costs}
+    told = {**budget.settings, "costs": {setting: cost.as_dict()}}
     assert [keeps_budget(told, mask, 0.55) for mask in masks.astype(int).tolist()] == [setting == "macs_saved", True, True]
     with pytest.raises(ValueError, match=rf"`{setting}` is out of reach.* 0\.5550 \(55\.50 %\)"):
         pick_budget(4, {setting: 0.6}, lambda name: cost)

@@ -10,7 +10,7 @@ import pytest
 from das_gym.agents import SearchConfig, search
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS
 from das_gym.agents.sb3.recorder import Recorder
-from das_gym.agents.sb3.train import load_sb3, policy_mask, train_sb3
+from das_gym.agents.sb3.train import load_sb3, play_episode, train_sb3
 from das_gym.agents.searching.record import CHECKPOINT, SearchResult
 from das_gym.agents.searching.validate import validate
 from gymnasium.wrappers.vector import TransformReward
@@ -64,7 +64,8 @@ def test_algorithm_defaults_find_the_best_mask(name: str):
 def test_load_sb3_restores_the_agent(env_kwargs: dict, tmp_path: Path):
     trained = train("maskable_ppo", env_kwargs, tmp_path)
     model, description = load_sb3(tmp_path, trust=True)
-    mask = policy_mask(model, ID, description["action"], **env_kwargs)
+    env = gymnasium.make_vec(ID, action=description["action"], **env_kwargs)
+    mask = play_episode(model, env.unwrapped, seed=0)
     assert mask.astype(int).tolist() == trained.policy["mask"] == description["policy"]["mask"]
     assert mask.sum() == 4
     assert SearchResult.load(tmp_path) == trained.result
