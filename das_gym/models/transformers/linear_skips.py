@@ -124,16 +124,16 @@ def _pair(vlm: VLM, index: int, full: State, output: tuple[Tensor, Tensor | None
     hidden, given = output
     stream = vlm.layers[index].stream
     if given is None:
-        read = normalize(tokens_of(vlm, short, stream, short.hidden[stream]))
-        return read, tokens_of(vlm, short, stream, hidden) - tokens_of(vlm, short, stream, short.hidden[stream])
-    wanted = tokens_of(vlm, full, stream, given)
-    before = tokens_of(vlm, full, stream, full.hidden[stream])
+        read = normalize(stream_tokens(short, stream, short.hidden[stream]))
+        return read, stream_tokens(short, stream, hidden) - stream_tokens(short, stream, short.hidden[stream])
+    wanted = stream_tokens(full, stream, given)
+    before = stream_tokens(full, stream, full.hidden[stream])
     if torch.allclose(
-        tokens_of(vlm, full, stream, hidden) - before, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())
+        stream_tokens(full, stream, hidden) - before, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())
     ):
         # What the part gives is added as it is, without a norm or a factor: so the adapter can make up for earlier ones.
-        wanted = wanted + before - tokens_of(vlm, short, stream, short.hidden[stream])
-    return tokens_of(vlm, short, stream, _part_input(vlm, index, short)), wanted
+        wanted = wanted + before - stream_tokens(short, stream, short.hidden[stream])
+    return stream_tokens(short, stream, _part_input(vlm, index, short)), wanted
 
 
 def _part_input(vlm: VLM, index: int, state: State) -> Tensor:
@@ -151,7 +151,7 @@ def _part_input(vlm: VLM, index: int, state: State) -> Tensor:
     return torch.cat(read)[None]
 
 
-def tokens_of(vlm: VLM, state: State, stream: str, hidden: Tensor) -> Tensor:
+def stream_tokens(state: State, stream: str, hidden: Tensor) -> Tensor:
     """Return (n, width): the tokens of a stream without padding."""
     if stream != IMAGE:
         return real_tokens(state.extras["blocks"], hidden)

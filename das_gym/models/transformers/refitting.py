@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from das_gym.models.base import State
 from das_gym.models.transformers.adapters import MLP_OUT
 from das_gym.models.transformers.layer_removal import full_model_with_parameters
-from das_gym.models.transformers.linear_skips import LinearFit, tokens_of
+from das_gym.models.transformers.linear_skips import LinearFit, stream_tokens
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.ridge import fit_ridge
 from das_gym.models.transformers.stack import MLP_NAMES, child
@@ -102,8 +102,8 @@ def _pair(vlm: VLM, unit: int, linear: nn.Linear, state: State, wanted: State) -
     finally:
         handle.remove()
     stream = vlm.layers[unit].stream
-    lacking = tokens_of(vlm, wanted, stream, wanted.hidden[stream]) - tokens_of(vlm, found, stream, found.hidden[stream])
-    return tokens_of(vlm, state, stream, torch.cat(read)[None]), lacking
+    lacking = stream_tokens(wanted, stream, wanted.hidden[stream]) - stream_tokens(found, stream, found.hidden[stream])
+    return stream_tokens(state, stream, torch.cat(read)[None]), lacking
 
 
 def _added(linear: nn.Linear, weight: Tensor, bias: Tensor) -> dict[str, nn.Parameter]:
