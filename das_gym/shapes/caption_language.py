@@ -1,8 +1,8 @@
 """Captions that distinguish a scene from others: those of Shapes-captions and Shapes-SNLI-VE.
 
 A caption joins two facts, a relation of two objects and something about the rest of the scene, in the words of
-`scene_language`. `maybe` tests it on any scene, which serves to choose captions of one scene alone, and false ones with a
-word changed. Nothing is ambiguous: what is false is clearly false.
+`scene_language`. `may_be_true` tests it on any scene, which serves to choose captions of one scene alone, and false ones
+with a word changed. Nothing is ambiguous: what is false is clearly false.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class RelationFact:
     def __str__(self) -> str:
         return f"{self.subject} {self.relation} {self.other}"
 
-    def maybe(self, scene: Scene) -> bool:
+    def may_be_true(self, scene: Scene) -> bool:
         """Return whether it is true of the scene, or nearly so."""
         by = RELATIONS[self.relation]
         subjects = scene.matching(self.subject.color, self.subject.shape)
@@ -69,7 +69,7 @@ class ExistenceFact:
     def __str__(self) -> str:
         return str(self.name)
 
-    def maybe(self, scene: Scene) -> bool:
+    def may_be_true(self, scene: Scene) -> bool:
         """Return True if the fact holds in the scene."""
         return bool(scene.matching(self.name.color, self.name.shape))
 
@@ -90,7 +90,7 @@ class CountFact:
         noun = f"{self.color} objects" if self.shape is None else plural(self.shape)
         return f"{self.number} {noun}"
 
-    def maybe(self, scene: Scene) -> bool:
+    def may_be_true(self, scene: Scene) -> bool:
         """Return True if the fact holds in the scene."""
         return len(scene.matching(self.color, self.shape)) == self.number
 
@@ -112,9 +112,9 @@ class SceneCaption:
     def __str__(self) -> str:
         return ", ".join(map(str, self.facts)) + "."
 
-    def maybe(self, scene: Scene) -> bool:
+    def may_be_true(self, scene: Scene) -> bool:
         """Return whether it is true of the scene, or nearly so."""
-        return all(fact.maybe(scene) for fact in self.facts)
+        return all(fact.may_be_true(scene) for fact in self.facts)
 
     def changed(self, scene: Scene) -> list[SceneCaption]:
         """Return every caption that differs by one word and is clearly false of the scene, fact by fact."""
@@ -122,7 +122,7 @@ class SceneCaption:
         for position, fact in enumerate(self.facts):
             for new in fact.changed():
                 captions.append(SceneCaption((*self.facts[:position], new, *self.facts[position + 1 :])))
-        return [caption for caption in captions if not caption.maybe(scene)]
+        return [caption for caption in captions if not caption.may_be_true(scene)]
 
 
 def _name(item: SceneObject) -> ObjectName:

@@ -47,11 +47,11 @@ class _Index:
 
     def has_scene_for(self, caption: SceneCaption) -> bool:
         """Return whether a caption is true, or nearly so, of a scene in the index."""
-        return any(caption.maybe(scene) for scene in self._scenes[_names(caption)])
+        return any(caption.may_be_true(scene) for scene in self._scenes[_names(caption)])
 
     def has_caption_for(self, scene: Scene) -> bool:
         """Return whether a caption in the index is true, or nearly so, of a scene."""
-        return any(caption.maybe(scene) for names in _pairs_of_names(scene) for caption in self._captions[names])
+        return any(caption.may_be_true(scene) for names in _pairs_of_names(scene) for caption in self._captions[names])
 
     def add(self, scene: Scene, captions: list[SceneCaption]) -> None:
         """Add a scene and its captions."""

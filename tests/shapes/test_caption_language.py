@@ -39,7 +39,7 @@ def test_sampled_captions_are_true_and_false_ones_differ_by_a_word():
             continue
         kinds |= {type(fact) for fact in caption.facts}
         assert all(clearly_true(fact, where) for fact in caption.facts)
-        assert caption.maybe(where)
+        assert caption.may_be_true(where)
         words = str(caption).split()
         false = sample_false(rng, caption, where, 3)
         assert len({str(f) for f in false}) == 3
@@ -48,5 +48,5 @@ def test_sampled_captions_are_true_and_false_ones_differ_by_a_word():
             assert len(changed) == len(words)
             assert sum(a != b for a, b in zip(words, changed, strict=True)) == 1
             assert not all(clearly_true(fact, where) for fact in other.facts)
-            assert not other.maybe(where)
+            assert not other.may_be_true(where)
     assert kinds == {RelationFact, ExistenceFact, CountFact}

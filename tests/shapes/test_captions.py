@@ -43,6 +43,6 @@ def test_unique_captions_are_true_of_one_scene(alone: bool):
         for number, (_, _, own) in enumerate(drawn)
         for caption in own
         for other in range(len(drawn))
-        if other != number and caption.maybe(drawn[other][0])
+        if other != number and caption.may_be_true(drawn[other][0])
     ]
     assert bool(shared) is not alone  # training scenes may share captions

@@ -48,7 +48,7 @@ SCENE = Scene(tuple(SceneObject(*name, x, 48, 10) for name, x in ((("red", "circ
 )
 def test_label_of(fact: Any, is_true: bool, open_view: str, curtained: str):
     caption = SceneCaption((fact,))
-    assert caption.maybe(SCENE) is is_true
+    assert caption.may_be_true(SCENE) is is_true
     assert label_of(caption, is_true, SCENE, curtain=False) == open_view
     assert label_of(caption, is_true, SCENE, curtain=True) == curtained
 
