@@ -41,10 +41,10 @@ def shrink_parts(settings: ShrinkSettings, problem: Problem, choice: Choice | No
     tokens = (PROMPTS + 1) * NEW_TOKENS
     seconds = SUBPROCESS_SECONDS + forwards * float(timed.alone[0]) + tokens * float(timed.alone[1:].mean())
     verification = Part("verification", seconds)
-    answering = timed.scoring(timed.own_tokens)
+    answering = timed.scoring_seconds(timed.own_tokens)
     timing = 2 * (1 + LATENCY_BLOCKS) * float(timed.alone.sum())
     # The answers of the model that is not recovered may not end.
-    measuring = answering + timed.scoring(timed.most_tokens) + timing
+    measuring = answering + timed.scoring_seconds(timed.most_tokens) + timing
     if config.method is None:
         return [Part("measuring", measuring), verification]
     mask = random_mask(settings, problem) if choice is None else choice.mask
@@ -88,7 +88,7 @@ class AnswerTimes(NamedTuple):
     most_tokens: int
     alone: np.ndarray
 
-    def scoring(self, tokens: int) -> float:
+    def scoring_seconds(self, tokens: int) -> float:
         """Return the seconds of scoring a model whose answers have this many tokens."""
         padding = 2 * min(PROBES, self.examples) * self.first  # whether padding changes an answer is tried first
         decoding = -(-self.examples // GENERATE_BATCH_SIZE) * (tokens - 1) * self.further
