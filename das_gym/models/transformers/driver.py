@@ -137,7 +137,7 @@ class Block(NamedTuple):
         return self.groups * self.each
 
     @property
-    def flat(self) -> int:
+    def flat_tokens(self) -> int:
         """Tokens of prefixes and rows together."""
         return self.groups * self.prefix + self.rows * self.tokens
 
@@ -200,7 +200,7 @@ def make_block(
 
 def run_blocks(blocks: Sequence[Block], hidden: Tensor, run: Callable[[Block, Tensor, Tensor], Any]) -> Tensor:
     """Call `run` on the prefixes and rows of every block, and join the results."""
-    parts = hidden.split([block.flat for block in blocks], dim=1)
+    parts = hidden.split([block.flat_tokens for block in blocks], dim=1)
     return torch.cat([flatten(*run(b, *b.split(part))) for b, part in zip(blocks, parts, strict=True)], dim=1)
 
 
@@ -253,7 +253,7 @@ def answer_states(blocks: Sequence[Block], hidden: Tensor) -> Tensor:
     # `run_at_answers` has dropped the tokens before the answers, if it ran.
     is_short = hidden.shape[1] == sum(short)
     found = []
-    for block, part in zip(blocks, hidden.split(short if is_short else [b.flat for b in blocks], dim=1), strict=True):
+    for block, part in zip(blocks, hidden.split(short if is_short else [b.flat_tokens for b in blocks], dim=1), strict=True):
         rows = part.view(block.rows, -1, part.shape[-1]) if is_short else block.split(part)[1][:, block.first :]
         row, token = block.read
         found.append(rows[row, token - block.first])
@@ -265,7 +265,7 @@ def padded_rows(blocks: Sequence[Block], hidden: Tensor) -> tuple[Tensor, Tensor
     longest = max(block.prefix + block.tokens for block in blocks)
     padded = []
     real = []
-    for block, part in zip(blocks, hidden.split([block.flat for block in blocks], dim=1), strict=True):
+    for block, part in zip(blocks, hidden.split([block.flat_tokens for block in blocks], dim=1), strict=True):
         prefixes, rows = block.split(part)
         rows = torch.cat((prefixes.repeat_interleave(block.each, dim=0), rows), dim=1)
         padded.append(nn.functional.pad(rows, (0, 0, 0, longest - rows.shape[1])))
@@ -276,7 +276,7 @@ def padded_rows(blocks: Sequence[Block], hidden: Tensor) -> tuple[Tensor, Tensor
 def real_tokens(blocks: Sequence[Block], hidden: Tensor) -> Tensor:
     """Return (n, size): the tokens of a flat tensor without padding, each shared prefix once."""
     found = []
-    for block, part in zip(blocks, hidden.split([block.flat for block in blocks], dim=1), strict=True):
+    for block, part in zip(blocks, hidden.split([block.flat_tokens for block in blocks], dim=1), strict=True):
         prefixes, rows = block.split(part)
         places = torch.arange(block.prefix, block.prefix + block.tokens, device=hidden.device)
         found += [prefixes.flatten(0, 1), rows[places < block.lengths[:, None]]]
