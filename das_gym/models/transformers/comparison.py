@@ -76,7 +76,7 @@ class Comparison:
             except Exception:  # whatever transformers raises: it has no such tower, or all layers of it run
                 idle = []
             plain = VLM(self.model)
-            with self.rejecting("its layers cannot be recorded"):
+            with self.reject_on_error("its layers cannot be recorded"):
                 more = idle_layers(plain.stack, record(plain.stack, lambda: plain.run(encodings)), ALIKE)
             stack.enter_context(replace_forwards({layer: skip_forward(layer) for layer in more}))
             self.idle = {*idle, *more}
@@ -127,7 +127,7 @@ class Comparison:
         return ValueError(f"{self.name} is not supported: {reason}")
 
     @contextmanager
-    def rejecting(self, problem: str) -> Iterator[None]:
+    def reject_on_error(self, problem: str) -> Iterator[None]:
         """Turn whatever transformers raises into a ValueError of one line."""
         try:
             yield
@@ -144,7 +144,7 @@ class Comparison:
 
     def encodings(self, prompts: Sequence[Prompt]) -> list[Encoding]:
         """Return the tokens and pixels of prompts."""
-        with self.rejecting(
+        with self.reject_on_error(
             f"its processor does not read a question{' about an image' if self.processor.takes_images else ''}"
         ):
             return [self.processor.encode(prompt, pixels=True) for prompt in prompts]
@@ -165,14 +165,14 @@ class Comparison:
 
         for encoding in encodings:
             forwards = {} if head is None else {head: partial(project_answer, encoding.answer - 1)}
-            with self.rejecting("its own forward fails on the output of its processor"), replace_forwards(forwards):
+            with self.reject_on_error("its own forward fails on the output of its processor"), replace_forwards(forwards):
                 output = vlm.run([encoding], with_head=True).logits[0]
             found.append(output[encoding.answer - 1 : -1][:tokens])
         return torch.cat(found)
 
     def initial_state(self, vlm: VLM, count: int = 3) -> State:
         """Return the state of prompts before the first layer."""
-        with self.rejecting("its layers do not run one by one"):
+        with self.reject_on_error("its layers do not run one by one"):
             return vlm.gather_uncached(self.processor, self.prompts(count))
 
     def layerwise_logits(self, vlm: VLM, removed: Sequence[int] = (), state: State | None = None) -> Tensor:
@@ -184,7 +184,7 @@ class Comparison:
         """Return the hidden states from which the head computes `layerwise_logits`."""
         state = self.initial_state(vlm) if state is None else state
         mask = [unit.stream == JOINT and place in removed for place, unit in zip(vlm.places, vlm.layers, strict=True)]
-        with self.rejecting("its layers do not run one by one"):
+        with self.reject_on_error("its layers do not run one by one"):
             return vlm.forward_encoded(state, mask)
 
     def with_capabilities(self, capabilities: ModelCapabilities) -> VLM:

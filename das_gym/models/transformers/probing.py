@@ -63,7 +63,7 @@ def probe_capabilities(model: Any, processor: PromptProcessor, only_runs: bool =
     compare = Comparison(model, processor)
     plain = VLM(model)
     one = compare.encodings(compare.prompts(1))
-    with compare.rejecting("its own forward fails on the output of its processor"):
+    with compare.reject_on_error("its own forward fails on the output of its processor"):
         note_layer_parts(plain.stack, lambda: plain.run(one))
     with compare.with_few_layers():
         with compare.in_float32():
@@ -91,7 +91,7 @@ def _reject_unsupported(model: Any) -> None:
 
 def _probe_decoder(compare: Comparison, plain: VLM, one: Sequence[Encoding]) -> ModelCapabilities:
     """Find the capabilities of the decoder step by step: each step needs the results of earlier ones."""
-    with compare.rejecting("its layers cannot be recorded"):
+    with compare.reject_on_error("its layers cannot be recorded"):
         added = record(plain.stack, lambda: plain.run(one)).added
     answer_type = _answer_type(compare)
     compare.processor = compare.processor.with_answer_type(answer_type)
@@ -202,7 +202,7 @@ def _check_removal(compare: Comparison, capabilities: ModelCapabilities) -> None
     state = compare.initial_state(vlm, 1)
     compare.layerwise_features(vlm, (), state)  # leaves behind what the next mask must not read, as each mask does
     for several in separating_sets(_running(compare, vlm)):
-        with compare.rejecting(f"without its layers {several} its own forward fails"):
+        with compare.reject_on_error(f"without its layers {several} its own forward fails"):
             without = compare.own_logits(delete_layers(share_copy(compare.model), several), encodings)
         if not compare.same(compare.layerwise_logits(vlm, several, state), without):
             raise compare.unsupported(f"without layers {several} it differs from skipping them: {TIED}")
@@ -244,7 +244,7 @@ def _check_one_removal(compare: Comparison, capabilities: ModelCapabilities, pro
 def check_mac_counting(compare: Comparison, capabilities: ModelCapabilities) -> None:
     """Reject models whose MACs depend on the values of tensors, such as experts that run one by one."""
     vlm = compare.with_capabilities(capabilities)
-    with compare.rejecting("the MACs of its layers cannot be counted without computing them"):
+    with compare.reject_on_error("the MACs of its layers cannot be counted without computing them"):
         counter = MacCounter(vlm)
         state, _ = counter.embed(vlm.cost_example(compare.processor, compare.prompts(1), counter)[0])
         for number, indices in enumerate(vlm.stages):
@@ -279,7 +279,7 @@ def with_tower(capabilities: ModelCapabilities, model: Any, processor: PromptPro
     if not capabilities.caches_images:
         raise ValueError(f"{compare.name} computes more from images than features that can be cached. Leave out `vision`.")
     with compare.with_few_layers(vision=True), compare.in_float32():
-        with compare.rejecting("its vision layers cannot be skipped. Leave out `vision`"):
+        with compare.reject_on_error("its vision layers cannot be skipped. Leave out `vision`"):
             tower = _probe_tower(compare)
         richer = replace(capabilities, tower=tower)
         layers = find_vision_tower(model).layers
@@ -299,7 +299,7 @@ def with_tower(capabilities: ModelCapabilities, model: Any, processor: PromptPro
 def find_tower_reads(capabilities: ModelCapabilities, model: Any, processor: PromptProcessor) -> tuple[int, ...]:
     """Return the positions of the vision layers that a model reads; ValueError if that cannot be found out."""
     compare = Comparison(model, processor.with_answer_type(capabilities.answer_type))
-    with compare.rejecting("its vision layers cannot be watched, so its projector cannot train"):
+    with compare.reject_on_error("its vision layers cannot be watched, so its projector cannot train"):
         return _tower_reads(compare, compare.pixels())
 
 
