@@ -62,7 +62,7 @@ class BridgeTower(VLP):
         if stage:
             links = {"text": self.bridge.cross_modal_text_link_tower, "image": self.bridge.cross_modal_image_link_tower}
             x = {s: links[s][stage - 1](state.extras["towers"][s][stage], hidden, None) for s, hidden in x.items()}
-        module, own, other = self.parts[index].chosen(skipped), x[stream], x["image" if stream == "text" else "text"]
+        module, own, other = self.parts[index].module_for(skipped), x[stream], x["image" if stream == "text" else "text"]
         masks = {"attention_mask" if stream == "text" else "encoder_attention_mask": state.extras["padding"]}
         return (module(own) if skipped else module(own, other, **masks)[0])[:, : 1 if pooled_only else None]
 

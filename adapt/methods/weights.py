@@ -53,7 +53,7 @@ class BitFit(Method):
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
         """Insert nothing; return the biases, or raise ValueError for layers without any."""
         vlp.remove_adapters()
-        layers = [vlp.skippable_layer(index).chosen(False) for index in range(len(vlp.layers))]
+        layers = [vlp.skippable_layer(index).module_for(False) for index in range(len(vlp.layers))]
         biases = [getattr(module, "bias", None) for layer in layers for module in layer.modules()]
         found = [bias for bias in biases if isinstance(bias, nn.Parameter)]
         if not found:

@@ -115,7 +115,7 @@ class SkippableLayer(nn.Module):
 
     def prune(self, skipped: bool) -> None:
         """Remove the layer (skipped) or its skip adapter (kept); the other must be there."""
-        self.chosen(skipped)
+        self.module_for(skipped)
         name = "layer" if skipped else "skip_adapter"
         if getattr(self, name) is not None:
             self.removed = {name: meta_twin(getattr(self, name))}
@@ -126,7 +126,7 @@ class SkippableLayer(nn.Module):
         for name, module in self.removed.items():
             setattr(self, name, module)
 
-    def chosen(self, skipped: bool) -> nn.Module:
+    def module_for(self, skipped: bool) -> nn.Module:
         """Return the module that runs; ValueError if `prune` removed it."""
         module = self.skip_adapter if skipped else self.layer
         if module is None:

@@ -72,7 +72,7 @@ def skip_adapter_tensors(vlp: VLP) -> dict[str, Tensor]:
     """Return the weights of all skip adapters, as `<unit>.<weight>`."""
     found: dict[str, Tensor] = {}
     for index, layer in enumerate(vlp.layers):
-        state = vlp.skippable_layer(index).chosen(True).state_dict()
+        state = vlp.skippable_layer(index).module_for(True).state_dict()
         found |= {f"{layer.name}.{name}": tensor.detach().cpu().clone() for name, tensor in state.items()}
     return found
 

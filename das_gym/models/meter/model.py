@@ -89,7 +89,7 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
 
     def sites(self, index: int) -> tuple[Site, ...]:
         """Return the three sub-layers of a fusion layer; DAS inserts its adapters next to them."""
-        layer: Any = self.skippable_layer(index).chosen(False)
+        layer: Any = self.skippable_layer(index).module_for(False)
         beside = partial(partial, setattr, layer)
         return (
             Site("attention", layer.self_attention, "out", ("query", "value"), beside("self_adapter")),
@@ -116,7 +116,7 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
         stream = self.layers[index].stream
         other = "image" if stream == "text" else "text"
         x = state.hidden[stream]
-        module: Any = self.skippable_layer(index).chosen(skipped)
+        module: Any = self.skippable_layer(index).module_for(skipped)
 
         def share(part: str, read: Tensor, compute: Callable[[], Any]) -> Any:
             return memo((index, part, id(read)), compute)

@@ -56,7 +56,7 @@ def copy_with_linear_skips(full: VLM, mask: np.ndarray) -> VLM:
     read the norms before them, and the model reads vision layers by position.
     """
     skipped = np.flatnonzero(mask).tolist()
-    adapters: list[Any] = [full.skippable_layer(index).chosen(True) for index in skipped]
+    adapters: list[Any] = [full.skippable_layer(index).module_for(True) for index in skipped]
     is_removed = np.array([_is_removed_whole(full, index) for index in range(len(mask))]) & mask
     smaller = pruned_copy(full, is_removed)
     replaced = {}

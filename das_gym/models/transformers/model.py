@@ -336,7 +336,7 @@ class VLM(UnitModel):
         """Return what `run_layer` returns, before the layers between this unit and the next, which no mask skips."""
         place = self.places[index]
         kind = self.layers[index].kind
-        chosen = self.skippable_layer(index).chosen(skipped)
+        chosen = self.skippable_layer(index).module_for(skipped)
         is_last = pooled_only and place == len(self.stack.layers) - 1
         is_removed = skipped and isinstance(chosen, nn.Identity)
         if self.layers[index].stream == IMAGE:

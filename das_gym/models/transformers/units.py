@@ -237,7 +237,7 @@ class UnitModel(VLP):
         for index in np.flatnonzero(self.check_mask(mask)).tolist():
             module = self.module_of(index)
             if self.layers[index].kind == LAYER:
-                found[module] = skip_forward(module, self.skippable_layer(index).chosen(True))
+                found[module] = skip_forward(module, self.skippable_layer(index).module_for(True))
             else:
                 found[module] = self.part_forward(index)
         return found
@@ -245,7 +245,7 @@ class UnitModel(VLP):
     def part_forward(self, index: int) -> Callable[..., Any]:
         """Return the forward of a skipped attention or MLP: zeros, or its skip adapter, which reads what the part reads."""
         module = self.module_of(index)
-        adapter = self.skippable_layer(index).chosen(True)
+        adapter = self.skippable_layer(index).module_for(True)
         return zero_forward(module) if isinstance(adapter, nn.Identity) else skip_forward(module, adapter)
 
 

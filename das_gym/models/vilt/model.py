@@ -66,7 +66,7 @@ class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
 
     def sites(self, index: int) -> tuple[Site, ...]:
         """Return attention and multi-layer perceptron of a block; DAS inserts its adapters next to them."""
-        block: Any = self.skippable_layer(index).chosen(False)
+        block: Any = self.skippable_layer(index).module_for(False)
         beside = partial(partial, setattr, block)
         return (
             Site("attention", block.attention, "out", ("query", "value"), beside("attention_adapter")),
@@ -98,7 +98,7 @@ class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
         """Return new hidden vectors of the joint stream; see `VLP.run_layer`."""
         del memo  # with one layer a stage, no two runs have a part in common
         x = state.hidden["joint"]
-        module = self.skippable_layer(index).chosen(skipped)
+        module = self.skippable_layer(index).module_for(skipped)
         if skipped:
             return module(x[:, :1] if pooled_only else x)
         return module(x, state.attend["joint"], pooled_only)
