@@ -183,7 +183,7 @@ def check_logits(smaller: VLM, mask: np.ndarray, probes: Probes) -> None:
 
 
 def compare_logits(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: torch.dtype, what: str, advice: str) -> float:
-    """Return the largest difference of logits relative to the largest logit; raise if it is above that of rounding."""
+    """Return the largest difference of logits relative to the largest; VerificationError above that of rounding."""
     tolerance = TOLERANCES.get(dtype, 0.1)
     difference = 0.0
     for logits, expected in zip(found, wanted, strict=True):

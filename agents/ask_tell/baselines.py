@@ -49,7 +49,7 @@ class Greedy(Agent):
     max_rounds: ClassVar[int | None] = None
 
     def ask(self, n: int) -> Masks:
-        """Return the masks of this round that were not scored yet, in layer order; none when it is done."""
+        """Return this round's (m, n_layers) masks that were not scored yet, in layer order; m = 0 when it is done."""
         return self._replay()[2][:n]
 
     def best(self) -> Masks:

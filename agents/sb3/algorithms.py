@@ -118,7 +118,7 @@ def is_algorithm(agent: str) -> bool:
 
 
 def find_algorithm(name: str) -> tuple[type[BaseAlgorithm], Algorithm]:
-    """Return the class of a key of `ALGORITHMS`, or of "module:class", and its `Algorithm`.
+    """Return the class of a key of `ALGORITHMS` or of "module:class", and its `Algorithm`; ValueError for others.
 
     An unknown subclass has the settings of the nearest known algorithm.
     """

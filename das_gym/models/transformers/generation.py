@@ -128,7 +128,7 @@ def batches_of(encodings: Sequence[Encoding], size: int) -> Iterator[list[int]]:
 
 
 def left_padded(encodings: Sequence[Encoding], pad: int, vlm: VLM, extra: int = 0) -> dict[str, Tensor]:
-    """Make a left-padded batch of questions with pixels for transformers' `generate`; `extra` pads the longest, too."""
+    """Make a left-padded (prompts, tokens) batch with pixels for transformers' `generate`; `extra` pads the longest, too."""
     asked = [e._replace(ids=e.ids[: e.answer], types={n: v[: e.answer] for n, v in e.types.items()}) for e in encodings]
     batch = make_batch(asked, pad, padding_side="left")
     for name in ("input_ids", "attention_mask", *encodings[0].types):
