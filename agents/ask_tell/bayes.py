@@ -182,7 +182,7 @@ class Bayes(Agent):
             mask = np.zeros(self.n_layers, dtype=bool)
             mask[np.argsort(skipped + self.rng.random(self.n_layers))[:size]] = True
             masks = np.vstack((masks, mask))
-            skipped = skipped + mask
+            skipped += mask
         return masks
 
     def _first_masks(self, n: int) -> Masks:
@@ -219,11 +219,10 @@ class Bayes(Agent):
         """Improve the settings of both processes, and return the one to trust, and maybe one to replace it."""
         # Settings start from where the last ask left them, and one more reward changes them little: a step is enough.
         self.turns += 1
-        turn = self.turns
         axes = list(range(len(GRID)))
         steps = STEPS
         if len(masks) > OFTEN:
-            axes, steps = ([], 1) if turn % 2 and not self.noisy else ([turn // 2 % len(GRID)], 0)
+            axes, steps = ([], 1) if self.turns % 2 and not self.noisy else ([self.turns // 2 % len(GRID)], 0)
         process, self.indices = fit_step(partial(MaskProcess, masks, scores), self.indices, axes)
         if self.noisy:
             return [process]
@@ -232,7 +231,7 @@ class Bayes(Agent):
         likelier, less_likely = (process, other) if process.log_likelihood > other.log_likelihood else (other, process)
         if self._is_listed:
             return [likelier, less_likely]
-        return [likelier if turn % OTHER else less_likely]
+        return [likelier if self.turns % OTHER else less_likely]
 
     def _candidates(self, process: Process) -> Masks:
         """Return the (m, n_layers) unscored masks with the highest means."""

@@ -48,8 +48,7 @@ class Evolution(Agent):
         are_fractions = isinstance(stages, (list, tuple)) and all(isinstance(s, (int, float)) and 0 < s <= 1 for s in stages)
         if not are_fractions or not stages or stages[-1] != 1 or sorted(set(stages)) != list(stages):
             raise ValueError(f"`stages` is not allowed: got {stages!r}, expected rising fractions that end with 1: [0.1, 1]")
-        self.initial = offspring
-        self.offspring = offspring
+        self.initial = self.offspring = offspring
         self.max_swaps = max_swaps
         self.survivors: int | None = None  # masks of a generation that enter the next stage; None = the better half
         self.stages = tuple(float(fraction) for fraction in stages)
@@ -125,7 +124,7 @@ class Evolution(Agent):
             kept = (len(ranked) + 1) // 2 if self.survivors is None else self.survivors
             self._rejected |= dict.fromkeys(ranked[kept:])
             self._waiting = ranked[:kept]
-            self._stage = self._stage + 1
+            self._stage += 1
         self._scored = {}
 
     def _draw(self) -> Masks:

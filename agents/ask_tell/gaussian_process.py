@@ -91,8 +91,7 @@ class Process(ABC):
         # factorization, and the inverse is computed only for the process that predicts.
         joint = np.empty((m + 1, m + 1))
         joint[:m, :m] = covariance
-        joint[m, :m] = values
-        joint[:m, m] = values
+        joint[m, :m] = joint[:m, m] = values
         # Its corner has to exceed values K^-1 values, which is at most |values|^2 / noise, or there is no factor.
         joint[m, m] = 1.0 + 2.0 * float(values @ values) / noise
         factor: Floats = np.linalg.cholesky(joint).astype(np.float64, copy=False)

@@ -201,7 +201,7 @@ class SuiteSearchEnv(SuiteEnv, gymnasium.Env[Any, Any]):
         moves = self.episodes.step(action)
         rewards, info = self.episodes.score(moves, self.np_random)
         place = self._count
-        self._count = self._count + 1
+        self._count += 1
         ended = self._count == self.evaluations
         # To its action mode every mask ends an episode; here the last one does.
         self.mode.over[:] = ended

@@ -153,7 +153,6 @@ def check_sizes(config: Any, head_fields: Mapping[str, str]) -> None:
         name = each.name
         value = getattr(config, each.name)
         low = 1
-        high = MAX_WIDTH
         if name.endswith("layers"):
             high = MAX_LAYERS
         elif name.endswith("bottleneck"):
