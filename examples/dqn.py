@@ -38,7 +38,9 @@ class Replay:
     """Ring buffer of the last transitions, with one array for each part."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.count, self.parts = size, 0, []
+        self.size = size
+        self.count = 0
+        self.parts = []
 
     def add(self, *parts: np.ndarray) -> None:
         """(num_envs, ...) arrays."""
@@ -89,17 +91,21 @@ def main(**settings) -> float:
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     envs = make_envs(args.env_id, args.num_envs)
-    features, actions = envs.single_observation_space.shape[0], int(envs.single_action_space.n)
+    features = envs.single_observation_space.shape[0]
+    actions = int(envs.single_action_space.n)
     network, target = (
         nn.Sequential(nn.Linear(features, args.hidden), nn.ReLU(), nn.Linear(args.hidden, args.hidden), nn.ReLU(), last)
         for last in (nn.Linear(args.hidden, actions), nn.Linear(args.hidden, actions))
     )
     target.load_state_dict(network.state_dict())
     optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate)
-    replay, earned, started = Replay(args.buffer_size), [], time.perf_counter()
+    replay = Replay(args.buffer_size)
+    earned = []
+    started = time.perf_counter()
     observations, info = envs.reset(seed=args.seed)
     for step in range(args.num_envs, args.total_timesteps + 1, args.num_envs):
-        seen, allowed = observations, info["action_mask"]
+        seen = observations
+        allowed = info["action_mask"]
         explored = min(step / (args.exploration_fraction * args.total_timesteps), 1.0)
         epsilon = 1 + explored * (args.epsilon_end - 1)
         anything = np.where(allowed, rng.random(allowed.shape), -1.0).argmax(axis=1)
@@ -119,7 +125,8 @@ def main(**settings) -> float:
         if step % args.target_update_every < args.num_envs:
             target.load_state_dict(network.state_dict())
         if step % args.log_every < args.num_envs:
-            rate, recent = step / (time.perf_counter() - started), np.mean(earned[-256:])
+            rate = step / (time.perf_counter() - started)
+            recent = np.mean(earned[-256:])
             print(f"step {step}: {len(earned)} masks scored, mean reward {recent:.4f}, {rate:.0f} steps/s")
     regret = final_regret(network, args.env_id)
     print(f"regret {regret:.4f} after {len(earned)} masks")

@@ -40,7 +40,8 @@ class Agent(nn.Module):
     def __init__(self, features: int, actions: int, hidden: int) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh())
-        self.actor, self.critic = nn.Linear(hidden, actions), nn.Linear(hidden, 1)
+        self.actor = nn.Linear(hidden, actions)
+        self.critic = nn.Linear(hidden, 1)
         nn.init.zeros_(self.actor.weight)  # begins with all allowed actions alike
 
     def forward(self, observations: torch.Tensor, allowed: torch.Tensor) -> tuple[Categorical, torch.Tensor]:
@@ -75,7 +76,8 @@ def final_regret(agent: Agent, env_id: str) -> float:
 
 def advantages_of(rewards, values, ended, last_value, args: Args) -> torch.Tensor:
     """(num_steps, num_envs) generalized advantage estimates; `ended` marks the last steps of episodes."""
-    found, running = torch.zeros_like(rewards), torch.zeros(rewards.shape[1])
+    found = torch.zeros_like(rewards)
+    running = torch.zeros(rewards.shape[1])
     for step in reversed(range(len(rewards))):
         following = last_value if step + 1 == len(rewards) else values[step + 1]
         error = rewards[step] + args.gamma * following * ~ended[step] - values[step]
@@ -107,11 +109,14 @@ def main(**settings) -> float:
     agent = Agent(envs.single_observation_space.shape[0], int(envs.single_action_space.n), args.hidden)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate)
     observations, info = envs.reset(seed=args.seed)
-    earned, started, per_update = [], time.perf_counter(), args.num_envs * args.num_steps
+    earned = []
+    started = time.perf_counter()
+    per_update = args.num_envs * args.num_steps
     for update in range(1, args.total_timesteps // per_update + 1):
         steps = []
         for _ in range(args.num_steps):
-            seen, allowed = torch.as_tensor(observations), torch.as_tensor(info["action_mask"])
+            seen = torch.as_tensor(observations)
+            allowed = torch.as_tensor(info["action_mask"])
             with torch.no_grad():
                 policy, values = agent(seen, allowed)
             actions = policy.sample()

@@ -26,7 +26,8 @@ def by_annealing(oracle, evaluations: int, seed: int) -> None:
         other = oracle.space.mutate(mask, 1, rng)
         gain = oracle(other) - reward
         if gain > 0 or rng.random() < np.exp(gain / (0.03 * (1 - step / evaluations))):
-            mask, reward = other, reward + gain
+            mask = other
+            reward += gain
 
 
 def main(env_id: str = "DAS-METER-VQA-Tabular-v0", evaluations: int = 60, seed: int = 0, skip_num: int = 4) -> float:

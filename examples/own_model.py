@@ -22,7 +22,9 @@ class BridgeTower(VLP):
 
     def __init__(self, bridge, bottleneck):
         super().__init__()
-        self.bridge, self.depth, width = bridge, bridge.config.num_hidden_layers, bridge.config.hidden_size
+        self.bridge = bridge
+        self.depth = bridge.config.num_hidden_layers
+        width = bridge.config.hidden_size
         self.layers = tuple(Layer(f"{s}.{i}", s, i, "cross-modal") for s in ("text", "image") for i in range(self.depth))
         self.feature_size = 2 * width
         parts = [*bridge.cross_modal_text_layers, *bridge.cross_modal_image_layers]
@@ -30,20 +32,24 @@ class BridgeTower(VLP):
         self.parts = torch.nn.ModuleList(SkippableLayer(part, SkipAdapter(width, bottleneck)) for part in parts)
 
     def make_processor(self, folder, max_text_length=None):
-        text, image = self.bridge.config.text_config, self.bridge.config.vision_config
+        text = self.bridge.config.text_config
+        image = self.bridge.config.vision_config
         tokenizer = find_tokenizer(folder, text.vocab_size, pad=1, first=0, last=2)
         longest = min(max_text_length or 50, text.max_position_embeddings - 2)
         return Processor(tokenizer, meter_transform, image.image_size, image.patch_size, longest)
 
     def text_stream(self, batch):  # what each stage reads of the encoder, side by side
-        text, types = self.bridge.text_model, self.bridge.token_type_embeddings.weight
-        hidden, real = text.embeddings(input_ids=batch["input_ids"]), batch["attention_mask"][:, None, None].bool()
+        text = self.bridge.text_model
+        types = self.bridge.token_type_embeddings.weight
+        hidden = text.embeddings(input_ids=batch["input_ids"])
+        real = batch["attention_mask"][:, None, None].bool()
         outputs = [hidden := layer(hidden, additive(real, hidden)) for layer in text.encoder.layer][-self.depth :]
         parts = [self.bridge._apply_text_transform(output, i) + types[0] for i, output in enumerate(outputs)]
         return torch.cat([self.bridge.cross_modal_text_layernorm(parts[0]), *parts[1:]], dim=-1), real
 
     def image_stream(self, batch):
-        visual, types = self.bridge.vision_model.visual, self.bridge.token_type_embeddings.weight
+        visual = self.bridge.vision_model.visual
+        types = self.bridge.token_type_embeddings.weight
         hidden = visual.forward_pre(batch["image"])
         outputs = [visual.forward_post(hidden := layer(hidden)) for layer in visual.transformer.resblocks][-self.depth :]
         parts = [self.bridge._apply_image_transform(output, i) + types[1] for i, output in enumerate(outputs)]
@@ -58,11 +64,15 @@ class BridgeTower(VLP):
         return self.parts[index]
 
     def run_layer(self, index, state, skipped, memo=no_memo, pooled_only=False):
-        stream, stage, x = self.layers[index].stream, self.layers[index].stage, dict(state.hidden)
+        stream = self.layers[index].stream
+        stage = self.layers[index].stage
+        x = dict(state.hidden)
         if stage:
             links = {"text": self.bridge.cross_modal_text_link_tower, "image": self.bridge.cross_modal_image_link_tower}
             x = {s: links[s][stage - 1](state.extras["towers"][s][stage], hidden, None) for s, hidden in x.items()}
-        module, own, other = self.parts[index].module_for(skipped), x[stream], x["image" if stream == "text" else "text"]
+        module = self.parts[index].module_for(skipped)
+        own = x[stream]
+        other = x["image" if stream == "text" else "text"]
         masks = {"attention_mask" if stream == "text" else "encoder_attention_mask": state.extras["padding"]}
         return (module(own) if skipped else module(own, other, **masks)[0])[:, : 1 if pooled_only else None]
 

@@ -39,7 +39,8 @@ class YesNoTask(Task):
 
 def main(steps: int = 300, **settings) -> float:
     register_task(TaskEntry(YesNoTask.name, "YesNo", YesNoTask, "yes/no questions of data in VQAv2's format"))
-    config, problem = SupernetConfig(steps=steps), ProblemConfig(task=YesNoTask.name, **settings)
+    config = SupernetConfig(steps=steps)
+    problem = ProblemConfig(task=YesNoTask.name, **settings)
     with tempfile.TemporaryDirectory() as folder:
         supernet = train_supernet(config, problem, Path(folder) / "supernet.safetensors")
         env = gymnasium.make("DAS-METER-YesNo-v0", skip_num=4, supernet=str(supernet), **settings)

@@ -12,14 +12,18 @@ import das_gym  # noqa: F401 - registers the environments
 def main(env_id: str = "DAS-METER-VQA-v0", num_updates: int = 30, num_envs: int = 8, seed: int = 0, **env_kwargs) -> float:
     torch.manual_seed(seed)
     envs = gymnasium.make_vec(env_id, num_envs=num_envs, action="sequence", **env_kwargs)
-    n_features, n_actions = envs.single_observation_space.shape[0], int(envs.single_action_space.n)
+    n_features = envs.single_observation_space.shape[0]
+    n_actions = int(envs.single_action_space.n)
     policy = nn.Sequential(nn.Linear(n_features, 64), nn.Tanh(), nn.Linear(64, n_actions))
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.01)
-    best_reward, best_mask = -np.inf, None
+    best_reward = -np.inf
+    best_mask = None
     for update in range(num_updates):
         observations, info = envs.reset(seed=seed if update == 0 else None)
-        log_probs, entropies = torch.zeros(num_envs), []
-        rewards, masks = np.zeros(num_envs), np.zeros((num_envs, envs.unwrapped.n_layers), dtype=bool)
+        log_probs = torch.zeros(num_envs)
+        entropies = []
+        rewards = np.zeros(num_envs)
+        masks = np.zeros((num_envs, envs.unwrapped.n_layers), dtype=bool)
         running = np.ones(num_envs, dtype=bool)
         while running.any():  # until each environment has ended once: under a budget of MACs, some end before others
             logits = policy(torch.as_tensor(observations))
@@ -39,7 +43,8 @@ def main(env_id: str = "DAS-METER-VQA-v0", num_updates: int = 30, num_envs: int 
         loss.backward()
         optimizer.step()
         if rewards.max() > best_reward:
-            best_reward, best_mask = float(rewards.max()), masks[rewards.argmax()]
+            best_reward = float(rewards.max())
+            best_mask = masks[rewards.argmax()]
             print(f"update {update}: mean reward {rewards.mean():.4f}, best so far {best_reward:.4f}")
     names = envs.unwrapped.layer_names
     print("skips", [name for name, skipped in zip(names, best_mask, strict=True) if skipped])

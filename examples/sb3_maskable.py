@@ -12,7 +12,8 @@ def main(env_id: str = "DAS-METER-VQA-v0", total_timesteps: int = 1024, **env_kw
     vec_env = make_sb3_vec_env(env_id, n_envs=4, seed=0, action="sequence", macs_saved=0.12, **env_kwargs)
     model = MaskablePPO("MlpPolicy", vec_env, n_steps=16, batch_size=64, gamma=1.0, learning_rate=3e-3, seed=0)
     model.learn(total_timesteps)
-    observations, done = vec_env.reset(), [False]
+    observations = vec_env.reset()
+    done = [False]
     while not done[0]:
         actions, _ = model.predict(observations, deterministic=True, action_masks=get_action_masks(vec_env))
         observations, rewards, done, infos = vec_env.step(actions)

@@ -34,7 +34,8 @@ class RankScores(BaseFeaturesExtractor):
 
 def regrets(model: MaskablePPO, split: str) -> np.ndarray:
     """Return the regret of one mask for each problem, (problems,): 0 = the optimum, 1 = skipping in a random order."""
-    env, found = gymnasium.make("DAS-Suite-v0", split=split, action="sequence"), []
+    env = gymnasium.make("DAS-Suite-v0", split=split, action="sequence")
+    found = []
     for name in env.unwrapped.problem_names:
         observation, info = env.reset(options={"problem": name})
         ended = False
