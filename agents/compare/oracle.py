@@ -107,19 +107,15 @@ class TableOracle(Oracle):
             self.random_reward = float(self._rewards[allowed].mean())
 
     def rewards(self, masks: Masks) -> Floats:
-        """See `Oracle.rewards`."""
         return self._rewards[self.table.index(masks)]
 
     def blocks(self) -> dict[str, Any] | None:
-        """See `Oracle.blocks`."""
         return self._scorer.blocks()
 
     def test_metrics(self, masks: Masks) -> Floats:
-        """See `Oracle.test_metrics`."""
         return self.table.values("metric", "test")[self.table.index(masks)]
 
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64]:
-        """See `Oracle.ranks`."""
         return self.table.rank_of_values(rewards, self._objective, self._split)
 
 
@@ -134,7 +130,6 @@ class SuiteOracle(Oracle):
         self.best_reward, self.random_reward = problem.optimum, problem.random_mean
 
     def rewards(self, masks: Masks) -> Floats:
-        """See `Oracle.rewards`."""
         return self._rewards[self.table.index(masks)]
 
 
@@ -154,15 +149,12 @@ class LiveOracle(Oracle):
         self._rng = np.random.default_rng(0)
 
     def rewards(self, masks: Masks) -> Floats:
-        """See `Oracle.rewards`."""
         return self._scorer.score(masks, self._rng)[0]
 
     def blocks(self) -> dict[str, Any] | None:
-        """See `Oracle.blocks`."""
         return self._scorer.blocks()
 
     def test_metrics(self, masks: Masks) -> Floats:
-        """See `Oracle.test_metrics`."""
         problem = self._scorer.problem
         return problem.evaluator.evaluate(masks, problem.splits.test).metrics
 

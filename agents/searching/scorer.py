@@ -143,29 +143,23 @@ class OwnScorer(MaskScorer):
 
     @cached_property
     def statistics(self) -> Mapping[str, Floats]:
-        """See `MaskScorer.statistics`."""
         return LayerStatistics(self._observed(), self.scorer.statistic)
 
     def score(self, masks: Masks, share: float = 1.0) -> tuple[Floats, dict[str, np.ndarray]]:
-        """See `MaskScorer.score`."""
         if share != 1.0 and not self.can_score_shares:
             raise share_error()
         return kept_scores(*self.scorer.score(masks, self._rng, share=share))
 
     def score_examples(self, masks: Masks, start: int, stop: int) -> Scores:
-        """See `MaskScorer.score_examples`."""
         return self.scorer.score_examples(masks, start, stop)
 
     def rewards_of(self, masks: Masks, losses: Floats, metrics: Floats) -> tuple[Floats, dict[str, np.ndarray]]:
-        """See `MaskScorer.rewards_of`."""
         return kept_scores(*self.scorer.rewards_of(masks, losses, metrics))
 
     def cost_of(self, setting: str) -> MaskCost:
-        """See `MaskScorer.cost_of`."""
         return self.scorer.cost_of(setting)
 
     def masks_for_statistics(self, statistics: Iterable[str] | None) -> int:
-        """See `MaskScorer.masks_for_statistics`."""
         return self.scorer.observation_masks if statistics is None else self.scorer.masks_for_statistics(statistics)
 
     def warn_at_chance(self) -> None:
@@ -176,25 +170,20 @@ class OwnScorer(MaskScorer):
             warn_at_chance(problem.backbone.config, problem.task, self.engine.fixed_examples, score, "reward")
 
     def blocks(self) -> dict[str, Any] | None:
-        """See `MaskScorer.blocks`."""
         return self.scorer.blocks()
 
     def layout(self) -> dict[str, Any]:
-        """See `MaskScorer.layout`."""
         statistics = {name: values.tolist() for name, values in self._observed().items()}
         return {"units": self.scorer.architecture().units, "statistics": statistics}
 
     def get_state(self) -> Any:
-        """See `MaskScorer.get_state`."""
         return {**self.scorer.get_state(), "rng": self._rng.bit_generator.state}
 
     def set_state(self, state: Any) -> None:
-        """See `MaskScorer.set_state`."""
         self.scorer.set_state(state)
         self._rng.bit_generator.state = state["rng"]
 
     def close(self) -> None:
-        """See `MaskScorer.close`."""
         self.scorer.close()
 
     def _observed(self) -> dict[str, Floats]:
@@ -241,22 +230,18 @@ class ForeignScorer(MaskScorer):
         return rewards[:count], {name: info[name][:count] for name in (*SCORES, "feasible") if name in info}
 
     def cost_of(self, setting: str) -> MaskCost:
-        """See `MaskScorer.cost_of`."""
         if self._cost_of is None:
             raise ValueError(f"`{setting}` is not supported: {self.env} has no method `cost_of`. Give `skip_num`")
         return self._cost_of(setting)
 
     def get_state(self) -> Any:
-        """See `MaskScorer.get_state`."""
         return None if self._get_state is None else self._get_state()
 
     def set_state(self, state: Any) -> None:
-        """See `MaskScorer.set_state`."""
         if self._set_state is not None:
             self._set_state(state)
 
     def close(self) -> None:
-        """See `MaskScorer.close`."""
         self.env.close()
 
 
