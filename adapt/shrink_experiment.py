@@ -28,14 +28,17 @@ from das_gym.drawing.report import write_report
 from das_gym.files import explain_damage, read_json
 from das_gym.problem.estimate import Part, print_estimate
 from das_gym.problem.loading import Problem, load_problem
+from das_gym.processes import run_on_main_process
 
 
 def shrink(settings: ShrinkSettings, run: Run) -> float | None:
     """Search if no mask is given, delete, recover, save, verify and measure; the saved model's score is the result."""
-    folder = run_folder(run)
-    if folder is not None and settings.is_saved(folder):
-        score = resume_saved(settings, folder)
-        print_report(folder)
+    kept = run_folder(run)  # of the main process alone
+    if run_on_main_process(lambda: kept is not None and settings.is_saved(kept)):
+        if kept is None:
+            return None
+        score = resume_saved(settings, kept)
+        print_report(kept)
         return score
     choice = settings.choice()
     config = settings.problem if choice is None else choice.problem
@@ -50,6 +53,8 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
         choice = choice_of(search_first(search, run, folder, settings.resume is not None, problem), config)
     job = ShrinkJob(settings, fallback_if_not_removable(choice, problem), problem, folder)
     measured = job.run(run.log_scalar)
+    if measured is None:
+        return None
     run.add_artifact(folder / RECORD)
     for row in measured.rows.values():
         for name in ("score", "loss", "parameters", "macs"):

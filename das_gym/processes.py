@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -34,7 +35,8 @@ def join() -> None:
         from accelerate import PartialState
 
         use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-        PartialState(cpu=use_cpu or not torch.cuda.is_available())
+        # The others wait while the main process searches or measures, for longer than torch's 10 minutes.
+        PartialState(cpu=use_cpu or not torch.cuda.is_available(), timeout=timedelta(days=1))
         if not torch.distributed.is_initialized():
             raise ValueError(
                 f"WORLD_SIZE={world_size()}, but the processes did not join: use `accelerate launch`, on CPUs `torchrun`"

@@ -41,6 +41,7 @@ from das_gym.files import explain_damage, read_json, write_json, write_text
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.problem.loading import Problem, load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
+from das_gym.processes import world_size
 from das_gym.text import counted
 
 RECORD = "compare.json"
@@ -106,7 +107,9 @@ class CompareSettings(AnsweringSettings):
 
 
 def check(settings: CompareSettings) -> None:
-    """Check the names of the agents."""
+    """Check the names of the agents, and that this is the only process."""
+    if world_size() > 1:
+        raise ValueError("`adapt shrink compare` trains in one process: start it without `accelerate launch`.")
     for method in settings.methods:
         check_agent_name(method)
 

@@ -33,6 +33,7 @@ from das_gym.problem.chance import warn_at_chance
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, shuffled
+from das_gym.processes import is_main_process, run_on_main_process
 from das_gym.text import escape_control_chars
 
 
@@ -58,8 +59,8 @@ class ShrinkJob:
         root = choice.problem.data_root
         self.data = f"{len(self.test):,} test examples of {'the bundled data' if root is None else Path(root).name}"
 
-    def run(self, log: Log) -> Measured:
-        """Run the whole job, and print the report."""
+    def run(self, log: Log) -> Measured | None:
+        """Run the whole job, and print the report. Other processes than the main one only train, and return None."""
         if self.choice.remark:
             print(escape_control_chars(self.choice.remark))
         task = self.problem.task
@@ -73,6 +74,8 @@ class ShrinkJob:
         final = repaired_copy(self.problem, mask, self.recovery)
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
         trained = recover(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher, log)
+        if not is_main_process():
+            return self._with_control(None, teacher)
         models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}
         # Before `temporarily_merged`, which changes weights that the full model shares with the recovered one.
         scored[SHRUNK] = self._score(shrunk, f"{SHRUNK} model")
@@ -93,7 +96,7 @@ class ShrinkJob:
             parameters = sum(p.numel() for p in trained)
             del shrunk, final, trained  # the control takes their memory
             models.clear()
-            measured = self._with_control(measured, teacher)
+            measured = self._with_control(measured, teacher) or measured
             record = self._record(measured, verified)
             write_text(part / "README.md", shrunk_card(self, measured, verified, parameters, record["command"]))
             write_examples(self.folder, task, self.test, measured.texts)
@@ -122,17 +125,25 @@ class ShrinkJob:
             costs[RECOVERED] = self._costs_of(full_model_with_adapters(self.full, final, self.mask))
         return measure(self, models, costs, scored)
 
-    def _with_control(self, measured: Measured, teacher: Teacher | None) -> Measured:
-        """Train and score the full model, too: with `control`, or if that is None and the recovered model is better."""
+    def _wants_control(self, measured: Measured | None) -> bool:
+        """Return True if the full model is to be trained, too: with `control`, or if that is None and recovery wins."""
+        if measured is None or self.recovery.method is None or self.settings.control is not None:
+            return bool(self.settings.control)
         full = measured.rows[FULL]
         wins = measured.final.score > full.score or measured.final.loss < full.loss
-        if self.recovery.method is None or not (wins if self.settings.control is None else self.settings.control):
-            return measured
-        if self.settings.control is None:
+        if wins:
             print("The recovered model is better than the full one. The full model is trained alike, as a control.")
+        return wins
+
+    def _with_control(self, measured: Measured | None, teacher: Teacher | None) -> Measured | None:
+        """Train the full model, too, if the main process wants that, and score it there; others have nothing `measured`."""
+        if not run_on_main_process(lambda: self._wants_control(measured)):
+            return measured
         control = pruned_copy(self.full, np.zeros(len(self.full.layers), bool))
         parts = self.problem.task, self.problem.splits.train, self.recovery, self.folder / CONTROL_CHECKPOINT, teacher
         trained = recover(control, self.full, *parts, title="training the control")
+        if measured is None:
+            return None
         with temporarily_merged(control, self.full, self.recovery, trained, self.folder):
             round_parameters(control.model, self.dtype)
             quality, texts, scores = self._score(control, "control")

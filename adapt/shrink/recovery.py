@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from das_gym.adapt.hardware import checkpointed_bytes, free_bytes, training_bytes
+from das_gym.adapt.hardware import checkpointed_bytes, free_bytes, process_share, training_bytes
 from das_gym.adapt.methods.base import METHODS, Method, PrunedModel, copy_parameters, make_method, method_class
 from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.shrink.images import TowerOutputs, find_frozen_tower
@@ -41,6 +41,7 @@ from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import replace_forwards
 from das_gym.names import check_names
 from das_gym.problem.estimate import saved_bytes
+from das_gym.processes import world_size
 from das_gym.tasks.base import Task
 
 RATE_WIDTH = 80
@@ -215,9 +216,9 @@ class Teacher:
 
 
 def training_rows(count: int, config: RecoveryConfig) -> set[int]:
-    """Return which of `count` examples the training reads."""
+    """Return which of `count` examples the training reads in this process."""
     size = min(config.batch_size, count)
-    return {row for step in range(config.steps) for row in batch_at(range(count), size, config.seed, step)}
+    return {row for step in range(config.steps) for row in process_share(batch_at(range(count), size, config.seed, step))}
 
 
 def make_teacher(full_model: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> Teacher | None:
@@ -340,11 +341,12 @@ class RecoverySteps:
         self.prefetcher = Prefetcher(processor, self._requests, config.dataloader_num_workers)
 
     def __call__(self, index: int) -> Iterator[StepResult]:
-        """Yield the losses of each micro-batch, weighted by its size."""
+        """Yield the losses of each micro-batch, weighted by its size; results of several processes are averaged."""
         for number, part in enumerate(self._micro_batches(index)):
             self.prefetcher.load(index, number)
             losses = self.losses(part)
-            yield {name: value * (len(part) / self.batch_size) for name, value in losses.items()}
+            weight = len(part) * world_size() / self.batch_size
+            yield {name: value * weight for name, value in losses.items()}
 
     def losses(self, examples: Sequence[Any]) -> StepResult:
         """Return what `recovery_loss` returns for examples of `batch`, computed as planned."""
@@ -352,8 +354,8 @@ class RecoverySteps:
             return recovery_loss(self.student, self.teacher, self.task, examples, self.config, self.images)
 
     def batch(self, index: int) -> Sequence[Any]:
-        """Return the examples of a step, of `Task.open_ended`, with the answers to train on."""
-        rows = batch_at(range(len(self.examples)), self.batch_size, self.config.seed, index)
+        """Return this process's examples of a step, of `Task.open_ended`, with the answers to train on."""
+        rows = process_share(batch_at(range(len(self.examples)), self.batch_size, self.config.seed, index))
         return self.teacher.answered(self.task.open_ended([self.examples[row] for row in rows]))
 
     def _micro_batches(self, index: int) -> list[Sequence[Any]]:

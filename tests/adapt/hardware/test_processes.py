@@ -18,6 +18,7 @@ from das_gym.adapt.step_loss import StepLoss, make_loss_and_trainer
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 from das_gym.adapt.training import TrainingConfig
 
+from das_gym.files import read_json
 from das_gym.models.tensor_files import read_safetensors
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_splits, load_supernet
@@ -34,11 +35,19 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def start(rank: int, port: int, *words: str) -> subprocess.Popen:
-    """One of two processes, in the environment that torchrun gives it."""
+TRAIN = (str(REPOSITORY / "tests/adapt/hardware/train.py"),)
+
+
+def start(rank: int, port: int, *words: str, program: Sequence[str] = TRAIN, processes: int = 2) -> subprocess.Popen:
+    """One of some processes, in the environment that torchrun gives it."""
     places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    more = {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-W", "ignore", str(REPOSITORY / "tests/adapt/hardware/train.py"), *words]
+    more = {
+        "WORLD_SIZE": str(processes),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    command = [sys.executable, "-W", "ignore", *program, *words]
     return subprocess.Popen(command, env={**os.environ, **places, **more}, stderr=subprocess.PIPE, text=True)
 
 
@@ -89,6 +98,33 @@ def test_training_in_two_processes_supports_transformers(tmp_path: Path):
     weights, others = (read_safetensors(path).tensors for path in (one, tmp_path / "supernet.safetensors"))
     for name, tensor in weights.items():
         assert torch.allclose(others[name], tensor, atol=1e-3), name
+
+
+@pytest.mark.long
+def test_recovery_in_two_processes_equals_one(tmp_path: Path):
+    """The main process saves and measures; the control, which it asks for, trains in both."""
+    source = tiny.save("llava", tmp_path / "model")
+    data = llava_folder(tmp_path / "data", train=6, val=2, test=4)
+    words = ["with", f"checkpoint={source}", f"data_root={data}", "mask=[0,1,0,1]", "control=True", "device=cpu"]
+    words += ["train.steps=4", "train.batch_size=5", "train.micro_batch_size=2", "train.learning_rate=0.01"]
+    shrink = ("-m", "adapt", "shrink")
+
+    def places(name: str) -> tuple[str, str]:
+        return f"out={tmp_path / name}", f"runs_dir={tmp_path / 'runs' / name}"
+
+    port = free_port()
+    started = [start(rank, port, *words, *places("two"), program=shrink) for rank in (0, 1)]
+    started += [start(0, free_port(), *words, *places("one"), program=shrink, processes=1)]
+    for process in started:
+        _, told = process.communicate(timeout=500)
+        assert process.returncode == 0, told
+    weights, others, before = (read_safetensors(tmp_path / n / "model.safetensors").tensors for n in ("one", "two", "model"))
+    (query,) = (name for name in weights if "language" in name and name.endswith("layers.0.self_attn.q_proj.weight"))
+    assert not torch.allclose(weights[query], before[query], atol=1e-3)
+    for name, tensor in weights.items():
+        assert torch.allclose(others[name], tensor, atol=1e-4), name
+    controls = [read_json(tmp_path / "runs" / name / "1" / "shrink.json")["control"] for name in ("one", "two")]
+    assert controls[0]["loss"] == pytest.approx(controls[1]["loss"], rel=1e-4)
 
 
 def gradients_of(step_loss: StepLoss, losses: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
