@@ -31,7 +31,8 @@ def model_card(front: str, title: str, about: Sequence[str], example: str, resul
 
 def front_matter(source: Path, auto: str, tags: Sequence[str]) -> str:
     """Return the first lines of the card of a transformers model, with the license of its source."""
-    name, card = display_name(source), source / "README.md"
+    name = display_name(source)
+    card = source / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     entries = yaml_entries(found.group(1)) if found else {}
@@ -61,9 +62,8 @@ def yaml_entries(text: str) -> dict[str, list[str]]:
 def display_name(folder: Path) -> str:
     """Return a model's name on the Hub if it lies in the Hub's cache, else its folder's name."""
     # The Hub's cache has models--OWNER--NAME/snapshots/COMMIT.
-    repository = folder.parent.parent.name
-    if folder.parent.name == "snapshots" and repository.startswith("models--"):
-        return repository.removeprefix("models--").replace("--", "/", 1)
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
     return folder.name
 
 

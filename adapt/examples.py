@@ -45,7 +45,8 @@ def read_examples(folder: Path) -> Answers | None:
 
 def thumbnail_url(source: ImageSource) -> str:
     """Return an image, scaled down to `THUMBNAIL_SIDE` pixels, as a `data:` URL."""
-    image, buffer = source.open(), io.BytesIO()
+    image = source.open()
+    buffer = io.BytesIO()
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     image.save(buffer, "JPEG", quality=85)
     # Within the page: a report is one file, which can be sent.

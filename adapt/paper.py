@@ -222,7 +222,8 @@ def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any)
     paper = PAPER.get((model, task)) or PAPER.get((model, "vqa"), OF_ANY_MODEL)
     if recipe == "paper":
         return replace(paper, **changes)
-    ours, cls = {name: value for name, (value, _) in ours_of(model).items()}, find_class(TASKS[task].task)
+    ours = {name: value for name, (value, _) in ours_of(model).items()}
+    cls = find_class(TASKS[task].task)
     ours |= {"reward_examples": cls.reward_examples, "batch_size": cls.examples_for_pairs(ours["batch_size"])}
     return replace(paper, **{**ours, **changes})
 

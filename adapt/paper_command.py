@@ -30,7 +30,8 @@ from das_gym.problem.costs import count_costs
 from das_gym.registration import named_environments
 from das_gym.tasks.classification import build_classifier
 
-IMAGE_SIZE, TEXT_TOKENS = 384, 40
+IMAGE_SIZE = 384
+TEXT_TOKENS = 40
 """Pixels and tokens of the example whose MACs are counted: those of the paper's VQA."""
 
 VQA_ANSWERS = 3129
@@ -134,7 +135,8 @@ def main(settings: PluginSettings) -> None:
 def settings_table(model: str) -> Table:
     """Return the settings of a model for each task, and ours."""
     of_tasks = {task: settings for (name, task), settings in PAPER.items() if name == model}
-    own, rows = ours_of(model), []
+    own = ours_of(model)
+    rows = []
     for name in SOURCES:
         ours = str(own[name][0]) if name in own else "same"
         rows.append((name, *(str(getattr(settings, name)) for settings in of_tasks.values()), ours))
@@ -153,7 +155,8 @@ def costs_table(counting: str, note: str) -> Table:
     """Return MACs and parameters of METER-base on VQA: without adapters, with them, and with four layers skipped."""
     with without_content():
         vlp = METER()
-        layers, width = vlp.config.fusion_layers, vlp.config.hidden_size
+        layers = vlp.config.fusion_layers
+        width = vlp.config.hidden_size
         head = build_classifier(2 * width, VQA_ANSWERS, 2 * width)
     costs = count_costs(vlp, example_batch(), head, counting=counting)
     rows: list[tuple[str, ...]] = [("no adapters", f"{costs.macs_full / 1e9:.3f}", "+0.000", "+0.00", "0.00", "0.00")]
@@ -186,7 +189,8 @@ def count(row: PublishedRow) -> tuple[float, float]:
 
     MACs are counted as in the papers, with every token of the last stage. LoRA is merged and adds none.
     """
-    model, plain = full_size_model(row.model), full_size_model(row.model)
+    model = full_size_model(row.model)
+    plain = full_size_model(row.model)
     plain.remove_adapters()
     with without_content():
         updated = sum(p.numel() for p in make_method(row.method or "").insert(model))

@@ -53,7 +53,9 @@ class Prefetcher:
         if workers and not hasattr(processor, "requests"):
             kind = type(processor).__name__
             raise ValueError(f"`dataloader_num_workers` is not supported by {kind}: got {workers}, expected 0.")
-        self.processor, self.plan, self.workers = processor, plan, workers
+        self.processor = processor
+        self.plan = plan
+        self.workers = workers
         self._batches: Iterator[dict[Any, Any]] | None = None
         self._next_step = -1
 

@@ -119,8 +119,7 @@ class EnvEntry:
     @property
     def table(self) -> Path | None:
         """The bundled table of every subnet, if there is one."""
-        folder = MODELS[self.model].assets
-        path = None if folder is None else folder / f"{self.task}_table.npz"
+        path = None if MODELS[self.model].assets is None else MODELS[self.model].assets / f"{self.task}_table.npz"
         return path if path is not None and path.is_file() else None
 
     @property
@@ -188,7 +187,9 @@ TASKS: dict[str, TaskEntry] = {
 }
 """Every task by name."""
 
-DEFAULT_MODEL, DEFAULT_TASK, DEFAULT_ENV = "METER", "vqa", "DAS-METER-VQA-v0"
+DEFAULT_MODEL = "METER"
+DEFAULT_TASK = "vqa"
+DEFAULT_ENV = "DAS-METER-VQA-v0"
 """The defaults of commands and functions."""
 
 DATA_SETS = dict.fromkeys(("llava_slake", "llava_aid20", "llava_aid50", "scienceqa"), "DAS-VLM-Answering-v0") | {
@@ -326,7 +327,8 @@ SUITE_IDS = {
 
 def register_all() -> None:
     """Register the model, table, multi-objective and suite environments that are not registered yet."""
-    live, tabular = "das_gym.envs.skip_env:Skip", "das_gym.envs.tabular_env:Tabular"
+    live = "das_gym.envs.skip_env:Skip"
+    tabular = "das_gym.envs.tabular_env:Tabular"
     for id, points in SUITE_IDS.items():
         _register(id, *points)
     for model in MODELS.values():
@@ -356,6 +358,7 @@ def _register(id: str, env: str, vector_env: str | None, kwargs: Mapping[str, An
     }
     threshold = REWARD_THRESHOLDS.get(id)
     register(id, env, vector_entry_point=vector_env, kwargs=dict(kwargs), reward_threshold=threshold, **common)
-    many, made_with = "das_gym.envs.mo_env:make", {"env": env, **kwargs}
+    many = "das_gym.envs.mo_env:make"
+    made_with = {"env": env, **kwargs}
     many_vector = None if vector_env is None else f"{many}_vector_env"
     register(many_objectives(id), f"{many}_env", vector_entry_point=many_vector, kwargs=made_with, **common)

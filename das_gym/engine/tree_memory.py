@@ -119,7 +119,9 @@ class WalkMemory:
                 below[stream] = 1 if index == layers[0] else 2
                 runs = [self._layer(index, entered, skipped) for skipped in (False, True)]
                 held += below[stream] * max(run.output for run in runs)
-                held += sum(_copies(read, variants) * size for run in runs for read, size in run.shared.items())
+                # as many results of a part exist as variants of the streams that it reads
+                shared = (each for run in runs for each in run.shared.items())
+                held += sum(math.prod(variants[name] for name in read) * size for read, size in shared)
                 inner = max(inner, *(run.inner for run in runs))
                 hidden[stream] = self.counter.run_layer(index, entered, False, self._is_last(index))[0]
             state = entered.with_hidden(hidden)
@@ -159,8 +161,3 @@ def _leaf_bytes(logits: Tensor) -> int:
     # in float64: both log-softmaxes, their difference, the probabilities, and their product with it
     doubles = 5 if logits.dtype == torch.float64 else 7  # and both logits, unless they are
     return 2 * bytes_of(logits) + doubles * 8 * logits.numel()
-
-
-def _copies(read: frozenset[str], variants: Mapping[str, int]) -> int:
-    """Return how many results of a part that reads those streams exist at a time."""
-    return math.prod(variants[stream] for stream in read)

@@ -85,7 +85,8 @@ class StatisticInputs:
 def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
     """Record statistics of every layer while the evaluator scores the full model on the examples."""
     vlp = evaluator.vlp
-    totals, rows = np.zeros((4, len(vlp.layers))), np.zeros(len(vlp.layers))
+    totals = np.zeros((4, len(vlp.layers)))
+    rows = np.zeros(len(vlp.layers))
 
     def watch(chunk: Sequence[Any], index: int, state: State, output: Tensor) -> None:
         if vlp.layers[index].stage == len(vlp.stages) - 1:  # scoring reads only the pooled tokens of it
@@ -110,9 +111,11 @@ def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> N
 
 def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[tuple[float, ...], int]:
     """Return the numbers of `Activity` for one layer, summed over the rows of the batch, and how many those are."""
-    before, after = state.hidden[stream], output
+    before = state.hidden[stream]
+    after = output
     tokens = min(before.shape[1], after.shape[1])  # Qwen3-VL's vision layers prepend features to the tokens
-    before, after = before[:, -tokens:].double(), after[:, -tokens:].double()
+    before = before[:, -tokens:].double()
+    after = after[:, -tokens:].double()
     norm = before.norm(dim=-1).clamp_min(1e-12)  # padding may be zeros
     cosine = (before * after).sum(dim=-1) / (norm * after.norm(dim=-1).clamp_min(1e-12))
     residual = (after - before).norm(dim=-1) / norm
@@ -128,7 +131,8 @@ def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[tuple
 def measure_sensitivity(evaluator: Evaluator, examples: Sequence[Any]) -> Sensitivity:
     """Run the full model on the examples, and its loss backwards, once."""
     vlp = evaluator.vlp
-    totals, rows = np.zeros((2, len(vlp.layers))), 0
+    totals = np.zeros((2, len(vlp.layers)))
+    rows = 0
     for start in range(0, len(examples), evaluator.batch_size):
         chunk = examples[start : start + evaluator.batch_size]
         targets = {name: t.to(vlp.device) for name, t in evaluator.task.targets(chunk).items()}
@@ -144,10 +148,11 @@ def measure_sensitivity(evaluator: Evaluator, examples: Sequence[Any]) -> Sensit
 @torch.enable_grad()
 def _effects(evaluator: Evaluator, state: State, targets: dict[str, Tensor]) -> np.ndarray:
     """Return (n_layers, rows) of a batch, nats: its summed loss's slope towards each layer's being skipped, row by row."""
-    vlp, task = evaluator.vlp, evaluator.task
+    vlp = evaluator.vlp
     state = state.with_hidden({stream: t.detach().clone().requires_grad_() for stream, t in state.hidden.items()})
     kept: list[Tensor] = [torch.empty(0)] * len(vlp.layers)
-    skipped, states = list(kept), list[State]([state] * len(vlp.layers))
+    skipped = list(kept)
+    states = list[State]([state] * len(vlp.layers))
     for number, stage in enumerate(vlp.stages):
         state, _ = vlp.enter_stage(state, number)
         hidden = dict(state.hidden)
@@ -157,7 +162,7 @@ def _effects(evaluator: Evaluator, state: State, targets: dict[str, Tensor]) -> 
             with torch.no_grad():
                 skipped[index] = vlp.run_layer(index, state, skipped=True)
         state = state.with_hidden(hidden)
-    losses = task.losses(evaluator.head(task.group_features(vlp.pool(state))), targets)
+    losses = evaluator.task.losses(evaluator.head(evaluator.task.group_features(vlp.pool(state))), targets)
     slopes = torch.autograd.grad(losses.sum(), kept, allow_unused=True)
     effects = []
     for index, slope in enumerate(slopes):

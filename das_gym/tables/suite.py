@@ -339,14 +339,9 @@ class Suite:
         raise ValueError(f"`problem` is unknown: got {problem!r}, expected 0..{len(names) - 1} or a name.{hint}")
 
 
-def bundled_suite() -> Path:
-    """Return the folder of the bundled suite."""
-    return ASSETS / "suite"
-
-
 def read_suite(folder: str | Path | None = None) -> tuple[Path, tuple[SuiteTable, ...]]:
     """Return the folder and the index of a suite; FileNotFoundError without, ValueError for a damaged index."""
-    path = bundled_suite() if folder is None else absolute(folder)
+    path = ASSETS / "suite" if folder is None else absolute(folder)
     index = path / SUITE_FILE
     if not index.is_file():
         raise FileNotFoundError(f"no {SUITE_FILE} in {path}; make one by `python -m benchmarks.make_suite --out FOLDER`")
