@@ -57,7 +57,7 @@ def new_data_set(folder: Path, title: str, total: int, unit: str = "scene") -> I
 
 
 def bundled_root(name: str, write: Callable[[Path], object], title: str, cache: str | Path | None = None) -> Path:
-    """Return the folder of a bundled data set; the first process that needs it writes it, completely or not at all."""
+    """Return the folder of a bundled data set, which the first process writes completely, or raises ValueError."""
     folder = (cache_folder() if cache is None else absolute(cache)) / name
     if folder.is_dir():
         return folder

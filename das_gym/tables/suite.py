@@ -364,7 +364,7 @@ def load_suite(
     budgets: str | Iterable[str] = DEFAULT_BUDGETS,
     problems: int | None = None,
 ) -> Suite:
-    """Return the problems of a split, from a process-wide cache: do not change its arrays.
+    """Return the problems of a split, from a process-wide cache: do not change them. ValueError for wrong arguments.
 
     Problems of kinds other than `DEFAULT_BUDGETS` come last, so that the others have the same numbers with and without them.
 

@@ -87,7 +87,7 @@ class Task(ABC):
     def load_part(
         cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise", **options: Any
     ) -> Sequence[Any]:
-        """Return one part of a data set: `train`, `reward`, `test`, or an official part of some formats.
+        """Return `train`, `reward`, `test`, or an official part of some formats; ValueError for other parts.
 
         `options` are further arguments of `load_splits` that the task takes, such as `columns`.
         """

@@ -170,7 +170,7 @@ class METERNetwork(nn.Module):
         self.image_pooler = nn.Linear(size, size)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return (batch, tokens, hidden_size), before token types."""
+        """Return (batch, tokens, hidden_size), before token types; ValueError for too many tokens."""
         length = input_ids.shape[1]
         longest = self.text_encoder.config.max_position_embeddings - SPARE_POSITIONS
         if length > longest:

@@ -38,7 +38,7 @@ def has_adapters(model: Any) -> bool:
 
 
 def insert_into_pruned(smaller: VLM, full: VLM, bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
-    """Insert adapters into a `pruned_copy` of the full model; return their parameters, in float32 at least.
+    """Insert adapters into a `pruned_copy`; return their parameters, in float32 at least. ValueError if it takes none.
 
     They begin as zero: the model's outputs do not change.
     """

@@ -54,7 +54,7 @@ class Recording(NamedTuple):
 
 
 def record(stack: Stack, run: Callable[[], Any], additive_layers: Sequence[int] | None = None) -> Recording:
-    """Run a forward of the model with its layers replaced by stubs, and record the arguments of each layer.
+    """Run the model with stubs for layers, and record each one's arguments; ValueError if a layer is not called.
 
     `additive_layers` are those before which the model adds something to the hidden states; None detects them.
     """

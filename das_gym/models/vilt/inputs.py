@@ -17,7 +17,7 @@ VILT_PATCH = 32
 
 
 def vilt_transform(image: Image.Image, size: int, patch: int = VILT_PATCH) -> torch.Tensor:
-    """Return (3, height, width) float32: shorter side to `size`, longer side bounded, both rounded down to whole patches.
+    """Return (3, height, width) float32: shorter side `size`, longer side bounded, in whole patches; ValueError below one.
 
     The aspect ratio is kept up to that rounding; nothing is cut off. An image whose longer side would be more than
     `int(size * 1333 / 800)` is scaled down until it is not, and its shorter side is then less than `size`.

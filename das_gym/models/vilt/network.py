@@ -128,7 +128,7 @@ class ViLTNetwork(nn.Module):
         self.pooler = nn.Linear(size, size)
 
     def embed_text(self, input_ids: Tensor) -> Tensor:
-        """Return (batch, tokens, hidden_size): words and positions, before token types and the LayerNorm."""
+        """Return (batch, tokens, hidden_size), before token types and the LayerNorm; ValueError for too many tokens."""
         length = input_ids.shape[1]
         longest = self.text_positions.num_embeddings
         if length > longest:
@@ -136,7 +136,7 @@ class ViLTNetwork(nn.Module):
         return self.word_embeddings(input_ids) + self.text_positions.weight[:length]
 
     def embed_image(self, image: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return class token and patches with their positions, seen patches first, each in raster order.
+        """Return class token and patches with positions, seen patches first, in raster order; ValueError for partial ones.
 
         Args:
             image: (batch, 3, height, width) float.

@@ -106,7 +106,7 @@ def part_of(path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def data_sets(files: Sequence[DataFile]) -> list[dict[str, DataFile]]:
-    """Return the files, all of one kind, of each data set by part.
+    """Return the files, all of one kind, of each data set by part; ValueError for two files of a part.
 
     If every file names a part and no part occurs twice, all files are one data set. Otherwise files with the same other
     words are one, and each file that names no part.

@@ -139,7 +139,7 @@ def class_name(folder: str) -> str:
 
 
 def class_folders(root: Path) -> dict[str, dict[Path, list[str]]]:
-    """Return {part: {class folder: names of its images}}; the part is "" without folders of parts. Empty without classes."""
+    """Return {part: {class folder: names of images}}, part "" without folders of parts; ValueError for a part twice."""
 
     def classes_in(folder: Path) -> dict[Path, list[str]]:
         found = {}

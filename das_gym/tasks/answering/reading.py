@@ -71,7 +71,7 @@ def load_answers(
 
 
 def load_answers_part(data_root: str | Path | None, part: str, on_bad_example: str = "raise") -> Sequence[AnswerExample]:
-    """Read a part of a data set by its official name, with or without answers.
+    """Read a part of a data set by its official name, with or without answers; ValueError for unknown names.
 
     It is `train2014`, `val2014`, `test2015` or `test-dev2015` of VQAv2, whose files are enough; or `questions`: a file
     of LLaVA's for evaluation, or a folder with one, see `das_gym.tasks.answering.llava_json.load_questions`.

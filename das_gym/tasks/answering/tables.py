@@ -86,7 +86,7 @@ def _saved_files(folder: Path) -> list[Path]:
 def load_tables(
     shards: Shards, root: Path, on_bad_example: str = "raise", columns: str | None = None
 ) -> Splits[AnswerExample]:
-    """Read the files of each split of a data set; the splits are those of `examples.divide`.
+    """Read the files of each split of a data set, divided by `examples.divide`; ValueError for unknown splits.
 
     Images that are named by paths are looked for in `root`. `columns` are the names of the columns of image, question and
     answer, separated by commas; None finds them by `COLUMNS`.

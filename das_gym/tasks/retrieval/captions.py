@@ -79,7 +79,7 @@ def _draws(key: str, count: int) -> Iterator[int]:
 
 
 def retrieval_examples(images: Sequence[CaptionedImage], source: str, skipped: str = "") -> tuple[RetrievalExample, ...]:
-    """Return an example for each caption of a split, in order; errors name `source` and end with `BadExamples.last_skipped`.
+    """Return an example for each caption of a split, in order; the ValueError for too few captions names `source`.
 
     Every image has to leave 15 distinct captions of other images to be its false texts.
     """

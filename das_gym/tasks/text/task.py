@@ -45,7 +45,7 @@ class TextTask(Task):
         context: int | None = None,
         tokenizer: Any = None,
     ) -> Splits[WindowExample]:
-        """Read documents and split them into windows; see `load_documents` and `split_into_windows`.
+        """Split documents into windows, see `load_documents` and `split_into_windows`; ValueError without data or tokenizer.
 
         `columns` is the name of the column of the text, `context` the tokens of a window (None is `DEFAULT_CONTEXT`), and
         `tokenizer` the model's, which is needed.

@@ -90,7 +90,7 @@ def soft_score(count: int) -> float:
 
 
 def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
-    """Return VQA's official accuracy of an answer, 0..1, given the answers of one or more annotators.
+    """Return VQA's official accuracy of an answer, 0..1, given annotators' answers; ValueError without any.
 
     It is the mean, over leaving out one annotator at a time, of min(matches among the others / 3, 1). With the ten
     annotators of VQAv2, 1, 2, 3 and 4 matches give 0.3, 0.6, 0.9 and 1.0. The answer of unanimous annotators counts 1.0

@@ -123,7 +123,7 @@ def in_reward_split(image_id: int) -> bool:
 
 
 def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None) -> list[VQAExample]:
-    """Read the questions of one split, in the order of their file, with their annotations and the paths of their images.
+    """Read the questions of a split, in order, with annotations and image paths; FileNotFoundError if one is missing.
 
     The split is `train2014` or `val2014`; or `test2015` or `test-dev2015`, whose examples have no answers.
     """
@@ -255,7 +255,7 @@ def halve(val: Sequence[VQAExample], source: str, bad: BadExamples) -> tuple[tup
 
 
 def answer_vocabulary(*parts: Sequence[VQAExample], min_count: int | None = None) -> tuple[str, ...]:
-    """Return the answers that a model chooses from: those of at least `min_count` questions, in first-seen order.
+    """Return the answers of at least `min_count` questions, in first-seen order; ValueError for fewer than two.
 
     There are at least two; the index is the class. Without `min_count` it is the largest threshold up to VQAv2's nine that
     leaves at least 90 % of the questions answerable and at least two answers.
