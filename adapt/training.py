@@ -256,7 +256,6 @@ class Trainer:
             gradient.copy_(part.view_as(gradient))
 
     def _log_means(self, title: str, log: Log) -> None:
-        """Log the means since the last time."""
         means = {name: math.fsum(values) / len(values) for name, values in self._window.items()}
         self._window.clear()
         for name, value in means.items():

@@ -364,7 +364,6 @@ class RecoverySteps:
         return [batch[start : start + size] for start in range(0, len(batch), size)]
 
     def _requests(self, index: int) -> list[Requests]:
-        """Return which images each micro-batch of a step has to read."""
         processor: Any = self.task.processor
 
         def is_kept(key: Any) -> bool:

@@ -167,7 +167,6 @@ class Bayes(Agent):
         return (self.space.size or LISTED + 1) <= LISTED
 
     def _allowed_masks(self) -> Masks:
-        """Return the scored masks within the budget."""
         masks = self.scored_masks()
         return masks[self.space.contains(masks)]
 

@@ -123,7 +123,6 @@ def train_sb3(
 
 
 def _learn(model: BaseAlgorithm, recorder: Recorder, action: str, writers: list[KVWriter]) -> None:
-    """Train until the evaluations are spent."""
     from stable_baselines3.common.logger import Logger, SummaryWriter, TensorBoardOutputFormat
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 

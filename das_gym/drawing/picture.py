@@ -136,7 +136,6 @@ def _draw_box(canvas: Any, box: Box, label: str, skipped: bool) -> None:
 
 
 def _draw_curve(canvas: Any, best: np.ndarray, box: Box) -> None:
-    """Draw the best reward over evaluations as steps."""
     left, top, right, bottom = box
     canvas.text((left - 70, top), "best reward so far, over evaluations", GREY, font(SMALL))
     canvas.line((left, top + 24, left, bottom, right, bottom), GREY, 1)

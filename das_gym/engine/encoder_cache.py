@@ -132,7 +132,6 @@ class _Disk:
             write_bytes(self._path(stream, item), save(tensors, None if one else {FORM: treespec_dumps(form)}))
 
     def _path(self, stream: str, item: Any) -> Path:
-        """Return the file for a text, an image, or the images of a prompt."""
         images = getattr(item, "images", (item,))
         name = item if isinstance(item, str) else " ".join(f"{image.key} {image.stamp()}" for image in images)
         digest = hashlib.sha256(name.encode()).hexdigest()

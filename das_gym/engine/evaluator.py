@@ -339,7 +339,6 @@ class Evaluator:
         warn_of_broken(masks, broken)
 
     def _begin(self, examples: Sequence[Any]) -> State:
-        """Return the state of some examples before stage 0."""
         encoded = self.encoder(self.task.pairs(examples))
         self._spent.macs += self.counter.embed(encoded)[1]
         return self.vlp.embed(encoded)

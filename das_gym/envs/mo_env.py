@@ -86,7 +86,6 @@ class VectorReward:
         return np.where(scored[:, None], vectors, 0.0)
 
     def _add(self, copy: int, problem: int, point: Floats) -> None:
-        """Add a reward vector to the front of a copy's problem."""
         front = self._fronts.get((copy, problem), np.empty((0, len(point))))
         # A dominated point changes nothing, and most points are.
         if not (front >= point).all(axis=1).any():

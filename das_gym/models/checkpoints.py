@@ -244,7 +244,6 @@ def _recognise(file: TensorFile) -> tuple[Family, Format, Sequence[bool]]:
 def _infer_config(
     file: TensorFile, family: Family, form: Format, image_size: int | None, settings: Mapping[str, Any]
 ) -> Any:
-    """Return the config of a file's model."""
     shapes = {name.removeprefix(form.prefix): tuple(tensor.shape) for name, tensor in file.tensors.items()}
     try:
         found = form.sizes(shapes, file.config)
@@ -271,7 +270,6 @@ def _infer_config(
 
 
 def _infer_heads(name: str, width_name: str, width: int, fixed: bool) -> int:
-    """Return the number of attention heads of a width."""
     if width % HEAD_WIDTH == 0 and (width >= BASE_WIDTH or fixed):
         return width // HEAD_WIDTH
     raise ValueError(
@@ -304,7 +302,6 @@ def _rename(file: TensorFile, form: Format, report: LoadReport) -> tuple[dict[st
 def _fill(
     vlp: VLP, named: dict[str, Tensor], sources: Mapping[str, str], generator: torch.Generator | None, report: LoadReport
 ) -> None:
-    """Load parameters and buffers into a model on the meta device."""
     expected = vlp.state_dict()
     device = next(iter(named.values())).device if named else torch.device("cpu")
     surplus = [name for name in named if name not in expected]

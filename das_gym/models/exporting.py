@@ -177,7 +177,6 @@ def _without_code(value: Any) -> Any:
 
 
 def _names_code(name: str, value: Any) -> bool:
-    """Return True if a setting of a JSON file names code."""
     if name in CODE_SETTINGS:
         return True
     if name.endswith(("_implementation", "_implementation_internal")):  # a kernel, also by part of the model

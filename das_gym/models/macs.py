@@ -217,6 +217,5 @@ def _shapes(given: Mapping[str, Any]) -> tuple:
 
 
 def _mapped(given: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a mapping with each tensor changed."""
     tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in given.items()}
     return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, tree)

@@ -62,7 +62,6 @@ class _Index:
 
 
 def _names(caption: SceneCaption) -> frozenset[ObjectName]:
-    """Return the names of the two objects that a caption relates."""
     return frozenset(name for fact in caption.facts if isinstance(fact, RelationFact) for name in (fact.subject, fact.other))
 
 
@@ -104,7 +103,6 @@ def _draw_captions(rng: np.random.Generator, scene: Scene, index: _Index | None)
 
 
 def _entry(rng: np.random.Generator, imgid: int, split: str, scene: Scene, captions: list[SceneCaption]) -> dict[str, Any]:
-    """Return Karpathy's entry of an image."""
     sentences = [
         {
             "tokens": str(caption).rstrip(".").replace(",", "").split(),

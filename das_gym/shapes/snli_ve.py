@@ -45,7 +45,6 @@ def label_of(hypothesis: SceneCaption, is_true: bool, scene: Scene, curtain: boo
 
 
 def _draw_hypothesis(rng: np.random.Generator, scene: Scene, curtain: bool) -> tuple[str, str]:
-    """Draw a hypothesis, and return its label too."""
     while (caption := sample_scene_caption(rng, scene)) is None:
         pass
     hypothesis = SceneCaption((pick(rng, caption.facts),))

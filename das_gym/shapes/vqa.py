@@ -62,7 +62,6 @@ def write_shapes(folder: str | Path, seed: int = 0, train_scenes: int = TRAIN_SC
 
 
 def _write_split(folder: Path, split: str, count: int, rng: np.random.Generator, images: NewImages, bar: tqdm) -> None:
-    """Write the images, questions and annotations of one split."""
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     (folder / split).mkdir()

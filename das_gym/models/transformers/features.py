@@ -102,7 +102,6 @@ class _Features(dict[str, Any]):
 
 
 def _concatenate(parts: Sequence[Any]) -> Any:
-    """Join the features of several rows to those of one batch."""
     if isinstance(parts[0], Tensor):
         return torch.cat(list(parts))
     if parts[0] and isinstance(parts[0][0], list):

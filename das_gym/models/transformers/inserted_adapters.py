@@ -117,7 +117,6 @@ def _positions(smaller: VLM, kept: list[int], removed: int) -> dict[str, Any]:
 
 
 def _add_and_note(smaller: VLM, settings: dict[str, Any]) -> None:
-    """Insert adapters, and note their settings in the model's configuration."""
     add_adapters(smaller.model, settings)
     setattr(smaller.model.config, ADAPTED, settings)
 

@@ -37,7 +37,6 @@ LAYER_COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers")
 
 
 def _positions_left(value: Any, kept: Sequence[int], count: int) -> Any:
-    """Renumber a list of layers."""
     return type(value)(kept.index(place) for place in value if place in kept)
 
 
@@ -287,7 +286,6 @@ def _delete_modules(stack: Stack, removed: Collection[int], kind: str) -> tuple[
 
 
 def _configs_of(modules: Iterable[nn.Module], *more: Any) -> list[Any]:
-    """Return the configurations of modules, each once."""
     configs = [*more, *(getattr(module, "config", None) for module in modules)]
     return list({id(config): config for config in configs if config is not None}.values())
 

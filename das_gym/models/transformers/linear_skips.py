@@ -160,7 +160,6 @@ def stream_tokens(state: State, stream: str, hidden: Tensor) -> Tensor:
 
 
 def _fit_unit(vlm: VLM, index: int, pairs: Sequence[tuple[Tensor, Tensor]], rank: int | None) -> LinearFit:
-    """Fit one unit, and give it its skip adapter."""
     ridge = fit_ridge(pairs, rank, what=vlm.layers[index].name)
     weights = {"up.weight": ridge.up.T, "up.bias": ridge.bias}
     if ridge.down is not None:

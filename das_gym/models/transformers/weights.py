@@ -54,7 +54,6 @@ def loaded_dtype(folder: Path) -> torch.dtype:
 
 
 def _named_dtype(folder: Path) -> torch.dtype | None:
-    """Return the dtype that a configuration names."""
     config = read_json(folder / "config.json")
     places = (config, config.get("text_config") or {})
     named = next((place[key] for place in places for key in DTYPE_KEYS if place.get(key)), "")

@@ -80,7 +80,6 @@ def _read(path: Path, finder: ImageFinder, bad: BadExamples) -> list[Conversatio
 
 
 def _id_of(entry: object) -> str:
-    """Return the id of an entry, or nothing."""
     own = entry.get("id") if isinstance(entry, dict) else None
     return " ".join(str(own).split()) if isinstance(own, str | int) else ""
 

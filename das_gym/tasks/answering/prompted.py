@@ -49,7 +49,6 @@ def load_prompted_part(data_root: str | Path, part: str, on_bad_example: str = "
 
 
 def _few_question_types(parts: Sequence[Sequence[VQAExample]]) -> bool:
-    """Return whether questions have types, and few of them."""
     types = {example.question_type for part in parts for example in part}
     return 0 < len(types - {""}) <= MAX_QUESTION_TYPES
 

@@ -138,7 +138,6 @@ def _find_file(path: Path) -> DataSet:
 
 
 def _data_sets_in(folder: Path) -> Iterator[DataSet]:
-    """Yield the data sets whose files are in a folder."""
     scienceqa = (folder / PROBLEMS, folder / PID_SPLITS)
     if all(path.is_file() for path in scienceqa):
         yield DataSet("ScienceQA", scienceqa, partial(load_scienceqa, folder))

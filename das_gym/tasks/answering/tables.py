@@ -138,7 +138,6 @@ def find_columns(names: Sequence[str], columns: str | None, source: Path) -> tup
 
 
 def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list[Conversation]:
-    """Read the rows of a shard."""
     schema = read_schema(path)
     image, question, answer = find_columns(schema.names, columns, path)
     optional = [name for name in OPTIONAL if name in schema.names and name not in (image, question, answer)]
@@ -190,7 +189,6 @@ def _prompt(question: str, images: int, where: str) -> str:
 
 
 def _answers(value: Any, classes: Sequence[str] | None) -> list[str]:
-    """Return the answers in a cell as texts."""
     if value is None:
         return []
     if isinstance(value, list):

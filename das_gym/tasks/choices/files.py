@@ -59,7 +59,6 @@ def load_choices(data_root: str | Path, on_bad_example: str = "raise") -> Splits
 
 
 def _read(path: Path, folder: Path, bad: BadExamples) -> list[Conversation]:
-    """Return the questions of a file."""
     is_table = path.suffix in (".parquet", ".arrow")
     rows = _rows_of_table(path, folder) if is_table else _rows_of_json(path, folder, bad)
     name = path.relative_to(folder).as_posix()

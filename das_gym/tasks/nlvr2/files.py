@@ -125,7 +125,6 @@ def reward_buckets(buckets: Iterable[str]) -> frozenset[str]:
 
 
 def _read(path: Path, root: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
-    """Read the examples of a file."""
     split = path.stem
     fields = {**_FIELDS, "directory": (int, str)} if split == "train" else _FIELDS
     seen: dict[str, str] = {}
@@ -156,7 +155,6 @@ def _read(path: Path, root: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
 
 
 def _read_table(path: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
-    """Read the examples of a table."""
     numbers: defaultdict[str, dict[str, int]] = defaultdict(dict)
     seen: dict[str, str] = {}
 

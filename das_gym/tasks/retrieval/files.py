@@ -143,7 +143,6 @@ class _Reader:
 
 
 def _load_tables(tables: Mapping[str, Path], bad: BadExamples) -> Splits[RetrievalExample]:
-    """Read arrow tables."""
     image_ids = count()
     caption_ids = count()
     seen = dict[str, str]()

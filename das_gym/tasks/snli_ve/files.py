@@ -95,7 +95,6 @@ def load_snli_ve(data_root: str | Path, on_bad_example: str = "raise") -> Splits
 
 
 def _read_table(path: Path, part: str, bad: BadExamples) -> list[SNLIVEExample]:
-    """Read the examples of a table."""
 
     def example(item: dict[str, Any], where: str) -> SNLIVEExample:
         pair = item["sentences"]

@@ -130,7 +130,6 @@ def _read(path: Path, folder: Path, column: str, bad: BadExamples) -> list[Docum
 
 
 def _read_text(path: Path) -> str:
-    """Return the content of a text file in UTF-8."""
     check_plain([path])
     try:
         return path.read_text(encoding="utf-8-sig")

@@ -67,7 +67,6 @@ def load_vqa(data_root: str | Path, on_bad_example: str = "raise") -> Splits[VQA
 
 
 def _read(paths: list[Path], split: str, bad: BadExamples) -> list[VQAExample]:
-    """Read the questions of several tables."""
     seen: dict[int, str] = {}
 
     def example(path: Path, item: dict[str, Any], where: str) -> VQAExample:
