@@ -28,9 +28,9 @@ from das_gym.adapt.choosing import (
     search_config,
     search_first,
 )
-from das_gym.adapt.estimate import adapt_parts, search_first_parts
 from das_gym.adapt.evaluate import RANKED_IMAGES
-from das_gym.adapt.finetune import Start, cut, finetune, load_reference, load_start
+from das_gym.adapt.finetune import Start, cut, find_reference, finetune, load_reference, load_start
+from das_gym.adapt.phases import evaluation_phases, search_first_phases, training_phases
 from das_gym.adapt.report import (
     BASELINE,
     FULL_MODEL,
@@ -44,22 +44,22 @@ from das_gym.adapt.report import (
     report_of,
     write_answers,
 )
-from das_gym.adapt.step_loss import check_training, resolve_defaults
+from das_gym.adapt.step_loss import check_training, make_loss_and_trainer, resolve_defaults
 from das_gym.adapt.subnets import RECORD
 from das_gym.adapt.training import Log, TrainingConfig, add_prefix
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import check_search
 
 from das_gym.commands.commandline import format_command
+from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
-from das_gym.commands.runs import EstimatedSettings, ResumableSettings, runs_dir_words
+from das_gym.commands.runs import ResumableSettings, runs_dir_words
 from das_gym.commands.settings import PositiveInt, Seed, nested
 from das_gym.data.bad_examples import require_readable
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.adapters import parallel_adapters
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.estimate import Part, print_estimate
 from das_gym.problem.loading import AdaptedModel, check_prompts
 from das_gym.processes import is_main_process
 from das_gym.tasks.base import Task
@@ -76,7 +76,7 @@ problems of up to 12 layers, half of it finds the best mask in more than 90 % of
 
 
 @dataclass(frozen=True)
-class AdaptSettings(EstimatedSettings, ResumableSettings, ChoosingSettings):
+class AdaptSettings(ResumableSettings, ChoosingSettings):
     """The settings of `python -m adapt`. A search run brings its own model and data.
 
     Attributes:
@@ -123,7 +123,8 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
     start = load_start(problem, searches=choice is None)
     search = None if choice is not None else search_of(settings, start)
     check_start(start, settings, choice, search)
-    if print_estimate(settings, lambda: plan(settings, start, choice, search)):
+    if settings.estimate:
+        print_estimate(phases(settings, start, choice, search))
         return None
     folder = required_folder(run)
     if choice is None:
@@ -174,13 +175,26 @@ def search_of(settings: AdaptSettings, start: Start) -> SearchConfig:
     return search_config(settings, {"evaluations": EVALUATIONS} if few else {}, settings.search)
 
 
-def plan(settings: AdaptSettings, start: Start, choice: Choice | None, search: SearchConfig | None) -> list[Part]:
-    """Return the parts of the run, for its estimate. Without a choice there is a search."""
+def phases(settings: AdaptSettings, start: Start, choice: Choice | None, search: SearchConfig | None) -> list[Phase]:
+    """Return the phases of the run. Without a choice there is a search; a random mask stands for its answer."""
+    found: list[Phase] = []
     if choice is not None:
-        return adapt_parts(settings, start.model, start.splits, choice.mask)
-    assert search is not None
-    searching, mask = search_first_parts(search, scored_problem(search, start.problem))
-    return [*searching, *adapt_parts(settings, start.model, start.splits, mask)]
+        mask = choice.mask
+    else:
+        assert search is not None
+        found, mask = search_first_phases(search, scored_problem(search, start.problem))
+    subnet = cut(start.model, mask)
+    config, _ = resolve_defaults(settings.training, subnet)
+    problem = start.model.backbone.config or settings.problem
+    references = [FULL_MODEL, BASELINE] if settings.references else []
+    trained = 1 + sum(find_reference(problem, config, name, subnet.task.labels) is None for name in references)
+    step_loss, trainer = make_loss_and_trainer(subnet, start.splits.train, dataclasses.replace(config, trackers=()), None)
+    splits = limit_test(start.splits, subnet.task, settings.test_examples)
+    return [
+        *found,
+        *training_phases("training", step_loss, trainer, trained * config.steps),
+        *evaluation_phases(subnet, splits, settings.rank_images, 1 + len(references), timed=2 + settings.references),
+    ]
 
 
 def cut_models(base: AdaptedModel, mask: np.ndarray, references: bool) -> dict[str, AdaptedModel]:

@@ -16,43 +16,44 @@ The model of each row that is best on the reward split is kept there: `python -m
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from das_gym.adapt.adapt_experiment import check_test_images
 from das_gym.adapt.choosing import choice_from_run, choice_of, search_config, search_first
 from das_gym.adapt.compare.record import (
     MASKED,
-    RECORD,
-    Line,
     Trial,
     best_trials,
+    chosen_trials,
     comparison_table,
     kept_file,
+    mean_test,
     method_variants,
-    read_trials,
     report_of,
 )
-from das_gym.adapt.compare.trials import ComparisonContext, run_all
+from das_gym.adapt.compare.trials import ComparisonContext, cells_of, phases
 from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.methods.base import METHODS, make_method
-from das_gym.adapt.report import recorded_command
+from das_gym.adapt.phases import search_first_phases
 from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.training import TrainingConfig
+from das_gym.agents.compare.runner import Comparison
 from das_gym.agents.searching.config import SearchConfig
 
 from das_gym.commands.commandline import format_command
+from das_gym.commands.progress import print_estimate
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
-from das_gym.commands.runs import ResumableSettings, library_versions, runs_dir_words
+from das_gym.commands.runs import ResumableSettings, runs_dir_words
 from das_gym.commands.settings import NonNegativeInt, PositiveFloat, PositiveInt, Seed, choice, nested
-from das_gym.commands.trust import imported_plugins
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
-from das_gym.files import write_json
 from das_gym.models.base import VLP
 from das_gym.names import check_names
-from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig, changed_settings, recorded_settings
 from das_gym.problem.loading import (
     AdaptedModel,
@@ -65,11 +66,10 @@ from das_gym.problem.loading import (
     problem_of,
     supernet_model,
 )
+from das_gym.problem.mask_space import MaskSpace
 from das_gym.processes import is_main_process
 from das_gym.registration import find_environment, named_problems
 from das_gym.text import counted
-
-WIDTH = 126
 
 GRID = (5e-4, 2e-3, 8e-3)
 """Learning rates to choose from for small models."""
@@ -188,61 +188,67 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     base = with_new_head(load_backbone(problem), problem.task, splits)
     settings = with_methods(settings, base.backbone.vlp)
     check_model(settings, base, splits)
-    folder = required_folder(run)
+    folder = Path() if settings.estimate else required_folder(run)
     training = dataclasses.replace(settings.train, seed=settings.seed)
     context = ComparisonContext(base, splits, training, folder, settings.test_examples, run.log_scalar)
-    masks = find_masks(settings, base, splits, run)
+    masks = random_masks(settings, base) if settings.estimate else find_masks(settings, base, splits, run)
     variants = method_variants(settings.methods, settings.method_settings, masks)
-    layers = context.base.backbone.vlp.layers
-    names, architecture = [layer.name for layer in layers], Architecture.from_layers(layers)
     rates = settings.learning_rates or GRID
-    if not settings.learning_rates and context.base.backbone.vlp.size == "base":
+    if not settings.learning_rates and base.backbone.vlp.size == "base":
         rates = tuple((context.recipe.learning_rate or 0.0) * share for share in PAPER_FACTORS)
-    count = len(variants) * settings.seeds + (len(rates) - 1) * sum(each.rate_of is None for each in variants)
-    print(f"{context.about}\n{counted(count, 'training')}; reduce train.steps, seeds or methods for fewer")
-    model = problem.checkpoint or find_environment(problem.model, problem.task).short
-    metric, tested = context.metric_name.replace("_", " "), counted(len(context.test_examples), "test example")
-    title = f"{model}: {metric} after {counted(settings.train.steps, 'step')}, {tested}"
-
-    def lines_of(trials: Sequence[Trial]) -> list[Line]:
-        return [line for variant in variants if (line := Line.of(variant, trials, names)) is not None]
-
-    def keep(trials: Sequence[Trial], last: Trial, trained: Adaptation | None) -> None:
-        if not is_main_process():
-            return
-        if trained is not None and last in best_trials(trials):
-            # Saved before the record: a resumed run does not train a recorded trial again.
-            trained.save(kept_file(folder, last.variant))
-        lines = lines_of(trials)
-        table = comparison_table(title, lines)
-        record = {
-            "settings": recorded_command(settings),
-            "problem": recorded_settings(dataclasses.asdict(problem)),
-            "model_settings": {},
-            "metric": context.metric_name,
-            "report": report_of(f"{problem.model} on {problem.task}", metric, architecture, lines, table),
-            "trials": [dataclasses.asdict(trial) for trial in trials],
-            "lines": [dataclasses.asdict(line) for line in lines],
-            "plugins": imported_plugins(),
-            "versions": library_versions(),
-        }
-        write_json(folder / RECORD, record)
-
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    trials = run_all(context, variants, rates, seeds, read_trials(folder / RECORD), keep)
+    if settings.estimate:
+        searches = [search_of(settings, k) for k in settings.nums_to_search if str(k) not in settings.searches]
+        searching = [phase for search in searches for phase in search_first_phases(search, None)[0]]
+        print_estimate(chain(searching, phases(context, variants, rates, seeds)))
+        return None
+    count = len(variants) * len(seeds) + (len(rates) - 1) * sum(each.rate_of is None for each in variants)
+    print(f"{context.about}\n{counted(count, 'training')}; reduce train.steps, seeds or methods for fewer")
+    metric = context.metric_name.replace("_", " ")
+    recorded = recorded_settings(dataclasses.asdict(problem))
+    about = {"problem": recorded, "model_settings": {}, "metric": context.metric_name}
+    comparison = Comparison(folder, Trial, settings, about)
+    by_key = {variant.key: variant for variant in variants}
+
+    def run_trial(variant: str, seed: int, rate: float) -> Trial:
+        try:
+            model, adaptation, trial = context.train(by_key[variant], rate, seed)
+        except FloatingPointError:
+            if seed != settings.seed:
+                raise
+            return Trial(variant, seed, rate)
+        earlier = (each for each in comparison.trials if each.variant == variant and each.latency)
+        trial = context.measure(model, trial, next(earlier, None))
+        if is_main_process() and trial in best_trials([*comparison.trials, trial]):
+            # Saved before the record: a resumed run does not train a recorded trial again.
+            adaptation.save(kept_file(folder, variant))
+        return trial
+
+    trials = comparison.run(cells_of(variants, rates, seeds, comparison, metric), count, run_trial)
     if not is_main_process():
         return None
-    lines = lines_of(trials)
-    for line in lines:
-        run.log_scalar(f"{line.key}.test", line.score)
-    run.add_artifact(folder / RECORD)
-    comparison_table(title, lines).print(WIDTH)
-    print(f"record: {folder / RECORD}")
+    chosen = chosen_trials(variants, trials)
+    model_name = problem.checkpoint or find_environment(problem.model, problem.task).short
+    tested = counted(len(context.test_examples), "test example")
+    title = f"{model_name}: {metric} after {counted(settings.train.steps, 'step')}, {tested}"
+    table = comparison_table(title, chosen)
+    architecture = Architecture.from_layers(base.backbone.vlp.layers)
+    comparison.results["report"] = report_of(f"{problem.model} on {problem.task}", metric, architecture, chosen, table)
+    comparison.finish(run, table)
+    for key, own in chosen.items():
+        run.log_scalar(f"{key}.test", mean_test(own))
     best = max(best_trials(trials), key=lambda trial: trial.merit)
     words = f"run={folder.name}", f"method={best.variant}", runs_dir_words(folder)
     print(f"the best model of each row is kept there, too; one of them: {format_command('adapt evaluate', *words)}")
-    found = [line.score for line in lines if line.key.startswith("das_")] or [line.score for line in lines]
-    return max(found)
+    masked = [mean_test(own) for key, own in chosen.items() if key.startswith("das_")]
+    return max(masked or map(mean_test, chosen.values()))
+
+
+def random_masks(settings: CompareSettings, base: AdaptedModel) -> dict[int, tuple[int, ...]]:
+    """Return a random mask for each number of skipped layers, which stands for the searched one in an estimate."""
+    n_layers = len(base.backbone.vlp.layers)
+    spaces = {k: MaskSpace(Budget(n_layers, k)) for k in settings.skip_nums}
+    return {k: tuple(space.sample(np.random.default_rng(k)).astype(int).tolist()) for k, space in spaces.items()}
 
 
 def find_masks(settings: CompareSettings, base: AdaptedModel, splits: Splits[Any], run: Run) -> dict[int, tuple[int, ...]]:

@@ -17,11 +17,13 @@ import torch
 from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.hardware import ONE_DEVICE, Hardware
 from das_gym.adapt.paper import DASSettings
+from das_gym.adapt.phases import training_phases
 from das_gym.adapt.step_loss import StepLoss, make_trainer
 from das_gym.adapt.training import Log, StepResult, Trainer, adamw, learning_rate_factor
 from das_gym.agents.ask_tell.bandit import Bandit
 from das_gym.agents.ask_tell.base import Agent
 
+from das_gym.commands.progress import Phase
 from das_gym.commands.settings import build
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
@@ -196,6 +198,37 @@ def joint_search(
     trainer = training.trainer(steps, checkpoint, save_every, chooser=chooser, turns=turns)
     trainer.run(step, "search while training", log, training.step_loss.describe_step)
     return chooser.best(), turns.history
+
+
+def phases(training: Training, splits: Splits[Any], models: int) -> list[Phase]:
+    """Return the phases of the pipeline up to its evaluation; random masks stand for those that it draws.
+
+    The training cannot be used afterwards.
+    """
+    settings = training.settings
+    n_layers = len(training.model.backbone.vlp.layers)
+    masks = np.zeros((settings.masks_per_turn, n_layers), dtype=bool)
+    for row, mask in enumerate(masks):
+        mask[np.random.default_rng(row).choice(n_layers, settings.skip_num, replace=False)] = True
+    examples = reward_examples(training.model.task, splits, settings)
+    per_epoch = training.steps_per_epoch
+    turns = max(0, settings.search_epochs - settings.warmup_epochs) * per_epoch / settings.steps_per_turn
+    trainer = training.trainer(1, None, 1)
+    size = training.evaluator.batch_size
+    scoring = Phase("turns", len(examples), lambda count: training.losses(masks, examples[:count]), size, repeats=turns)
+    steps = settings.search_epochs * per_epoch
+    return [
+        scoring,
+        *training_phases("search", training.step_loss, trainer, steps, masks[0]),
+        *training_phases(
+            "fine-tuning",
+            training.step_loss,
+            trainer,
+            models * settings.finetune_epochs * per_epoch,
+            masks[0],
+            encodes=False,
+        ),
+    ]
 
 
 def _take_turn(training: Training, chooser: Agent, step: int, examples: Sequence[Any]) -> JointTurn:

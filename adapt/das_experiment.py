@@ -19,11 +19,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from das_gym.adapt.das import JointTurn, Training, finetune_subnet, joint_search, new_model
+from das_gym.adapt.das import JointTurn, Training, finetune_subnet, joint_search, new_model, phases
 from das_gym.adapt.evaluate import RANKED_IMAGES
 from das_gym.adapt.finetune import copy_model
 from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
+from das_gym.adapt.phases import evaluation_phases
 from das_gym.adapt.report import (
     BASELINE,
     FULL_MODEL,
@@ -42,6 +43,7 @@ from das_gym.agents.ask_tell.bandit import Bandit
 from torch import Tensor
 
 from das_gym.commands.commandline import format_command, setting_words
+from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
 from das_gym.commands.runs import ResumableSettings
 from das_gym.commands.settings import PositiveInt, Seed, build, choice, nested
@@ -147,12 +149,15 @@ class Untrained:
         check_prompts(self.model, self.splits)
 
 
-def run_pipeline(settings: JointSearchSettings, run: Run) -> float:
+def run_pipeline(settings: JointSearchSettings, run: Run) -> float | None:
     """Search, fine-tune, evaluate and save; the test metric of the subnet is the result."""
     problem = settings.problem_of_recipe
     pipeline = settings.pipeline
     untrained = Untrained.load(settings)
     untrained.check(pipeline)
+    if settings.estimate:
+        print_estimate(estimated_phases(settings, untrained))
+        return None
     folder = required_folder(run)
     mask = _search(settings, untrained, folder, run.log_scalar)
     nothing = np.zeros_like(mask)
@@ -183,6 +188,16 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float:
         search = format_command("agents", problem_words(problem, *words))
         print(f"a longer search on the trained adapters: {search}")
     return rows[SUBNET].metric
+
+
+def estimated_phases(settings: JointSearchSettings, untrained: Untrained) -> list[Phase]:
+    """Return the phases of the pipeline and of its evaluation."""
+    training = Training(untrained.copy(), untrained.splits, settings.pipeline, settings.seed, settings.train)
+    splits = limit_test(untrained.splits, untrained.model.task, settings.test_examples)
+    models = 1 + settings.references
+    # The baseline is timed, too.
+    evaluation = evaluation_phases(untrained.copy(), splits, settings.rank_images, models, timed=models + 1)
+    return [*phases(training, untrained.splits, models), *evaluation]
 
 
 def charts_of(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -12,21 +12,23 @@ python -m adapt shrink with resume=4                                            
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from das_gym.adapt.choosing import Choice, choice_of, named_configs, scored_problem, search_config, search_first
-from das_gym.adapt.estimate import search_first_parts
+from das_gym.adapt.phases import search_first_phases
 from das_gym.adapt.run_report import REPORT, run_report
-from das_gym.adapt.shrink.checks import check_config, check_loaded, fallback_if_not_removable
-from das_gym.adapt.shrink.estimate import shrink_parts
+from das_gym.adapt.shrink.checks import check_config, check_loaded, fallback_if_not_removable, source_of
 from das_gym.adapt.shrink.job import ShrinkJob, finish_saved
+from das_gym.adapt.shrink.phases import checking_phases, measuring_phases, random_mask, recovery_phases
+from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.shrink.settings import RECORD, ShrinkSettings
 from das_gym.agents.searching.config import SearchConfig
 
+from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder, run_folder
 from das_gym.drawing.report import write_report
 from das_gym.files import explain_damage, read_json
-from das_gym.problem.estimate import Part, print_estimate
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.processes import run_on_main_process
 
@@ -42,11 +44,13 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
         return score
     choice = settings.choice()
     config = settings.problem if choice is None else choice.problem
-    check_config(settings, config)
+    check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source_of(config))
+    check_config(config)
     problem = load_problem(config)
     check_loaded(settings, problem, choice)
     search = search_config(settings, settings.budget, settings.search)
-    if print_estimate(settings, lambda: plan(settings, problem, choice, search)):
+    if settings.estimate:
+        print_estimate(phases(settings, problem, choice, search))
         return None
     folder = required_folder(run)
     if choice is None:
@@ -64,10 +68,21 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
     return measured.final.score
 
 
-def plan(settings: ShrinkSettings, problem: Problem, choice: Choice | None, search: SearchConfig) -> list[Part]:
-    """Return the parts of the run, for its estimate."""
-    searching = search_first_parts(search, scored_problem(search, problem))[0] if choice is None else []
-    return [*searching, *shrink_parts(settings, problem, choice)]
+def phases(settings: ShrinkSettings, problem: Problem, choice: Choice | None, search: SearchConfig) -> list[Phase]:
+    """Return the phases of the run; without a choice, there is a search, and a random mask stands for its answer."""
+    config = settings.recovery()
+    trains = config.method is not None
+    searching = [] if choice is not None else search_first_phases(search, scored_problem(search, problem))[0]
+    mask = random_mask(settings, problem) if choice is None else choice.mask
+    recovery = recovery_phases(problem, mask, config)
+    found = [*searching, *recovery]
+    found += measuring_phases(settings, problem, mask, recovered=int(config.recover != "none"))
+    found += checking_phases(settings, problem)
+    if trains and settings.control is not False and recovery:
+        longer = problem.costs.macs_full / problem.costs.macs(mask)
+        control = replace(recovery[-1], name="control", repeats=recovery[-1].repeats * longer)
+        found.append(replace(control, is_certain=settings.control is True))
+    return found
 
 
 def print_report(folder: Path) -> None:

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.engine.scores import format_examples, format_mask
+from das_gym.engine.tree_memory import saved_bytes
 from das_gym.models.inputs import Requests
 from das_gym.problem.adaptation import own_parameters
-from das_gym.problem.estimate import saved_bytes
 from das_gym.problem.loading import AdaptedModel, Backbone
 from das_gym.processes import is_main_process, world_size
 from das_gym.tasks.base import Task
@@ -217,7 +217,7 @@ def resolve_defaults(config: Config, model: AdaptedModel) -> tuple[Config, str]:
         return config, line
     if missing:
         line += ": defaults of the paper"
-    size = getattr(model.task.processor, "image_size", None)
+    size = model.task.processor.image_size
     if paper.image_size is not None and size != paper.image_size:
         line += f"; images of {size} px, the paper has image_size={paper.image_size}"
     return config, line

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gym.adapt.compare.record import RECORD as COMPARED
 from das_gym.adapt.compare.record import kept_model
 from das_gym.adapt.methods.base import restore_adaptation
+from das_gym.agents.compare.runner import RECORD as COMPARED
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import PluginSettings, find_run, library_versions

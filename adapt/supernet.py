@@ -6,16 +6,18 @@ Afterwards any mask can be scored without training, which is what the environmen
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from das_gym.adapt.evaluate import evaluate, with_mean_image
+from das_gym.adapt.phases import evaluation_phases, training_phases
 from das_gym.adapt.step_loss import check_training, make_loss_and_trainer, resolve_defaults
 from das_gym.adapt.training import Log, StepResult, TrainingConfig
 
+from das_gym.commands.progress import Phase
 from das_gym.commands.settings import NonNegativeInt, PositiveInt
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
@@ -61,6 +63,18 @@ def random_mask(seed: int, step: int, n_layers: int, max_skipped: int) -> np.nda
     return mask
 
 
+def new_supernet(config: SupernetConfig, problem: ProblemConfig) -> tuple[AdaptedModel, Splits[Any]]:
+    """Load the frozen model with new adapters and a new head, and its data; raise for what cannot be trained."""
+    backbone = load_backbone(problem)
+    check_training(backbone, task_class(problem.task)(backbone.processor), config, config.itm_weight)
+    splits = load_splits(problem)
+    task = _labelled_task(task_class(problem.task), backbone.processor, splits, config)
+    torch.manual_seed(config.seed)
+    model = AdaptedModel(backbone, new_head(backbone, task), task)
+    check_prompts(model, splits)
+    return model, splits
+
+
 def train_supernet(
     config: SupernetConfig,
     problem: ProblemConfig,
@@ -69,17 +83,11 @@ def train_supernet(
     log: Log | None = None,
 ) -> Path:
     """Train a supernet, write its adaptation file, and return its path. An existing checkpoint is resumed."""
-    backbone = load_backbone(problem)
-    check_training(backbone, task_class(problem.task)(backbone.processor), config, config.itm_weight)
-    splits = load_splits(problem)
-    task = _labelled_task(task_class(problem.task), backbone.processor, splits, config)
-    torch.manual_seed(config.seed)
-    model = AdaptedModel(backbone, new_head(backbone, task), task)
-    check_prompts(model, splits)
+    model, splits = new_supernet(config, problem)
     config, line = resolve_defaults(config, model)
     print(line)
     step_loss, trainer = make_loss_and_trainer(model, splits.train, config, checkpoint)
-    n_layers = len(backbone.vlp.layers)
+    n_layers = len(model.backbone.vlp.layers)
 
     def step(index: int) -> Iterator[StepResult]:
         return step_loss.parts(index, random_mask(config.seed, index, n_layers, config.max_skipped))
@@ -91,6 +99,17 @@ def train_supernet(
         if scores:
             print(describe_reliance(**scores))
     return out
+
+
+def phases(config: SupernetConfig, problem: ProblemConfig) -> list[Phase]:
+    """Return the phases of `train_supernet`, timed under one random mask."""
+    model, splits = new_supernet(config, problem)
+    config, _ = resolve_defaults(config, model)
+    step_loss, trainer = make_loss_and_trainer(model, splits.train, replace(config, trackers=()), None)
+    mask = random_mask(config.seed, 0, len(model.backbone.vlp.layers), config.max_skipped)
+    scored = shuffled(model.task, splits.reward, model.task.reward_examples)
+    evaluation = evaluation_phases(model, replace(splits, test=scored), rank_images=1, models=2)
+    return [*training_phases("training", step_loss, trainer, config.steps, mask), *evaluation]
 
 
 def image_reliance(model: AdaptedModel, splits: Splits[Any]) -> dict[str, dict[str, float]]:

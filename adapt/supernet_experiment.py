@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from das_gym.adapt.supernet import SupernetConfig, train_supernet
+from das_gym.adapt.supernet import SupernetConfig, phases, train_supernet
 
 from das_gym.commands.commandline import format_command, setting_words
+from das_gym.commands.progress import print_estimate
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
 from das_gym.commands.runs import ResumableSettings
 from das_gym.commands.settings import Seed, nested
@@ -57,9 +58,12 @@ class SupernetSettings(ResumableSettings):
 
 def supernet(settings: SupernetSettings, run: Run) -> None:
     """Train and write the supernet."""
+    config = dataclasses.replace(settings.train, seed=settings.seed)
+    if settings.estimate:
+        print_estimate(phases(config, settings.problem))
+        return
     folder = required_folder(run)
     out = Path(settings.out) if settings.out else folder / "supernet.safetensors"
-    config = dataclasses.replace(settings.train, seed=settings.seed)
     train_supernet(config, settings.problem, out, folder / "checkpoint.pt", run.log_scalar)
     if not is_main_process():
         return

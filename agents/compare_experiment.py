@@ -10,15 +10,15 @@
 
     python -m agents compare with resume=3                           continue run 3, which was stopped
 
-A run is kept in runs/<id>/: compare.json holds every search and the rows of the table, compare.md the table; compare.png
-draws the quartiles of every curve.
+A run is kept in runs/<id>/: every search in compare.json, the table in compare.md, the quartiles of every curve in
+compare.png.
 """
 
 from __future__ import annotations
 
 import os
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -37,9 +37,12 @@ from das_gym.agents.compare.comparison import (
 from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.compare.runner import Comparison, grid, mean_in_words
 from das_gym.agents.sb3.algorithms import ALGORITHMS
+from das_gym.agents.search_experiment import search_phases
 from das_gym.agents.searching.config import SearchConfig, add_environment, env_kwargs_of
 from das_gym.agents.searching.loop import check_search
+from das_gym.agents.searching.scorer import open_scorer
 
+from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import RecordedCommand, Run, run_folder
 from das_gym.commands.runs import ResumableSettings
 from das_gym.commands.settings import PositiveInt, Seed, choice, nested
@@ -113,6 +116,23 @@ class CompareSettings(ResumableSettings, BudgetSettings):
         config = self.search_config(self.agents[0])
         return make_oracle(config.env_id, config.budget, config.env_kwargs)
 
+    def run_trial(self, oracle: Oracle, agent: str, seed: int) -> SearchTrial:
+        """Search once with an agent."""
+        own = self.agent_kwargs.get(agent, {})
+        return run_trial(oracle, agent, seed, self.evaluations, self.masks_per_turn, own)
+
+
+def phases(settings: CompareSettings, oracle: Oracle) -> Iterator[Phase]:
+    """Yield the phases of a comparison: on a table the searches of each agent, else the masks that all of them score."""
+    counts = {agent: settings.seeds if depends_on_seed(agent) else 1 for agent in settings.agents}
+    config = settings.search_config(settings.agents[0])
+    engine = open_scorer(config.env_id, config.mask_kwargs).engine
+    if engine is not None:
+        yield from search_phases(engine, replace(config, evaluations=config.evaluations * sum(counts.values())))
+        return
+    for agent, count in counts.items():
+        yield Phase(agent, count, lambda _, agent=agent: settings.run_trial(oracle, agent, settings.seed))
+
 
 def compare_agents(settings: CompareSettings, run: Run) -> None:
     """Compare, print and save."""
@@ -120,6 +140,9 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
     for agent in settings.agents:  # the settings of the last one, too, before the first one searches
         check_search(settings.search_config(agent))
         check_agent(oracle, agent, settings.agent_kwargs.get(agent, {}), settings.masks_per_turn)
+    if settings.estimate:
+        print_estimate(phases(settings, oracle))
+        return
     space, folder = oracle.space, run_folder(run)
     about = {
         "env_id": oracle.env_id,
@@ -131,16 +154,12 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
 
     def search(variant: str, seed: int) -> SearchTrial:
         known = None if depends_on_seed(variant) else comparison.find(variant=variant)
-        if known is not None:
-            return replace(known, seed=seed)
-        own = settings.agent_kwargs.get(variant, {})
-        return run_trial(oracle, variant, seed, settings.evaluations, settings.masks_per_turn, own)
+        return settings.run_trial(oracle, variant, seed) if known is None else replace(known, seed=seed)
 
     cells = grid(settings.agents, range(settings.seed, settings.seed + settings.seeds))
     trials = comparison.run(cells, len(cells), search)
     searches = [[trial for trial in trials if trial.variant == agent] for agent in settings.agents]
     results = judge(oracle, [AgentResult.of(each, settings.evaluations) for each in searches])
-    comparison.results["rows"] = [result.record() for result in results]
     budget = space.budget.describe() if space.skip_num is None else f"k = {space.skip_num}"
     masks = "" if space.size is None else f" ({counted(space.size, 'mask')})"
     title = f"{oracle.env_id}, {budget}{masks}, {counted(settings.seeds, 'seed')}"

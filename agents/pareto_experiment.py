@@ -14,12 +14,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.front import DRAWN
-from das_gym.agents.search_experiment import problem_configs, search_parts
+from das_gym.agents.search_experiment import problem_configs, search_phases
 from das_gym.agents.searching.config import SearchConfig, add_environment, env_kwargs_of, with_costs
 from das_gym.agents.searching.loop import check_search, open_for_search, run_turns
 from das_gym.agents.searching.record import Turn, plain_numbers
@@ -27,9 +27,9 @@ from das_gym.agents.searching.scorer import OURS, MaskScorer, open_scorer
 from das_gym.agents.searching.setup import make_search_agent
 
 from das_gym.commands.commandline import format_command
-from das_gym.commands.progress import progress
+from das_gym.commands.progress import print_estimate, progress
 from das_gym.commands.recorded import RecordedCommand, Run, run_folder
-from das_gym.commands.runs import EstimatedSettings, ResumableSettings, library_versions, runs_dir_words
+from das_gym.commands.runs import ResumableSettings, library_versions, runs_dir_words
 from das_gym.commands.settings import PositiveInt, Range, Seed, choice, nested
 from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.charts import new_figure, save_figure
@@ -38,7 +38,6 @@ from das_gym.envs.tabular_env import TableScorer
 from das_gym.files import write_json
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.config import ProblemConfig, recorded_settings
-from das_gym.problem.estimate import print_estimate
 from das_gym.problem.front import front_rows, hypervolume, reference_point
 from das_gym.problem.mask_cost import SAVED, MaskCost
 from das_gym.problem.mask_space import MaskSpace, skipped_names
@@ -59,7 +58,7 @@ MAX_NUMBERS = 15
 
 
 @dataclass(frozen=True)
-class ParetoSettings(EstimatedSettings, ResumableSettings):
+class ParetoSettings(ResumableSettings):
     """The settings of `python -m agents pareto`.
 
     Attributes:
@@ -161,8 +160,9 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     config = settings.search_config()
     check_search(config)
     tried = open_scorer(config.env_id, config.mask_kwargs, free=True)
-    count = config.evaluations + 10 * len(BASELINES)
-    if print_estimate(settings, lambda: search_parts(tried.engine, count, config.masks_per_turn)):
+    if settings.estimate:
+        scored = replace(config, evaluations=config.evaluations + 10 * len(BASELINES))
+        print_estimate(search_phases(tried.engine, scored))
         return None
     folder, resumed = run_folder(run), settings.resume is not None
     config = with_costs(config, folder if resumed else None)

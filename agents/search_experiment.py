@@ -35,17 +35,17 @@ from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 from das_gym.agents.searching.scorer import open_scorer
 
 from das_gym.commands.commandline import format_command
-from das_gym.commands.progress import progress
+from das_gym.commands.progress import Phase, print_estimate, progress
 from das_gym.commands.recorded import RecordedCommand, Run, run_folder
 from das_gym.commands.runs import runs_dir_words
 from das_gym.envs.skip_env import EngineScorer
-from das_gym.problem.estimate import Part, print_estimate, scoring, time_walk
 from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.statistic_inputs import measure_activity
+from das_gym.problem.statistics import single_removals
 from das_gym.registration import named_environments
 
 FIGURE = "search.png"
-TURNS = 20  # of random masks, whose runs along the mask tree stand for those of a search in its estimate
 
 
 def problem_configs() -> dict[str, dict[str, Any]]:
@@ -60,27 +60,44 @@ def agent_configs() -> dict[str, dict[str, Any]]:
     return {name: {"agent": name} for name in AGENTS} | {name: {"agent": name, **SB3_DEFAULTS} for name in ALGORITHMS}
 
 
-def search_parts(scorer: EngineScorer | None, evaluations: int, masks_per_turn: int) -> list[Part]:
-    """Return the parts of a search; none if no model scores its masks (None), or Ray's workers do."""
+def search_phases(scorer: EngineScorer | None, config: SearchConfig) -> list[Phase]:
+    """Return the phases of a search; none if no model scores its masks (None), or Ray's workers do."""
     if scorer is None:
         return []
     problem = scorer.problem
     if problem.backbone.config is not None and problem.backbone.config.workers is not None:
         return []
-    examples, rng, n_layers = scorer.fixed_examples, np.random.default_rng(0), scorer.n_layers
-    walk = time_walk(problem, examples)
-    count = TURNS * masks_per_turn
-    if scorer.budget.is_free:
-        masks = rng.random((count, n_layers)) < rng.random((count, 1))
-    else:
+    examples = scorer.fixed_examples
+    evaluator = problem.evaluator.twin()
+    rng = np.random.default_rng(0)
+    n_layers = scorer.n_layers
+
+    def statistics(count: int) -> None:
+        fresh = problem.evaluator.twin()  # which has to run the encoders
+        measure_activity(fresh, examples[:count])
+        if scorer.observation_masks:
+            fresh.losses(single_removals(n_layers), examples[:count])
+
+    def random_masks() -> np.ndarray:
+        if scorer.budget.is_free:
+            return rng.random((config.masks_per_turn, n_layers)) < rng.random((config.masks_per_turn, 1))
         space = MaskSpace(scorer.budget)
-        masks = np.stack([space.sample(rng) for _ in range(count)])
-    turns = np.split(masks, TURNS)
-    search = scoring(problem, walk, "search", len(examples), turns, evaluations / count)
-    alone = np.eye(n_layers, dtype=bool)[: n_layers if scorer.observation_masks else 0]
-    # The activity of layers takes a forward, and about as much for comparing their inputs and outputs.
-    seconds = len(examples) * (2 * walk.forward + walk.seconds(alone, problem.vlp.stages))
-    return [Part("layer statistics", seconds), search]
+        return np.stack([space.sample(rng) for _ in range(config.masks_per_turn)])
+
+    def score(masks: np.ndarray, count: int) -> None:
+        evaluator.evaluate_block(masks, examples[:count], 0, count)  # which does not remember scores
+
+    search = Phase(
+        "search",
+        len(examples),
+        lambda count: score(random_masks(), count),
+        problem.evaluator.batch_size,
+        repeats=config.evaluations / config.masks_per_turn,
+        prepare=lambda count: score(np.zeros((1, n_layers), dtype=bool), count),
+        example_bytes=problem.task.passes * problem.walk_bytes,
+        kept_bytes=evaluator.kept_bytes,
+    )
+    return [Phase("layer statistics", len(examples), statistics, problem.evaluator.batch_size), search]
 
 
 def search_mask(settings: SearchSettings, run: Run) -> float | None:
@@ -88,7 +105,8 @@ def search_mask(settings: SearchSettings, run: Run) -> float | None:
     config = settings.search_config()
     check_search(config)
     scorer = open_scorer(config.env_id, config.mask_kwargs)
-    if print_estimate(settings, lambda: search_parts(scorer.engine, config.evaluations, config.masks_per_turn)):
+    if settings.estimate:
+        print_estimate(search_phases(scorer.engine, config))
         return None
     result = search_in_run(config, run, run_folder(run), settings.resume is not None)
     return result.reward

@@ -15,24 +15,26 @@ python -m agents table with resume=3                       continue run 3, which
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.run_report import masks_table
 
-from das_gym.commands.progress import progress
+from das_gym.commands.progress import Phase, print_estimate, progress
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
-from das_gym.commands.runs import EstimatedSettings, ResumableSettings
+from das_gym.commands.runs import ResumableSettings
 from das_gym.commands.settings import NonNegativeInt, PositiveInt, nested
+from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.scores import Spending
+from das_gym.engine.tree_memory import saved_bytes
 from das_gym.files import at_home, write_json
 from das_gym.intervals import spearman
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.estimate import Part, print_estimate, saved_bytes, scoring, time_walk
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import masks_up_to, skipped_names
-from das_gym.problem.statistic_inputs import measure_sensitivity
+from das_gym.problem.statistic_inputs import measure_activity, measure_sensitivity
 from das_gym.registration import find_environment, named_problems
 from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.table import SubnetTable
@@ -41,12 +43,15 @@ from das_gym.text import counted
 TABLE = "table.npz"
 RECORD = "table.json"
 CHECKPOINT = "table_checkpoint.npz"
+TIMED_MASKS = 20
+"""Number of masks that are scored for the estimate, of all that a table has."""
+
 SUMMARY_SKIP_NUM = 4
 """The number of skipped layers, the paper's k, for which the summary shows the best mask."""
 
 
 @dataclass(frozen=True)
-class TableSettings(EstimatedSettings, ResumableSettings):
+class TableSettings(ResumableSettings):
     """The settings of `python -m agents table`.
 
     Attributes:
@@ -76,27 +81,66 @@ class TableSettings(EstimatedSettings, ResumableSettings):
             raise ValueError(f"`precision`: got {self.problem.precision!r}; tables are exact, leave it out")
 
 
-def plan(settings: TableSettings, problem: Problem) -> list[Part]:
-    """Return the parts of a table, for its estimate."""
+def phases(settings: TableSettings, problem: Problem) -> list[Phase]:
+    """Return the phases of making a table."""
     if problem.backbone.config is None or problem.backbone.config.workers is not None:
         return []
-    walk, width = time_walk(problem, problem.splits.reward), len(problem.layer_names)
-    examples = _total(problem, (settings.reward_examples, settings.test_examples))
-    reward = len(table_examples(problem, "reward", settings.reward_examples))
-    some, batch = problem.splits.reward[:2], min(reward, problem.evaluator.batch_size)
-    held = saved_bytes(lambda: measure_sensitivity(problem.evaluator, some), problem.vlp.parameters()) // len(some)
-    # Activity and sensitivity of the layers take about six forwards.
-    seconds = 6 * walk.forward
+    examples = table_examples(problem, "reward", settings.reward_examples)
+    batch = problem.evaluator.batch_size
+    masks = masks_up_to(len(problem.layer_names), settings.max_skipped)
+    some = masks[:: max(1, len(masks) // TIMED_MASKS)]
+    stages = problem.vlp.stages
+
+    def measure_statistics(count: int) -> None:
+        fresh = problem.evaluator.twin()  # which has to run the encoders
+        measure_activity(fresh, examples[:count])
+        measure_sensitivity(fresh, examples[:count])
+
+    pair = examples[:2]
+    sensitivity = saved_bytes(lambda: measure_sensitivity(problem.evaluator, pair), problem.vlp.parameters())
     rounds = 2 if settings.each else 1  # all examples, then each group of them
-    statistics = Part("layer statistics", rounds * reward * seconds, held=batch * held)
-    return [scoring(problem, walk, "scores", examples, [masks_up_to(width, settings.max_skipped)], 1), statistics]
+    timed: list[Evaluator] = []
+
+    def score(count: int) -> None:
+        timed[:] = [problem.evaluator.twin()]
+        timed[0].evaluate_each(some, examples[:count])
+
+    scores = Phase(
+        "scores",
+        _total(problem, (settings.reward_examples, settings.test_examples)),
+        score,
+        batch,
+        repeats=count_nodes(masks, stages) / count_nodes(some, stages),
+        example_bytes=problem.task.passes * problem.walk_bytes,
+        kept_bytes=lambda: timed[0].kept_bytes(),
+    )
+    statistics = Phase(
+        "layer statistics",
+        len(examples),
+        measure_statistics,
+        batch,
+        repeats=rounds,
+        example_bytes=sensitivity // len(pair),
+    )
+    return [scores, statistics]
+
+
+def count_nodes(masks: np.ndarray, stages: Sequence[Sequence[int]]) -> int:
+    """Return the number of nodes of the tree of (m, n_units) bool masks: of different beginnings, stage by stage."""
+    before: list[int] = []
+    nodes = 0
+    for stage in stages:
+        before += stage
+        nodes += len(np.unique(masks[:, before], axis=0))
+    return nodes
 
 
 def make_table(settings: TableSettings, run: Run) -> None:
     """Build, write and summarise the table."""
     problem = load_problem(settings.problem)
     masks_up_to(len(problem.layer_names), settings.max_skipped)  # rejects too many
-    if print_estimate(settings, lambda: plan(settings, problem)):
+    if settings.estimate:
+        print_estimate(phases(settings, problem))
         return
     folder = required_folder(run)
     out = folder / TABLE if settings.out is None else at_home(settings.out)

@@ -10,18 +10,16 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.methods.base import METHODS, Method, make_method
+from das_gym.agents.compare.runner import RECORD, mean_in_words, read_trials
 
 from das_gym.commands.commandline import format_command
-from das_gym.commands.settings import build
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import RunReport
 from das_gym.drawing.table import Table
-from das_gym.files import explain_damage, read_json
+from das_gym.files import read_json
+from das_gym.intervals import t_interval
 from das_gym.names import check_names
 from das_gym.registration import find_class
-
-RECORD = "compare.json"
-"""The record of a comparison."""
 
 MASKED = "das"
 """The method that takes a mask."""
@@ -72,28 +70,34 @@ def method_variants(
 
 @dataclass(frozen=True)
 class Trial:
-    """One training and its measurements. Fields from `test` on are None if another learning rate is better.
+    """One training and its measurements.
 
     Attributes:
-        variant: Key of its row.
+        variant, title: Key and name of its row.
+        seed: Random seed of the training.
         rate: Peak learning rate.
-        reward, reward_loss: Metric (0..1) and loss (nats) on the reward split; the loss is None if the training diverged.
+        reward, reward_loss: Metric (0..1) and loss (nats) on the reward split. The loss is None if the training diverged;
+            nothing else is measured then.
         updated, trained: Number of trained parameters, without and with head and poolers.
+        seconds: Of the training and the reward split.
         mask: 0 or 1 per layer, 1 = skipped.
+        test, test_loss: Metric (0..1) and loss (nats) on the test split.
         macs, macs_full: Of one example, and of the pre-trained model.
-        latency: Of one example, milliseconds: median and quartiles. Only for the first seed, as is `speedup`.
-        speedup: Relative to the baseline: ratio of the medians and its 95 % interval.
+        latency: Of one example, milliseconds: median and quartiles, measured with the first trial of a row, as is `speedup`.
+        speedup: Relative to the baseline: ratio of the medians and its 95 % interval. Milliseconds of different rows are not
+            comparable, since they are measured hours apart.
     """
 
     variant: str
-    rate: float
     seed: int
-    reward: float
-    reward_loss: float | None
-    updated: int
-    trained: int
-    seconds: float
-    mask: tuple[int, ...]
+    rate: float
+    reward: float = 0.0
+    reward_loss: float | None = None
+    updated: int = 0
+    trained: int = 0
+    seconds: float = 0.0
+    title: str = ""
+    mask: tuple[int, ...] = ()
     test: float | None = None
     test_loss: float | None = None
     macs: int | None = None
@@ -109,12 +113,9 @@ class Trial:
         return self.reward, -self.reward_loss if math.isfinite(self.reward_loss) else -math.inf
 
 
-def read_trials(path: Path) -> list[Trial]:
-    """Return the trials in a comparison's record, none without a file."""
-    if not path.is_file():
-        return []
-    with explain_damage(path, "remove it, and all is trained again"):
-        return [build(Trial, trial) for trial in read_json(path)["trials"]]
+def best_rate(trials: Iterable[Trial], variant: str, seed: int) -> float:
+    """Return the learning rate of a variant that is best on the reward split, among its trials with the first seed."""
+    return max((t for t in trials if (t.variant, t.seed) == (variant, seed)), key=lambda trial: trial.merit).rate
 
 
 def kept_file(folder: Path, variant: str) -> Path:
@@ -132,9 +133,9 @@ def best_trials(trials: Iterable[Trial]) -> list[Trial]:
 def kept_trials(folder: Path) -> dict[Path, Trial]:
     """Return the trials of a comparison by the files of their models."""
     record = read_json(folder / RECORD)
-    if not isinstance(record, dict) or "trials" not in record:
+    if not isinstance(record, dict) or not {"trials", "metric"} <= record.keys():
         raise ValueError(f"{folder} is not a run of `{format_command('adapt compare')}`.")
-    trials = {kept_file(folder, trial.variant): trial for trial in best_trials(read_trials(folder / RECORD))}
+    trials = {kept_file(folder, trial.variant): trial for trial in best_trials(read_trials(folder, Trial))}
     return {path: trial for path, trial in trials.items() if path.is_file()}
 
 
@@ -147,109 +148,82 @@ def kept_model(folder: Path, method: str | None) -> Path:
     return kept[method]
 
 
-@dataclass(frozen=True)
-class Line:
-    """The result of a variant with its learning rate, over all seeds.
-
-    Attributes:
-        updated, trained: Mean number of trained parameters, without and with head and poolers.
-        saved: Share of the baseline's MACs that it saves, negative if it adds some.
-        speedup: Relative to the baseline, with the first seed: ratio of the medians and its 95 % interval. Milliseconds of
-            different lines are not comparable, since they are measured hours apart.
-        scores: The metric on the test split for each seed, 0..1.
-        layers: Skipped layers for each seed.
-    """
-
-    key: str
-    title: str
-    skip_num: int
-    rate: float
-    updated: float
-    trained: float
-    macs: float
-    saved: float
-    speedup: tuple[float, ...]
-    scores: tuple[float, ...]
-    layers: tuple[tuple[str, ...], ...]
-
-    @classmethod
-    def of(cls, variant: MethodVariant, trials: Sequence[Trial], names: Sequence[str]) -> Line | None:
-        """Return the line of a variant, None before its first measurement."""
-        own = [t for t in trials if t.variant == variant.key and t.test is not None]
-        if not own:
-            return None
-        return cls(
-            key=variant.key,
-            title=variant.title,
-            skip_num=variant.skip_num,
-            rate=own[0].rate,
-            updated=float(np.mean([t.updated for t in own])),
-            trained=float(np.mean([t.trained for t in own])),
-            macs=float(np.mean([t.macs or 0 for t in own])),
-            saved=float(np.mean([1 - (t.macs or 0) / (t.macs_full or 1) for t in own])),
-            speedup=next((t.speedup for t in own if t.speedup), ()),
-            scores=tuple(t.test for t in own if t.test is not None),
-            layers=tuple(tuple(n for n, bit in zip(names, t.mask, strict=True) if bit) for t in own),
-        )
-
-    @property
-    def score(self) -> float:
-        """Mean over seeds."""
-        return float(np.mean(self.scores))
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation over seeds; NaN for one seed."""
-        return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else math.nan
-
-
-COLUMNS = ("method", "learning rate", "updated", "all that trains", "MACs, M", "MACs saved, %", "times as fast", "test, %")
 LEGEND = (
     "updated: trained parameters without head and poolers, which train with every method but head only. MACs saved and "
     "times as fast are relative to the baseline, the pre-trained model: ratio of the median times with the first seed, and "
-    "its 95 % interval. test: mean ± standard deviation (seeds)."
+    "its 95 % interval. test: mean over seeds ± half of its 95 % interval (seeds)."
 )
 
 
-def comparison_table(title: str, lines: Sequence[Line]) -> Table:
-    """Return the table."""
+def chosen_trials(variants: Iterable[MethodVariant], trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    """Return the measured trials of each row that has some, by its key: those with its learning rate."""
+    chosen = {}
+    for key in (variant.key for variant in variants):
+        own = [trial for trial in trials if trial.variant == key and trial.test is not None]
+        if own:
+            rate = best_rate(own, key, own[0].seed)
+            chosen[key] = [trial for trial in own if trial.rate == rate]
+    return chosen
+
+
+def mean_test(trials: Iterable[Trial]) -> float:
+    """Return the mean metric on the test split, 0..1."""
+    return float(np.mean([trial.test for trial in trials]))
+
+
+def comparison_table(title: str, chosen: Mapping[str, Sequence[Trial]]) -> Table:
+    """Return the table of the trials of each row."""
     rows = []
-    for line in lines:
-        spread = "" if math.isnan(line.spread) else f" ± {100 * line.spread:.1f}"
-        row = (line.title, f"{line.rate:g}", f"{line.updated:,.0f}", f"{line.trained:,.0f}", f"{line.macs / 1e6:,.2f}")
-        speedup = "{:.2f} ({:.2f}..{:.2f})".format(*line.speedup) if line.speedup else "-"
-        score = f"{100 * line.score:.1f}{spread} ({len(line.scores)})"
-        rows.append((*row, f"{100 * line.saved:.1f}", speedup, score))
-    return Table(COLUMNS, tuple(rows), title, (LEGEND, *verdict(lines)))
+    for own in chosen.values():
+        first = own[0]
+        macs = float(np.mean([trial.macs or 0 for trial in own]))
+        cells = {
+            "method": first.title,
+            "learning rate": f"{first.rate:g}",
+            "updated": f"{np.mean([trial.updated for trial in own]):,.0f}",
+            "all that trains": f"{np.mean([trial.trained for trial in own]):,.0f}",
+            "MACs, M": f"{macs / 1e6:,.2f}",
+            "MACs saved, %": f"{100 * (1 - macs / (first.macs_full or 1)):.1f}",
+            "times as fast": "{:.2f} ({:.2f}..{:.2f})".format(*first.speedup) if first.speedup else "-",
+            "test, %": f"{mean_in_words([trial.test for trial in own], scale=100)} ({len(own)})",
+        }
+        rows.append(cells)
+    return Table(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), title, (LEGEND, *verdict(chosen)))
 
 
-def verdict(lines: Sequence[Line]) -> list[str]:
+def verdict(chosen: Mapping[str, Sequence[Trial]]) -> list[str]:
     """Return sentences on DAS against adapters without skipping, and against random masks."""
-    by_key = {line.key: line for line in lines}
     sentences = []
-    for line in (line for line in lines if line.key.startswith("das_")):
-        rivals = {"adapter": "adapters without skipping", f"random_{line.skip_num}": "random masks of as many layers"}
-        for rival, words in ((by_key[key], words) for key, words in rivals.items() if key in by_key):
-            ahead, spread = 100 * (line.score - rival.score), 100 * np.nanmax([line.spread, rival.spread, 0.0])
-            order = f"{abs(ahead):.1f} points {'ahead of' if ahead > 0 else 'behind'}" if ahead else "level with"
-            within = f"{'more than' if abs(ahead) > spread else 'within'} the spread of {spread:.1f}"
-            known = len(rival.scores) > 1 or len(line.scores) > 1
-            sentences.append(f"{line.title}: {order} {words}, {within if known else 'of one seed each'}.")
+    for key, own in chosen.items():
+        rivals = {"adapter": "adapters without skipping", key.replace("das", "random"): "random masks of as many layers"}
+        for rival, words in rivals.items():
+            if key.startswith("das_") and rival in chosen:
+                sentences.append(f"{own[0].title}: {_difference_in_words(own, chosen[rival], words)}.")
     return sentences
 
 
+def _difference_in_words(own: Sequence[Trial], rival: Sequence[Trial], name: str) -> str:
+    """Return by how many points a row is better, with the 95 % t-interval of the difference over the same seeds."""
+    theirs = {trial.seed: trial.test for trial in rival}
+    differences = np.array([100 * (t.test - theirs[t.seed]) for t in own if t.seed in theirs])
+    ahead = 100 * (mean_test(own) - mean_test(rival))
+    order = f"{abs(ahead):.1f} points {'ahead of' if ahead > 0 else 'behind'} {name}" if ahead else f"level with {name}"
+    if len(differences) < 3:
+        return f"{order}; an interval needs 3 seeds"
+    low, high = t_interval(differences)
+    return f"{order}, 95 % interval of the difference {low:.1f} to {high:.1f}"
+
+
 def report_of(
-    what: str, metric: str, architecture: Architecture, lines: Sequence[Line], table: Table
-) -> dict[str, Any] | None:
-    """Return the record of a report on the best row and the layers that DAS skips; None before the first measurement."""
-    if not lines:
-        return None
-    best = max(lines, key=lambda line: line.score)
-    shown = max((line for line in lines if line.key.startswith("das_")), key=lambda line: line.score, default=best)
-    skipped = shown.layers[0]
+    what: str, metric: str, architecture: Architecture, chosen: Mapping[str, Sequence[Trial]], table: Table
+) -> dict[str, Any]:
+    """Return the record of a report on the best row and the layers that DAS skips."""
+    best = max(chosen.values(), key=mean_test)
+    shown = max((own for key, own in chosen.items() if key.startswith("das_")), key=mean_test, default=best)[0]
+    skipped = [unit.name for unit, bit in zip(architecture.units, shown.mask, strict=True) if bit]
     facts = {
         "skips": f"{', '.join(skipped) or 'nothing'} ({shown.title})",
-        f"{metric} on test, %": f"{100 * best.score:.2f} ({best.title}, the best)",
+        f"{metric} on test, %": f"{100 * mean_test(best):.2f} ({best[0].title}, the best)",
     }
-    mask = [int(unit.name in skipped) for unit in architecture.units]
-    return RunReport(f"{what}, methods of fine-tuning compared", facts, architecture, mask, table=table).record()
+    title = f"{what}, methods of fine-tuning compared"
+    return RunReport(title, facts, architecture, list(shown.mask), table=table).record()

@@ -1,26 +1,27 @@
-"""Train and measure every variant: the learning rate is chosen on the reward split, then all seeds are trained with it."""
+"""One training of a comparison, and the order of all: the first seed chooses the learning rate, on the reward split."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from das_gym.adapt.compare.record import MethodVariant, Trial
+from das_gym.adapt.compare.record import MethodVariant, Trial, best_rate
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.methods.base import to_adaptation
+from das_gym.adapt.methods.base import Method, to_adaptation
+from das_gym.adapt.phases import evaluation_phases, training_phases
 from das_gym.adapt.report import baseline_of, one_example
-from das_gym.adapt.step_loss import make_loss_and_trainer, resolve_defaults
-from das_gym.adapt.training import Log, TrainingConfig, add_prefix
+from das_gym.adapt.step_loss import StepLoss, make_loss_and_trainer, resolve_defaults
+from das_gym.adapt.training import Log, Trainer, TrainingConfig, add_prefix
+from das_gym.agents.compare.runner import Comparison
 
-from das_gym.commands.progress import progress
+from das_gym.commands.progress import Phase
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.problem.adaptation import Adaptation
@@ -28,8 +29,15 @@ from das_gym.problem.latency import Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, new_head, shuffled
 from das_gym.processes import run_on_main_process
 
-Trained = tuple[AdaptedModel, Adaptation, Trial]
-"""A trained model after `Method.finish`, what was trained as it is saved, and its trial."""
+
+class Begun(NamedTuple):
+    """A training that has not taken a step; `updated` is the number of parameters that the method updates."""
+
+    model: AdaptedModel
+    method: Method
+    updated: int
+    step_loss: StepLoss
+    trainer: Trainer
 
 
 class ComparisonContext:
@@ -58,36 +66,60 @@ class ComparisonContext:
         self.test_examples = shuffled(self.task, splits.test, test_examples)
         self.macs_full = example_costs(self.plain, splits).macs_full
 
-    def train(self, variant: MethodVariant, rate: float, seed: int) -> Trained:
-        """Train a new model, and score it on the reward split."""
-        started = time.perf_counter()
+    def checkpoint(self, key: str, rate: float, seed: int) -> Path:
+        """Return the file of a training's state; it is there until the trial is measured."""
+        return self.folder / f"{key}_{rate:g}_{seed}.pt"
+
+    def begin(self, variant: MethodVariant, rate: float, seed: int, checkpoint: Path | None = None) -> Begun:
+        """Return a training of a new model."""
         # A full copy: some methods train what others leave frozen.
         backbone = dataclasses.replace(self.base.backbone, vlp=copy.deepcopy(self.base.backbone.vlp))
         torch.manual_seed(seed)
         model = AdaptedModel(backbone, new_head(backbone, self.task), self.task)
         method = variant.make(seed, self.n_layers)
         updated = method.apply(model, seed)
-        parameters = {id(p): p for module in (model.backbone.vlp, model.head) for p in module.parameters()}
-        trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
         config = dataclasses.replace(self.recipe, learning_rate=rate, head_learning_rate=rate, seed=seed)
-        checkpoint = self.folder / f"{variant.key}_{rate:g}_{seed}.pt"
         torch.manual_seed(seed)  # again: methods draw different amounts of random numbers for what they insert
         step_loss, trainer = make_loss_and_trainer(model, self.splits.train, config, checkpoint, self.encoder)
+        return Begun(model, method, updated, step_loss, trainer)
+
+    def train(self, variant: MethodVariant, rate: float, seed: int) -> tuple[AdaptedModel, Adaptation, Trial]:
+        """Train a new model, and score it on the reward split.
+
+        Returns:
+            The model after `Method.finish`, what was trained as it is saved, and the trial.
+        """
+        started = time.perf_counter()
+        checkpoint = self.checkpoint(variant.key, rate, seed)
+        begun = self.begin(variant, rate, seed, checkpoint)
+        model, method = begun.model, begun.method
+        title = f"{variant.title}, {rate:g}, seed {seed}"
+        parameters = {id(p): p for module in (model.backbone.vlp, model.head) for p in module.parameters()}
+        trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
         try:
-            trainer.run(step_loss.parts, f"{variant.title}, {rate:g}, seed {seed}", add_prefix(checkpoint.stem, self.log))
+            begun.trainer.run(begun.step_loss.parts, title, add_prefix(checkpoint.stem, self.log))
             saved = to_adaptation(model, variant.method, method, row=variant.key, learning_rate=rate, seed=seed)
             method.finish(model.backbone.vlp)
             scored = evaluate(model, self.reward_examples, f"{variant.title}, reward split", rank_images=1)
         except FloatingPointError:  # diverged: a resumed run must not continue from there
             checkpoint.unlink(missing_ok=True)
             raise
-        mask = tuple(model.backbone.vlp.check_mask(None).astype(int).tolist())
-        seconds = time.perf_counter() - started
-        checkpoint.unlink(missing_ok=True)
-        return model, saved, Trial(variant.key, rate, seed, scored.metric, scored.loss, updated, trained, seconds, mask)
+        trial = Trial(
+            variant=variant.key,
+            seed=seed,
+            rate=rate,
+            reward=scored.metric,
+            reward_loss=scored.loss,
+            updated=begun.updated,
+            trained=trained,
+            seconds=time.perf_counter() - started,
+            title=variant.title,
+            mask=tuple(model.backbone.vlp.check_mask(None).astype(int).tolist()),
+        )
+        return model, saved, trial
 
-    def measure(self, model: AdaptedModel, trial: Trial, with_latency: bool = True) -> Trial:
-        """Return the trial with test score and costs of its model, and with its latency if asked for."""
+    def measure(self, model: AdaptedModel, trial: Trial, timed: Trial | None = None) -> Trial:
+        """Return the trial with test score and costs of its model, and with its latency or that of an earlier trial."""
         scored = evaluate(model, self.test_examples, f"{trial.variant}, test split", rank_images=1)
         measured = dataclasses.replace(
             trial,
@@ -96,89 +128,74 @@ class ComparisonContext:
             macs=example_costs(model, self.splits).macs(np.array(trial.mask, dtype=bool)),
             macs_full=self.macs_full,
         )
-        if not with_latency:
-            return measured
-        models = {"own": model, "plain": self.plain}
-        times = measure_latency({name: one_example(each, self.splits) for name, each in models.items()})
-        latency, faster = tuple(Spread.of(times["own"])), tuple(speedup(times["own"], times["plain"]))
-        return dataclasses.replace(measured, latency=latency, speedup=faster)
+        if timed is not None:
+            measured = dataclasses.replace(measured, latency=timed.latency, speedup=timed.speedup)
+        else:
+            models = {"own": model, "plain": self.plain}
+            times = measure_latency({name: one_example(each, self.splits) for name, each in models.items()})
+            faster = tuple(speedup(times["own"], times["plain"]))
+            measured = dataclasses.replace(measured, latency=tuple(Spread.of(times["own"])), speedup=faster)
+        self.checkpoint(trial.variant, trial.rate, trial.seed).unlink(missing_ok=True)
+        return measured
 
 
-Keep = Callable[[Sequence[Trial], Trial, Adaptation | None], None]
-"""Called with all trials, the last one, and what it trained if it was measured on the test split."""
+def phases(
+    context: ComparisonContext, variants: Sequence[MethodVariant], rates: Sequence[float], seeds: Sequence[int]
+) -> Iterator[Phase]:
+    """Yield the phases of all trainings and of their evaluation."""
+    counts = [len(seeds) + (len(rates) - 1 if variant.rate_of is None else 0) for variant in variants]
+    for variant, count in zip(variants, counts, strict=True):
+        begun = context.begin(variant, rates[0], seeds[0])
+        is_first = variant is variants[0]
+        yield from training_phases(
+            variant.title, begun.step_loss, begun.trainer, count * context.recipe.steps, encodes=is_first
+        )
+    scored = dataclasses.replace(context.splits, test=[*context.reward_examples, *context.test_examples])
+    yield from evaluation_phases(context.base, scored, rank_images=1, models=sum(counts), timed=2 * len(variants))
 
 
-def run_all(
-    context: ComparisonContext,
+def cells_of(
     variants: Sequence[MethodVariant],
     rates: Sequence[float],
     seeds: Sequence[int],
-    done: list[Trial],
-    keep: Keep,
-) -> list[Trial]:
-    """Choose the learning rate of each variant with the first seed, then train the other seeds with it.
+    comparison: Comparison[Trial],
+    metric: str,
+) -> Iterator[dict[str, Any]]:
+    """Yield the cells of a comparison, those of the first seed with every learning rate, of which the best is chosen.
 
     All variants are trained with one seed before any is trained with two, so that a run that stops early has a result.
-    Trials that are `done` are not repeated, and `keep` is called after each of the others.
     """
-    trials = {(t.variant, t.rate, t.seed): t for t in done}
-    total = len(variants) * len(seeds) + (len(rates) - 1) * sum(variant.rate_of is None for variant in variants)
-    bar = progress(total, "comparing", unit="training", initial=len(trials))
-
-    def add(trial: Trial, trained: Adaptation | None = None) -> None:
-        trials[trial.variant, trial.rate, trial.seed] = trial
-        keep(list(trials.values()), trial, trained)
-        bar.update(len(trials) - bar.n)
-
     chosen: dict[str, float] = {}
-    with bar:
-        for seed in seeds:
-            for variant in variants:
-                trained = None
-                if variant.key not in chosen:
-                    # Random masks take the rate of the searched one, so that the two differ in their masks alone.
-                    grid = rates if variant.rate_of is None else (chosen[variant.rate_of],)
-                    trained, chosen[variant.key] = _choose_rate(context, variant, grid, seed, trials, add)
-                key = (variant.key, chosen[variant.key], seed)
-                if key in trials and trials[key].test is not None:
-                    continue
-                model, adaptation, trial = trained or context.train(variant, *key[1:])
-                add(context.measure(model, trial, with_latency=seed == seeds[0]), adaptation)
-    return list(trials.values())
+    for seed in seeds:
+        for variant in variants:
+            if seed == seeds[0] and variant.rate_of is None:
+                for rate in rates:
+                    yield {"variant": variant.key, "seed": seed, "rate": rate}
+                chosen[variant.key] = choose_rate(variant, rates, seed, comparison, metric)
+                continue
+            # Random masks take the rate of the searched one, so that the two differ in their masks alone.
+            yield {"variant": variant.key, "seed": seed, "rate": chosen[variant.rate_of or variant.key]}
 
 
-def _choose_rate(
-    context: ComparisonContext,
-    variant: MethodVariant,
-    grid: Sequence[float],
-    seed: int,
-    trials: Mapping[tuple[str, float, int], Trial],
-    add: Callable[[Trial], None],
-) -> tuple[Trained | None, float]:
-    """Return the training with the best learning rate, None if it ran before this run was stopped, and the rate."""
-    best_trained, best = None, grid[0]
-    for rate in grid:
-        trained = None
-        if (variant.key, rate, seed) not in trials:
-            try:
-                trained = context.train(variant, rate, seed)
-                add(trained[-1])
-            except FloatingPointError:
-                add(Trial(variant.key, rate, seed, 0.0, None, updated=0, trained=0, seconds=0.0, mask=()))
-        tried = [trials[variant.key, each, seed] for each in grid if (variant.key, each, seed) in trials]
-        # Processes may differ by rounding, and have to agree on one rate.
-        best = run_on_main_process(partial(max, tried, key=attrgetter("merit"))).rate
-        if best == rate:
-            best_trained = trained
-    if trials[variant.key, best, seed].reward_loss is None:
+def choose_rate(
+    variant: MethodVariant, rates: Sequence[float], seed: int, comparison: Comparison[Trial], metric: str
+) -> float:
+    """Return the learning rate of the training that is best on the reward split, and print the choice.
+
+    Raises:
+        FloatingPointError: Every training diverged.
+    """
+    tried = [trial for trial in comparison.trials if (trial.variant, trial.seed) == (variant.key, seed)]
+    # Processes may differ by rounding, and have to agree on one rate.
+    best = run_on_main_process(partial(best_rate, tried, variant.key, seed))
+    if all(trial.reward_loss is None for trial in tried):
         raise FloatingPointError(
-            f"{variant.title} diverged (non-finite loss) at learning rate {', '.join(f'{rate:g}' for rate in grid)}. "
+            f"{variant.title} diverged (non-finite loss) at learning rate {', '.join(f'{rate:g}' for rate in rates)}. "
             "Try lower values in `learning_rates`."
         )
-    if len(grid) > 1:
-        scores = ("diverged" if t.reward_loss is None else f"{100 * t.reward:.1f} %" for t in tried)
-        described = ", ".join(f"{score} with {t.rate:g}" for t, score in zip(tried, scores, strict=True))
-        edge = "; a better one may lie beyond the grid" if best in (min(grid), max(grid)) else ""
-        metric = context.metric_name.replace("_", " ")
+    if len(rates) > 1:
+        scores = ("diverged" if trial.reward_loss is None else f"{100 * trial.reward:.1f} %" for trial in tried)
+        described = ", ".join(f"{score} with {trial.rate:g}" for trial, score in zip(tried, scores, strict=True))
+        edge = "; a better one may lie beyond the grid" if best in (min(rates), max(rates)) else ""
         print(f"{variant.title}: {metric} on the reward split: {described}; chosen: {best:g}{edge}")
-    return best_trained, best
+    return best

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.compare.record import RECORD as COMPARED
 from das_gym.adapt.compare.record import Trial, kept_trials
 from das_gym.adapt.export.folder import ExportedFolder, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.methods.base import METHODS
 from das_gym.adapt.shrink.saving import SAVED_DTYPES, check_out
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD, find_subnet, load_with_overrides, record_in
+from das_gym.agents.compare.runner import RECORD as COMPARED
 
 from das_gym.commands.runs import RUNS_DIR, PluginSettings
 from das_gym.commands.settings import choice
@@ -87,9 +87,8 @@ def run_export(settings: ExportSettings) -> ExportedFolder:
 
 def _compared(record: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
     """Return the entry of a kept model in the record of a comparison, in the format of other runs' records."""
-    line = next((line for line in record["lines"] if line["key"] == trial.variant), {"title": trial.variant})
     model = {
-        "name": line["title"],
+        "name": trial.title,
         "trainable_parameters": trial.trained,
         "macs": trial.macs,
         "macs_saved": 1 - (trial.macs or 0) / (trial.macs_full or 1),
@@ -99,7 +98,7 @@ def _compared(record: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
         "latency_ms": trial.latency and trial.latency[0],
         "latency_quartiles_ms": trial.latency and trial.latency[1:],
     }
-    return {"problem": record["problem"], "row": f"{line['title']}, learning rate {trial.rate:g}", "models": [model]}
+    return {"problem": record["problem"], "row": f"{trial.title}, learning rate {trial.rate:g}", "models": [model]}
 
 
 def main(settings: ExportSettings) -> None:

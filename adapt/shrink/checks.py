@@ -17,8 +17,7 @@ import torch
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.hardware import free_bytes
 from das_gym.adapt.shrink.recovery import REFIT, trainable_parts, training_rows
-from das_gym.adapt.shrink.saving import check_out
-from das_gym.adapt.shrink.settings import ShrinkSettings
+from das_gym.adapt.shrink.settings import AnsweringSettings
 from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logits, has_remote_code
 
 from das_gym.commands.progress import progress
@@ -49,7 +48,7 @@ FALLBACK_MASKS = 64
 """Number of a search's masks that are tried if its best one cannot be removed."""
 
 
-def check_loaded(settings: ShrinkSettings, problem: Problem, choice: Choice | None) -> None:
+def check_loaded(settings: AnsweringSettings, problem: Problem, choice: Choice | None) -> None:
     """Raise ValueError for settings or data that do not suit the model; without a choice, masks are searched."""
     _check_model(settings, as_vlm(problem))
     if settings.metric is not None and not problem.task.generates:
@@ -124,10 +123,9 @@ def source_of(problem: ProblemConfig) -> Path:
     return folder
 
 
-def check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
-    """Check settings that can be checked without loading the model."""
+def check_config(problem: ProblemConfig) -> None:
+    """Check what can be checked without loading the model."""
     source = source_of(problem)
-    check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source)
     if problem.supernet is not None:
         raise ValueError(f"`supernet` is not supported by shrink: got {problem.supernet}. Leave it out.")
     if read_dtype(problem.dtype or "auto") == "auto":
@@ -146,7 +144,7 @@ def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:
         )
 
 
-def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
+def _check_model(settings: AnsweringSettings, vlm: VLM) -> None:
     if vlm.unit_kind != "layers":  # some types read settings of single layers in a way that forbids removed parts
         check_reloads(remove_parts(share_copy(vlm.model), {vlm.places[vlm.decoder_units - 1]: MLP}))
     check_verification_memory(vlm)
@@ -244,9 +242,9 @@ def why_not_removable(problem: Problem, mask: np.ndarray) -> str:
     return known[key]
 
 
-def budget_of(settings: ShrinkSettings, problem: Problem, budget: Mapping[str, Any]) -> Budget:
+def budget_of(settings: AnsweringSettings, problem: Problem, budget: Mapping[str, Any]) -> Budget:
     """Return a budget of the problem's model. Latency is that of `search.latency_batch` prompts at a time."""
-    batch = settings.search.get("latency_batch", 1)
+    batch = settings.latency_batch
     return pick_budget(len(problem.layer_names), budget, lambda setting: measure_cost(problem, setting, batch))
 
 

@@ -7,7 +7,6 @@ trains, as in fine-tuning.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import tempfile
@@ -31,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from das_gym.commands.progress import progress
 from das_gym.commands.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, choice
+from das_gym.engine.tree_memory import saved_bytes
 from das_gym.models.base import HALVES
 from das_gym.models.inputs import Requests
 from das_gym.models.transformers.features import find_projectors
@@ -40,7 +40,6 @@ from das_gym.models.transformers.layer_removal import decoder_path
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import replace_forwards
 from das_gym.names import check_names
-from das_gym.problem.estimate import saved_bytes
 from das_gym.processes import world_size
 from das_gym.tasks.base import Task
 
@@ -291,7 +290,8 @@ def recover(
         raise ValueError("There are no training examples to recover with. Use recover=none, or data with a train split.")
     torch.manual_seed(config.seed)
     if config.method.trains_weights and student.model.dtype in HALVES:  # an update of 1e-4 of a weight is lost in 16 bits
-        replace_model(student, copy.deepcopy(student.model).float())
+        copy_parameters(student.model, list(student.model.parameters()))  # the full model keeps its own
+        student.model.float()
     parameters = insert_trainable(student, full_model, config.method)
     optimizer = adamw([(parameters, config.peak_rate(student.feature_size))], weight_decay=0.0)
     schedule = partial(learning_rate_factor, steps=config.steps, warmup=WARMUP, schedule="cosine")
@@ -412,7 +412,7 @@ def temporarily_merged(
     with _restored_afterwards(config.method.merged_weights(student), folder):
         config.method.finish(student)
         if student.model.dtype != dtype:  # asked first: it is the dtype of one parameter, which may have trained
-            replace_model(student, student.model.to(dtype))
+            student.model.to(dtype)
         for parameter in trained:  # inserted ones train in 32 bits, too
             parameter.data = parameter.data.to(dtype)
         student.freeze()
@@ -433,11 +433,6 @@ def _restored_afterwards(parameters: Sequence[Tensor], folder: Path | None) -> I
             for parameter in parameters:
                 content = bytearray(file.read(parameter.nbytes))
                 parameter.data.copy_(torch.frombuffer(content, dtype=parameter.dtype).view(parameter.shape))
-
-
-def replace_model(student: VLM, model: Any) -> None:
-    """Replace a student's model, which has other parameters now."""
-    student.__init__(model, capabilities=student.capabilities)  # type: ignore[misc]
 
 
 def recovery_loss(

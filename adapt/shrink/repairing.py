@@ -16,19 +16,20 @@ from das_gym.problem.loading import Problem
 from das_gym.problem.skip_adapters import calibration_examples, calibration_states
 
 
-def repaired_copy(problem: Problem, mask: np.ndarray, recovery: RecoveryConfig) -> VLM:
+def repaired_copy(problem: Problem, mask: np.ndarray, recovery: RecoveryConfig, count: int | None = None) -> VLM:
     """Return a `pruned_copy` of the problem's model, repaired if `recover` asks for it; see `RecoveryConfig.closed_form`.
 
     Args:
         problem: Its model stays as it is, with the skip adapters that score masks.
         mask: (n_units,) bool, True = removed.
         recovery: How to recover.
+        count: Number of calibration examples; None is that of the problem.
     """
     config = problem.backbone.config
     full = as_vlm(problem)
     if recovery.closed_form is None or config is None:
         return pruned_copy(full, mask)
-    examples = calibration_examples(problem.evaluator, problem.splits.train, config.calibration_examples)
+    examples = calibration_examples(problem.evaluator, problem.splits.train, count or config.calibration_examples)
     states = calibration_states(problem.evaluator, examples)
     with progress(1, "repairing in closed form", unit="model") as bar:
         if recovery.closed_form == REFIT:

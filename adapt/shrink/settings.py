@@ -13,7 +13,7 @@ from das_gym.adapt.shrink.recovery import CHOICES, LINEAR, RecoveryConfig
 from das_gym.adapt.shrink.saving import SAVED_DTYPES
 from das_gym.agents.run_report import rerun_command
 
-from das_gym.commands.runs import EstimatedSettings, ResumableSettings
+from das_gym.commands.runs import ResumableSettings
 from das_gym.commands.settings import PositiveInt, Seed, choice, nested, settings_dict
 from das_gym.files import at_home
 from das_gym.problem.budget import check_budget
@@ -81,6 +81,11 @@ class AnsweringSettings(ResumableSettings, BudgetSettings):
         return True
 
     @property
+    def latency_batch(self) -> int:
+        """Number of prompts at a time whose latency counts for a budget by latency."""
+        return 1
+
+    @property
     def asked(self) -> dict[str, Any]:
         """The budget that was given; empty without one."""
         return {name: getattr(self, name) for name in BUDGET_SETTINGS if getattr(self, name) is not None}
@@ -96,7 +101,7 @@ class AnsweringSettings(ResumableSettings, BudgetSettings):
 
 
 @dataclass(frozen=True)
-class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
+class ShrinkSettings(AnsweringSettings, ChoosingSettings):
     """The settings of `python -m adapt shrink`. A search run brings its own model, data and budget.
 
     Attributes:
@@ -129,6 +134,11 @@ class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
     def searches(self) -> bool:
         """Whether the command scores masks."""
         return self.needs_search
+
+    @property
+    def latency_batch(self) -> int:
+        """Number of prompts at a time whose latency counts for a budget by latency."""
+        return int(self.search.get("latency_batch", 1))
 
     def choice(self) -> Choice | None:
         """Return the layers to remove and the model, None before the search."""

@@ -117,27 +117,12 @@ class AgentResult:
         """Return the mean of `mean_regrets`."""
         return float(self.mean_regrets().mean())
 
-    def record(self) -> dict[str, Any]:
-        """Return plain JSON values: quartiles of the regret, and each seed's end; None where there is no answer."""
-        return {
-            "variant": self.agent,
-            "regret": {f"q{percent}": _plain(quantile(self.regret, percent)) for percent in QUARTILES},
-            "found": self.found.mean(axis=0).tolist(),
-            "needed": _plain(self.needed(), int),
-            "ranks": None if self.ranks is None else _plain(self.ranks, int),
-            "test_metrics": _plain(self.test_metrics),
-        }
-
 
 def evaluations_needed(found: npt.NDArray[np.bool_]) -> Floats:
     """Return (seeds,) the evaluations from which on (seeds, evaluations) `found` stays True; inf where it ends False."""
     missed = ~found
     last_miss = missed.shape[1] - np.argmax(missed[:, ::-1], axis=1)
     return np.where(missed[:, -1], np.inf, np.where(missed.any(axis=1), last_miss + 1.0, 1.0))
-
-
-def _plain(values: npt.NDArray[Any], kind: type[float] = float) -> list[float | None]:
-    return [kind(value) if np.isfinite(value) else None for value in values.tolist()]
 
 
 def quantile(values: npt.NDArray[Any], percent: float) -> npt.NDArray[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -24,19 +24,7 @@ WIDTH = 130
 """Columns that a table of a comparison needs."""
 
 
-class TrialLike(Protocol):
-    """A frozen dataclass of plain values, with what names the trial and what it found."""
-
-    @property
-    def variant(self) -> str:
-        """What is compared: an agent, a method."""
-
-    @property
-    def seed(self) -> int:
-        """The random seed."""
-
-
-Trial = TypeVar("Trial", bound=TrialLike)
+Trial = TypeVar("Trial", bound=Any)  # a frozen dataclass of plain values, with `variant` and `seed` among them
 
 
 class Comparison(Generic[Trial]):
@@ -50,7 +38,7 @@ class Comparison(Generic[Trial]):
 
     Attributes:
         trials: The finished trials, in the order in which they ended.
-        results: As given; what is added to it, such as the rows of the table, is in the record, too.
+        results: As given; what is added to it is in the record, too.
     """
 
     def __init__(
@@ -85,11 +73,13 @@ class Comparison(Generic[Trial]):
     def save(self) -> None:
         """Write the record."""
         if self.folder is not None and is_main_process():
-            record = {"settings": self.settings, "versions": self.versions, **self.results}
+            shared = {"settings": self.settings, "plugins": self.settings["plugins"], "versions": self.versions}
+            record = {**shared, **self.results}
             write_json(self.folder / RECORD, {**record, "trials": [asdict(trial) for trial in self.trials]}, indent=None)
 
     def finish(self, run: Any, table: Table) -> None:
-        """Print the table, and keep it beside the record."""
+        """Print the table, and keep it in the record and beside it."""
+        self.results["rows"] = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
         table.print(max(Console().width, WIDTH), heading_width=9)
         if self.folder is None:
             return

@@ -17,7 +17,7 @@ from das_gym.agents.searching.record import CHECKPOINT
 from das_gym.agents.searching.scorer import open_scorer
 from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 
-from das_gym.commands.runs import EstimatedSettings, ResumableSettings
+from das_gym.commands.runs import ResumableSettings
 from das_gym.commands.settings import PositiveInt, Seed, choice, merge, nested
 from das_gym.envs.actions import ACTION_MODES
 from das_gym.files import read_json
@@ -119,7 +119,7 @@ class SearchConfig(BudgetSettings):
 
 
 @dataclass(frozen=True)
-class SearchSettings(EstimatedSettings, ResumableSettings, SearchConfig):
+class SearchSettings(ResumableSettings, SearchConfig):
     """The settings of `python -m agents search`.
 
     Attributes:

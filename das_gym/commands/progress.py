@@ -1,10 +1,19 @@
-"""Progress: a bar on a terminal, else a line a minute, as for the log of a job on a cluster."""
+"""Progress and estimates of long commands.
+
+Progress is a bar on a terminal, else a line a minute, as for the log of a job on a cluster. With `estimate=True`, a command
+times some examples of each of its phases instead, and prints how long all of them take and how much memory.
+"""
 
 from __future__ import annotations
 
+import resource
 import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
@@ -13,6 +22,12 @@ from das_gym.processes import is_main_process
 
 PAUSE = 60.0
 """Seconds between two lines, and of work before the first."""
+
+TIMED_SECONDS = 2.0
+"""About how long a phase may be timed: with fewer examples than run together later, if these take longer."""
+
+ROUNDS = 5
+"""How often a quick phase is timed; the mean counts."""
 
 LINE = "{desc}: {n:g}/{total} {unit}s ({percentage:.0f} %){postfix}, elapsed {elapsed}, remaining {remaining}"
 """The format of a line, with tqdm's names."""
@@ -73,3 +88,131 @@ class Bar(tqdm):
             Bar._open.remove(self)
             if not Bar._open:
                 sys.stdout, sys.stderr = Bar._streams
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Work of a long command that is done for many examples.
+
+    Attributes:
+        name: What is done.
+        examples: How many examples there are.
+        run: Does it once for a number of examples together. It changes nothing that the command uses.
+        together: How many examples the command takes together.
+        repeats: How often it is done for each example.
+        prepare: Called before `run` is timed, with the same number: what the command does only once for an example.
+        example_bytes: Memory that an example holds while it runs, where fewer are timed than run together.
+        kept_bytes: Returns pairs of what the timed examples left in memory, and the most that all may leave.
+        is_certain: Whether it takes place in any case.
+        extra_seconds: Time that cannot be measured here, such as that of another process.
+    """
+
+    name: str
+    examples: int
+    run: Callable[[int], object]
+    together: int = 1
+    repeats: float = 1.0
+    prepare: Callable[[int], object] | None = None
+    example_bytes: int = 0
+    kept_bytes: Callable[[], Sequence[tuple[int, int]]] | None = None
+    is_certain: bool = True
+    extra_seconds: float = 0.0
+
+    def measure(self) -> Measurement:
+        """Time some examples, at most as many as run together."""
+        together = max(1, min(self.together, self.examples))
+        size = min(2, together)  # in a large model, two examples take little longer than one
+        earlier = (0, 0.0)
+        while True:
+            seconds = self._time(size)
+            if seconds < TIMED_SECONDS:  # the first call takes longer, which matters for small models alone
+                seconds = self._time(size)
+            slope = max(0.0, (seconds - earlier[1]) / (size - earlier[0]))
+            if size == together or seconds > TIMED_SECONDS / 4:
+                break
+            earlier = (size, seconds)
+            size = min(together, max(4 * size, int(size * TIMED_SECONDS / 4 / seconds)))
+        if ROUNDS * seconds < TIMED_SECONDS:
+            seconds = sum(self._time(size) for _ in range(ROUNDS)) / ROUNDS
+        calls = self.repeats * self.examples / together
+        left = [] if self.kept_bytes is None else self.kept_bytes()
+        return Measurement(
+            name=self.name,
+            seconds=self.extra_seconds + calls * (seconds + slope * (together - size)),
+            kept=sum(min(most, kept * self.examples // size) - min(most, kept) for kept, most in left),
+            held=(together - size) * self.example_bytes,
+            is_certain=self.is_certain,
+        )
+
+    def _time(self, size: int) -> float:
+        if self.prepare is not None:
+            self.prepare(size)
+        start = _now()
+        self.run(size)
+        return _now() - start
+
+
+class Measurement(NamedTuple):
+    """Expected seconds of a phase, and the bytes that it keeps and holds besides those of its timed examples."""
+
+    name: str
+    seconds: float
+    kept: int = 0
+    held: int = 0
+    is_certain: bool = True
+
+
+def print_estimate(phases: Iterable[Phase]) -> None:
+    """Time some examples of each phase, one phase after another, and print the expected time and peak memory of all."""
+    found = [phase.measure() for phase in phases]
+    print(format_estimate(found, peak_bytes()) if found else "estimate: no model has to run")
+
+
+def format_estimate(found: Sequence[Measurement], before: int) -> str:
+    """Return the expected time and peak memory of phases, after `before` bytes at the peak so far.
+
+    Example:
+        >>> print(format_estimate([Measurement("search", 50.0), Measurement("training", 20.0, held=2**30)], before=2**30))
+        estimate: 1 min 10 s (search 50 s, training 20 s), peak memory 2.00 GiB
+    """
+    certain = [each for each in found if each.is_certain]
+    named = ", ".join(f"{each.name} {in_words(each.seconds)}" for each in certain)
+    more = "".join(f", {each.name} up to {in_words(each.seconds)} more" for each in found if not each.is_certain)
+    kept = 0
+    peak = 0
+    for each in found:
+        kept += each.kept
+        peak = max(peak, kept + each.held)
+    gib = (before + peak) / 2**30
+    return f"estimate: {in_words(sum(each.seconds for each in certain))} ({named}){more}, peak memory {gib:.2f} GiB"
+
+
+def in_words(seconds: float) -> str:
+    """Return a time such as `45 s`, `2 min 5 s` or `3 h 20 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def peak_bytes() -> int:
+    """Return the peak memory so far of the GPUs that this process uses, or of the process if it uses none."""
+    import torch
+
+    if peak := sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))):
+        return peak
+    try:  # `getrusage` has the peak of the process that started this one, if that was larger
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except OSError:  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _now() -> float:
+    """Return the time in seconds, when all work that is queued on GPUs is done."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()

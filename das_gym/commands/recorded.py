@@ -217,7 +217,7 @@ class RecordedCommand(Generic[Settings]):
         experiment.main(main)
         experiment.logger = _sacred_logger()
         folder = RunFolder(settings.runs_dir, reopen, started)
-        is_kept = is_main_process() and not getattr(settings, "estimate", None)  # an estimate is only printed
+        is_kept = is_main_process() and not settings.estimate  # an estimate is only printed
         experiment.observers = [folder] if is_kept else []
         options["--capture"] = options.get("--capture") or "sys"  # Python's streams; without progress bars
         try:

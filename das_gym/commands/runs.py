@@ -60,11 +60,13 @@ class RunSettings(PluginSettings):
 
     Attributes:
         runs_dir: Folder of all runs. Each run gets a numbered folder in it.
+        estimate: Whether to print the expected time and peak memory and stop.
     """
 
     group: ClassVar[str] = "Run"
 
     runs_dir: str = RUNS_DIR
+    estimate: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,19 +80,6 @@ class ResumableSettings(RunSettings):
     group: ClassVar[str] = "Run"
 
     resume: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class EstimatedSettings(Settings):
-    """The setting of commands that print how long they take and how much memory before they start.
-
-    Attributes:
-        estimate: Whether to stop after the expected time and peak memory are printed. None goes on, False prints none.
-    """
-
-    group: ClassVar[str] = "Run"
-
-    estimate: bool | None = None
 
 
 def runs_dir_words(folder: Path) -> str:

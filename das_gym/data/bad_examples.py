@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from das_gym.commands.progress import progress
 from das_gym.data.decoding import HINT as IMAGE_HINT
-from das_gym.data.duplicates import content_keys, images_of, warn_of_repeated_questions, warn_of_shared_images
+from das_gym.data.duplicates import content_keys, warn_of_repeated_questions, warn_of_shared_images
 from das_gym.data.images import FolderListings, ImageFile, ImageSource
 from das_gym.data.splits import Splits
 
@@ -65,7 +65,7 @@ class BadExamples:
         """
         parts = {"train": train, "reward": reward, "test": test}
         if contents is None:
-            contents = content_keys(image for part in parts.values() for e in part for image in images_of(e))
+            contents = content_keys(image for part in parts.values() for e in part for image in e.images)
         warn_of_shared_images(parts, contents)
         warn_of_repeated_questions(test, question, contents)
         return Splits(train, reward, test, tuple(self.lines))
@@ -118,10 +118,10 @@ class BadExamples:
 
         Errors name `source`, the file, and the example by `name`.
         """
-        broken = self._broken_images(image for example in examples for image in images_of(example))
+        broken = self._broken_images(image for example in examples for image in example.images)
         kept = []
         for example in examples:
-            error = next((broken[image.key] for image in images_of(example) if image.key in broken), None)
+            error = next((broken[image.key] for image in example.images if image.key in broken), None)
             if error is None:
                 kept.append(example)
                 continue

@@ -48,12 +48,6 @@ class _Record:
     whole: str = ""
 
 
-def images_of(example: Any) -> Sequence[ImageSource]:
-    """Return the images of an example, which has `images` or `image`."""
-    images: Sequence[ImageSource] = example.images if hasattr(example, "images") else (example.image,)
-    return images
-
-
 def content_keys(images: Iterable[ImageSource]) -> dict[str, str]:
     """Return for the key of each image a text that is the same for images with the same bytes.
 
@@ -149,7 +143,7 @@ def _repeated(values: Mapping[str, Hashable]) -> list[str]:
 def warn_of_shared_images(parts: Mapping[str, Sequence[Any]], contents: Mapping[str, str]) -> None:
     """Warn where two of the parts of a data set have images with the same content, as `content_keys` gives it."""
     names = list(parts)
-    images = {name: {contents[i.key]: i.key for example in parts[name] for i in images_of(example)} for name in names}
+    images = {name: {contents[i.key]: i.key for example in parts[name] for i in example.images} for name in names}
     for number, first in enumerate(names):
         for second in names[number + 1 :]:
             shared = [content for content in images[first] if content in images[second]]
@@ -171,7 +165,7 @@ def warn_of_repeated_questions(
     first: dict[Hashable, str] = {}
     repeated: list[tuple[str, str]] = []
     for example in examples:
-        asked = (tuple(contents[image.key] for image in images_of(example)), question(example))
+        asked = (tuple(contents[image.key] for image in example.images), question(example))
         before = first.setdefault(asked, example.key)
         if before != example.key:
             repeated.append((before, example.key))

@@ -40,6 +40,18 @@ class ImageSource(Protocol):
         ...
 
 
+class OneImage:
+    """An example or a row of a batch with a single image."""
+
+    __slots__ = ()
+    image: ImageSource
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]:
+        """The image, in a tuple."""
+        return (self.image,)
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFile:
     """An image file.

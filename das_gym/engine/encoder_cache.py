@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten, treespec_dumps, tr
 from das_gym.engine.scores import Spending
 from das_gym.files import at_home, write_bytes
 from das_gym.models.base import VLP, State, bytes_of, fingerprint
-from das_gym.models.inputs import Processor
+from das_gym.models.inputs import Processor, Prompt
 from das_gym.models.macs import MacCounter
 
 HIDDEN = "hidden"
@@ -34,6 +34,9 @@ class EncoderCache:
             removed there: METER-base at 384 px takes 1.8 MB an image.
         counter: Counts MACs of the encoders; None counts none.
         spent: Counts texts, images, and MACs with padding that went through the encoders.
+
+    Attributes:
+        kept_bytes: Size of what is kept in memory.
     """
 
     def __init__(
@@ -50,9 +53,13 @@ class EncoderCache:
         self.max_bytes = max_bytes
         self.spent = spent or Spending()
         self._counter = counter
-        self._bytes = 0
+        self.kept_bytes = 0
         self._kept: OrderedDict[tuple[str, Any], Any] = OrderedDict()
         self._disk = None if folder is None else _Disk(Path(folder), vlp, processor)
+
+    def twin(self) -> EncoderCache:
+        """Return an empty cache of the same encoders, without a folder."""
+        return EncoderCache(self.vlp, self.processor, self.max_bytes)
 
     def __call__(self, pairs: Sequence[Any]) -> State:
         """Return the encoder outputs of the pairs as one batch; see `VLP.gather`."""
@@ -90,9 +97,9 @@ class EncoderCache:
             self._kept.move_to_end(key)
             return
         self._kept[key] = part
-        self._bytes += bytes_of(part)
-        while self._bytes > self.max_bytes:
-            self._bytes -= bytes_of(self._kept.popitem(last=False)[1])
+        self.kept_bytes += bytes_of(part)
+        while self.kept_bytes > self.max_bytes:
+            self.kept_bytes -= bytes_of(self._kept.popitem(last=False)[1])
 
 
 class _Disk:
@@ -132,7 +139,7 @@ class _Disk:
             write_bytes(self._path(stream, item), save(tensors, None if one else {FORM: treespec_dumps(form)}))
 
     def _path(self, stream: str, item: Any) -> Path:
-        images = getattr(item, "images", (item,))
+        images = item.images if isinstance(item, Prompt) else (item,)
         name = item if isinstance(item, str) else " ".join(f"{image.key} {image.stamp()}" for image in images)
         digest = hashlib.sha256(name.encode()).hexdigest()
         return self.folder / stream / digest[:2] / f"{digest[:40]}.safetensors"

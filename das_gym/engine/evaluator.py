@@ -107,6 +107,23 @@ class Evaluator:
         self._trunk.forget()
         self._runner = None
 
+    def twin(self) -> Evaluator:
+        """Return an evaluator of the same model that has scored nothing: without scores, encoder outputs or workers."""
+        return Evaluator(
+            self.vlp,
+            self.head,
+            self.task,
+            self.batch_size,
+            self.encoder.max_bytes,
+            trunk_bytes=self.trunk_bytes,
+            precision=self.precision,
+            counter=self.counter,
+        )
+
+    def kept_bytes(self) -> list[tuple[int, int]]:
+        """Return the bytes of encoder outputs and of hidden states of the full model, each with the most that is kept."""
+        return [(self.encoder.kept_bytes, self.encoder.max_bytes), (self._trunk.bytes, self.trunk_bytes)]
+
     def close(self) -> None:
         """Stop the workers, if there are any (`ShardedEvaluator`). Scoring starts them again."""
 

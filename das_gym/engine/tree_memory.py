@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -161,3 +161,22 @@ def _leaf_bytes(logits: Tensor) -> int:
     # in float64: both log-softmaxes, their difference, the probabilities, and their product with it
     doubles = 5 if logits.dtype == torch.float64 else 7  # and both logits, unless they are
     return 2 * bytes_of(logits) + doubles * 8 * logits.numel()
+
+
+def saved_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> int:
+    """Return how many bytes a forward pass keeps for the backward pass, without those of parameters.
+
+    Works on the `meta` device too, where storages have a size and no address.
+    """
+    known = {p.untyped_storage()._cdata for p in parameters}
+    saved: dict[int, tuple[Any, int]] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            saved[storage._cdata] = storage, storage.nbytes()  # held, so that no other storage gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        kept = forward()  # noqa: F841 - the graph lives as long as its output
+    return sum(size for _, size in saved.values())

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from das_gym.bundled import check_bundled
 from das_gym.data.augment import augmentation_seed, randaugment
-from das_gym.data.images import ImageSource
+from das_gym.data.images import ImageSource, OneImage
 from das_gym.files import check_plain
 from das_gym.text import first_line
 
@@ -40,7 +40,7 @@ def padded_length(tokens: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(OneImage):
     """A text with an image: a row of a batch.
 
     Attributes:
@@ -52,11 +52,6 @@ class Pair:
     text: str
     image: ImageSource
     image_type: int = 1
-
-    @property
-    def images(self) -> tuple[ImageSource, ...]:
-        """The image, in a tuple."""
-        return (self.image,)
 
     @property
     def image_key(self) -> str:

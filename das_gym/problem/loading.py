@@ -255,22 +255,23 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
         if not accepts_setting(config.model, name):
             raise ValueError(f"`{name}` is not supported by {entry.name}: got {value}. Leave it out.")
     loaded = find_class(entry.load)(checkpoint, generator=torch.Generator().manual_seed(0), **given)
-    vlp = loaded if isinstance(loaded, VLP) else loaded.vlp
+    is_alone = isinstance(loaded, VLP)  # without heads, and a report of what the file lacks
+    vlp = loaded if is_alone else loaded.vlp
     if not isinstance(vlp, find_class(entry.vlp)):
         raise ValueError(
             f"`checkpoint` is another model's: {checkpoint} holds a {type(vlp).__name__}, expected a {entry.name}. "
             f"Choose another checkpoint, or model={type(vlp).__name__}."
         )
     check_model(vlp)
-    report = getattr(loaded, "report", None)
+    report = None if is_alone else loaded.report
     if report and (problems := report.describe_problems("adapter")):
         warnings.warn(f"{checkpoint}: {problems}", stacklevel=2)
     vlp.freeze()
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     processor = vlp.make_processor(Path(config.tokenizer) if config.tokenizer else folder, config.max_text_length)
     base = fingerprint(vlp)
-    heads = getattr(loaded, "heads", {})
-    untrained = tuple(name for name in getattr(report, "missing", ()) if "adapter" not in name)
+    heads = {} if is_alone else loaded.heads
+    untrained = () if report is None else tuple(name for name in report.missing if "adapter" not in name)
     return Backbone(vlp.to(pick_device(config.device)), processor, base, heads, config, settings, untrained)
 
 

@@ -10,15 +10,20 @@ from typing import Any
 import pytest
 import torch
 from das_gym.adapt.adapt_experiment import ex as adapt
+from das_gym.adapt.compare_experiment import ex as adapt_compare
+from das_gym.adapt.das_experiment import ex as das
 from das_gym.adapt.hardware import checkpointed_bytes, training_bytes
+from das_gym.adapt.shrink.compare_experiment import ex as shrink_compare
 from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, checkpointed_layers, insert_trainable, recovery_loss
 from das_gym.adapt.shrink_experiment import ex as shrink
+from das_gym.adapt.supernet_experiment import ex as supernet
+from das_gym.agents.compare_experiment import ex as compare
 from das_gym.agents.pareto_experiment import ex as pareto
 from das_gym.agents.search_experiment import ex as search
 from das_gym.agents.table_experiment import ex as table
 
+from das_gym.engine.tree_memory import saved_bytes
 from das_gym.models.transformers.layer_removal import pruned_copy
-from das_gym.problem.estimate import saved_bytes
 from das_gym.problem.loading import Problem
 from tests.adapt.shrink.conftest import MASK, data, folder_of, problem_of  # noqa: F401 - fixtures
 
@@ -49,7 +54,34 @@ def test_a_table_needs_no_estimate(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.slow
 def test_adapt_prints_an_estimate(small_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     line = estimate_of(adapt, {**small_kwargs, "train": {"steps": 4}}, tmp_path, capsys)
-    assert names_in(line) == ["layer statistics", "search", "training", "evaluation"]
+    assert names_in(line) == ["layer statistics", "search", "encoders", "training", "evaluation", "timing"]
+
+
+def test_a_comparison_of_agents_prints_an_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    agents = ["random", "uniform"]
+    line = estimate_of(compare, {"env_id": "DAS-METER-VQA-v0", "agents": agents, "evaluations": 9}, tmp_path, capsys)
+    assert names_in(line) == agents
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [das, supernet, adapt_compare], ids=["das", "supernet", "compare"])
+def test_long_trainings_print_an_estimate(
+    command: Any, small_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    settings: dict[str, Any] = {name: value for name, value in small_kwargs.items() if name != "supernet"}
+    training = {"train": {"steps": 4, "batch_size": 4}}
+    more = {
+        das: {"das": {"skip_num": 2, "batch_size": 4, "image_size": None, "reward_examples": 4}},
+        supernet: training,
+        adapt_compare: {**training, "methods": ["lora", "das"], "skip_nums": [0]},
+    }
+    line = estimate_of(command, {**settings, **more[command]}, tmp_path, capsys)
+    parts = {
+        das: ["turns", "encoders", "search", "fine-tuning", "evaluation", "timing"],
+        supernet: ["encoders", "training", "evaluation"],
+        adapt_compare: ["encoders", "LoRA", "DAS, 0 skipped", "evaluation", "timing"],
+    }
+    assert all(f"{name} " in line for name in parts[command])
 
 
 @pytest.mark.slow
@@ -63,9 +95,24 @@ def test_shrink_prints_an_estimate(
 ):
     settings = {"checkpoint": str(folder_of("llava")), "data_root": str(data), "skip_num": None if mask else 2, "mask": mask}
     line = estimate_of(shrink, {**settings, "train": {"steps": 4}, "control": mask and True}, tmp_path, capsys)
-    own = ["teacher", "recovery", "measuring", "verification"]
+    own = ["teacher", "recovery", "measuring", "measuring without recovery", "timing", "verification"]
     assert names_in(line) == (["layer statistics", "search", *own] if mask is None else [*own, "control"])
     assert (", control up to " in line) == (mask is None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recover", ["linear", "refit+lora"])
+def test_an_estimate_includes_the_repair_in_closed_form(
+    recover: str,
+    folder_of: Callable[[str], Path],  # noqa: F811
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    settings = {"checkpoint": str(folder_of("llava")), "data_root": str(data), "recover": recover, "skip_num": 1}
+    line = estimate_of(shrink_compare, {**settings, "train": {"steps": 4}}, tmp_path, capsys)
+    assert "repair" in names_in(line)
+    assert ("recovery" in names_in(line)) == recover.endswith("lora")
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

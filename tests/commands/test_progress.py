@@ -6,11 +6,12 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from das_gym.commands.progress import progress
+from das_gym.commands.progress import Measurement, Phase, format_estimate, print_estimate, progress
 from das_gym.text import escape_control_chars
 
 
@@ -129,3 +130,37 @@ def test_closed_output_prints_no_traceback(tmp_path: Path):
 
 def test_control_characters_are_escaped():
     assert escape_control_chars("a\x1b]0;title\x07b\u202ec\udce9\r\nd é") == "a\\x1b]0;title\\x07b\\u202ec\\udce9\\r\nd é"
+
+
+def test_a_phase_takes_a_whole_batch_where_that_is_fast():
+    sizes: list[int] = []
+    prepared: list[int] = []
+    found = Phase("training", 40, sizes.append, 10, prepare=prepared.append, kept_bytes=lambda: [(6, 9), (6, 100)]).measure()
+    assert sizes == prepared == [2, 2, 10, 10, *[10] * 5]
+    assert (found.name, found.kept, found.held) == ("training", 3 + 18, 0)  # 24 bytes of 10 examples, at most 9 of the first
+
+
+def test_a_phase_is_timed_with_fewer_examples_where_they_take_long(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("das_gym.commands.progress.TIMED_SECONDS", 0.1)
+    phase = Phase("search", 20, lambda count: time.sleep(0.02 + 0.01 * count), 10, repeats=3.0, example_bytes=7)
+    found = phase.measure()
+    assert found.held == (10 - 2) * 7
+    assert 6 * 0.12 < found.seconds < 6 * 0.3  # what two examples take, times five
+
+
+def test_an_estimate_adds_what_is_kept_and_the_largest_that_is_held():
+    gib = 2**30
+    found = [
+        Measurement("a", 3599.0, kept=gib, held=4 * gib),
+        Measurement("b", 2.0, kept=2 * gib, held=gib),
+        Measurement("c", 9e3, is_certain=False),
+    ]
+    words = "estimate: 1 h 0 min (a 59 min 59 s, b 2 s), c up to 2 h 30 min more, peak memory 6.00 GiB"
+    assert format_estimate(found, before=gib) == words
+
+
+def test_an_estimate_frees_each_phase_before_the_next(capsys: pytest.CaptureFixture[str]):
+    print_estimate(Phase(name, 1, lambda _: time.sleep(0.6)) for name in "ab")
+    assert capsys.readouterr().out.startswith("estimate: 1 s (a 1 s, b 1 s), peak memory ")
+    print_estimate([])
+    assert capsys.readouterr().out == "estimate: no model has to run\n"

@@ -16,7 +16,7 @@ import das_gym
 from das_gym.commands.progress import progress
 from das_gym.commands.recorded import RecordedCommand, Run, RunError, run_folder
 from das_gym.commands.run_folder import lock_run
-from das_gym.commands.runs import EstimatedSettings, ResumableSettings, RunSettings, library_versions, read_config
+from das_gym.commands.runs import ResumableSettings, RunSettings, library_versions, read_config
 from das_gym.data.cache import cache_folder
 from das_gym.files import read_json, write_json
 
@@ -118,11 +118,7 @@ def test_mistake_before_anything_is_written_leaves_no_run(tmp_path: Path):
 
 
 def test_estimate_is_no_run(tmp_path: Path):
-    @dataclass(frozen=True)
-    class Estimated(EstimatedSettings, RunSettings):
-        pass
-
-    command = RecordedCommand("agents trial", Estimated, lambda settings, run: print("estimate: 1 s"))
+    command = RecordedCommand("agents trial", RunSettings, lambda settings, run: print("estimate: 1 s"))
     command.run({"runs_dir": str(tmp_path / "runs"), "estimate": True})
     assert not list(tmp_path.iterdir())
 

@@ -17,7 +17,7 @@ from tests.arrow_tables import write_table
 
 class Asked(NamedTuple):
     key: str
-    image: ImageFile
+    images: tuple[ImageFile, ...]
     question: str
 
 
@@ -72,7 +72,12 @@ def test_unchanged_images_are_not_read_again(tmp_path: Path):
 
 def test_splits_warn_of_shared_images_and_repeated_questions(tmp_path: Path):
     train, copy, other = (write(tmp_path / f"{name}.png", start) for name, start in (("1", b"a"), ("2", b"a"), ("3", b"b")))
-    examples = [Asked("k1", train, "?"), Asked("k2", copy, "?"), Asked("k3", other, "?"), Asked("k4", other, "?")]
+    examples = [
+        Asked("k1", (train,), "?"),
+        Asked("k2", (copy,), "?"),
+        Asked("k3", (other,), "?"),
+        Asked("k4", (other,), "?"),
+    ]
     with pytest.warns(UserWarning, match="1 images of the train split are in the test split"):
         BadExamples().splits(examples[:1], examples[2:3], examples[1:2], lambda e: e.question)
     with pytest.warns(UserWarning, match="1 of 2 test examples repeat .* k4, which repeats k3"):

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pytest
 import torch
 from das_gym.adapt.choosing import read_front
-from das_gym.adapt.compare.record import read_trials
-from das_gym.adapt.shrink.compare_experiment import read_results, seconds_of
+from das_gym.adapt.compare.record import Trial
+from das_gym.adapt.shrink.compare_experiment import MethodTrial
 from das_gym.adapt.training import Trainer, adamw
+from das_gym.agents.compare.runner import read_trials
 from das_gym.agents.searching.record import SearchResult
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -98,16 +99,15 @@ def trained_until(path: Path) -> None:
 
 QUALITY = {"loss": 0.1, "score": 0.5, "low": 0.4, "high": 0.6}
 LINE = {"macs_saved": 0.2, "drawn": "x", "before": QUALITY, "after": None, "recovery_seconds": None}
-LINE |= {"method": "bayes", "run": 2, "mask": [0, 1], "evaluations": 4, "seconds": 0.5, "reward_loss": 1.5}
-TRIAL = {"variant": "full", "rate": 1e-3, "seed": 0, "reward": 0.5, "reward_loss": 1.0, "mask": None}
+LINE |= {"variant": "bayes", "seed": 0, "mask": [0, 1], "evaluations": 4, "seconds": 0.5, "reward_loss": 1.5}
+TRIAL = {"variant": "full", "rate": 1e-3, "seed": 0, "reward": 0.5, "reward_loss": 1.0, "mask": [0]}
 TRIAL |= {"updated": 1, "trained": 1, "seconds": 1.0}
 POINT = {"mask": [0, 1], "saved": 0.2, "loss": 1.0, "skipped_layers": ["a"]}
 FIGURES = {"full": 9.0, "unskipped": 9.5, "savings": [1.0, 2.0]}
 
 RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
-    "compared": ("compare.json", {"full": QUALITY, "methods": [LINE]}, lambda path: read_results(path.parent)),
-    "seconds": ("seconds.json", {"seconds": 0.5}, lambda path: seconds_of(path.parent)),
-    "trials": ("compare.json", {"trials": [TRIAL]}, read_trials),
+    "compared": ("compare.json", {"trials": [LINE]}, lambda path: read_trials(path.parent, MethodTrial)),
+    "trials": ("compare.json", {"trials": [TRIAL]}, lambda path: read_trials(path.parent, Trial)),
     "front": ("front.json", {"env_id": "X-v0", "env_kwargs": {}, "points": [POINT]}, read_front),
     "costs": ("a.json", {"costs": {"latency_saved": FIGURES}}, lambda path: given_costs(str(path))),
     "suite": (

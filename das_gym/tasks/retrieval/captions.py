@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from das_gym.data.images import ImageSource
+from das_gym.data.images import ImageSource, OneImage
 
 NUM_TEXTS = 16
 """Texts of an example: a true one and 15 false ones, as in the code of METER and ViLT."""
 
 
 @dataclass(frozen=True, slots=True)
-class CaptionedImage:
+class CaptionedImage(OneImage):
     """An image with its captions.
 
     Attributes:
@@ -32,7 +32,7 @@ class CaptionedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class RetrievalExample:
+class RetrievalExample(OneImage):
     """An image and 16 texts, of which one is true.
 
     The false texts are the caption's hard negatives, if any, and captions of other images of the split. They follow

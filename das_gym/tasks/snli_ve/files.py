@@ -19,7 +19,7 @@ from typing import Any
 from das_gym.data.arrow import ArrowFormat, require_table
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.entries import Fields, check_fields, check_new, check_text, data_folder, find_file, read_entries
-from das_gym.data.images import FolderListings, ImageFile, ImageSource
+from das_gym.data.images import FolderListings, ImageFile, ImageSource, OneImage
 from das_gym.data.splits import Splits
 from das_gym.data.tables import CellImage
 
@@ -44,7 +44,7 @@ _FIELDS: Fields = {"pairID": str, "Flickr30K_ID": str, "sentence2": str, "gold_l
 
 
 @dataclass(frozen=True, slots=True)
-class SNLIVEExample:
+class SNLIVEExample(OneImage):
     """An image, which is the premise, and a hypothesis.
 
     Attributes:

@@ -27,7 +27,7 @@ from das_gym.data.entries import (
     first_few,
     read_list,
 )
-from das_gym.data.images import SUFFIXES, ImageFile, ImageSource, files_in
+from das_gym.data.images import SUFFIXES, ImageFile, ImageSource, OneImage, files_in
 from das_gym.tasks.vqa.accuracy import normalize_answer, strip_whitespace
 
 VQAV2_MIN_COUNT = 9
@@ -60,7 +60,7 @@ Entries = dict[int, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class VQAExample:
+class VQAExample(OneImage):
     """A question about an image, with the answers of the annotators.
 
     Attributes:

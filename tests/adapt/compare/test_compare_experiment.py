@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import pytest
 from das_gym.adapt.compare import trials
 from das_gym.adapt.compare.record import (
-    Line,
     Trial,
     best_trials,
+    chosen_trials,
     comparison_table,
     kept_file,
     kept_model,
@@ -43,8 +42,8 @@ def test_compare_searches_masks_and_chooses_rates(
     whole = read_json(tmp_path / "runs/1/compare.json")
     assert "8 trainings; reduce train.steps" in told
     assert "LoRA: accuracy on the reward split: " in told
-    assert [line["key"] for line in whole["lines"]] == ["lora", "das_2", "random_2"]
-    assert all(len(line["scores"]) == 2 for line in whole["lines"])
+    assert [row["method"] for row in whole["rows"]] == ["LoRA", "DAS, 2 skipped", "DAS, 2 at random"]
+    assert all(row["test, %"].endswith(" (2)") for row in whole["rows"])
     assert {tuple(t["mask"]) for t in whole["trials"] if t["variant"] == "das_2"} == {
         tuple(read_json(tmp_path / "runs/1/search_2/search.json")["mask"])
     }
@@ -103,9 +102,9 @@ def best_of(record: dict[str, Any], row: str) -> dict[str, Any]:
 
 
 def test_kept_models(tmp_path: Path):
-    done = [trial("a", 1.0, 0, 0.9), trial("a", 2.0, 0, 0.5, test=0.9), trial("a", 2.0, 1, 0.6, test=0.1)]
+    done = [Trial("a", 0, 1.0), trial("a", 2.0, 0, 0.5, test=0.9), trial("a", 2.0, 1, 0.6, test=0.1)]
     assert best_trials(done) == [done[2]]  # by the reward split
-    write_json(tmp_path / "compare.json", {"trials": [dataclasses.asdict(each) for each in done]})
+    write_json(tmp_path / "compare.json", {"trials": [dataclasses.asdict(each) for each in done], "metric": "accuracy"})
     with pytest.raises(ValueError, match="unknown method"):
         kept_model(tmp_path, "a")
     kept_file(tmp_path, "a").write_bytes(b"x")
@@ -126,33 +125,25 @@ def test_compare_rejects_wrong_settings_before_a_search(run_here, small_kwargs: 
 
 
 def trial(variant: str, rate: float, seed: int, reward: float, loss: float = 1.0, **more: Any) -> Trial:
-    return Trial(variant, rate, seed, reward, loss, 10, 20, 1.0, (0, 1), **more)
+    return Trial(variant, seed, rate, reward, loss, 10, 20, 1.0, variant, (0, 1), **more)
 
 
 def measured(variant: str, seed: int, test: float, macs: int) -> Trial:
     return trial(variant, 1e-3, seed, 0.5, test=test, macs=macs, macs_full=100, latency=(2.0, 1.0, 3.0), speedup=(1.5, 1, 2))
 
 
-def test_line_and_verdict_by_hand():
-    adapter, das, random = method_variants(["adapter", "das"], {}, {1: (0, 1)})
-    done = [measured("adapter", s, 0.80, 110) for s in (0, 1)] + [
-        measured("das_1", 0, 0.78, 90),
-        measured("das_1", 1, 0.8, 90),
+def test_table_and_verdict_by_hand():
+    variants = method_variants(["adapter", "das"], {}, {1: (0, 1)})
+    tests = {"adapter": (0.80, 0.80, 0.80), "das_1": (0.78, 0.79, 0.80), "random_1": (0.70, 0.73, 0.76)}
+    done = [measured(key, seed, score, 90) for key, scores in tests.items() for seed, score in enumerate(scores)]
+    done.append(trial("das_1", 1e-2, 0, 0.1, test=0.9, macs=90, macs_full=100))  # another rate, worse on the reward split
+    chosen = chosen_trials(variants, done)
+    assert {key: tuple(trial.test for trial in own) for key, own in chosen.items()} == tests
+    assert comparison_table("", chosen).rows[1][-3:] == ("10.0", "1.50 (1.00..2.00)", "79.0 ± 2.5 (3)")
+    assert chosen_trials(variants, []) == {}
+    assert verdict(chosen) == [  # t of 2 degrees, 4.27, times 1.0 and 2.0 / sqrt(3)
+        "das_1: 1.0 points behind adapters without skipping, 95 % interval of the difference -3.5 to 1.5.",
+        "das_1: 6.0 points ahead of random masks of as many layers, 95 % interval of the difference 1.1 to 10.9.",
     ]
-    done += [measured("random_1", 0, 0.70, 90), measured("random_1", 1, 0.76, 90), trial("das_1", 1e-2, 0, 0.1)]
-    lines = [line for row in (adapter, das, random) if isinstance(line := Line.of(row, done, ("a", "b")), Line)]
-    assert [line.title for line in lines] == ["adapter", "DAS, 1 skipped", "DAS, 1 at random"]
-    assert lines[1].score == pytest.approx(0.79)
-    assert lines[1].spread == pytest.approx(0.02 / math.sqrt(2))
-    assert lines[1].saved == pytest.approx(0.1)
-    assert lines[1].layers == (("b",), ("b",))
-    assert comparison_table("", lines).rows[1][-2:] == ("1.50 (1.00..2.00)", "79.0 ± 1.4 (2)")
-    untimed = [dataclasses.replace(t, speedup=None) if t.seed else t for t in done]  # the first seed's alone is timed
-    assert Line.of(das, untimed, ("a", "b")) == lines[1]
-    assert Line.of(adapter, [], ("a", "b")) is None
-    assert verdict(lines) == [
-        "DAS, 1 skipped: 1.0 points behind adapters without skipping, within the spread of 1.4.",
-        "DAS, 1 skipped: 6.0 points ahead of random masks of as many layers, more than the spread of 4.2.",
-    ]
-    level = dataclasses.replace(lines[2], scores=lines[1].scores)
-    assert "level with random masks" in verdict([lines[1], level])[0]
+    few = {"das_1": chosen["das_1"], "random_1": chosen["das_1"][1:]}
+    assert "; an interval needs 3 seeds." in verdict(few)[0]

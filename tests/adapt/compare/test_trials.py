@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from das_gym.adapt.compare import trials as module
 from das_gym.adapt.compare.record import MethodVariant, Trial, method_variants
-from das_gym.adapt.compare.trials import ComparisonContext, run_all
+from das_gym.adapt.compare.trials import ComparisonContext, cells_of
 from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.training import TrainingConfig
+from das_gym.agents.compare.runner import Comparison
 
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone, load_splits
@@ -24,7 +23,7 @@ RATES = (5e-4, 2e-3, 8e-3)
 
 
 def trial(rate: float, reward: float, loss: float | None = 1.0) -> Trial:
-    return Trial("lora", rate, 0, reward, loss, 1, 1, 1.0, (0,))
+    return Trial("lora", 0, rate, reward, loss)
 
 
 def test_merit_prefers_lower_loss_among_equal_rewards_and_finite_loss():
@@ -32,51 +31,37 @@ def test_merit_prefers_lower_loss_among_equal_rewards_and_finite_loss():
     assert sorted(ordered, key=lambda t: t.merit, reverse=True) == ordered
 
 
-class FakeContext(SimpleNamespace):
-    """A context whose rewards are known, and which records what was asked for."""
+def run_cells(variants: list[MethodVariant], rates: tuple[float, ...], done: list[Trial], best: float = 2e-3) -> list[Any]:
+    """Run the trials that are not done with two seeds, and return their names; those above a rate of 5e-3 diverge."""
+    comparison = Comparison(None, Trial, ProblemConfig())
+    comparison.trials = done
+    trained = []
 
-    metric_name = "accuracy"
-    diverges_above = math.inf
+    def run_trial(variant: str, seed: int, rate: float) -> Trial:
+        trained.append((variant, rate, seed))
+        if rate > 5e-3:
+            return Trial(variant, seed, rate)
+        return Trial(variant, seed, rate, reward=-abs(rate - best) if seed == 0 else 1e3 * rate, reward_loss=1.0)
 
-    def train(self, variant: MethodVariant, rate: float, seed: int) -> tuple[Any, str, Trial]:
-        if rate > self.diverges_above:
-            raise FloatingPointError("the loss is nan")
-        self.trained.append((variant.key, rate, seed))
-        reward = -abs(rate - 2e-3) if seed == 0 else 1e3 * rate
-        return (variant.key, rate, seed), "trained", Trial(variant.key, rate, seed, reward, 1.0, 1, 1, 1.0, (0,))
-
-    def measure(self, model: Any, trial: Trial, with_latency: bool) -> Trial:
-        assert model == (trial.variant, trial.rate, trial.seed)
-        self.measured.append((*model, with_latency))
-        return dataclasses.replace(trial, test=0.5)
+    comparison.run(cells_of(variants, rates, (0, 1), comparison, "accuracy"), 1, run_trial)
+    return trained
 
 
-def test_run_all_chooses_rates_with_the_first_seed_and_resumes():
+def test_first_seed_chooses_the_rates_and_a_resumed_comparison_repeats_none():
     variants = [LORA, *method_variants(["das"], {}, {1: (0, 1)})]
-    context: Any = FakeContext(trained=[], measured=[])
-    kept: list[tuple[str, bool]] = []
-    done = run_all(
-        context, variants, RATES, (0, 1), [], lambda all, last, trained: kept.append((last.variant, trained is not None))
-    )
+    done: list[Trial] = []
     keys = ("lora", "das_1", "random_1")
     grids = [(key, rate, 0) for key in keys[:2] for rate in RATES]
-    assert context.trained == [*grids, ("random_1", 2e-3, 0), *((key, 2e-3, 1) for key in keys)]
-    assert context.measured == [(key, 2e-3, seed, seed == 0) for seed in (0, 1) for key in keys]
-    assert [key for key, measured in kept if measured] == [*keys, *keys]
-    before = [trial for trial in done if (trial.variant, trial.seed) != ("das_1", 1)]
-    context.trained.clear()
-    again = run_all(context, variants, RATES, (0, 1), before, lambda *_: None)
-    assert context.trained == [("das_1", 2e-3, 1)]
-    assert sorted(again, key=str) == sorted(done, key=str)
+    every = [*grids, ("random_1", 2e-3, 0), *((key, 2e-3, 1) for key in keys)]
+    assert run_cells(variants, RATES, done) == every
+    del done[4], done[-2:]
+    assert run_cells(variants, RATES, done) == [every[4], *every[-2:]]
 
 
-def test_run_all_treats_a_diverged_training_as_the_worst():
-    context: Any = FakeContext(trained=[], measured=[], diverges_above=1e-3)
-    done = run_all(context, [LORA], (5e-4, 8e-3), (0,), [], lambda *_: None)
-    assert context.measured == [("lora", 5e-4, 0, True)]
-    assert [(t.rate, t.reward_loss) for t in done] == [(5e-4, 1.0), (8e-3, None)]
+def test_a_diverged_training_is_the_worst():
+    assert run_cells([LORA], (5e-4, 8e-3), [], best=8e-3)[-1] == ("lora", 5e-4, 1)
     with pytest.raises(FloatingPointError, match="`learning_rates`"):
-        run_all(context, [LORA], (2e-3, 8e-3), (0,), [], lambda *_: None)
+        run_cells([LORA], (8e-3, 9e-3), [])
 
 
 def test_random_masks_depend_on_the_seed():
@@ -109,7 +94,7 @@ def test_context_trains_with_the_seed_of_the_trial(small_kwargs: dict[str, str],
     assert not any("lora" in name for name, _ in trained.backbone.vlp.named_parameters())
     assert context.macs_full == context.measure(trained, result).macs  # LoRA is merged, the baseline has no adapters
     assert context.measure(trained, result).speedup == (1.5, 1.5, 1.5)
-    assert not list(tmp_path.glob("*.pt"))
+    assert not list(tmp_path.glob("*_5.pt"))  # kept until then, so that a run that stops trains nothing again
 
 
 def test_context_removes_the_checkpoint_of_a_diverged_training(small_kwargs: dict[str, str], tmp_path, monkeypatch):

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from das_gym.adapt.shrink import compare_experiment
-from das_gym.adapt.shrink.compare_experiment import MethodResult, Quality, comparison_table, ex
+from das_gym.adapt.shrink.compare_experiment import FULL_MODEL, MethodTrial, MethodTrials, Quality, comparison_table, ex
 from das_gym.agents.ask_tell.heuristics import Heuristic
 
 from das_gym.commands.recorded import RunError
@@ -17,22 +16,30 @@ from das_gym.problem.budget import Masks
 from tests.models.transformers import tiny
 from tests.tasks.answering import making
 
-FULL = Quality(0.1, 0.9, 0.8, 0.95)
 
-
-def result(method: str, seen: float | None, loss: float, after: float | None = None) -> MethodResult:
+def trial(method: str, seed: int, loss: float, after: float | None = None) -> MethodTrial:
     recovered = None if after is None else Quality(after, 0.7, 0.6, 0.8)
-    measured = 0.25, 0.2, "■□", Quality(loss, 0.5, 0.4, 0.6), recovered, None if after is None else 2.0
-    return MethodResult(method, (0, 1), 20, 1.5, seen, *measured)
+    measured = {"before": Quality(loss, 0.5 + seed / 100, 0.4, 0.6), "after": recovered}
+    return MethodTrial(method, seed, (0, 1), "■□", 20, 1.5, 0.3, 0.25, 0.2, **measured)
+
+
+FULL = trial(FULL_MODEL, 0, 0.1)
 
 
 def test_comparison_table_sorts_by_test_loss():
-    table = comparison_table("title", FULL, [result("bayes", 0.3, 0.5, 0.2), result("greedy", 0.3, 0.4, 0.3)], {})
+    table = comparison_table("title", [FULL, trial("bayes", 0, 0.5, 0.2), trial("greedy", 0, 0.4, 0.3)])
     assert table.columns[-3:] == ("recovered loss", "recovered score (95 %)", "layers")
-    assert [row[0] for row in table.rows] == ["full model", "greedy", "bayes"]
-    alone = comparison_table("title", FULL, [result("bayes", 0.3, 0.5)], {"uniform": "it diverged"})
+    assert [row[0] for row in table.rows] == [FULL_MODEL, "greedy", "bayes"]
+    assert table.rows[1][-3:] == ("0.3000", "70.0 (60.0..80.0)", "■□")
+    alone = comparison_table("title", [FULL, trial("bayes", 0, 0.5), MethodTrial("uniform", 0, failure="it diverged")])
     assert "recovered loss" not in alone.columns
+    assert [row[0] for row in alone.rows] == [FULL_MODEL, "bayes"]
     assert alone.notes[-1] == "uniform has no result: it diverged"
+
+
+def test_comparison_table_has_the_interval_over_seeds():
+    table = comparison_table("title", [FULL, *(trial("random", seed, 0.4) for seed in (0, 1, 2))])
+    assert table.rows[1][6:8] == ("0.4000 ± 0.0000", "51.0 ± 2.5")  # t of 2 degrees, 4.30, times 1 / sqrt(3)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +64,11 @@ def test_compare_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFi
     run = ex.run(given)
     folder = Path(given["runs_dir"]) / "1"
     record = read_json(folder / "compare.json")
-    assert [row["method"] for row in record["methods"]] == ["bayes", "angular"]
-    assert all(sum(row["mask"]) == 1 and row["after"] for row in record["methods"])
-    assert run.result == min(row["before"]["loss"] for row in record["methods"])
+    full, *methods = record["trials"]
+    assert (full["variant"], sum(full["mask"])) == (FULL_MODEL, 0)
+    assert [trial["variant"] for trial in methods] == ["bayes", "angular"]
+    assert all(sum(trial["mask"]) == 1 and trial["after"] for trial in methods)
+    assert run.result == min(trial["before"]["loss"] for trial in methods)
     printed = capsys.readouterr().out
     assert "llava, 1 layer saved, lora, 2 steps, 6 test examples" in printed
 
@@ -67,14 +76,14 @@ def test_compare_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFi
 @pytest.mark.slow
 def test_compare_measures_a_mask_of_two_methods_once(given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With half of the MACs of attentions and MLPs apart; the rules `uniform` and `angular` of two layers differ."""
-    measured, measure_mask = [], compare_experiment.measure_mask
+    measured, measure = [], MethodTrials._measure
     monkeypatch.setattr(
-        compare_experiment, "measure_mask", lambda mask, *rest: measured.append(tuple(mask)) or measure_mask(mask, *rest)
+        MethodTrials, "_measure", lambda self, trial, mask: measured.append(trial.mask) or measure(self, trial, mask)
     )
     settings = {name: value for name, value in given.items() if name != "skip_num"}
     settings |= {"methods": ["leave_one_out", "greedy", "uniform"], "macs_saved": 0.01, "units": "sublayers"}
     ex.run({**settings, "runs_dir": str(tmp_path / "runs")})
-    lines = read_json(tmp_path / "runs" / "1" / "compare.json")["methods"]
+    lines = read_json(tmp_path / "runs" / "1" / "compare.json")["trials"][1:]
     assert len({tuple(line["mask"]) for line in lines}) == len(measured) < len(lines)
     assert all(line["macs_saved"] >= 0.01 and line["after"] is not None for line in lines)
     assert all(line["kv_saved"] == sum(line["mask"][::2]) / 4 for line in lines)
@@ -83,7 +92,7 @@ def test_compare_measures_a_mask_of_two_methods_once(given: dict[str, Any], tmp_
 @pytest.mark.slow
 def test_compare_repairs_in_closed_form(given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     ex.run({**given, "recover": "linear", "methods": ["angular"], "runs_dir": str(tmp_path / "runs")})
-    (row,) = read_json(tmp_path / "runs" / "1" / "compare.json")["methods"]
+    _, row = read_json(tmp_path / "runs" / "1" / "compare.json")["trials"]
     assert row["after"]["loss"] != row["before"]["loss"]
     assert "1 layer saved, linear, 6 test examples" in capsys.readouterr().out
 
@@ -103,10 +112,10 @@ def test_compare_leaves_out_methods_whose_masks_cannot_be_removed(given: dict[st
     settings = {**given, **more, "methods": [tower, "random"], "runs_dir": str(tmp_path / "runs")}
     ex.run(settings)
     record = read_json(tmp_path / "runs" / "1" / "compare.json")
-    assert [row["method"] for row in record["methods"]] == ["random"]
-    assert list(record["left_out"]) == [tower]
     told = "all 3 vision layers"
-    assert told in record["left_out"][tower]
+    failures = {trial["variant"]: trial["failure"] for trial in record["trials"]}
+    assert told in failures.pop(tower)
+    assert failures == {FULL_MODEL: "", "random": ""}
     with pytest.raises(RunError, match=f"no method found a mask .*{told}"):
         ex.run({**settings, "methods": [tower]})
 

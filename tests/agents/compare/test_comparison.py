@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import sys
 
 import numpy as np
@@ -151,12 +150,6 @@ def test_results_before_the_first_answer(oracle, tmp_path):
     assert one.mean_regret() == pytest.approx(gap / 4)  # (gap + 0) / 2 and 0
     assert other.mean_regret() == pytest.approx(gap / 2)
     assert none.mean_regret() == np.inf
-    record = json.loads(json.dumps(one.record(), allow_nan=False))
-    assert record["regret"]["q75"] == [None, None, gap, 0]
-    assert record["ranks"] == [1, 1]
-    assert record["needed"] == [4, 3]
-    record = json.loads(json.dumps(none.record(), allow_nan=False))
-    assert record["test_metrics"] == record["needed"] == [None, None]
     for results in ([one, other, none], [none]):
         results_table(results, "three agents").print()
         plot_comparison(tmp_path / "compare.png", results)

@@ -1,0 +1,120 @@
+"""The phases of training commands, for their estimates: see `das_gym.commands.progress.Phase`.
+
+Each phase runs on copies that share the model's weights. What training holds besides the examples that are timed follows
+from the activations that one example keeps for the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from das_gym.adapt.evaluate import BATCH_PAIRS, evaluate
+from das_gym.adapt.report import one_example
+from das_gym.adapt.step_loss import StepLoss, batch_at
+from das_gym.adapt.training import Trainer
+from das_gym.agents.search_experiment import search_phases
+from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.scorer import open_scorer
+
+from das_gym.commands.progress import Phase
+from das_gym.data.splits import Splits
+from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.engine.ranking import score_pairs
+from das_gym.problem.budget import pick_budget
+from das_gym.problem.latency import BLOCKS, RUNS
+from das_gym.problem.loading import AdaptedModel, Problem
+from das_gym.problem.mask_space import MaskSpace
+
+COUNTED = 20_000
+"""Examples whose distinct images are counted; more have as many in proportion."""
+
+WARM_UPS = 2
+"""Runs of a block of `measure_latency` that are not counted."""
+
+
+def search_first_phases(config: SearchConfig, problem: Problem | None) -> tuple[list[Phase], np.ndarray]:
+    """Return the phases of a command's own search, and a random mask that stands for its answer."""
+    scorer = open_scorer(config.env_id, config.mask_kwargs, problem=problem)
+    budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of, scorer.max_skipped)
+    nothing = np.zeros(budget.n_layers, dtype=bool)
+    mask = nothing if budget.is_free else MaskSpace(budget).sample(np.random.default_rng(0))
+    return search_phases(scorer.engine, config), mask
+
+
+def training_phases(
+    name: str, step_loss: StepLoss, trainer: Trainer, steps: int, mask: np.ndarray | None = None, encodes: bool = True
+) -> list[Phase]:
+    """Return the phases of a training: encoders, unless another training has filled their cache, and steps under a mask.
+
+    The step loss and the trainer cannot be used afterwards.
+    """
+    size = step_loss.batch_size
+    at_a_time = step_loss.micro_batch_size or size
+    seen = min(steps * size, len(step_loss.examples))
+    task = step_loss.task
+
+    def batch(count: int) -> Sequence[Any]:
+        return task.pairs(batch_at(step_loss.examples, count, step_loss.seed, step=0))
+
+    def step(count: int) -> None:
+        step_loss.batch_size = count
+        trainer.take_step(lambda _: step_loss.parts(0, mask))
+
+    training = Phase(
+        name,
+        seen,
+        step,
+        at_a_time,
+        repeats=steps * size / seen,
+        prepare=lambda count: step_loss.encoder(batch(count)),
+        example_bytes=step_loss.activation_bytes(),
+    )
+    if not (encodes and step_loss.caches_encoders):
+        return [training]
+    # Encoders run once for an image, however many questions there are about it.
+    counted = batch(min(seen, COUNTED))
+    share = len({tuple(image.key for image in pair.images) for pair in counted}) / len(counted)
+    images = max(1, round(share * seen))
+    timed: list[EncoderCache] = []
+
+    def encode(count: int) -> None:
+        timed[:] = [step_loss.encoder.twin()]
+        timed[0](batch(count))
+
+    kept = Phase("encoders", images, encode, size, kept_bytes=lambda: [(timed[0].kept_bytes, timed[0].max_bytes)])
+    return [kept, training]
+
+
+def evaluation_phases(
+    model: AdaptedModel, splits: Splits[Any], rank_images: int | None, models: int, timed: int = 0
+) -> list[Phase]:
+    """Return the phases of evaluating models on the test split, and of timing some of them."""
+    task, vlp = model.task, model.backbone.vlp
+    examples = splits.test
+    phases = [
+        Phase(
+            "evaluation",
+            len(examples),
+            lambda count: evaluate(model, examples[:count], "", rank_images=1),
+            task.examples_for_pairs(BATCH_PAIRS),
+            repeats=models,
+        )
+    ]
+    gallery = task.gallery(examples, rank_images)
+    if gallery is not None:
+        images, texts = gallery.images, gallery.texts
+        phases.append(
+            Phase(
+                "ranking",
+                len(images) * len(texts),
+                lambda count: score_pairs(vlp, model.head, task.processor, images[:1], texts[:count]),
+                min(BATCH_PAIRS, len(texts)),
+                repeats=models,
+            )
+        )
+    if timed:
+        alone = one_example(model, splits)
+        phases.append(Phase("timing", timed * BLOCKS * (RUNS + WARM_UPS), lambda count: alone()))
+    return phases
