@@ -27,7 +27,7 @@ LAYER_COUNT_ENDINGS = ("layer", "layers", "depth", "depths", "blocks")
 """Ends of the names of settings that count layers."""
 
 ADAPTED = "das_adapters"
-"""Key of config.json for the adapters of DAS in a model, which shrink saves with `recover=adapters`."""
+"""Key of config.json for adapters in a model, which shrink saves with `recover=adapters` and `recover=linear`."""
 
 
 def load_vlm(
@@ -192,7 +192,7 @@ def _read_config(folder: Path, trust_remote_code: bool, only_runs: bool) -> Any:
         )
     if hasattr(config, ADAPTED):
         raise ValueError(
-            f"{folder} has adapters of DAS (`recover=adapters`, or an export of `das`), which cannot be searched again. "
+            f"{folder} has adapters (`recover=adapters` or `linear`, or an export of `das`) and cannot be searched again. "
             "Pass the folder that it was made from; to generate answers, pass the run."
         )
     return config
