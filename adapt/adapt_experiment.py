@@ -146,7 +146,7 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
     if FULL_MODEL in models:
         models[FULL_MODEL].adaptation(**info).save(folder / FULL_MODEL_FILE)
         artifacts = [FULL_MODEL_FILE]
-    rows = compare(models, splits, settings.rank_images, untrained, bundled)
+    rows = compare(models, splits, settings.rank_images, untrained, bundled, start.costs)
     report = report_of(rows, problem, "fine-tuned", models[SUBNET])
     write_answers(folder, rows, start.model.task, splits.test)
     record = command_record(settings, rows, splits, report)

@@ -23,6 +23,7 @@ from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.macs import without_adapters
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import COMPUTE_SETTINGS, ProblemConfig
+from das_gym.problem.costs import Costs
 from das_gym.problem.loading import (
     AdaptedModel,
     Backbone,
@@ -54,11 +55,13 @@ class Start:
         model: The full model before fine-tuning. `cut` makes copies; it is not trained itself.
         splits: Its data.
         problem: Scores masks for a search; None if it was not asked for.
+        costs: Of `model`; None if they were not counted.
     """
 
     model: AdaptedModel
     splits: Splits[Any]
     problem: Problem | None = None
+    costs: Costs | None = None
 
 
 def load_start(config: ProblemConfig, searches: bool = False) -> Start:
@@ -69,7 +72,7 @@ def load_start(config: ProblemConfig, searches: bool = False) -> Start:
     """
     if config.supernet_path is not None:
         problem = load_problem(config)
-        return Start(AdaptedModel(problem.backbone, problem.head, problem.task), problem.splits, problem)
+        return Start(AdaptedModel(problem.backbone, problem.head, problem.task), problem.splits, problem, problem.costs)
     splits = load_splits(config)
     backbone = load_backbone(config)
     scored = None

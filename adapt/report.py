@@ -25,6 +25,7 @@ from das_gym.intervals import difference_interval
 from das_gym.models.macs import share_copy, without_adapters
 from das_gym.problem.chance import warn_at_chance
 from das_gym.problem.config import ProblemConfig
+from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, shuffled
 from das_gym.problem.mask_space import skipped_names
@@ -108,17 +109,19 @@ def compare(
     rank_images: int | None = RANKED_IMAGES,
     untrained: Collection[str] = (),
     from_package: Collection[str] = (),
+    costs: Costs | None = None,
 ) -> dict[str, TunedModelResult]:
     """Evaluate models on the test split, but not those that are `untrained`, and measure costs and latency of all.
 
     Warn where the full model, or the subnet if that is evaluated alone, is no better than chance.
 
-    `from_package` names models whose trained weights came with das_gym.
+    `from_package` names models whose trained weights came with das_gym. `costs` are those of the full model with the
+    subnet's adapters; None counts them.
     """
     # All models in turn, block by block: whatever slows the machine down for a while slows all of them down.
     times = measure_latency({name: one_example(model, splits) for name, model in models.items()})
-    costs = example_costs(models[SUBNET], splits)  # it counts any mask, although the subnet is pruned
     first = models[SUBNET]
+    costs = costs or example_costs(first, splits)  # of any mask, although the subnet is pruned
     encoder = EncoderCache(first.backbone.vlp, first.task.processor)
     results = {}
     for name, model in models.items():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from das_gym.adapt.evaluate import Evaluation
+from das_gym.adapt.finetune import cut
 from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, TunedModelResult, compare, report_of
 
 from das_gym.drawing.report import RunReport
@@ -16,7 +17,7 @@ from das_gym.drawing.table import WIDTH
 from das_gym.intervals import difference_interval
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
-from das_gym.problem.loading import AdaptedModel, Problem
+from das_gym.problem.loading import AdaptedModel, Problem, example_costs
 
 
 def evaluation(right: int) -> Evaluation:
@@ -108,3 +109,11 @@ def test_model_at_chance_after_training_is_named(small_problem: Problem, monkeyp
     models = dict.fromkeys((*names, BASELINE), model)
     with pytest.warns(UserWarning, match=f"^the {named} is no better than chance.* test examples"):
         compare(models, small_problem.splits, untrained=[BASELINE])
+
+
+def test_costs_of_the_full_model_are_those_of_the_subnet(small_problem: Problem):
+    mask = np.arange(6) < 2
+    model = AdaptedModel(small_problem.backbone, small_problem.head, small_problem.task)
+    counted, known = example_costs(cut(model, mask), small_problem.splits), small_problem.costs
+    assert (counted.macs(mask), counted.macs_full) == (known.macs(mask), known.macs_full)
+    assert counted.macs(~mask) == known.macs(~mask)

@@ -55,7 +55,9 @@ def loaded_dtype(folder: Path) -> torch.dtype:
 
 def _named_dtype(folder: Path) -> torch.dtype | None:
     config = read_json(folder / "config.json")
-    places = (config, config.get("text_config") or {})
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / 'config.json'} holds a {type(config).__name__}, expected an object. Copy it again")
+    places = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     named = next((place[key] for place in places for key in DTYPE_KEYS if place.get(key)), "")
     found = getattr(torch, str(named), None)
     return found if isinstance(found, torch.dtype) else None

@@ -10,7 +10,7 @@ from das_gym.adapt.shrink.saving import save
 from transformers import AutoModelForImageTextToText
 
 from das_gym.models.transformers.loading import load_vlm
-from das_gym.models.transformers.weights import SUMS, source_dtype, verify_checksums
+from das_gym.models.transformers.weights import SUMS, loaded_dtype, source_dtype, verify_checksums
 from tests.models.transformers import tiny
 
 
@@ -50,3 +50,9 @@ def test_source_dtype_names_a_damaged_file(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 8 + b"{}")
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         source_dtype(tmp_path)
+
+
+def test_config_that_is_no_object_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json holds a list"):
+        loaded_dtype(tmp_path)
