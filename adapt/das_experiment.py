@@ -103,7 +103,7 @@ class JointSearchSettings(ResumableSettings):
         """The settings of the pipeline. Adapter widths that are not given are left to a checkpoint that may have some."""
         recipe = das_settings(self.problem.model, self.problem.task, self.recipe)
         own = {} if MODELS[self.problem.model].reads_prompts else dict.fromkeys(ADAPTER_FIELDS)
-        return build(DASSettings, {**dataclasses.asdict(recipe), **own, **self.das}, "setting das.")
+        return build(DASSettings, {**dataclasses.asdict(recipe), **own, **self.das}, "setting of das,")
 
     @cached_property
     def problem_of_recipe(self) -> ProblemConfig:

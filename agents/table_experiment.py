@@ -79,6 +79,8 @@ class TableSettings(ResumableSettings):
         super().__post_init__()
         if self.problem.precision != "float32":
             raise ValueError(f"`precision`: got {self.problem.precision!r}; tables are exact, leave it out")
+        if self.out is not None and at_home(self.out).is_dir():  # it is written at the end, perhaps after hours
+            raise ValueError(f"`out` is a folder: got {self.out}, expected a file such as table.npz")
 
 
 def phases(settings: TableSettings, problem: Problem) -> list[Phase]:

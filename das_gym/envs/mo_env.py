@@ -42,7 +42,7 @@ class VectorReward:
             raise ValueError(
                 f"`objectives` is not allowed: got {names}, expected {TASK!r} first, then one or more of {', '.join(SAVED)}"
             )
-        if reference is not None and (len(reference) != len(names) or not np.isfinite(reference).all()):
+        if reference is not None and (np.shape(reference) != (len(names),) or not np.isfinite(reference).all()):
             raise ValueError(f"`reference` is not allowed: got {reference}, expected {len(names)} finite numbers")
         self._names = names
         self._given_reference = reference

@@ -87,7 +87,7 @@ def test_reference_is_settable():
     env.reset(seed=0)
     _, (task, saved), _, _, info = run_episode(env, np.arange(12) % 3 == 0)
     assert info["hypervolume"] == pytest.approx((task + 2.0) * (saved - 0.01), rel=1e-4)
-    for wrong in ((0.0,), (0.0, np.nan), (0.0, 0.0, 0.0)):
+    for wrong in (3.0, (0.0,), (0.0, np.nan), (0.0, 0.0, 0.0)):
         with pytest.raises(ValueError, match="`reference`"):
             gymnasium.make(ID, reference=wrong)
 
