@@ -124,9 +124,8 @@ class Phase:
         size = min(2, together)  # in a large model, two examples take little longer than one
         earlier = (0, 0.0)
         while True:
+            self._time(size)  # the first call with a size takes longer: MACs are counted, kernels chosen
             seconds = self._time(size)
-            if seconds < TIMED_SECONDS:  # the first call takes longer, which matters for small models alone
-                seconds = self._time(size)
             slope = max(0.0, (seconds - earlier[1]) / (size - earlier[0]))
             if size == together or seconds > TIMED_SECONDS / 4:
                 break
