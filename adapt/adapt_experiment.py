@@ -13,22 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from das_gym.adapt.choosing import (
-    Choice,
-    ChoosingSettings,
-    choice_of,
-    choose,
-    named_configs,
-    scored_problem,
-    search_config,
-    search_first,
-)
-from das_gym.adapt.evaluate import RANKED_IMAGES
+from das_gym.adapt.choosing import Choice, choice_of, choose, scored_problem, search_first
 from das_gym.adapt.finetune import Start, cut, find_reference, finetune, load_reference, load_start
 from das_gym.adapt.phases import evaluation_phases, search_first_phases, training_phases
 from das_gym.adapt.report import (
@@ -44,17 +33,17 @@ from das_gym.adapt.report import (
     report_of,
     write_answers,
 )
+from das_gym.adapt.settings import AdaptSettings, TrainingConfig, search_config
 from das_gym.adapt.step_loss import check_training, make_loss_and_trainer, resolve_defaults
 from das_gym.adapt.subnets import RECORD
-from das_gym.adapt.training import Log, TrainingConfig, add_prefix
+from das_gym.adapt.training import Log, add_prefix
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import check_search
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import Phase, print_estimate
-from das_gym.commands.recorded import RecordedCommand, Run, required_folder
-from das_gym.commands.runs import ResumableSettings, runs_dir_words
-from das_gym.commands.settings import PositiveInt, Seed, nested
+from das_gym.commands.recorded import Run, required_folder
+from das_gym.commands.runs import runs_dir_words
 from das_gym.data.bad_examples import require_readable
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
@@ -73,47 +62,6 @@ LOGGED = ("macs", "macs_saved", "latency_ms", "speedup", "trainable_parameters")
 EVALUATIONS, FEW_LAYERS = 80, 12
 """Masks that `bayes` scores when it searches first, and the most layers of a model to which this number applies. On
 problems of up to 12 layers, half of it finds the best mask in more than 90 % of the searches (LEADERBOARD.md)."""
-
-
-@dataclass(frozen=True)
-class AdaptSettings(ResumableSettings, ChoosingSettings):
-    """The settings of `python -m adapt`. A search run brings its own model and data.
-
-    Attributes:
-        problem: Model and data.
-        seed: Random seed of the search and of fine-tuning.
-        train: Settings of fine-tuning.
-        test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
-        rank_images: Number of test images that retrieval ranks, with all of their texts. None ranks all.
-        references: Whether to train and evaluate the full model with adapters and the baseline as well. Each takes as long
-            as the subnet, unless the package contains its trained weights, as it does for the default settings. Without
-            references, the table has the subnet and the costs of the baseline.
-    """
-
-    group: ClassVar[str] = "Evaluation"
-
-    problem: ProblemConfig = nested(ProblemConfig)
-    seed: Seed = 0
-    train: TrainingConfig = nested(TrainingConfig, without=("seed",))
-    test_examples: PositiveInt | None = None
-    rank_images: PositiveInt | None = RANKED_IMAGES
-    references: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_choice()
-
-    @property
-    def training(self) -> TrainingConfig:
-        """The settings of fine-tuning, with the seed."""
-        return dataclasses.replace(self.train, seed=self.seed)
-
-
-def check(settings: AdaptSettings) -> None:
-    """Raise for a search that cannot be used and for a missing supernet; no model is loaded."""
-    choice = choose(settings)
-    problem = settings.problem if choice is None else choice.problem
-    _ = problem.supernet_path
 
 
 def adapt(settings: AdaptSettings, run: Run) -> float | None:
@@ -244,7 +192,3 @@ def train(
 def check_test_images(task: Task, test: Sequence[Any]) -> None:
     """Open every test image once, so that a damaged one is reported before anything is trained."""
     require_readable(image for pair in task.pairs(test) for image in pair.images)
-
-
-ex = RecordedCommand("adapt", AdaptSettings, adapt, named_configs, check)
-"""`python -m adapt`."""

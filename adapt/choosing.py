@@ -5,61 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from das_gym.agents.pareto_experiment import RECORD as FRONT
-from das_gym.agents.search_experiment import agent_configs, search_in_run
-from das_gym.agents.searching.config import SearchConfig, env_kwargs_of
+from das_gym.agents.search_experiment import search_in_run
+from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.record import RECORD, SearchResult, best_rows
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import find_run
-from das_gym.commands.settings import Settings, build, merge, nested
+from das_gym.commands.settings import build
 from das_gym.commands.trust import trusted_settings
 from das_gym.files import explain_damage, read_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings
 from das_gym.problem.loading import Problem
 from das_gym.processes import run_on_main_process
-from das_gym.registration import CHECKPOINT_TABLES, MODELS, entry_of, find_environment, named_problems
-
-
-@dataclass(frozen=True)
-class ChoosingSettings(Settings):
-    """Which mask a command takes.
-
-    Attributes:
-        search_run: Id of the search whose mask, model and data are used, or of a run of `python -m agents pareto`, with
-            `point`. If neither this nor `mask` is given, a search runs first.
-        point: Number of a point of the Pareto front of `search_run`, from 0 on.
-        mask: Mask to use, as in [0,1,0,0]: one number per layer, 1 = skipped.
-        search: Settings of the search that runs first, as in `evaluations=100`, `agent=bandit`. `python -m agents --help`
-            lists them.
-    """
-
-    group: ClassVar[str] = "Layers"
-
-    search_run: int | None = None
-    point: int | None = None
-    mask: tuple[int, ...] | None = None
-    search: dict[str, Any] = nested(SearchConfig, listed=False, default=dict)
-
-    @property
-    def needs_search(self) -> bool:
-        """Whether a search runs first."""
-        return self.mask is None and self.search_run is None
-
-    def check_choice(self) -> None:
-        """Raise for settings that select two masks, or a point without a Pareto front."""
-        if self.mask is not None and self.search_run is not None:
-            raise ValueError(f"both `mask` and `search_run`={self.search_run} are given; give one of them")
-        if self.mask is not None and not set(self.mask) <= {0, 1}:
-            raise ValueError(f"`mask` is not a skip mask: got {list(self.mask)}, expected only 0 (keep) and 1 (skip)")
-        if self.point is not None and (self.search_run is None or self.point < 0):
-            raise ValueError(
-                f"`point` numbers a point of a Pareto front: got {self.point}, expected 0 or more, with search_run=RUN"
-            )
+from das_gym.registration import CHECKPOINT_TABLES, MODELS, entry_of, find_environment
 
 
 @dataclass(frozen=True)
@@ -74,11 +37,6 @@ class Choice:
     problem: ProblemConfig
     remark: str = ""
     others: tuple[np.ndarray, ...] = ()
-
-
-def named_configs() -> dict[str, dict[str, Any]]:
-    """Return the named configs of commands that search first: problems, and agents for the search."""
-    return {**named_problems(), **{name: {"search": settings} for name, settings in agent_configs().items()}}
 
 
 def choose(settings: Any) -> Choice | None:
@@ -161,16 +119,6 @@ def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str,
         f"{path} is of {record['env_id']}, which is not registered: import the module that registers its model and task "
         "(plugins=<module>, as the search did), or give mask=[...] with model= and task="
     )
-
-
-def search_config(settings: Any, *overrides: Mapping[str, Any]) -> SearchConfig:
-    """Return the search of a command's own model and data; later overrides win."""
-    problem = settings.problem
-    values: dict[str, Any] = {"seed": settings.seed, "env_id": find_environment(problem.model, problem.task).id}
-    for each in overrides:
-        values = merge(values, each)
-    values["env_kwargs"] = env_kwargs_of(problem, values.get("env_kwargs", {}))
-    return build(SearchConfig, values, "setting search.")
 
 
 def scored_problem(search: SearchConfig, problem: Problem | None) -> Problem | None:

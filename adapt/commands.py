@@ -12,26 +12,26 @@ PROGRAM = Program(
     "adapt",
     {
         "run": Command(
-            "das_gym.adapt.adapt_experiment:ex", "[with ...]", "search a mask, fine-tune it, compare with the baseline"
+            "das_gym.adapt.run_commands:adapt", "[with ...]", "search a mask, fine-tune it, compare with the baseline"
         ),
         "das": Command(
-            "das_gym.adapt.das_experiment:ex",
+            "das_gym.adapt.run_commands:das",
             "[with ...]",
             "the paper's pipeline: search while adapters train, then fine-tune",
         ),
         "compare": Command(
-            "das_gym.adapt.compare_experiment:ex",
+            "das_gym.adapt.run_commands:compare",
             "[with ...]",
             "fine-tune by every method (full, LoRA, adapters, DAS, ...), one table",
         ),
         "shrink": Command(
-            "das_gym.adapt.shrink_experiment:ex",
+            "das_gym.adapt.run_commands:shrink",
             "[compare] with checkpoint=... out=...",
             "delete layers of a model of transformers, recover, save a folder; compare methods",
-            subcommands={"compare": Command("das_gym.adapt.shrink.compare_experiment:ex", "[with ...]", "compare methods")},
+            subcommands={"compare": Command("das_gym.adapt.run_commands:shrink_compare", "[with ...]", "compare methods")},
         ),
         "supernet": Command(
-            "das_gym.adapt.supernet_experiment:ex", "[with ...]", "train adapters and head over random masks"
+            "das_gym.adapt.run_commands:supernet", "[with ...]", "train adapters and head over random masks"
         ),
         "evaluate": Command(
             "das_gym.adapt.evaluate_command:evaluation_main",

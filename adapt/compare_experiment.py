@@ -16,16 +16,14 @@ The model of each row that is best on the reward split is kept there: `python -m
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from das_gym.adapt.adapt_experiment import check_test_images
-from das_gym.adapt.choosing import choice_from_run, choice_of, search_config, search_first
+from das_gym.adapt.choosing import choice_from_run, choice_of, search_first
 from das_gym.adapt.compare.record import (
-    MASKED,
     Trial,
     best_trials,
     chosen_trials,
@@ -37,24 +35,23 @@ from das_gym.adapt.compare.record import (
 )
 from das_gym.adapt.compare.trials import ComparisonContext, cells_of, phases
 from das_gym.adapt.finetune import with_new_head
-from das_gym.adapt.methods.base import METHODS, make_method
+from das_gym.adapt.methods import METHODS
+from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.phases import search_first_phases
+from das_gym.adapt.settings import CompareSettings, search_config
 from das_gym.adapt.step_loss import check_training
-from das_gym.adapt.training import TrainingConfig
 from das_gym.agents.compare.runner import Comparison
 from das_gym.agents.searching.config import SearchConfig
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import print_estimate
-from das_gym.commands.recorded import RecordedCommand, Run, required_folder
-from das_gym.commands.runs import ResumableSettings, runs_dir_words
-from das_gym.commands.settings import NonNegativeInt, PositiveFloat, PositiveInt, Seed, choice, nested
+from das_gym.commands.recorded import Run, required_folder
+from das_gym.commands.runs import runs_dir_words
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.models.base import VLP
-from das_gym.names import check_names
 from das_gym.problem.budget import Budget
-from das_gym.problem.config import ProblemConfig, changed_settings, recorded_settings
+from das_gym.problem.config import changed_settings, recorded_settings
 from das_gym.problem.loading import (
     AdaptedModel,
     Problem,
@@ -68,7 +65,7 @@ from das_gym.problem.loading import (
 )
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.processes import is_main_process
-from das_gym.registration import find_environment, named_problems
+from das_gym.registration import find_environment
 from das_gym.text import counted
 
 GRID = (5e-4, 2e-3, 8e-3)
@@ -76,64 +73,6 @@ GRID = (5e-4, 2e-3, 8e-3)
 
 PAPER_FACTORS = (0.25, 1.0, 4.0)
 """Multiples of the paper's learning rate to choose from, for models of base size."""
-
-
-@dataclass(frozen=True)
-class CompareTraining(TrainingConfig):
-    """Settings of training for a comparison."""
-
-    steps: PositiveInt = 600
-
-
-@dataclass(frozen=True)
-class CompareSettings(ResumableSettings):
-    """The settings of `python -m adapt compare`.
-
-    Attributes:
-        problem: Model and data.
-        methods: Methods of fine-tuning to compare. Empty means all that the model supports.
-        method_settings: Settings of methods, as in `method_settings.lora.rank=8`.
-        skip_nums: Numbers of layers that DAS skips. Each gets a row with searched layers and a row with random layers.
-        learning_rates: Learning rates to choose from on the reward split. Empty means 5e-4, 2e-3 and 8e-3, or a
-            quarter, once and four times the paper's for a model of base size.
-        seed: Random seed of the first training of each method.
-        seeds: Number of trainings of each method, with seeds from `seed` on.
-        train: Settings of training.
-        search: Settings of the searches, as in `evaluations=100`.
-        searches: Ids of searches that ran before, by number of skipped layers, as in `searches.4=17`.
-        test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
-    """
-
-    group: ClassVar[str] = "Comparison"
-
-    problem: ProblemConfig = nested(ProblemConfig)
-    methods: tuple[str, ...] = choice((), METHODS, own=True)
-    method_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    skip_nums: tuple[NonNegativeInt, ...] = (2, 4, 6)
-    learning_rates: tuple[PositiveFloat, ...] = ()
-    seed: Seed = 0
-    seeds: PositiveInt = 3
-    train: CompareTraining = nested(CompareTraining, without=("seed", "learning_rate", "head_learning_rate"))
-    search: dict[str, Any] = nested(SearchConfig, listed=False, default=dict)
-    searches: dict[str, int] = field(default_factory=dict)
-    test_examples: PositiveInt | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        named = self.methods or tuple(METHODS)
-        check_names(self.method_settings, named, "method in `method_settings`")
-        for name in ("methods", "learning_rates", *(("skip_nums",) if MASKED in named else ())):
-            given = getattr(self, name)
-            if not given and name == "skip_nums":
-                raise ValueError("`skip_nums` is empty: expected one or more numbers")
-            if len(set(given)) < len(given):
-                raise ValueError(f"`{name}` has duplicates: got {list(given)}. Give each once")
-        check_names(self.searches, map(str, self.skip_nums), "number of skipped layers")
-
-    @property
-    def nums_to_search(self) -> tuple[int, ...]:
-        """Numbers of layers for which a mask is searched."""
-        return tuple(k for k in self.skip_nums if k) if MASKED in self.methods else ()
 
 
 def check_model(settings: CompareSettings, model: AdaptedModel, splits: Splits[Any]) -> None:
@@ -277,7 +216,3 @@ def find_masks(settings: CompareSettings, base: AdaptedModel, splits: Splits[Any
             raise ValueError(f"searches.{k}={source} skips {int(mask.sum())} of {len(mask)} layers")
         masks[k] = tuple(mask.astype(int).tolist())
     return masks
-
-
-ex = RecordedCommand("adapt compare", CompareSettings, compare, named_problems)
-"""`python -m adapt compare`."""

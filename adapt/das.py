@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from das_gym.adapt.finetune import with_new_head
-from das_gym.adapt.hardware import ONE_DEVICE, Hardware
+from das_gym.adapt.hardware import ONE_DEVICE
 from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.phases import training_phases
+from das_gym.adapt.settings import Hardware
 from das_gym.adapt.step_loss import StepLoss, make_trainer
 from das_gym.adapt.training import Log, StepResult, Trainer, adamw, learning_rate_factor
 from das_gym.agents.ask_tell.bandit import Bandit

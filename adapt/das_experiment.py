@@ -12,18 +12,16 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from das_gym.adapt.das import JointTurn, Training, finetune_subnet, joint_search, new_model, phases
-from das_gym.adapt.evaluate import RANKED_IMAGES
 from das_gym.adapt.finetune import copy_model
-from das_gym.adapt.hardware import Hardware
-from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
+from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.phases import evaluation_phases
 from das_gym.adapt.report import (
     BASELINE,
@@ -37,6 +35,7 @@ from das_gym.adapt.report import (
     report_of,
     write_answers,
 )
+from das_gym.adapt.settings import JointSearchSettings
 from das_gym.adapt.subnets import JOINT_RECORD
 from das_gym.adapt.training import Log, add_prefix
 from das_gym.agents.ask_tell.bandit import Bandit
@@ -44,20 +43,16 @@ from torch import Tensor
 
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.progress import Phase, print_estimate
-from das_gym.commands.recorded import RecordedCommand, Run, required_folder
-from das_gym.commands.runs import ResumableSettings
-from das_gym.commands.settings import PositiveInt, Seed, build, choice, nested
+from das_gym.commands.recorded import Run, required_folder
 from das_gym.data.splits import Splits
 from das_gym.drawing.report import Heat, Progress
 from das_gym.files import explain_damage, read_json, write_json
-from das_gym.models.checkpoints import ADAPTER_FIELDS
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import Budget
-from das_gym.problem.config import ProblemConfig, problem_words
+from das_gym.problem.config import problem_words
 from das_gym.problem.loading import AdaptedModel, check_prompts, load_splits
 from das_gym.problem.mask_space import MaskSpace, skipped_names
 from das_gym.processes import is_main_process, run_on_main_process
-from das_gym.registration import MODELS, named_problems
 from das_gym.text import counted
 
 FOUND = "found.json"
@@ -66,54 +61,6 @@ SUPERNET_FILE = "supernet.safetensors"
 
 LOGGED = {SUBNET: "finetune", FULL_MODEL: "finetune_full_model"}
 """Under which name the training of each model is logged, and its checkpoint kept."""
-
-
-@dataclass(frozen=True)
-class JointSearchSettings(ResumableSettings):
-    """The settings of `python -m adapt das`.
-
-    Attributes:
-        problem: Model and data.
-        recipe: Defaults of the pipeline: ours, or those of the paper (the named config `paper`).
-        das: Settings of the pipeline that differ from the recipe, as in `das.skip_num=4`, `das.search_epochs=1`. `python
-            -m adapt paper` prints them.
-        references: Whether to fine-tune and evaluate the full model with adapters as well. This takes as long again as the
-            subnet.
-        seed: Random seed, 0..2^32 - 1.
-        train: What training runs on.
-        test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
-        rank_images: Number of test images that retrieval ranks, with all of their texts. None ranks all, as in the paper.
-        save_every: Steps between checkpoints.
-    """
-
-    group: ClassVar[str] = "Pipeline"
-
-    problem: ProblemConfig = nested(ProblemConfig)
-    recipe: str = choice(RECIPES[0], RECIPES)
-    das: dict[str, Any] = nested(DASSettings, listed=False, default=dict)
-    references: bool = True
-    seed: Seed = 0
-    train: Hardware = nested(Hardware)
-    test_examples: PositiveInt | None = None
-    rank_images: PositiveInt | None = RANKED_IMAGES
-    save_every: PositiveInt = 100
-
-    @cached_property
-    def pipeline(self) -> DASSettings:
-        """The settings of the pipeline. Adapter widths that are not given are left to a checkpoint that may have some."""
-        recipe = das_settings(self.problem.model, self.problem.task, self.recipe)
-        own = {} if MODELS[self.problem.model].reads_prompts else dict.fromkeys(ADAPTER_FIELDS)
-        return build(DASSettings, {**dataclasses.asdict(recipe), **own, **self.das}, "setting of das,")
-
-    @cached_property
-    def problem_of_recipe(self) -> ProblemConfig:
-        """Model and data with the lengths of the recipe; its image size is for a checkpoint that is given."""
-        text, image = self.problem.max_text_length, self.problem.image_size
-        return dataclasses.replace(
-            self.problem,
-            max_text_length=text or self.pipeline.max_text_length,
-            image_size=image or (self.pipeline.image_size if self.problem.checkpoint else None),
-        )
 
 
 @dataclass(frozen=True)
@@ -257,12 +204,3 @@ def _print_turn(names: Sequence[str], turn: JointTurn) -> None:
     print(f"step {turn.step}")
     for mask, loss in sorted(zip(turn.masks, turn.losses, strict=True), key=lambda scored: scored[1]):
         print(f"  loss {loss:.4f} without {', '.join(skipped_names(names, np.array(mask, bool))) or 'nothing'}")
-
-
-def named_configs() -> dict[str, dict[str, Any]]:
-    """Return the named configs of problems, and `paper`."""
-    return {**named_problems(), RECIPES[1]: {"recipe": RECIPES[1], "rank_images": None}}
-
-
-ex = RecordedCommand("adapt das", JointSearchSettings, run_pipeline, named_configs)
-"""`python -m adapt das`."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from das_gym.adapt.settings import RANKED_IMAGES
 from torch import Tensor
 
 from das_gym.commands.progress import progress
@@ -24,9 +25,6 @@ BATCH_PAIRS = 128
 
 NEW_TOKENS = 128
 """Default limit of generated tokens."""
-
-RANKED_IMAGES = 100
-"""Default number of images that are ranked with all of their texts; the field's test sets have 1,000."""
 
 
 @dataclass(frozen=True)

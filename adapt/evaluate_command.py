@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.evaluate import NEW_TOKENS, RANKED_IMAGES, Evaluation, evaluate, generate_texts, predict
+from das_gym.adapt.evaluate import NEW_TOKENS, Evaluation, evaluate, generate_texts, predict
+from das_gym.adapt.settings import RANKED_IMAGES
 from das_gym.adapt.subnets import (
     find_subnet,
     is_transformers_model,

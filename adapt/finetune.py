@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.hardware import Hardware
+from das_gym.adapt.settings import Hardware, TrainingConfig
 from das_gym.adapt.step_loss import make_loss_and_trainer
-from das_gym.adapt.training import Log, TrainingConfig
+from das_gym.adapt.training import Log
 
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache

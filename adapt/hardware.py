@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 import torch
+from das_gym.adapt.settings import Hardware
 from torch import Tensor
 
-from das_gym.commands.settings import NonNegativeFloat, NonNegativeInt, PositiveInt, Settings, choice
 from das_gym.processes import join, rank, world_size
 
 if TYPE_CHECKING:
@@ -26,33 +25,8 @@ if TYPE_CHECKING:
 
 Example = TypeVar("Example")
 
-TRACKERS = ("tensorboard", "wandb")
-
 ADAMW_BYTES = 2 * 4
 """Bytes that AdamW keeps per parameter, in addition to its gradient."""
-
-
-@dataclass(frozen=True)
-class Hardware(Settings):
-    """Settings of devices, precision and memory of a training. They change the trained weights by rounding only.
-
-    Attributes:
-        micro_batch_size: Examples per forward pass; gradients are accumulated. None takes as many as fit in memory.
-        mixed_precision: Mixed precision of accelerate. None takes what `accelerate launch` was given, or none.
-        gradient_checkpointing: Whether to recompute activations in the backward pass: less memory, more time.
-        trackers: Trackers that get the metrics too, besides the run's own record.
-        encoder_cache_gib: Memory for outputs of the frozen encoders, in GiB. 0 keeps none.
-        dataloader_num_workers: Processes that read and augment images ahead. 0 reads them in the training process.
-    """
-
-    group: ClassVar[str] = "Hardware"
-
-    micro_batch_size: PositiveInt | None = None
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
-    gradient_checkpointing: bool = False
-    trackers: tuple[str, ...] = choice((), TRACKERS)
-    encoder_cache_gib: NonNegativeFloat = 2.0
-    dataloader_num_workers: NonNegativeInt = 0
 
 
 def process_share(examples: Sequence[Example]) -> Sequence[Example]:

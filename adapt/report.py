@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, evaluate
+from das_gym.adapt.evaluate import Evaluation, evaluate
 from das_gym.adapt.examples import write_examples
+from das_gym.adapt.settings import RANKED_IMAGES
 from das_gym.adapt.subnets import SUBNET_FILE, save
 
 from das_gym.commands.settings import settings_dict

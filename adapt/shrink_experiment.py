@@ -15,9 +15,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from das_gym.adapt.choosing import Choice, choice_of, named_configs, scored_problem, search_config, search_first
+from das_gym.adapt.choosing import Choice, choice_of, choose, scored_problem, search_first
 from das_gym.adapt.phases import search_first_phases
 from das_gym.adapt.run_report import REPORT, run_report
+from das_gym.adapt.settings import search_config
 from das_gym.adapt.shrink.checks import check_config, check_loaded, fallback_if_not_removable, source_of
 from das_gym.adapt.shrink.job import ShrinkJob, finish_saved
 from das_gym.adapt.shrink.phases import checking_phases, measuring_phases, random_mask, recovery_phases
@@ -26,11 +27,12 @@ from das_gym.adapt.shrink.settings import RECORD, ShrinkSettings
 from das_gym.agents.searching.config import SearchConfig
 
 from das_gym.commands.progress import Phase, print_estimate
-from das_gym.commands.recorded import RecordedCommand, Run, required_folder, run_folder
+from das_gym.commands.recorded import Run, required_folder, run_folder
 from das_gym.drawing.report import write_report
 from das_gym.files import explain_damage, read_json
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.processes import run_on_main_process
+from das_gym.registration import MODELS
 
 
 def shrink(settings: ShrinkSettings, run: Run) -> float | None:
@@ -42,8 +44,10 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
         score = resume_saved(settings, kept)
         print_report(kept)
         return score
-    choice = settings.choice()
+    choice = choose(settings)
     config = settings.problem if choice is None else choice.problem
+    if not MODELS[config.model].reads_prompts:
+        raise ValueError(f"run {settings.search_run} searched {config.model}, which does not answer in words.")
     check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source_of(config))
     check_config(config)
     problem = load_problem(config)
@@ -98,7 +102,3 @@ def resume_saved(settings: ShrinkSettings, folder: Path) -> float:
         score = float(read_json(record)["models"][-1]["score"])
     print(f"The model was saved before the run stopped. record: {record}, model: {settings.out_folder(folder)}")
     return score
-
-
-ex = RecordedCommand("adapt shrink", ShrinkSettings, shrink, named_configs)
-"""`python -m adapt shrink`."""

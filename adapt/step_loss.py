@@ -10,18 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from das_gym.adapt.hardware import (
-    ONE_DEVICE,
-    Hardware,
-    check_precision,
-    free_bytes,
-    make_accelerator,
-    process_share,
-    training_bytes,
-)
+from das_gym.adapt.hardware import ONE_DEVICE, check_precision, free_bytes, make_accelerator, process_share, training_bytes
 from das_gym.adapt.paper import PAPER
 from das_gym.adapt.prefetching import Prefetcher
-from das_gym.adapt.training import WEIGHT_DECAY, StepResult, Trainer, TrainingConfig, adamw, learning_rate_factor
+from das_gym.adapt.settings import Hardware, TrainingConfig
+from das_gym.adapt.training import WEIGHT_DECAY, StepResult, Trainer, adamw, learning_rate_factor
 from torch import Tensor
 
 from das_gym.engine.encoder_cache import EncoderCache

@@ -6,19 +6,19 @@ Afterwards any mask can be scored without training, which is what the environmen
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from das_gym.adapt.evaluate import evaluate, with_mean_image
 from das_gym.adapt.phases import evaluation_phases, training_phases
+from das_gym.adapt.settings import SupernetConfig
 from das_gym.adapt.step_loss import check_training, make_loss_and_trainer, resolve_defaults
-from das_gym.adapt.training import Log, StepResult, TrainingConfig
+from das_gym.adapt.training import Log, StepResult
 
 from das_gym.commands.progress import Phase
-from das_gym.commands.settings import NonNegativeInt, PositiveInt
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
 from das_gym.problem.config import ProblemConfig
@@ -28,30 +28,6 @@ from das_gym.tasks.base import Task, read_labels
 
 IMAGE_MARGIN = 0.02
 """A metric (0..1) that is not this much better with the images than without them does not rely on them."""
-
-
-@dataclass(frozen=True)
-class SupernetConfig(TrainingConfig):
-    """Settings of supernet training. The defaults trained the bundled supernets.
-
-    Attributes:
-        max_skipped: Each step skips 0 to `max_skipped` random layers.
-        vocabulary: File with the task's labels, such as the answers of VQA. None chooses them from the training data.
-        min_answer_count: Answers that occur at least so often in the training data are labels. None leaves the choice to
-            the task.
-    """
-
-    group: ClassVar[str] = "Training"
-
-    pairs_per_step: ClassVar[int] = 96
-    default_learning_rate: ClassVar[float] = 2e-3
-    warmup: ClassVar[float] = 0.05
-
-    steps: PositiveInt = 4000
-    save_every: PositiveInt = 250
-    max_skipped: NonNegativeInt = 8
-    vocabulary: str | None = None
-    min_answer_count: PositiveInt | None = None
 
 
 def random_mask(seed: int, step: int, n_layers: int, max_skipped: int) -> np.ndarray:

@@ -11,49 +11,20 @@ python -m adapt supernet with resume=5                         continue run 5, w
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from das_gym.adapt.supernet import SupernetConfig, phases, train_supernet
+from das_gym.adapt.settings import SupernetSettings
+from das_gym.adapt.supernet import phases, train_supernet
 
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.progress import print_estimate
-from das_gym.commands.recorded import RecordedCommand, Run, required_folder
-from das_gym.commands.runs import ResumableSettings
-from das_gym.commands.settings import Seed, nested
+from das_gym.commands.recorded import Run, required_folder
 from das_gym.files import write_json
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemConfig, problem_words
+from das_gym.problem.config import problem_words
 from das_gym.processes import is_main_process
-from das_gym.registration import named_problems
 
 VOCABULARY = "vocabulary.json"
-
-
-@dataclass(frozen=True)
-class SupernetSettings(ResumableSettings):
-    """The settings of `python -m adapt supernet`.
-
-    Attributes:
-        problem: Model and data.
-        out: File to write. None is `supernet.safetensors` in the run's folder.
-        seed: Random seed, 0..2^32 - 1.
-        train: Settings of training.
-    """
-
-    group: ClassVar[str] = "Training"
-
-    problem: ProblemConfig = nested(ProblemConfig)
-    out: str | None = None
-    seed: Seed = 0
-    train: SupernetConfig = nested(SupernetConfig, without=("seed",))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        supernet = self.problem.supernet
-        if supernet is not None:
-            raise ValueError(f"supernet={supernet}: this command trains a new one; leave supernet out, or see out=")
 
 
 def supernet(settings: SupernetSettings, run: Run) -> None:
@@ -74,7 +45,3 @@ def supernet(settings: SupernetSettings, run: Run) -> None:
     # A search on other data or another checkpoint would score another model.
     words = problem_words(settings.problem, *setting_words({"supernet": str(out)}))
     print(f"supernet: {out}\nNext: {format_command('agents', words)}")
-
-
-ex = RecordedCommand("adapt supernet", SupernetSettings, supernet, named_problems)
-"""`python -m adapt supernet`."""

@@ -6,17 +6,15 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-from das_gym.adapt.hardware import ONE_DEVICE, Hardware, make_accelerator
+from das_gym.adapt.hardware import ONE_DEVICE, make_accelerator
 from das_gym.adapt.prefetching import Prefetcher
 from torch import Tensor, nn
 
 from das_gym.commands.progress import progress
-from das_gym.commands.settings import NonNegativeFloat, PositiveFloat, PositiveInt, Seed
 from das_gym.files import write_bytes
 from das_gym.models.tensor_files import check_archive, check_finite
 from das_gym.processes import is_main_process, rank, world_size
@@ -45,39 +43,6 @@ MAX_NORM = 1.0
 
 LOG_EVERY = 50
 """Steps whose means are logged as one value."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig(Hardware):
-    """Settings of a training, including those of `Hardware`. The defaults suit fine-tuning.
-
-    Attributes:
-        seed: Random seed, of new parameters and the order of examples among others.
-        steps: Number of training steps.
-        batch_size: Examples per step. None means about 64 pairs of text and image (96 in `supernet`), or the paper's batch
-            size for a model of base size.
-        learning_rate: Peak learning rate of adapters, poolers and token types. None means 1e-3 (2e-3 in `supernet`), or the
-            paper's for a model of base size.
-        head_learning_rate: Peak learning rate of the task head. None means 1e-3 (2e-3 in `supernet`), or the paper's for a
-            model of base size.
-        itm_weight: Weight of the image-text-matching loss of the checkpoint's frozen matching head, for retrieval. 0 leaves
-            it out.
-        save_every: Steps between checkpoints.
-    """
-
-    group: ClassVar[str] = "Training"
-
-    pairs_per_step: ClassVar[int] = 64
-    default_learning_rate: ClassVar[float] = 1e-3
-    warmup: ClassVar[float] = 0.1  # fraction of the steps in which the learning rate rises; it then falls linearly to 0
-
-    seed: Seed = 0
-    steps: PositiveInt = 300
-    batch_size: PositiveInt | None = None
-    learning_rate: PositiveFloat | None = None
-    head_learning_rate: PositiveFloat | None = None
-    itm_weight: NonNegativeFloat = 0.0
-    save_every: PositiveInt = 100
 
 
 def adamw(groups: Iterable[tuple[Sequence[nn.Parameter], float]], weight_decay: float) -> torch.optim.AdamW:

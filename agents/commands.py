@@ -11,12 +11,12 @@ from das_gym.commands.signals import end_on_signals
 PROGRAM = Program(
     "agents",
     {
-        "search": Command("das_gym.agents.search_experiment:ex", "[with ...]", "search which layers a task does not need"),
+        "search": Command("das_gym.agents.run_commands:search", "[with ...]", "search which layers a task does not need"),
         "pareto": Command(
-            "das_gym.agents.pareto_experiment:ex", "[with ...]", "for every budget the best mask, from one search"
+            "das_gym.agents.run_commands:pareto", "[with ...]", "for every budget the best mask, from one search"
         ),
-        "table": Command("das_gym.agents.table_experiment:ex", "[with ...]", "score every mask: ground truth for searches"),
-        "compare": Command("das_gym.agents.compare_experiment:ex", "[with ...]", "agents against each other on a table"),
+        "table": Command("das_gym.agents.run_commands:table", "[with ...]", "score every mask: ground truth for searches"),
+        "compare": Command("das_gym.agents.run_commands:compare", "[with ...]", "agents against each other on a table"),
         "explore": Command(
             "das_gym.agents.explore:main",
             "TABLE [with ...]",

@@ -17,13 +17,11 @@ compare.png.
 from __future__ import annotations
 
 import os
-from collections import ChainMap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import AGENTS
 from das_gym.agents.compare.comparison import (
     QUARTILES,
     AgentResult,
@@ -36,90 +34,34 @@ from das_gym.agents.compare.comparison import (
 )
 from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.compare.runner import Comparison, grid, mean_in_words
-from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.search_experiment import search_phases
-from das_gym.agents.searching.config import SearchConfig, add_environment, env_kwargs_of
 from das_gym.agents.searching.loop import check_search
 from das_gym.agents.searching.scorer import open_scorer
+from das_gym.agents.settings import CompareSettings
 
 from das_gym.commands.progress import Phase, print_estimate
-from das_gym.commands.recorded import RecordedCommand, Run, run_folder
-from das_gym.commands.runs import ResumableSettings
-from das_gym.commands.settings import PositiveInt, Seed, choice, nested
+from das_gym.commands.recorded import Run, run_folder
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
-from das_gym.problem.config import ProblemConfig
-from das_gym.problem.mask_cost import BUDGET_SETTINGS, BudgetSettings
-from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
 from das_gym.text import counted
 
 FIGURE = "compare.png"
-COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
-"""The agents that are compared by default: all of ours but the one that scores every mask."""
-
 EXPLANATION = (
     "line: median over seeds; band between thin lines: quartiles. regret: reward of the best mask minus that of the mask\n"
     "the agent would answer with after this number of evaluations."
 )
 
 
-@dataclass(frozen=True)
-class CompareSettings(ResumableSettings, BudgetSettings):
-    """The settings of `python -m agents compare`.
+def oracle_of(settings: CompareSettings) -> Oracle:
+    """Return the environment that scores masks, with its ground truth."""
+    config = settings.search_config(settings.agents[0])
+    return make_oracle(config.env_id, config.budget, config.env_kwargs)
 
-    Attributes:
-        env_id: Id of the environment to compare on. Its table is used.
-        agents: Agents to compare, or "module:class" of custom ones.
-        seeds: Number of searches of each agent, at least 1, with seeds from `seed` on.
-        evaluations: Masks that a search may score, at least 1.
-        seed: Random seed of the first search.
-        masks_per_turn: Masks that are scored between two answers, at least 1.
-        live: Whether to score masks with the model instead of a table.
-        agent_kwargs: Hyperparameters by agent, as in `agent_kwargs.bandit.learning_rate=5`.
-        problem: Model and data, for `live`.
-        env_kwargs: Further arguments of the environment, as in `env_kwargs.reward=metric`, `env_kwargs.table=FILE`.
-    """
 
-    group: ClassVar[str] = "Comparison"
-
-    env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS, others=True)
-    agents: tuple[str, ...] = choice(COMPARED, ChainMap[str, Any](ALGORITHMS, AGENTS), others=True)
-    seeds: PositiveInt = 50
-    evaluations: PositiveInt = 120
-    seed: Seed = 0
-    masks_per_turn: PositiveInt = 3
-    live: bool = False
-    agent_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    problem: ProblemConfig = nested(ProblemConfig)
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.agents:
-            raise ValueError(f"`agents` is empty: expected one or more of {', '.join(AGENTS)}")
-        for name in self.agent_kwargs.keys() - set(self.agents):
-            raise ValueError(
-                f"agent_kwargs.{name} is given, but {name!r} is not compared; agents are {', '.join(self.agents)}"
-            )
-
-    def search_config(self, agent: str) -> SearchConfig:
-        """Return the settings of one search with an agent."""
-        entry = ENVIRONMENTS.get(self.env_id)
-        fields = {name: getattr(self, name) for name in (*BUDGET_SETTINGS, "seed", "evaluations", "masks_per_turn")}
-        fields["env_id"] = self.env_id if self.live or entry is None else entry.tabular_id
-        env_kwargs = env_kwargs_of(self.problem, self.env_kwargs)
-        agent_kwargs = self.agent_kwargs.get(agent, {})
-        return SearchConfig(agent=agent, env_kwargs=env_kwargs, agent_kwargs=agent_kwargs, **fields)
-
-    def oracle(self) -> Oracle:
-        """Return the environment that scores masks, with its ground truth."""
-        config = self.search_config(self.agents[0])
-        return make_oracle(config.env_id, config.budget, config.env_kwargs)
-
-    def run_trial(self, oracle: Oracle, agent: str, seed: int) -> SearchTrial:
-        """Search once with an agent."""
-        own = self.agent_kwargs.get(agent, {})
-        return run_trial(oracle, agent, seed, self.evaluations, self.masks_per_turn, own)
+def search_once(settings: CompareSettings, oracle: Oracle, agent: str, seed: int) -> SearchTrial:
+    """Search once with an agent."""
+    own = settings.agent_kwargs.get(agent, {})
+    return run_trial(oracle, agent, seed, settings.evaluations, settings.masks_per_turn, own)
 
 
 def phases(settings: CompareSettings, oracle: Oracle) -> Iterator[Phase]:
@@ -131,12 +73,12 @@ def phases(settings: CompareSettings, oracle: Oracle) -> Iterator[Phase]:
         yield from search_phases(engine, replace(config, evaluations=config.evaluations * sum(counts.values())))
         return
     for agent, count in counts.items():
-        yield Phase(agent, count, lambda _, agent=agent: settings.run_trial(oracle, agent, settings.seed))
+        yield Phase(agent, count, lambda _, agent=agent: search_once(settings, oracle, agent, settings.seed))
 
 
 def compare_agents(settings: CompareSettings, run: Run) -> None:
     """Compare, print and save."""
-    oracle = settings.oracle()
+    oracle = oracle_of(settings)
     for agent in settings.agents:  # the settings of the last one, too, before the first one searches
         check_search(settings.search_config(agent))
         check_agent(oracle, agent, settings.agent_kwargs.get(agent, {}), settings.masks_per_turn)
@@ -154,7 +96,7 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
 
     def search(variant: str, seed: int) -> SearchTrial:
         known = None if depends_on_seed(variant) else comparison.find(variant=variant)
-        return settings.run_trial(oracle, variant, seed) if known is None else replace(known, seed=seed)
+        return search_once(settings, oracle, variant, seed) if known is None else replace(known, seed=seed)
 
     cells = grid(settings.agents, range(settings.seed, settings.seed + settings.seeds))
     trials = comparison.run(cells, len(cells), search)
@@ -225,13 +167,3 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
     figure.suptitle(title)
     figure.supxlabel(EXPLANATION, fontsize=8, color="0.35")
     save_figure(figure, path)
-
-
-ex = RecordedCommand(
-    "agents compare",
-    CompareSettings,
-    compare_agents,
-    lambda: {name: {"env_id": entry.id} for name, entry in named_environments().items()},
-    complete=add_environment,
-)
-"""`python -m agents compare`."""

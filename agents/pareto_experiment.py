@@ -14,94 +14,42 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.front import DRAWN
-from das_gym.agents.search_experiment import problem_configs, search_phases
-from das_gym.agents.searching.config import SearchConfig, add_environment, env_kwargs_of, with_costs
+from das_gym.agents.search_experiment import search_phases
+from das_gym.agents.searching.costs import with_costs
 from das_gym.agents.searching.loop import check_search, open_for_search, run_turns
 from das_gym.agents.searching.record import Turn, plain_numbers
 from das_gym.agents.searching.scorer import OURS, MaskScorer, open_scorer
 from das_gym.agents.searching.setup import make_search_agent
+from das_gym.agents.settings import COST_SETTINGS, ParetoSettings
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import print_estimate, progress
-from das_gym.commands.recorded import RecordedCommand, Run, run_folder
-from das_gym.commands.runs import ResumableSettings, library_versions, runs_dir_words
-from das_gym.commands.settings import PositiveInt, Range, Seed, choice, nested
+from das_gym.commands.recorded import Run, run_folder
+from das_gym.commands.runs import library_versions, runs_dir_words
 from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.files import write_json
 from das_gym.problem.budget import Budget, Floats, Masks
-from das_gym.problem.config import ProblemConfig, recorded_settings
+from das_gym.problem.config import recorded_settings
 from das_gym.problem.front import front_rows, hypervolume, reference_point
-from das_gym.problem.mask_cost import SAVED, MaskCost
+from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import MaskSpace, skipped_names
-from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS, entry_of
+from das_gym.registration import MODELS, entry_of
 from das_gym.text import counted
 
 RECORD = "front.json"
 FIGURE = "front.png"
-AGENT = "das_gym.agents.ask_tell.front:FrontSearch"
 BASELINES = ("block_influence", "angular", "interlace", "uniform")
 """Agents without a search, each scored at ten budgets, to compare with the front."""
 
-SETTINGS = {word: setting for setting, word in SAVED.items()}
-"""The setting that asks for a share of each cost."""
-
 MAX_NUMBERS = 15
 """Points of a front that are numbered in the figure: more numbers overlap."""
-
-
-@dataclass(frozen=True)
-class ParetoSettings(ResumableSettings):
-    """The settings of `python -m agents pareto`.
-
-    Attributes:
-        env_id: Id of the environment to search; `DAS-METER-VQA-Tabular-v0` and the like read a table. Its budget is ignored.
-        cost: Cost that is traded off against the loss. Latency is measured on this machine.
-        evaluations: Number of masks to score, at least 12. Agents without a search, such as `block_influence`, are scored at
-            ten budgets each in addition, to compare with the front.
-        seed: Random seed of the search, 0..2^32 - 1.
-        masks_per_turn: Masks that are scored in one call, at least 1.
-        problem: Model and data of the environment.
-        reward_examples: Number of examples that a mask is scored on. None means the task's own number.
-        env_kwargs: Further arguments of the environment, as in `env_kwargs.table=FILE`.
-    """
-
-    group: ClassVar[str] = "Search"
-
-    env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS, others=True)
-    cost: str = choice("MACs", tuple(SAVED.values()))
-    evaluations: Annotated[int, Range(DRAWN)] = 400
-    seed: Seed = 0
-    masks_per_turn: PositiveInt = 8
-    problem: ProblemConfig = nested(ProblemConfig)
-    reward_examples: PositiveInt | None = None
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        batches = self.env_kwargs.get("reward_batches", "fixed")
-        if batches != "fixed":
-            raise ValueError(f"`reward_batches` has to be 'fixed' for a front: got {batches!r}")
-
-    @property
-    def all_env_kwargs(self) -> dict[str, Any]:
-        """Arguments of the environment but its budget and reward."""
-        kwargs = env_kwargs_of(self.problem, self.env_kwargs)
-        return kwargs if self.reward_examples is None else {"reward_examples": self.reward_examples, **kwargs}
-
-    def search_config(self) -> SearchConfig:
-        """Return the search that the settings ask for: by the loss, whatever the environment rewards."""
-        fields: dict[str, Any] = {name: getattr(self, name) for name in ("env_id", "evaluations", "seed", "masks_per_turn")}
-        env_kwargs = {**self.all_env_kwargs, "reward": "neg_loss", "macs_price": 0.0}
-        fields[SETTINGS[self.cost]] = 0.0
-        return SearchConfig(**fields, agent=AGENT, env_kwargs=env_kwargs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +119,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         closing(open_for_search(config)) as scorer,
     ):
         _, turns = run_turns(config, scorer, folder, lambda turn: bar.update(len(turn.masks)), resumed)
-        cost = scorer.cost_of(SETTINGS[settings.cost])
+        cost = scorer.cost_of(COST_SETTINGS[settings.cost])
         searched = ScoredMasks.of(turns, cost)
         baselines = score_heuristics(config.seed, scorer, cost)
     layer_names = list(scorer.layer_names)
@@ -280,7 +228,3 @@ def plot_front(
         place = (x[number], front.losses[number])
         axes.annotate(str(number), place, xytext=(0, -12), textcoords="offset points", ha="center", fontsize=8)
     save_figure(figure, path)
-
-
-ex = RecordedCommand("agents pareto", ParetoSettings, search_front, problem_configs, complete=add_environment)
-"""`python -m agents pareto`."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.compare.oracle import ground_truth_of
-from das_gym.agents.searching.config import SearchSettings
 from das_gym.agents.searching.record import RECORD, SearchResult
 from das_gym.agents.searching.scorer import make_scored
 from das_gym.agents.searching.setup import is_tabular
+from das_gym.agents.settings import SearchSettings
 
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.runs import CONFIG, read_config

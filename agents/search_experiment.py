@@ -20,44 +20,30 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import AGENTS
 from das_gym.agents.run_report import draw_search, search_facts
-from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, is_algorithm
-from das_gym.agents.searching.config import SearchConfig, SearchSettings, complete_search, with_costs
+from das_gym.agents.sb3.algorithms import is_algorithm
+from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.costs import with_costs
 from das_gym.agents.searching.loop import check_search, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 from das_gym.agents.searching.scorer import open_scorer
+from das_gym.agents.settings import SearchSettings
 
-from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import Phase, print_estimate, progress
-from das_gym.commands.recorded import RecordedCommand, Run, run_folder
-from das_gym.commands.runs import runs_dir_words
+from das_gym.commands.recorded import Run, run_folder
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.statistic_inputs import measure_activity
 from das_gym.problem.statistics import single_removals
-from das_gym.registration import named_environments
 
 FIGURE = "search.png"
-
-
-def problem_configs() -> dict[str, dict[str, Any]]:
-    """Return the named configs of environments and of their tables."""
-    entries = named_environments()
-    tables = {f"{name}_table": {"env_id": entry.tabular_id} for name, entry in entries.items()}
-    return {name: {"env_id": entry.id} for name, entry in entries.items()} | tables
-
-
-def agent_configs() -> dict[str, dict[str, Any]]:
-    """Return the named configs of agents and of Stable-Baselines3's algorithms."""
-    return {name: {"agent": name} for name in AGENTS} | {name: {"agent": name, **SB3_DEFAULTS} for name in ALGORITHMS}
 
 
 def search_phases(scorer: EngineScorer | None, config: SearchConfig) -> list[Phase]:
@@ -203,32 +189,3 @@ def _mean(values: Sequence[float | None]) -> float | None:
     """Return the mean of the finite values; None if there are none."""
     finite = [value for value in values if value is not None]
     return float(np.mean(finite)) if finite else None
-
-
-def next_command(folder: Path) -> str:
-    """Return the command that continues with the found mask."""
-    return format_command("adapt", f"search_run={folder.name}", runs_dir_words(folder))
-
-
-ex = RecordedCommand(
-    "agents",
-    SearchSettings,
-    search_mask,
-    named_configs=lambda: {**problem_configs(), **agent_configs()},
-    complete=complete_search,
-    next_command=next_command,
-)
-"""`python -m agents`."""
-
-
-def run_search(
-    config_updates: Mapping[str, Any] | None = None,
-    named_configs: Sequence[str] = (),
-    on_started: Callable[[str], object] | None = None,
-) -> tuple[str, Path, SearchResult]:
-    """Run a search as `python -m agents with ...` does, see `RecordedCommand.run`; return its id, folder and result."""
-    run = ex.run(config_updates, named_configs, on_started=on_started)
-    folder = run_folder(run)  # not `required_folder`: only the main process may have called this
-    if folder is None:
-        raise RuntimeError("the search left no run folder")
-    return str(run._id), folder, SearchResult.load(folder)

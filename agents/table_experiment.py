@@ -16,26 +16,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from das_gym.agents.run_report import masks_table
+from das_gym.agents.settings import TableSettings
 
 from das_gym.commands.progress import Phase, print_estimate, progress
-from das_gym.commands.recorded import RecordedCommand, Run, required_folder
-from das_gym.commands.runs import ResumableSettings
-from das_gym.commands.settings import NonNegativeInt, PositiveInt, nested
+from das_gym.commands.recorded import Run, required_folder
 from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.scores import Spending
 from das_gym.engine.tree_memory import saved_bytes
 from das_gym.files import at_home, write_json
 from das_gym.intervals import spearman
-from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import masks_up_to, skipped_names
 from das_gym.problem.statistic_inputs import measure_activity, measure_sensitivity
-from das_gym.registration import find_environment, named_problems
+from das_gym.registration import find_environment
 from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.table import SubnetTable
 from das_gym.text import counted
@@ -48,39 +45,6 @@ TIMED_MASKS = 20
 
 SUMMARY_SKIP_NUM = 4
 """The number of skipped layers, the paper's k, for which the summary shows the best mask."""
-
-
-@dataclass(frozen=True)
-class TableSettings(ResumableSettings):
-    """The settings of `python -m agents table`.
-
-    Attributes:
-        reward_examples: Number of examples of the reward split to score masks on. None uses all.
-        test_examples: Number of examples of the test split to score masks on. None uses all.
-        max_skipped: Most layers that a mask may skip. None scores every mask.
-        each: Keep the score of each example, not only the mean. Any reward batch can then be looked up; the file grows to
-            some MB.
-        latency_batch: Examples per forward pass when the latency of each layer is measured on this machine. None measures
-            no latency.
-        out: File to write. None is `table.npz` in the run's folder.
-    """
-
-    group: ClassVar[str] = "Table"
-
-    problem: ProblemConfig = nested(ProblemConfig)
-    reward_examples: PositiveInt | None = None
-    test_examples: PositiveInt | None = None
-    max_skipped: NonNegativeInt | None = None
-    each: bool = False
-    latency_batch: PositiveInt | None = None
-    out: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.problem.precision != "float32":
-            raise ValueError(f"`precision`: got {self.problem.precision!r}; tables are exact, leave it out")
-        if self.out is not None and at_home(self.out).is_dir():  # it is written at the end, perhaps after hours
-            raise ValueError(f"`out` is a folder: got {self.out}, expected a file such as table.npz")
 
 
 def phases(settings: TableSettings, problem: Problem) -> list[Phase]:
@@ -161,10 +125,6 @@ def make_table(settings: TableSettings, run: Run) -> None:
     run.add_artifact(folder / RECORD)
     print_summary(table, spent)
     print(f"table: {out}, {out.stat().st_size / 1000:,.0f} kB")
-
-
-ex = RecordedCommand("agents table", TableSettings, make_table, named_problems)
-"""`python -m agents table`."""
 
 
 def _total(problem: Problem, counts: tuple[int | None, int | None]) -> int:

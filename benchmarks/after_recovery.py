@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.measuring import loss_of
-from das_gym.adapt.shrink.recovery import LINEAR, REFIT, RecoveryConfig, Teacher, make_teacher, recover, temporarily_merged
+from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
+from das_gym.adapt.shrink.settings import LINEAR, REFIT, RecoveryConfig
 
 from benchmarks.machine import describe_machine, make_parser
 from das_gym.drawing.table import markdown_table

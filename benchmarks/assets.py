@@ -20,8 +20,8 @@ import numpy as np
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import cut_subnet, deciding_settings, finetune, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
+from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import resolve_defaults
-from das_gym.adapt.training import TrainingConfig
 
 from benchmarks.machine import make_parser
 from das_gym.bundled import ASSETS, CHECKSUMS, checksum

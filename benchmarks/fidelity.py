@@ -26,8 +26,8 @@ import torch
 from das_gym.adapt.compare.trials import ComparisonContext
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import cut_subnet, with_new_head
+from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import make_loss_and_trainer
-from das_gym.adapt.training import TrainingConfig
 
 from benchmarks.machine import make_parser
 from das_gym.commands.progress import progress

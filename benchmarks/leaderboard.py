@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class, check_agent_name, make_agent
 from das_gym.agents.compare.comparison import AgentResult, quantile
-from das_gym.agents.compare_experiment import COMPARED
 from das_gym.agents.listing import first_line
 from das_gym.agents.sb3.algorithms import find_algorithm, is_algorithm
+from das_gym.agents.settings import COMPARED
 
 from benchmarks.machine import make_parser
 from benchmarks.search.optuna_tpe import OPTUNA, has_optuna

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import gymnasium
 import torch
-from das_gym.adapt.supernet import SupernetConfig, train_supernet
+from das_gym.adapt.settings import SupernetConfig
+from das_gym.adapt.supernet import train_supernet
 from transformers import BridgeTowerModel
 
 from das_gym import VLP, ModelEntry, ProblemConfig, register_model

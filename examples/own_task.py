@@ -5,7 +5,8 @@ from pathlib import Path
 
 import gymnasium
 import torch
-from das_gym.adapt.supernet import SupernetConfig, train_supernet
+from das_gym.adapt.settings import SupernetConfig
+from das_gym.adapt.supernet import train_supernet
 
 from das_gym import Pair, ProblemConfig, Splits, Task, TaskEntry, register_task
 from das_gym.shapes.vqa import shapes_root

@@ -23,6 +23,19 @@ def test_importing_the_package_is_light(package: str):
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["das_gym.agents.run_commands", "das_gym.adapt.run_commands"])
+def test_settings_are_checked_before_torch_is_imported(module: str):
+    heavy = ("torch", "transformers", "matplotlib", "stable_baselines3", "pyarrow")
+    code = (
+        f"import sys, {module} as module\n"
+        "for each in vars(module).values():\n"
+        "    if isinstance(each, module.RecordedCommand):\n"
+        "        each.help_text(), each.settings()\n"
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
 @pytest.mark.parametrize("env_id", ["DAS-METER-VQA-Tabular-v0", "DAS-METER-VQA-Tabular-MO-v0", "DAS-Suite-v0"])
 def test_tabular_environments_need_numpy_and_gymnasium_only(env_id: str):
     code = (

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.methods.base import METHODS, Method, make_method
+from das_gym.adapt.methods import MASKED, METHODS
+from das_gym.adapt.methods.base import Method, make_method
 from das_gym.agents.compare.runner import RECORD, mean_in_words, read_trials
 
 from das_gym.commands.commandline import format_command
@@ -20,9 +21,6 @@ from das_gym.files import read_json
 from das_gym.intervals import t_interval
 from das_gym.names import check_names
 from das_gym.registration import find_class
-
-MASKED = "das"
-"""The method that takes a mask."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.methods.base import Method, to_adaptation
 from das_gym.adapt.phases import evaluation_phases, training_phases
 from das_gym.adapt.report import baseline_of, one_example
+from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import StepLoss, make_loss_and_trainer, resolve_defaults
-from das_gym.adapt.training import Log, Trainer, TrainingConfig, add_prefix
+from das_gym.adapt.training import Log, Trainer, add_prefix
 from das_gym.agents.compare.runner import Comparison
 
 from das_gym.commands.progress import Phase

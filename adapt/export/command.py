@@ -16,8 +16,9 @@ import numpy as np
 from das_gym.adapt.compare.record import Trial, kept_trials
 from das_gym.adapt.export.folder import ExportedFolder, export
 from das_gym.adapt.export.graph import FILE, require_onnx
-from das_gym.adapt.methods.base import METHODS
-from das_gym.adapt.shrink.saving import SAVED_DTYPES, check_out
+from das_gym.adapt.methods import METHODS
+from das_gym.adapt.shrink.saving import check_out
+from das_gym.adapt.shrink.settings import SAVED_DTYPES
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD, find_subnet, load_with_overrides, record_in
 from das_gym.agents.compare.runner import RECORD as COMPARED
 

@@ -22,7 +22,7 @@ class AdapterTuning(Method):
     With a bottleneck of 96 METER-base has 5.34 M parameters and 1.64 G MACs of it, as published (`python -m adapt paper`).
 
     Attributes:
-        bottleneck: Width inside, at least 1. None is the width of the parallel adapters that the model was loaded with, or
+        bottleneck: Width inside. None is the width of the parallel adapters that the model was loaded with, or
             1/8 of the hidden size.
     """
 
@@ -50,8 +50,8 @@ class ScaledParallel(Method):
     """Train an adapter parallel to the MLP of every skippable layer; its output is scaled and added.
 
     Attributes:
-        bottleneck: Width inside, at least 1. None is a quarter of the hidden size.
-        scale: Factor of the output, above 0.
+        bottleneck: Width inside. None is a quarter of the hidden size.
+        scale: Factor of the output.
     """
 
     title: ClassVar[str] = "scaled parallel adapter"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
+from das_gym.adapt.methods import METHODS
 from torch import Tensor, nn
 
 from das_gym.commands.settings import Range, Settings, build
@@ -24,18 +25,6 @@ from das_gym.names import add_entry, check_names
 from das_gym.problem.adaptation import Adaptation, MethodSettings, own_parameters
 from das_gym.problem.loading import AdaptedModel, Backbone, model_for_adaptation
 from das_gym.registration import find_class
-
-METHODS: dict[str, str | type[Method]] = {
-    "full": "das_gym.adapt.methods.weights:Full",
-    "head": "das_gym.adapt.methods.weights:Head",
-    "bitfit": "das_gym.adapt.methods.weights:BitFit",
-    "lora": "das_gym.adapt.methods.lora:LoRA",
-    "prompt": "das_gym.adapt.methods.prompt:Prompt",
-    "adapter": "das_gym.adapt.methods.adapter:AdapterTuning",
-    "parallel": "das_gym.adapt.methods.adapter:ScaledParallel",
-    "das": "das_gym.adapt.methods.adapter:DAS",
-}
-"""Name to class, or to its `module:class`."""
 
 Width = Annotated[int, Range(1, 2**20)]
 
@@ -70,7 +59,7 @@ class Method(Settings, ABC):
         remaining: What of it stays in the model after `finish` and no exported folder can hold; empty = nothing.
         trains_weights: Whether it trains parameters that the model has without it.
         adds_code: Whether a folder of a recovered model needs code of ours to load.
-        recovery_rate: Peak learning rate of recovery, see `das_gym.adapt.shrink.recovery.RATE_WIDTH`.
+        recovery_rate: Peak learning rate of recovery, see `das_gym.adapt.shrink.settings.RATE_WIDTH`.
         poolers: Whether what trains under every mask does: poolers, token types and the like.
     """
 

@@ -21,7 +21,7 @@ class LoRA(Method):
     linear layer of decoder and projector.
 
     Attributes:
-        rank: Rank of the update, at least 1.
+        rank: Rank of the update.
     """
 
     title: ClassVar[str] = "LoRA"

@@ -18,7 +18,7 @@ class Prompt(Method):
     """Train virtual tokens that are appended to every stream before the first skippable layer.
 
     Attributes:
-        tokens: Number of tokens in each stream, at least 1.
+        tokens: Number of tokens in each stream.
     """
 
     title: ClassVar[str] = "prompt tuning"

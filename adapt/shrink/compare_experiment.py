@@ -16,36 +16,31 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from das_gym.adapt.card import display_name
-from das_gym.adapt.choosing import choice_of, search_config, search_first
+from das_gym.adapt.choosing import choice_of, search_first
 from das_gym.adapt.phases import search_first_phases
+from das_gym.adapt.settings import search_config
 from das_gym.adapt.shrink.checks import as_vlm, check_config, check_loaded, fallback_if_not_removable
 from das_gym.adapt.shrink.measuring import Quality, score_model
 from das_gym.adapt.shrink.memory import cached_values
 from das_gym.adapt.shrink.phases import measuring_phases, random_mask, recovery_phases
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrink.repairing import repaired_copy
-from das_gym.adapt.shrink.settings import AnsweringSettings
-from das_gym.agents.ask_tell.base import check_agent_name
+from das_gym.adapt.shrink.settings import CompareSettings
 from das_gym.agents.compare.comparison import depends_on_seed
 from das_gym.agents.compare.runner import Comparison, grid, mean_in_words
 from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.commands.progress import Phase, print_estimate
-from das_gym.commands.recorded import RecordedCommand, Run, required_folder
-from das_gym.commands.settings import PositiveInt
+from das_gym.commands.recorded import Run, required_folder
 from das_gym.drawing.table import Table
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.problem.loading import Problem, load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
-from das_gym.processes import world_size
 from das_gym.text import counted
-
-METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
-"""Ours, random search, rules without a search, and searches of other papers, see `docs/comparison.md`."""
 
 FULL_MODEL = "full model"
 """The row that all others are compared with."""
@@ -82,37 +77,6 @@ class MethodTrial:
     after: Quality | None = None
     recovery_seconds: float | None = None
     failure: str = ""
-
-
-@dataclass(frozen=True)
-class CompareSettings(AnsweringSettings):
-    """The settings of `python -m adapt shrink compare`.
-
-    Attributes:
-        methods: Agents that choose the layers to delete.
-        evaluations: Masks that an agent may score, at least 1.
-        seeds: Number of searches and recoveries of each method, with seeds from `seed` on. Methods that draw nothing run
-            once.
-    """
-
-    group: ClassVar[str] = "Comparison"
-
-    methods: tuple[str, ...] = METHODS
-    evaluations: PositiveInt = 120
-    seeds: PositiveInt = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"`methods` must name one or more agents, each once: got {list(self.methods)}.")
-
-
-def check(settings: CompareSettings) -> None:
-    """Check the names of the agents, and that this is the only process."""
-    if world_size() > 1:
-        raise ValueError("`adapt shrink compare` trains in one process: start it without `accelerate launch`.")
-    for method in settings.methods:
-        check_agent_name(method)
 
 
 def compare(settings: CompareSettings, run: Run) -> float | None:
@@ -282,7 +246,3 @@ def _quality_cells(found: Sequence[Quality], when: str) -> dict[str, str]:
         score += f" ({100 * found[0].low:.1f}..{100 * found[0].high:.1f})"
     loss = mean_in_words([quality.loss for quality in found], digits=4)
     return {f"{when}loss": loss, f"{when}score (95 %)": score}
-
-
-ex = RecordedCommand("adapt shrink compare", CompareSettings, compare, check=check)
-"""`python -m adapt shrink compare`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,17 @@ from das_gym.adapt.examples import write_examples
 from das_gym.adapt.report import recorded_command
 from das_gym.adapt.shrink.checks import as_vlm, source_of
 from das_gym.adapt.shrink.measuring import CONTROL, FULL, RECOVERED, SHRUNK, Measured, Scored, measure, score_model
-from das_gym.adapt.shrink.recovery import LINEAR, Teacher, make_teacher, recover, temporarily_merged
+from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrink.repairing import repaired_copy
 from das_gym.adapt.shrink.report import shrink_report, shrunk_card, table_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
-from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
+from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, LINEAR, PENDING, RECORD, ShrinkSettings
 from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, verify
 from das_gym.adapt.training import Log
+from das_gym.agents.run_report import rerun_command
 
 from das_gym.commands.runs import library_versions
+from das_gym.commands.settings import settings_dict
 from das_gym.drawing.architecture import Architecture
 from das_gym.files import write_json, write_text
 from das_gym.models.transformers.inserted_adapters import full_model_with_adapters, has_adapters
@@ -33,6 +37,7 @@ from das_gym.problem.chance import warn_at_chance
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, shuffled
+from das_gym.problem.mask_cost import BUDGET_SETTINGS
 from das_gym.processes import is_main_process, run_on_main_process
 from das_gym.text import escape_control_chars
 
@@ -208,3 +213,10 @@ def finish_saved(folder: Path) -> None:
         (folder / PENDING).replace(folder / RECORD)
     for name in (CHECKPOINT, CONTROL_CHECKPOINT):
         (folder / name).unlink(missing_ok=True)
+
+
+def command_of(folder: Path, problem: Mapping[str, Any], mask: Sequence[int]) -> str:
+    """Return the command that repeats a run with its mask."""
+    found_by = dict.fromkeys((*BUDGET_SETTINGS, "search_run", "point", "search"))
+    changes = {"problem": dict(problem), **found_by, "mask": json.dumps(list(mask), separators=(",", ":"))}
+    return rerun_command(folder, "adapt shrink", ShrinkSettings, settings_dict(ShrinkSettings()), **changes)

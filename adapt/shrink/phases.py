@@ -9,9 +9,9 @@ import numpy as np
 from das_gym.adapt.hardware import training_bytes
 from das_gym.adapt.shrink.checks import as_vlm, budget_of, why_not_removable
 from das_gym.adapt.shrink.measuring import DECODED_TOKENS, LATENCY_BLOCKS, score_model, time_tokens
-from das_gym.adapt.shrink.recovery import RecoveryConfig, RecoverySteps, Teacher, insert_trainable, training_rows
+from das_gym.adapt.shrink.recovery import RecoverySteps, Teacher, insert_trainable, training_rows
 from das_gym.adapt.shrink.repairing import repaired_copy
-from das_gym.adapt.shrink.settings import AnsweringSettings
+from das_gym.adapt.shrink.settings import AnsweringSettings, RecoveryConfig
 from das_gym.adapt.shrink.verifying import NEW_TOKENS, PROMPTS
 from das_gym.adapt.step_loss import batch_at
 

@@ -8,28 +8,26 @@ trains, as in fine-tuning.
 from __future__ import annotations
 
 import dataclasses
-import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from das_gym.adapt.hardware import checkpointed_bytes, free_bytes, process_share, training_bytes
-from das_gym.adapt.methods.base import METHODS, Method, PrunedModel, copy_parameters, make_method, method_class
+from das_gym.adapt.methods.base import Method, PrunedModel, copy_parameters
 from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.shrink.images import TowerOutputs, find_frozen_tower
 from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE, TrainingMemory, TrainingPlan, answers_at_a_time, plan_training
+from das_gym.adapt.shrink.settings import RecoveryConfig
 from das_gym.adapt.step_loss import batch_at
 from das_gym.adapt.training import Log, StepResult, Trainer, adamw, learning_rate_factor
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from das_gym.commands.progress import progress
-from das_gym.commands.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, choice
 from das_gym.engine.tree_memory import saved_bytes
 from das_gym.models.base import HALVES
 from das_gym.models.inputs import Requests
@@ -39,14 +37,8 @@ from das_gym.models.transformers.inserted_adapters import insert_into_pruned
 from das_gym.models.transformers.layer_removal import decoder_path
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import replace_forwards
-from das_gym.names import check_names
 from das_gym.processes import world_size
 from das_gym.tasks.base import Task
-
-RATE_WIDTH = 80
-"""Hidden size of the bundled model, on which each method's `recovery_rate` is the best of a small grid
-(`python -m benchmarks.recovery`). Rates fall with the root of the width, which leads to what is usual for billions of
-parameters: Shortened LLaMA and Minitron take 1e-4 at 4,096."""
 
 WARMUP = 0.03
 """Fraction of the steps in which the learning rate rises; it then falls to 0 along a cosine."""
@@ -54,96 +46,8 @@ WARMUP = 0.03
 TEACHER_BYTES = 2**30
 """Most bytes of the full model's hidden states to keep. Those of every token of a text are many."""
 
-LINEAR = "linear"
-REFIT = "refit"
-"""Repairs in closed form, without training: linear maps instead of removed layers (`models.transformers.linear_skips`), and
-refitted MLPs before them (`models.transformers.refitting`)."""
-
-ALIASES = {"adapters": "das", "linear+lora": "lora", "refit+lora": "lora"}
-"""Methods of other names in `recover`."""
-
-TARGETS = ("reference", "teacher")
-"""Whose answers recovery trains on."""
-
 TARGET_TOKENS = 64
 """Most tokens of a generated answer to train on."""
-
-CHOICES = ("lora", "full", "adapters", LINEAR, "linear+lora", REFIT, "refit+lora", "none")
-
-
-@dataclass(frozen=True)
-class RecoveryConfig(Settings):
-    """Settings of the training that follows a deletion.
-
-    Attributes:
-        recover: How to recover: LoRA in the remaining layers, training all parameters of the decoder and projector, the
-            adapters of DAS, another method of `python -m adapt compare`, or nothing. Without training: `linear` puts
-            linear maps in the removed layers' positions, `refit` changes the MLPs before them. Either with LoRA after it.
-        seed: Random seed of the order of examples and of new parameters.
-        steps: Number of training steps.
-        batch_size: Examples per step.
-        learning_rate: Peak learning rate. None chooses it by `recover` and the hidden size of the decoder.
-        rank: Rank of LoRA.
-        distillation: Weight of the KL divergence from the full model's answers.
-        cross_entropy: Weight of the cross-entropy with the reference answers.
-        targets: Answers to train on: the reference answers, or those that the full model generates (`teacher`), which are
-            closer to what it knows (arXiv 2602.01997), and need no reference.
-        save_every: Steps between checkpoints.
-        micro_batch_size: Examples per forward pass; gradients are accumulated. None takes as many as fit in memory.
-        gradient_checkpointing: Whether to recompute activations in the backward pass: less memory, more time. None does so
-            where the step would not fit otherwise.
-        encoder_cache_gib: Memory for outputs of the frozen vision tower, in GiB. 0 keeps none.
-        dataloader_num_workers: Processes that read images ahead. 0 reads them in the training process.
-    """
-
-    group: ClassVar[str] = "Recovery"
-
-    recover: str = choice("lora", CHOICES, others=True)
-    seed: Seed = 0
-    steps: PositiveInt = 800
-    batch_size: PositiveInt = 16
-    learning_rate: PositiveFloat | None = None
-    rank: PositiveInt = 16
-    distillation: NonNegativeFloat = 1.0
-    cross_entropy: NonNegativeFloat = 0.5
-    targets: str = choice("reference", TARGETS)
-    save_every: PositiveInt = 100
-    micro_batch_size: PositiveInt | None = None
-    gradient_checkpointing: bool | None = None
-    encoder_cache_gib: NonNegativeFloat = 2.0
-    dataloader_num_workers: NonNegativeInt = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_names([self.recover], ("none", LINEAR, REFIT, *ALIASES, *METHODS), "recover", own=True)
-        if not (self.distillation or self.cross_entropy):
-            raise ValueError("Both terms of the loss are off: set `distillation` or `cross_entropy`.")
-
-    @property
-    def closed_form(self) -> str | None:
-        """The repair in closed form, `LINEAR` or `REFIT`; None for none."""
-        first = self.recover.partition("+")[0]
-        return first if first in (LINEAR, REFIT) else None
-
-    @property
-    def adds_code(self) -> bool:
-        """Whether a folder of the recovered model needs code of ours to load."""
-        return self.closed_form == LINEAR or (self.method is not None and self.method.adds_code)
-
-    @property
-    def method(self) -> Method | None:
-        """The method that trains; None for no training."""
-        if self.recover in ("none", LINEAR, REFIT):
-            return None
-        name = ALIASES.get(self.recover, self.recover)
-        has_rank = any(each.name == "rank" for each in dataclasses.fields(method_class(name)))
-        return make_method(name, {"rank": self.rank} if has_rank else {})
-
-    def peak_rate(self, hidden_size: int) -> float:
-        """Return the peak learning rate of a decoder of that width."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return 0.0 if self.method is None else self.method.recovery_rate * math.sqrt(RATE_WIDTH / hidden_size)
 
 
 def answer_states(vlm: VLM, task: Task, examples: Sequence[Any], images: TowerOutputs | None = None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
-from das_gym.adapt.shrink.recovery import REFIT, RecoveryConfig
+from das_gym.adapt.shrink.settings import REFIT, RecoveryConfig
 
 from das_gym.commands.progress import progress
 from das_gym.models.transformers.inserted_adapters import copy_with_linear_skips

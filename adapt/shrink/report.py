@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from das_gym.adapt.card import TRUST, display_name, front_matter, loading_example, model_card
 from das_gym.adapt.report import RELATIVE, percent, results_table
 from das_gym.adapt.shrink.measuring import CONTROL, FULL, Measured
-from das_gym.adapt.shrink.recovery import LINEAR, REFIT
+from das_gym.adapt.shrink.settings import LINEAR, REFIT
 from das_gym.adapt.shrink.verifying import Verification, has_remote_code
 
 from das_gym.drawing.architecture import Architecture

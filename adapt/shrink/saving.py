@@ -36,9 +36,6 @@ COPIED_NAMES = re.compile(
 )
 """Names, in lower case, of the files that are copied from a folder whose code is not trusted: nothing else can name code."""
 
-SAVED_DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""Allowed values of the setting for the saved dtype."""
-
 
 def saved_dtype(source: torch.dtype, computed: torch.dtype, wanted: str = "auto") -> torch.dtype:
     """Return the type to save in: the wanted one; with `auto` the source's, unless the computation had fewer bits."""

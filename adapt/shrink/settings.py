@@ -1,26 +1,38 @@
-"""The settings of `python -m adapt shrink`, those of its search, and the files in the run's folder."""
+"""Settings of `python -m adapt shrink` and `shrink compare`, and the files in the folder of a run."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import dataclasses
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from das_gym.adapt.choosing import Choice, ChoosingSettings, choose
-from das_gym.adapt.shrink.recovery import CHOICES, LINEAR, RecoveryConfig
-from das_gym.adapt.shrink.saving import SAVED_DTYPES
-from das_gym.agents.run_report import rerun_command
+from das_gym.adapt.methods import METHODS
+from das_gym.adapt.settings import ChoosingSettings
+from das_gym.agents.ask_tell.base import check_agent_name
 
 from das_gym.commands.runs import ResumableSettings
-from das_gym.commands.settings import PositiveInt, Seed, choice, nested, settings_dict
+from das_gym.commands.settings import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    Settings,
+    choice,
+    nested,
+)
 from das_gym.files import at_home
+from das_gym.names import check_names
 from das_gym.problem.budget import check_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, BudgetSettings
 from das_gym.registration import MODELS
 from das_gym.tasks.metrics import METRICS
+
+if TYPE_CHECKING:
+    from das_gym.adapt.methods.base import Method
 
 RECORD = "shrink.json"
 
@@ -31,6 +43,107 @@ PENDING = "shrink_pending.json"
 
 DEFAULT_SHARE = 0.2
 """Share of the MACs to save without a budget."""
+
+LINEAR = "linear"
+REFIT = "refit"
+"""Repairs in closed form, without training: linear maps instead of removed layers (`models.transformers.linear_skips`), and
+refitted MLPs before them (`models.transformers.refitting`)."""
+
+ALIASES = {"adapters": "das", "linear+lora": "lora", "refit+lora": "lora"}
+"""Methods of other names in `recover`."""
+
+TARGETS = ("reference", "teacher")
+"""Whose answers recovery trains on."""
+
+CHOICES = ("lora", "full", "adapters", LINEAR, "linear+lora", REFIT, "refit+lora", "none")
+
+RATE_WIDTH = 80
+"""Hidden size of the bundled model, on which each method's `recovery_rate` is the best of a small grid
+(`python -m benchmarks.recovery`). Rates fall with the root of the width, which leads to what is usual for billions of
+parameters: Shortened LLaMA and Minitron take 1e-4 at 4,096."""
+
+SAVED_DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Allowed values of the setting for the saved dtype."""
+
+COMPARED = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
+"""Ours, random search, rules without a search, and searches of other papers, see `docs/comparison.md`."""
+
+
+@dataclass(frozen=True)
+class RecoveryConfig(Settings):
+    """Settings of the training that follows a deletion.
+
+    Attributes:
+        recover: How to recover: LoRA in the remaining layers, training all parameters of the decoder and projector, the
+            adapters of DAS, another method of `python -m adapt compare`, or nothing. Without training: `linear` puts
+            linear maps in the removed layers' positions, `refit` changes the MLPs before them. Either with LoRA after it.
+        seed: Random seed of the order of examples and of new parameters.
+        steps: Number of training steps.
+        batch_size: Examples per step.
+        learning_rate: Peak learning rate. None chooses it by `recover` and the hidden size of the decoder.
+        rank: Rank of LoRA.
+        distillation: Weight of the KL divergence from the full model's answers.
+        cross_entropy: Weight of the cross-entropy with the reference answers.
+        targets: Answers to train on: the reference answers, or those that the full model generates (`teacher`), which are
+            closer to what it knows (arXiv 2602.01997), and need no reference.
+        save_every: Steps between checkpoints.
+        micro_batch_size: Examples per forward pass; gradients are accumulated. None takes as many as fit in memory.
+        gradient_checkpointing: Whether to recompute activations in the backward pass: less memory, more time. None does so
+            where the step would not fit otherwise.
+        encoder_cache_gib: Memory for outputs of the frozen vision tower, in GiB. 0 keeps none.
+        dataloader_num_workers: Processes that read images ahead. 0 reads them in the training process.
+    """
+
+    group: ClassVar[str] = "Recovery"
+
+    recover: str = choice("lora", CHOICES, others=True)
+    seed: Seed = 0
+    steps: PositiveInt = 800
+    batch_size: PositiveInt = 16
+    learning_rate: PositiveFloat | None = None
+    rank: PositiveInt = 16
+    distillation: NonNegativeFloat = 1.0
+    cross_entropy: NonNegativeFloat = 0.5
+    targets: str = choice("reference", TARGETS)
+    save_every: PositiveInt = 100
+    micro_batch_size: PositiveInt | None = None
+    gradient_checkpointing: bool | None = None
+    encoder_cache_gib: NonNegativeFloat = 2.0
+    dataloader_num_workers: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_names([self.recover], ("none", LINEAR, REFIT, *ALIASES, *METHODS), "recover", own=True)
+        if not (self.distillation or self.cross_entropy):
+            raise ValueError("Both terms of the loss are off: set `distillation` or `cross_entropy`.")
+
+    @property
+    def closed_form(self) -> str | None:
+        """The repair in closed form, `LINEAR` or `REFIT`; None for none."""
+        first = self.recover.partition("+")[0]
+        return first if first in (LINEAR, REFIT) else None
+
+    @property
+    def adds_code(self) -> bool:
+        """Whether a folder of the recovered model needs code of ours to load."""
+        return self.closed_form == LINEAR or (self.method is not None and self.method.adds_code)
+
+    @property
+    def method(self) -> Method | None:
+        """The method that trains; None for no training."""
+        if self.recover in ("none", LINEAR, REFIT):
+            return None
+        from das_gym.adapt.methods.base import make_method, method_class
+
+        name = ALIASES.get(self.recover, self.recover)
+        has_rank = any(each.name == "rank" for each in dataclasses.fields(method_class(name)))
+        return make_method(name, {"rank": self.rank} if has_rank else {})
+
+    def peak_rate(self, hidden_size: int) -> float:
+        """Return the peak learning rate of a decoder of that width."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 0.0 if self.method is None else self.method.recovery_rate * math.sqrt(RATE_WIDTH / hidden_size)
 
 
 def answering_problem() -> ProblemConfig:
@@ -51,7 +164,7 @@ class AnsweringSettings(ResumableSettings, BudgetSettings):
             linear maps in the removed layers' positions, `refit` changes the MLPs before them. Either with LoRA after it.
         train: Further settings of recovery.
         metric: Score of generated answers: the task's, or one of `register_metric`. None means the task's.
-        test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
+        test_examples: Number of test examples to evaluate on. None evaluates on all.
     """
 
     group: ClassVar[str] = "Recovery"
@@ -140,13 +253,6 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings):
         """Number of prompts at a time whose latency counts for a budget by latency."""
         return int(self.search.get("latency_batch", 1))
 
-    def choice(self) -> Choice | None:
-        """Return the layers to remove and the model, None before the search."""
-        choice = choose(self)
-        if choice is not None and not MODELS[choice.problem.model].reads_prompts:
-            raise ValueError(f"run {self.search_run} searched {choice.problem.model}, which does not answer in words.")
-        return choice
-
     def out_folder(self, run_folder: Path) -> Path:
         """Return the folder of the smaller model."""
         return run_folder / "model" if self.out is None else at_home(self.out)
@@ -157,8 +263,26 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings):
         return has_record and self.out_folder(run_folder).exists()
 
 
-def command_of(folder: Path, problem: Mapping[str, Any], mask: Sequence[int]) -> str:
-    """Return the command that repeats a run with its mask."""
-    found_by = dict.fromkeys((*BUDGET_SETTINGS, "search_run", "point", "search"))
-    changes = {"problem": dict(problem), **found_by, "mask": json.dumps(list(mask), separators=(",", ":"))}
-    return rerun_command(folder, "adapt shrink", ShrinkSettings, settings_dict(ShrinkSettings()), **changes)
+@dataclass(frozen=True)
+class CompareSettings(AnsweringSettings):
+    """The settings of `python -m adapt shrink compare`.
+
+    Attributes:
+        methods: Agents that choose the layers to delete.
+        evaluations: Masks that an agent may score.
+        seeds: Number of searches and recoveries of each method, with seeds from `seed` on. Methods that draw nothing run
+            once.
+    """
+
+    group: ClassVar[str] = "Comparison"
+
+    methods: tuple[str, ...] = COMPARED
+    evaluations: PositiveInt = 120
+    seeds: PositiveInt = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for method in self.methods:
+            check_agent_name(method)
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"`methods` must name one or more agents, each once: got {list(self.methods)}.")

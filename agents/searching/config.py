@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import ChainMap
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
-from das_gym.agents.ask_tell.base import AGENTS, agent_class, agent_hyperparameters, check_agent_kwargs, check_agent_name
-from das_gym.agents.sb3.algorithms import ALGORITHMS, find_algorithm, hyperparameters, is_algorithm
-from das_gym.agents.searching.record import CHECKPOINT
-from das_gym.agents.searching.scorer import open_scorer
+from das_gym.agents.ask_tell.base import AGENTS, agent_class, check_agent_kwargs, check_agent_name
+from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 
-from das_gym.commands.runs import ResumableSettings
-from das_gym.commands.settings import PositiveInt, Seed, choice, merge, nested
+from das_gym.commands.settings import PositiveInt, Seed, choice
 from das_gym.envs.actions import ACTION_MODES
-from das_gym.files import read_json
 from das_gym.problem.budget import check_budget
 from das_gym.problem.config import ProblemConfig, changed_settings
-from das_gym.problem.loading import Problem
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, BudgetSettings
 from das_gym.problem.rewards import REWARDS
 from das_gym.registration import (
@@ -118,22 +110,6 @@ class SearchConfig(BudgetSettings):
         return {**SEARCH_DEFAULTS.get(self.agent, {}), **self.agent_kwargs}
 
 
-@dataclass(frozen=True)
-class SearchSettings(ResumableSettings, SearchConfig):
-    """The settings of `python -m agents search`.
-
-    Attributes:
-        problem: Model and data of the environment.
-    """
-
-    problem: ProblemConfig = nested(ProblemConfig)
-
-    def search_config(self) -> SearchConfig:
-        """Return the search that the settings ask for."""
-        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(SearchConfig)}
-        return SearchConfig(**{**values, "env_kwargs": env_kwargs_of(self.problem, self.env_kwargs)})
-
-
 def env_kwargs_of(problem: ProblemConfig, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the environment of a problem; `env_kwargs` are further ones."""
     kwargs = {name: value for name, value in changed_settings(problem).items() if name not in ("model", "task")}
@@ -161,42 +137,3 @@ def add_environment(values: Mapping[str, Any]) -> dict[str, Any]:
         if problem.get(name, own) != own:
             raise ValueError(f"`env_id` and `{name}` differ: got {values['env_id']} and {problem[name]}. Leave one out.")
     return {**values, "problem": {**problem, "model": entry.model, "task": entry.task}}
-
-
-def complete_search(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a search with its environment, and with hyperparameters of the agent in `agent_kwargs`.
-
-    `learning_rate=10` is short for `agent_kwargs.learning_rate=10`, if the agent has it and the command no such setting.
-    """
-    completed = add_environment(values)
-    known = {each.name for each in dataclasses.fields(SearchSettings)}
-    others = {name: value for name, value in completed.items() if name not in known}
-    agent = completed.get("agent", SearchConfig.agent)
-    if not others or not isinstance(agent, str) or not (agent in AGENTS or is_algorithm(agent)):
-        return completed
-    accepted = hyperparameters(find_algorithm(agent)[0]) if is_algorithm(agent) else agent_hyperparameters(agent)
-    own = {name: value for name, value in others.items() if name in accepted}
-    rest = {name: value for name, value in completed.items() if name not in own}
-    return merge(rest, {"agent_kwargs": own})
-
-
-def with_costs(config: SearchConfig, folder: Path | None = None, problem: Problem | None = None) -> SearchConfig:
-    """Return the search with measured costs in its `env_kwargs`, if its budget is of another cost than MACs.
-
-    Latency is measured only once, so that the same masks satisfy the budget until the end of the search, and wherever its
-    record is replayed: a search that continues from the checkpoint in `folder` has the costs measured then. `problem` is the
-    loaded problem of the environment, if there is one.
-    """
-    if folder is not None and (folder / CHECKPOINT).is_file():
-        costs = read_json(folder / CHECKPOINT)
-        for name in ("config", "env_kwargs", "costs"):  # `Checkpoint.load` reports damage
-            costs = costs.get(name) if isinstance(costs, Mapping) else None
-    else:
-        names = [name for name in config.budget if name in SAVED and name != "macs_saved"]
-        costs = None
-        if names:
-            with closing(open_scorer(config.env_id, config.mask_kwargs, problem=problem)) as scorer:
-                costs = {name: scorer.cost_of(name).as_dict() for name in names}
-    if not isinstance(costs, Mapping):
-        return config
-    return dataclasses.replace(config, env_kwargs={**config.env_kwargs, "costs": costs})

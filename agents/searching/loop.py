@@ -12,7 +12,8 @@ import numpy as np
 from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algorithm, with_defaults
 from das_gym.agents.searching.answers import better, is_scored, score_answers
-from das_gym.agents.searching.config import SearchConfig, with_costs
+from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.costs import with_costs
 from das_gym.agents.searching.racing import Race
 from das_gym.agents.searching.record import (
     CHECKPOINT,

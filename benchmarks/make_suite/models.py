@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from das_gym.adapt.settings import SupernetConfig
 from das_gym.adapt.step_loss import make_loss_and_trainer
-from das_gym.adapt.supernet import SupernetConfig, random_mask
+from das_gym.adapt.supernet import random_mask
 from das_gym.adapt.training import StepResult, Trainer, adamw, learning_rate_factor
 from torch import Tensor
 

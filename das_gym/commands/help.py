@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib.util
 import inspect
 import re
+import sys
 import textwrap
 import types
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-from das_gym.commands.settings import describe_type, field_types, group_fields, plain, shortest_name
+from das_gym.commands.settings import default_of, describe_type, field_types, group_fields, plain, shortest_name
 
 WIDTH = 80
 
@@ -44,13 +47,6 @@ def group_headings(cls: type) -> dict[str, list[str]]:
         if own:
             headings.setdefault(vars(base).get("group", "Settings"), []).extend(own)
     return dict(sorted(headings.items(), key=lambda item: GROUPS.index(item[0]) if item[0] in GROUPS else -1))
-
-
-def default_of(field: dataclasses.Field[Any]) -> Any:
-    """Return the default of a field; None for one without."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
 
 
 def defaults_of(cls: type) -> dict[str, Any]:
@@ -113,6 +109,16 @@ def _allowed_values(kind: Any, choices: Iterable[str] | None) -> str:
     names = list(choices)
     several = "some of " if any(get_origin(each) is tuple for each in inner) else "one of " if len(names) > 1 else ""
     return f"{several}{', '.join(names)}{' or None' if type(None) in inner else ''}"
+
+
+def module_docstring(name: str) -> str | None:
+    """Return the docstring of a module, which is not imported for it: that could take seconds."""
+    if name in sys.modules:
+        return sys.modules[name].__doc__
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    source = Path(str(spec.origin)).read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(source), clean=False)
 
 
 def help_text(cls: type, about: str | None) -> str:

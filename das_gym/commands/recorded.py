@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import logging
+import pkgutil
 import re
 import sys
 import textwrap
@@ -44,7 +45,7 @@ from das_gym.commands.commandline import (
     read_settings,
     setting_words,
 )
-from das_gym.commands.help import WIDTH, help_text, settings_text
+from das_gym.commands.help import WIDTH, help_text, module_docstring, settings_text
 from das_gym.commands.runs import (
     CONFIG,
     NOT_INSTALLED,
@@ -66,14 +67,8 @@ from das_gym.processes import is_main_process, run_on_main_process, world_size
 Settings = TypeVar("Settings", bound=RunSettings)
 NamedConfigs = Mapping[str, Mapping[str, Any]]
 
-DATABASES = (("--mongo_db", "pymongo", "mongo"), ("--sql", "sqlalchemy", "sql"))
-"""Sacred's options for databases, the library that each needs, and the extra that installs it."""
-
 MONGODB_TIMEOUT = 5_000
 """Milliseconds after which a MongoDB server that does not answer is an error."""
-
-CAPTURE_MODES = ("no", "sys", "fd")
-"""Values of Sacred's option `--capture`."""
 
 COMMANDS = ("print_config", "print_named_configs")
 """Actions of a recorded command besides running, by the word that replaces `with` or precedes it."""
@@ -95,9 +90,7 @@ Options before `with`, those of Sacred that apply here:
   -F DIR --file_storage=DIR   Folder of all runs, as runs_dir=DIR
   -u --unobserved             Keep nothing of the run
   -m URL --mongo_db=URL       Write the run to MongoDB, too: host:port:database
-  -s URL --sql=URL            Write the run to an SQL database, too
   -c TEXT --comment=TEXT      Keep a comment with the run
-  -C MODE --capture=MODE      Captured output: no, sys or fd
   -l LEVEL --loglevel=LEVEL   Level of Sacred's messages, such as WARNING
   -d --debug                  Print the traceback of an error
 """
@@ -114,8 +107,9 @@ class RecordedCommand(Generic[Settings]):
     Attributes:
         name: Program and command, as in "agents table". The run records it.
         settings: The dataclass of its settings; every field has a default.
-        main: Called with the settings and Sacred's run; what it returns is the result of the run. A ValueError or another of
-            `USER_ERRORS`, except a `FailedResultError`, before it has written a file leaves no run behind.
+        main: Function of the settings and Sacred's run, which returns the result of the run, or its "module:name", imported
+            once the settings are checked. A ValueError or another of `USER_ERRORS`, except a `FailedResultError`, before it
+            has written a file leaves no run behind.
         named_configs: Returns the settings that each named config stands for. It is called after plugins are imported.
         check: Called with the settings before a run begins; it raises for invalid ones, and loads nothing.
         complete: Adds settings that follow from those that are given, before any is checked.
@@ -130,7 +124,7 @@ class RecordedCommand(Generic[Settings]):
 
     name: str
     settings: type[Settings]
-    main: Callable[[Settings, Run], Any]
+    main: Callable[[Settings, Run], Any] | str
     named_configs: Callable[[], NamedConfigs] = dict
     check: Callable[[Settings], None] | None = None
     complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
@@ -142,7 +136,6 @@ class RecordedCommand(Generic[Settings]):
         config_updates: Mapping[str, Any] | None = None,
         named_configs: Sequence[str] = (),
         options: Mapping[str, Any] | None = None,
-        on_started: Callable[[str], object] | None = None,
     ) -> Run:
         """Run the command and return the finished run.
 
@@ -150,7 +143,6 @@ class RecordedCommand(Generic[Settings]):
             config_updates: Settings by name; those of a group in a mapping.
             named_configs: Named configs, or JSON and YAML files of settings. Later ones win, `config_updates` over all.
             options: Sacred's options by their long flags.
-            on_started: Called with the run's id, once the run can be resumed.
 
         Raises:
             RunError: A wrong setting, file or run id. The message includes the remedy.
@@ -160,14 +152,14 @@ class RecordedCommand(Generic[Settings]):
             given, options = dict(config_updates or {}), dict(options or {})
             if (folder := options.pop("--file_storage", None)) is not None:
                 given["runs_dir"] = folder  # over a setting of that name
-            check_options(options)
+            check_mongodb(options.get("--mongo_db"))
             values, reopen = self.resolve(given, named_configs)
             if reopen is not None and is_main_process():
                 lock = lock_run(reopen)
             settings = build(self.settings, values)
             if self.check is not None:
                 self.check(settings)
-            return self._record(settings, reopen, named_configs, options, on_started)
+            return self._record(settings, reopen, named_configs, options)
         except RunError:
             raise
         except USER_ERRORS as error:
@@ -186,28 +178,20 @@ class RecordedCommand(Generic[Settings]):
             if lock is not None:
                 lock.release()
 
-    def _record(
-        self,
-        settings: Settings,
-        reopen: Path | None,
-        named_configs: Sequence[str],
-        options: dict[str, Any],
-        on_started: Callable[[str], object] | None,
-    ) -> Run:
+    def _record(self, settings: Settings, reopen: Path | None, named_configs: Sequence[str], options: dict[str, Any]) -> Run:
         """Run `main` as a Sacred run that is observed by a `RunFolder`."""
+        function = self.main if callable(self.main) else pkgutil.resolve_name(self.main)
 
         def main(_run: Run) -> Any:
-            return self.main(settings, _run)
+            return function(settings, _run)
 
         def started(id: str) -> None:
             setattr(experiment.current_run, "_id", id)  # noqa: B010 - the folder's id, where a database gave another
-            if on_started is not None:
-                on_started(id)
 
         main.__name__ = self.name.replace(".", " ")  # Sacred logs it; it takes a dot for an ingredient's command
         experiment = Experiment(self.name, save_git_info=False)  # git fails in folders of other owners
         # Record the file of the command and the libraries' versions; Sacred itself would record this file.
-        module = vars(sys.modules[self.main.__module__])
+        module = vars(sys.modules[function.__module__])
         if "__file__" in module:
             experiment.base_dir = str(Path(module["__file__"]).resolve().parent)
             experiment.mainfile, experiment.sources, _ = gather_sources_and_dependencies(module, False, experiment.base_dir)
@@ -219,7 +203,7 @@ class RecordedCommand(Generic[Settings]):
         folder = RunFolder(settings.runs_dir, reopen, started)
         is_kept = is_main_process() and not settings.estimate  # an estimate is only printed
         experiment.observers = [folder] if is_kept else []
-        options["--capture"] = options.get("--capture") or "sys"  # Python's streams; without progress bars
+        options["--capture"] = "sys"  # Python's streams; without progress bars
         try:
             with nullcontext() if is_main_process() else redirect_stdout(io.StringIO()):
                 meta_info = {"named_configs": list(named_configs)}
@@ -347,7 +331,8 @@ class RecordedCommand(Generic[Settings]):
 
     def help_text(self) -> str:
         """Return what the command does, its settings, named configs and options, in 80 columns."""
-        parts = [localize_commands(help_text(self.settings, sys.modules[self.main.__module__].__doc__))]
+        module = self.main.__module__ if callable(self.main) else self.main.partition(":")[0]
+        parts = [localize_commands(help_text(self.settings, module_docstring(module)))]
         if named := self.named_configs():
             parts.append("\nNamed configs, words after `with` that stand for several settings:\n")
             parts.append(textwrap.fill(", ".join(named), WIDTH, initial_indent="  ", subsequent_indent="  "))
@@ -395,35 +380,12 @@ def required_folder(run: Run) -> Path:
     return folder
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise a ValueError for options of Sacred that it would meet with a traceback, before a run starts."""
-    mode = options.get("--capture")
-    if mode not in (None, *CAPTURE_MODES):
-        raise ValueError(f"`--capture` is unknown: got {mode!r}, expected {', '.join(CAPTURE_MODES)}")
-    for option, library, extra in DATABASES:
-        if options.get(option) and importlib.util.find_spec(library) is None:
-            raise ValueError(f"{option} needs {library}. Run pip install 'das_gym[{extra}]'")
-    if options.get("--sql"):
-        _check_sql(options["--sql"])
-    if options.get("--mongo_db"):
-        _check_mongodb(options["--mongo_db"])
-
-
-def _check_sql(url: str) -> None:
-    """Raise a ValueError for an SQL database that cannot be opened."""
-    import sqlalchemy
-
-    try:
-        engine = sqlalchemy.create_engine(url)
-        engine.connect().close()
-        engine.dispose()
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"`--sql` cannot be opened: got {url!r} ({reason}), expected such as sqlite:///runs.db") from error
-
-
-def _check_mongodb(place: str) -> None:
+def check_mongodb(place: str | None) -> None:
     """Raise a ValueError for a MongoDB server that does not answer. Sacred would wait three times 30 seconds."""
+    if place is None:
+        return
+    if importlib.util.find_spec("pymongo") is None:
+        raise ValueError("--mongo_db needs pymongo. Run pip install 'das_gym[mongo]'")
     import pymongo
     from sacred.observers.mongo import get_pattern, parse_mongo_db_arg
 

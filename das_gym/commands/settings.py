@@ -81,7 +81,7 @@ class Settings:
 
 
 @functools.cache
-def field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
     """Return the types of the fields of a dataclass, with their ranges."""
     return get_type_hints(cls, include_extras=True)
 
@@ -111,6 +111,13 @@ def nested(cls: type, without: Sequence[str] = (), listed: bool = True, default:
     """
     metadata = {"group": cls, "without": tuple(without), "listed": listed}
     return dataclasses.field(default_factory=default or cls, metadata=metadata)
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of a field; None for one without."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def group_fields(field: dataclasses.Field[Any]) -> dict[str, dataclasses.Field[Any]]:
@@ -178,27 +185,15 @@ def build(cls: type[Config], values: Any, what: str = "setting") -> Config:
                 raise ValueError(f"unknown {what} '{name}.{inner}'. Did you mean `{inner}`?")
     check_names(values, [*fields, *(name for name in short_names(cls) if name not in values)], what)
     for name, value in values.items():
-        if group_fields(fields[name]) and isinstance(value, Mapping):
-            values[name] = {**_group_defaults(fields[name]), **value}
+        default = default_of(fields[name])
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(default):
+            values[name] = {**settings_dict(default), **value}
     optional = {f.name for f in fields.values() if not f.default is f.default_factory is dataclasses.MISSING}
     missing = [name for name in fields if name not in values and name not in optional]
     if missing:
         raise ValueError(f"{what} {missing[0]!r} is missing: give {', '.join(missing)}")
     kinds = field_types(cls)
     return cls(**{name: convert(name, value, kinds[name]) for name, value in values.items()})
-
-
-def _group_defaults(field: dataclasses.Field[Any]) -> dict[str, Any]:
-    """Return the settings of a group that are not the default of its class."""
-    assert field.default_factory is not dataclasses.MISSING
-    default = field.default_factory()
-    if not dataclasses.is_dataclass(default):
-        return {}
-    changed = {}
-    for name, inner in group_fields(field).items():
-        if inner.default is not dataclasses.MISSING and getattr(default, name) != inner.default:
-            changed[name] = getattr(default, name)
-    return changed
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:

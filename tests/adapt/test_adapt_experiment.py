@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from das_gym.adapt.adapt_experiment import AdaptSettings, ex
 from das_gym.adapt.choosing import best_mask, choose
+from das_gym.adapt.run_commands import adapt as ex
+from das_gym.adapt.settings import AdaptSettings
 
 from das_gym.commands.recorded import RunError
 from das_gym.engine.evaluator import Evaluator
@@ -121,7 +122,7 @@ def front_of(folder: Path) -> None:
         ({"search_run": 1}, "run 1 is a Pareto front: give the number of one of its points"),
         ({"search_run": 1, "point": -1}, "`point`.*got -1"),
         ({"search_run": 1, "point": 2}, r"points 0\.\.1; use one of them"),
-        ({"mask": (0, 2)}, "only 0 .keep. and 1 .skip."),
+        ({"mask": (0, 2)}, r"`mask\[1\]` is out of range"),
     ],
 )
 def test_choice_that_is_impossible_is_rejected(run_folder: Path, given: dict[str, Any], text: str):

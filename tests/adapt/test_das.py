@@ -13,10 +13,11 @@ import pytest
 import torch
 from das_gym.adapt import load_subnet
 from das_gym.adapt.das import Training, joint_search, new_model, reward_examples
-from das_gym.adapt.das_experiment import SUPERNET_FILE, ex
+from das_gym.adapt.das_experiment import SUPERNET_FILE
 from das_gym.adapt.paper import DASSettings, das_settings
+from das_gym.adapt.run_commands import das as ex
+from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import batch_at, make_loss_and_trainer
-from das_gym.adapt.training import TrainingConfig
 from torch import nn
 
 from das_gym.commands.recorded import RunError

@@ -9,18 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from das_gym.adapt.adapt_experiment import ex as adapt
-from das_gym.adapt.compare_experiment import ex as adapt_compare
-from das_gym.adapt.das_experiment import ex as das
 from das_gym.adapt.hardware import checkpointed_bytes, training_bytes
-from das_gym.adapt.shrink.compare_experiment import ex as shrink_compare
-from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, checkpointed_layers, insert_trainable, recovery_loss
-from das_gym.adapt.shrink_experiment import ex as shrink
-from das_gym.adapt.supernet_experiment import ex as supernet
-from das_gym.agents.compare_experiment import ex as compare
-from das_gym.agents.pareto_experiment import ex as pareto
-from das_gym.agents.search_experiment import ex as search
-from das_gym.agents.table_experiment import ex as table
+from das_gym.adapt.run_commands import adapt, das, shrink, shrink_compare, supernet
+from das_gym.adapt.run_commands import compare as adapt_compare
+from das_gym.adapt.shrink.recovery import Teacher, checkpointed_layers, insert_trainable, recovery_loss
+from das_gym.adapt.shrink.settings import RecoveryConfig
+from das_gym.agents.run_commands import compare, pareto, search, table
 
 from das_gym.engine.tree_memory import saved_bytes
 from das_gym.models.transformers.layer_removal import pruned_copy

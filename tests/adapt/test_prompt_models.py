@@ -15,8 +15,8 @@ from das_gym.adapt.das import Training, joint_search, new_model
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import cut_subnet, finetune
 from das_gym.adapt.paper import das_settings
-from das_gym.adapt.supernet import SupernetConfig, train_supernet
-from das_gym.adapt.training import TrainingConfig
+from das_gym.adapt.settings import SupernetConfig, TrainingConfig
+from das_gym.adapt.supernet import train_supernet
 
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import build_problem, load_splits

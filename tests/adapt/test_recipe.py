@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 from das_gym.adapt import step_loss as module
+from das_gym.adapt.settings import SupernetConfig, TrainingConfig
 from das_gym.adapt.step_loss import make_loss_and_trainer, resolve_defaults
-from das_gym.adapt.supernet import SupernetConfig
-from das_gym.adapt.training import TrainingConfig
 
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_splits, load_supernet

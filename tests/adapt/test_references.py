@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.adapt_experiment import AdaptSettings
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import cut_subnet, load_reference, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
+from das_gym.adapt.settings import AdaptSettings
 from das_gym.adapt.step_loss import resolve_defaults
 
 from das_gym.commands.settings import build

@@ -10,7 +10,7 @@ import pytest
 from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.das_experiment import charts_of
 from das_gym.adapt.run_report import run_report
-from das_gym.agents.search_experiment import run_search
+from das_gym.agents.run_commands import search
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import Answers, Question, RunReport
@@ -45,7 +45,7 @@ def write_run(folder: Path, name: str, config: dict[str, Any], search_run: int |
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run 1 is a search, run 2 `adapt` after it, run 3 `adapt das`, run 4 `adapt shrink`, run 5 `adapt compare`."""
     folder = tmp_path_factory.mktemp("reported")
-    run_search({"env_id": "DAS-METER-VQA-Tabular-v0", "agent": "random", "evaluations": 6, "runs_dir": str(folder)})
+    search.run({"env_id": "DAS-METER-VQA-Tabular-v0", "agent": "random", "evaluations": 6, "runs_dir": str(folder)})
     write_run(folder / "2", "adapt.json", {"steps": 20, "search_run": 1, "search": {}, "seed": 0}, search_run=1)
     write_run(folder / "3", "das.json", {"das": {"skip_num": 3}, "seed": 0})
     problem = {"model": "VLM", "task": "answering", "checkpoint": "/models/big"}

@@ -12,11 +12,11 @@ import pyarrow
 import pytest
 import torch
 from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main
+from das_gym.adapt.run_commands import shrink as ex
 from das_gym.adapt.shrink import checks, job, measuring, verifying
 from das_gym.adapt.shrink.checks import check_dtype
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import VerificationError
-from das_gym.adapt.shrink_experiment import ex
 from PIL import Image
 from pyarrow import parquet
 

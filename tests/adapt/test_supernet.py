@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from das_gym.adapt.settings import SupernetConfig
 from das_gym.adapt.step_loss import StepLoss
-from das_gym.adapt.supernet import SupernetConfig, describe_reliance, random_mask, train_supernet
+from das_gym.adapt.supernet import describe_reliance, random_mask, train_supernet
 from das_gym.adapt.training import StepResult
 
 from das_gym.problem.adaptation import Adaptation

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.training import Trainer, TrainingConfig, adamw, learning_rate_factor
+from das_gym.adapt.settings import TrainingConfig
+from das_gym.adapt.training import Trainer, adamw, learning_rate_factor
 from torch import nn
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from das_gym.agents.compare_experiment import ex
+from das_gym.agents.run_commands import compare as ex
 
 from das_gym.commands.recorded import RunError
 

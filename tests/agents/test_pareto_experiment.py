@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from das_gym.agents.pareto_experiment import ScoredMasks, ex, front_of
+from das_gym.agents.pareto_experiment import ScoredMasks, front_of
+from das_gym.agents.run_commands import pareto as ex
 from das_gym.agents.searching.record import Checkpoint
 
 from das_gym.commands.recorded import RunError

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from das_gym.agents.commands import PROGRAM
+from das_gym.agents.run_commands import search
 from das_gym.agents.run_report import search_report
-from das_gym.agents.search_experiment import run_search
 from das_gym.agents.searching.record import SearchResult
 
+from das_gym.commands.recorded import required_folder
 from das_gym.tables.table import SubnetTable
 
 
@@ -20,7 +21,7 @@ def run_on(table: Path, folder: Path, **settings) -> Path:
     """Search on a table, and return the folder of the run."""
     env_kwargs = {"table": str(table), **settings.pop("env_kwargs", {})}
     fixed = {"env_id": "DAS-METER-VQA-Tabular-v0", "env_kwargs": env_kwargs, "runs_dir": str(folder), "seed": 4}
-    return run_search({**fixed, **settings})[1]
+    return required_folder(search.run({**fixed, **settings}))
 
 
 def test_report_matches_record_and_table(made_up_table: Path, tmp_path: Path):
@@ -45,7 +46,7 @@ def test_report_command_reproduces_the_search(made_up_table: Path, tmp_path: Pat
     settings = {"parameters_saved": 0.2, "agent": "random", "evaluations": 5}
     told = search_report(run_on(made_up_table, tmp_path, env_kwargs={"costs": costs}, **settings))
     assert told.facts["budget"] == "parameters_saved=0.2"
-    assert shlex.split(told.commands[0])[:5] == ["python", "-m", "agents", "with", "agent=random"]
+    assert shlex.split(told.commands[0])[:3] == ["das-agents", "with", "agent=random"]
     words = {word for word in shlex.split(told.commands[0]) if not word.startswith("env_kwargs.costs")}
     assert {"parameters_saved=0.2", "evaluations=5", f"env_kwargs.table={made_up_table}", "seed=4"} <= words
 

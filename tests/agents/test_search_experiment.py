@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from das_gym.agents.run_commands import search as ex
 from das_gym.agents.sb3.train import load_sb3
-from das_gym.agents.search_experiment import ex, run_search
-from das_gym.agents.searching.config import SearchSettings, add_environment, complete_search
+from das_gym.agents.searching.config import add_environment
+from das_gym.agents.searching.record import SearchResult
+from das_gym.agents.settings import SearchSettings, complete_search
 from synthetic import ENV_ID
 
-from das_gym.commands.recorded import RunError
+from das_gym.commands.recorded import RunError, run_folder
 from das_gym.commands.settings import build
 
 
@@ -20,6 +23,14 @@ def small(tmp_path, monkeypatch):
     """Few masks on the synthetic environment, runs in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
     return {"env_id": ENV_ID, "evaluations": 30}
+
+
+def run_search(updates: dict[str, Any], named: Sequence[str] = ()) -> tuple[str, Path, SearchResult]:
+    """Run a search; return its id, folder and result."""
+    run = ex.run(updates, named)
+    folder = run_folder(run)
+    assert folder is not None
+    return str(run._id), folder, SearchResult.load(folder)
 
 
 def test_run_saves_metrics_and_artifacts(small):

@@ -6,7 +6,8 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from das_gym.agents.table_experiment import ex, print_summary
+from das_gym.agents.run_commands import table as ex
+from das_gym.agents.table_experiment import print_summary
 
 from das_gym.commands.recorded import RunError
 from das_gym.engine.scores import Spending

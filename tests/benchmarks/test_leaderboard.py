@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from das_gym.agents.compare_experiment import COMPARED
+from das_gym.agents.settings import COMPARED
 
 from benchmarks import leaderboard
 from benchmarks.search import problems, runs

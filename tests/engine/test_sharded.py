@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.agents import SearchConfig, search
-from das_gym.agents.table_experiment import ex
+from das_gym.agents.run_commands import table as ex
 
 from das_gym.data.cache import CACHE_VARIABLE
 from das_gym.engine import sharded

@@ -117,7 +117,7 @@ def _time_little(module: ModuleType) -> AbstractContextManager[Any]:
 
 
 def _search(folder: Path) -> Job:
-    from das_gym.agents.search_experiment import ex
+    from das_gym.agents.run_commands import search as ex
 
     bandit = {"env_id": "DAS-METER-VQA-v0", "agent": "bandit", "skip_num": 2, "evaluations": 9, "reward_examples": 4}
     return Job(_run(lambda: ex), ("search.json", "search_history.json"), {**world_in(folder), **bandit})
@@ -125,7 +125,7 @@ def _search(folder: Path) -> Job:
 
 def _table_search(folder: Path) -> Job:
     """A search that a table answers: quick, so that CI has a fault test."""
-    from das_gym.agents.search_experiment import ex
+    from das_gym.agents.run_commands import search as ex
 
     del folder
     settings = {"env_id": "DAS-METER-VQA-Tabular-v0", "agent": "random", "evaluations": 9}
@@ -133,7 +133,7 @@ def _table_search(folder: Path) -> Job:
 
 
 def _pareto(folder: Path) -> Job:
-    from das_gym.agents.pareto_experiment import ex
+    from das_gym.agents.run_commands import pareto as ex
 
     del folder
     volatile = re.compile(r"settings|run|(.*_)?seconds")
@@ -142,14 +142,14 @@ def _pareto(folder: Path) -> Job:
 
 
 def _table(folder: Path) -> Job:
-    from das_gym.agents.table_experiment import ex
+    from das_gym.agents.run_commands import table as ex
 
     counts = {"reward_examples": 6, "test_examples": 4, "problem": {"eval_batch_size": 2}}
     return Job(_run(lambda: ex), ("table.npz",), {**world_in(folder), **counts})
 
 
 def _supernet(folder: Path) -> Job:
-    from das_gym.adapt.supernet_experiment import ex
+    from das_gym.adapt.run_commands import supernet as ex
 
     training = {name: value for name, value in TRAINING.items() if name != "rank_images"}
     return Job(_run(lambda: ex), ("supernet.safetensors",), {**_without_supernet(folder), **training})
@@ -158,7 +158,7 @@ def _supernet(folder: Path) -> Job:
 def _adapt(folder: Path) -> Job:
     """The main job: search and fine-tuning in one run."""
     from das_gym.adapt import report
-    from das_gym.adapt.adapt_experiment import ex
+    from das_gym.adapt.run_commands import adapt as ex
 
     files = ("search.json", "adapter.safetensors", "full_model_adapter.safetensors")
     search = {"agent": "bandit", "skip_num": 2, "evaluations": 6, "reward_examples": 4}
@@ -167,7 +167,7 @@ def _adapt(folder: Path) -> Job:
 
 def _das(folder: Path) -> Job:
     from das_gym.adapt import report
-    from das_gym.adapt.das_experiment import ex
+    from das_gym.adapt.run_commands import das as ex
 
     settings = {**_without_supernet(folder), "das": DAS, "save_every": 1}
     run = _run(lambda: ex, _time_little(report))
@@ -183,9 +183,9 @@ def answering_in(folder: Path) -> dict[str, Any]:
 
 
 def _shrink(folder: Path) -> Job:
+    from das_gym.adapt.run_commands import shrink as ex
     from das_gym.adapt.shrink import job, measuring
     from das_gym.adapt.shrink.verifying import Verification
-    from das_gym.adapt.shrink_experiment import ex
 
     checked = Verification(3, 0.0, ("with a cache",))
     without_process = patch.object(job, "verify", lambda *_: checked)  # it writes nothing
@@ -197,7 +197,7 @@ def _shrink(folder: Path) -> Job:
 
 
 def _shrink_compare(folder: Path) -> Job:
-    from das_gym.adapt.shrink.compare_experiment import ex
+    from das_gym.adapt.run_commands import shrink_compare as ex
 
     quick = {"methods": ("random", "angular"), "skip_num": 1, "evaluations": 4}
     quick["train"] = {"steps": 2, "save_every": 1}
@@ -213,7 +213,7 @@ def _shrink_compare(folder: Path) -> Job:
 
 def _adapt_compare(folder: Path) -> Job:
     from das_gym.adapt.compare import trials
-    from das_gym.adapt.compare_experiment import ex
+    from das_gym.adapt.run_commands import compare as ex
 
     rows: dict[str, Any] = {"methods": ("lora",), "learning_rates": (1e-3,), "seeds": 2}
     rows["train"] = {"steps": 2, "batch_size": 4}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from das_gym.agents.compare_experiment import ex as compare
+from das_gym.agents.run_commands import compare
 
 from das_gym.files import read_json
 from tests.faults.jobs import JOBS, Job, scrubbed

@@ -12,8 +12,9 @@ from das_gym.adapt.das import Training, joint_search, new_model
 from das_gym.adapt.evaluate import evaluate, predict
 from das_gym.adapt.hardware import ONE_DEVICE, make_accelerator
 from das_gym.adapt.paper import das_settings
+from das_gym.adapt.settings import SupernetConfig
 from das_gym.adapt.step_loss import StepLoss
-from das_gym.adapt.supernet import SupernetConfig, train_supernet
+from das_gym.adapt.supernet import train_supernet
 from das_gym.adapt.training import Trainer
 from das_gym.agents.ask_tell.bandit import Bandit
 from das_gym.agents.ask_tell.base import make_agent

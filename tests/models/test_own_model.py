@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.das import new_model
-from das_gym.adapt.das_experiment import JointSearchSettings
 from das_gym.adapt.finetune import cut_subnet, finetune
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.paper import das_settings
-from das_gym.adapt.supernet import SupernetConfig, train_supernet
-from das_gym.adapt.training import TrainingConfig
+from das_gym.adapt.settings import JointSearchSettings, SupernetConfig, TrainingConfig
+from das_gym.adapt.supernet import train_supernet
 
 from das_gym import ModelEntry, register_model
 from das_gym.models.base import Site, check_model

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from das_gym.adapt.hardware import Hardware, make_accelerator, process_share
+from das_gym.adapt.hardware import make_accelerator, process_share
+from das_gym.adapt.settings import Hardware, SupernetConfig, TrainingConfig
 from das_gym.adapt.step_loss import StepLoss, make_loss_and_trainer
-from das_gym.adapt.supernet import SupernetConfig, train_supernet
-from das_gym.adapt.training import TrainingConfig
+from das_gym.adapt.supernet import train_supernet
 
 from das_gym.files import read_json
 from das_gym.models.tensor_files import read_safetensors

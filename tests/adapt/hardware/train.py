@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import torch
-from das_gym.adapt.supernet import SupernetConfig, train_supernet
+from das_gym.adapt.settings import SupernetConfig
+from das_gym.adapt.supernet import train_supernet
 
 from das_gym.problem.config import ProblemConfig
 from das_gym.processes import is_main_process, rank, run_on_main_process

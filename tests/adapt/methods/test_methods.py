@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.compare_experiment import CompareSettings, with_methods
+from das_gym.adapt.compare_experiment import with_methods
+from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import (
-    METHODS,
     Method,
     make_method,
     register_method,
@@ -20,8 +20,9 @@ from das_gym.adapt.methods.base import (
     to_adaptation,
     trained_parameters,
 )
+from das_gym.adapt.settings import CompareSettings, TrainingConfig
 from das_gym.adapt.step_loss import StepLoss, make_loss_and_trainer
-from das_gym.adapt.training import Trainer, TrainingConfig
+from das_gym.adapt.training import Trainer
 
 from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.vilt.model import ViLT

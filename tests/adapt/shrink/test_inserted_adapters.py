@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 import transformers as t
-from das_gym.adapt.shrink.recovery import RecoveryConfig, answer_states, recover, temporarily_merged
+from das_gym.adapt.shrink.recovery import answer_states, recover, temporarily_merged
 from das_gym.adapt.shrink.saving import save
+from das_gym.adapt.shrink.settings import RecoveryConfig
 from das_gym.adapt.shrink.verifying import Probes, replay_logits, run_in_subprocess
 
 from das_gym.files import read_json, write_json

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 import transformers as t
-from das_gym.adapt.methods.base import METHODS, Method, make_method
+from das_gym.adapt.methods import METHODS
+from das_gym.adapt.methods.base import Method, make_method
 from das_gym.adapt.methods.lora import inject_lora, linear_names, merge_lora
 from das_gym.adapt.shrink.recovery import (
-    RecoveryConfig,
     Teacher,
     answer_states,
     make_teacher,
@@ -24,6 +24,7 @@ from das_gym.adapt.shrink.recovery import (
     trainable_parts,
     training_rows,
 )
+from das_gym.adapt.shrink.settings import RecoveryConfig
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.models.transformers.features import find_projectors

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main
+from das_gym.adapt.run_commands import shrink as ex
 from das_gym.adapt.shrink import measuring, recovery
 from das_gym.adapt.shrink.measuring import score_model
-from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, recover
-from das_gym.adapt.shrink_experiment import ex
+from das_gym.adapt.shrink.recovery import Teacher, recover
+from das_gym.adapt.shrink.settings import RecoveryConfig
 
 from das_gym.commands.recorded import run_folder
 from das_gym.files import read_json

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from das_gym.agents import compare_agents, make_oracle
 from das_gym.agents.compare.oracle import LiveOracle, ground_truth_of
-from das_gym.agents.search_experiment import run_search
+from das_gym.agents.run_commands import search
 from synthetic import ENV_ID
 
 from das_gym.tables.suite import load_suite
@@ -92,5 +92,5 @@ def test_ground_truth_ranks_a_mask_by_the_table(budget, made_up_table):
 
 def test_search_on_a_table_prints_the_ground_truth(made_up_table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run_search({"env_kwargs": {"table": str(made_up_table)}, "evaluations": 80}, ["meter_vqa_table", "exhaustive"])
+    search.run({"env_kwargs": {"table": str(made_up_table)}, "evaluations": 80}, ["meter_vqa_table", "exhaustive"])
     assert "  rank of the answer: 1 of 70\n  regret of the answer: 0.0000\n" in capsys.readouterr().out

@@ -1,0 +1,48 @@
+"""The commands of `python -m adapt` that keep runs: settings are checked before torch and what runs are imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from das_gym.adapt.paper import RECIPES
+from das_gym.adapt.settings import AdaptSettings, CompareSettings, JointSearchSettings, SupernetSettings
+from das_gym.adapt.shrink.settings import CompareSettings as ShrinkCompareSettings
+from das_gym.adapt.shrink.settings import ShrinkSettings
+from das_gym.agents.run_commands import agent_configs
+
+from das_gym.commands.recorded import RecordedCommand
+from das_gym.processes import world_size
+from das_gym.registration import named_problems
+
+
+def named_configs() -> dict[str, dict[str, Any]]:
+    """Return the named configs of commands that search first: problems, and agents for the search."""
+    return {**named_problems(), **{name: {"search": settings} for name, settings in agent_configs().items()}}
+
+
+def pipeline_configs() -> dict[str, dict[str, Any]]:
+    """Return the named configs of problems, and `paper`."""
+    return {**named_problems(), RECIPES[1]: {"recipe": RECIPES[1], "rank_images": None}}
+
+
+def check(settings: AdaptSettings) -> None:
+    """Raise for a missing supernet; no model is loaded. The problem of `search_run` is read later."""
+    if settings.search_run is None:
+        _ = settings.problem.supernet_path
+
+
+def check_processes(settings: ShrinkCompareSettings) -> None:
+    """Raise if this is not the only process."""
+    del settings
+    if world_size() > 1:
+        raise ValueError("`adapt shrink compare` trains in one process: start it without `accelerate launch`.")
+
+
+adapt = RecordedCommand("adapt", AdaptSettings, "das_gym.adapt.adapt_experiment:adapt", named_configs, check)
+das = RecordedCommand("adapt das", JointSearchSettings, "das_gym.adapt.das_experiment:run_pipeline", pipeline_configs)
+compare = RecordedCommand("adapt compare", CompareSettings, "das_gym.adapt.compare_experiment:compare", named_problems)
+supernet = RecordedCommand("adapt supernet", SupernetSettings, "das_gym.adapt.supernet_experiment:supernet", named_problems)
+shrink = RecordedCommand("adapt shrink", ShrinkSettings, "das_gym.adapt.shrink_experiment:shrink", named_configs)
+shrink_compare = RecordedCommand(
+    "adapt shrink compare", ShrinkCompareSettings, "das_gym.adapt.shrink.compare_experiment:compare", check=check_processes
+)

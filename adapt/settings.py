@@ -1,0 +1,327 @@
+"""Settings of training, and of the commands of `python -m adapt` that keep runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
+
+from das_gym.adapt.methods import MASKED, METHODS
+from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
+from das_gym.agents.searching.config import SearchConfig, env_kwargs_of
+
+from das_gym.commands.runs import ResumableSettings
+from das_gym.commands.settings import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Seed,
+    Settings,
+    build,
+    choice,
+    merge,
+    nested,
+)
+from das_gym.names import check_names
+from das_gym.problem.config import ProblemConfig
+from das_gym.registration import MODELS, find_environment
+
+TRACKERS = ("tensorboard", "wandb")
+
+RANKED_IMAGES = 100
+"""Default number of images that are ranked with all of their texts; the field's test sets have 1,000."""
+
+
+@dataclass(frozen=True)
+class Hardware(Settings):
+    """Settings of devices, precision and memory of a training. They change the trained weights by rounding only.
+
+    Attributes:
+        micro_batch_size: Examples per forward pass; gradients are accumulated. None takes as many as fit in memory.
+        mixed_precision: Mixed precision of accelerate. None takes what `accelerate launch` was given, or none.
+        gradient_checkpointing: Whether to recompute activations in the backward pass: less memory, more time.
+        trackers: Trackers that get the metrics too, besides the run's own record.
+        encoder_cache_gib: Memory for outputs of the frozen encoders, in GiB. 0 keeps none.
+        dataloader_num_workers: Processes that read and augment images ahead. 0 reads them in the training process.
+    """
+
+    group: ClassVar[str] = "Hardware"
+
+    micro_batch_size: PositiveInt | None = None
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    gradient_checkpointing: bool = False
+    trackers: tuple[str, ...] = choice((), TRACKERS)
+    encoder_cache_gib: NonNegativeFloat = 2.0
+    dataloader_num_workers: NonNegativeInt = 0
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Hardware):
+    """Settings of a training, including those of `Hardware`. The defaults suit fine-tuning.
+
+    Attributes:
+        seed: Random seed, of new parameters and the order of examples among others.
+        steps: Number of training steps.
+        batch_size: Examples per step. None means about 64 pairs of text and image (96 in `supernet`), or the paper's batch
+            size for a model of base size.
+        learning_rate: Peak learning rate of adapters, poolers and token types. None means 1e-3 (2e-3 in `supernet`), or the
+            paper's for a model of base size.
+        head_learning_rate: Peak learning rate of the task head. None means 1e-3 (2e-3 in `supernet`), or the paper's for a
+            model of base size.
+        itm_weight: Weight of the image-text-matching loss of the checkpoint's frozen matching head, for retrieval. 0 leaves
+            it out.
+        save_every: Steps between checkpoints.
+    """
+
+    group: ClassVar[str] = "Training"
+
+    pairs_per_step: ClassVar[int] = 64
+    default_learning_rate: ClassVar[float] = 1e-3
+    warmup: ClassVar[float] = 0.1  # fraction of the steps in which the learning rate rises; it then falls linearly to 0
+
+    seed: Seed = 0
+    steps: PositiveInt = 300
+    batch_size: PositiveInt | None = None
+    learning_rate: PositiveFloat | None = None
+    head_learning_rate: PositiveFloat | None = None
+    itm_weight: NonNegativeFloat = 0.0
+    save_every: PositiveInt = 100
+
+
+@dataclass(frozen=True)
+class SupernetConfig(TrainingConfig):
+    """Settings of supernet training. The defaults trained the bundled supernets.
+
+    Attributes:
+        max_skipped: Each step skips 0 to `max_skipped` random layers.
+        vocabulary: File with the task's labels, such as the answers of VQA. None chooses them from the training data.
+        min_answer_count: Answers that occur at least so often in the training data are labels. None leaves the choice to
+            the task.
+    """
+
+    group: ClassVar[str] = "Training"
+
+    pairs_per_step: ClassVar[int] = 96
+    default_learning_rate: ClassVar[float] = 2e-3
+    warmup: ClassVar[float] = 0.05
+
+    steps: PositiveInt = 4000
+    save_every: PositiveInt = 250
+    max_skipped: NonNegativeInt = 8
+    vocabulary: str | None = None
+    min_answer_count: PositiveInt | None = None
+
+
+@dataclass(frozen=True)
+class ChoosingSettings(Settings):
+    """Which mask a command takes.
+
+    Attributes:
+        search_run: Id of the search whose mask, model and data are used, or of a run of `python -m agents pareto`, with
+            `point`. If neither this nor `mask` is given, a search runs first.
+        point: Number of a point of the Pareto front of `search_run`, from 0 on.
+        mask: Mask to use, as in [0,1,0,0]: one number per layer, 1 = skipped.
+        search: Settings of the search that runs first, as in `evaluations=100`, `agent=bandit`. `python -m agents --help`
+            lists them.
+    """
+
+    group: ClassVar[str] = "Layers"
+
+    search_run: int | None = None
+    point: NonNegativeInt | None = None
+    mask: tuple[Annotated[int, Range(0, 1)], ...] | None = None
+    search: dict[str, Any] = nested(SearchConfig, listed=False, default=dict)
+
+    @property
+    def needs_search(self) -> bool:
+        """Whether a search runs first."""
+        return self.mask is None and self.search_run is None
+
+    def check_choice(self) -> None:
+        """Raise for settings that select two masks, a point without a Pareto front, or a search that cannot run."""
+        if self.mask is not None and self.search_run is not None:
+            raise ValueError(f"both `mask` and `search_run`={self.search_run} are given; give one of them")
+        if self.point is not None and self.search_run is None:
+            raise ValueError(f"`point`={self.point} is of a Pareto front: give its run too, as search_run=RUN")
+        if self.needs_search:
+            search_config(self, self.search)
+
+
+def search_config(settings: Any, *overrides: Mapping[str, Any]) -> SearchConfig:
+    """Return the search of a command's own model and data; later overrides win."""
+    problem = settings.problem
+    values: dict[str, Any] = {"seed": settings.seed, "env_id": find_environment(problem.model, problem.task).id}
+    for each in overrides:
+        values = merge(values, each)
+    values["env_kwargs"] = env_kwargs_of(problem, values.get("env_kwargs", {}))
+    return build(SearchConfig, values, "setting search.")
+
+
+@dataclass(frozen=True)
+class AdaptSettings(ResumableSettings, ChoosingSettings):
+    """The settings of `python -m adapt`. A search run brings its own model and data.
+
+    Attributes:
+        problem: Model and data.
+        seed: Random seed of the search and of fine-tuning.
+        train: Settings of fine-tuning.
+        test_examples: Number of test examples to evaluate on. None evaluates on all.
+        rank_images: Number of test images that retrieval ranks, with all of their texts. None ranks all.
+        references: Whether to train and evaluate the full model with adapters and the baseline as well. Each takes as long
+            as the subnet, unless the package contains its trained weights, as it does for the default settings. Without
+            references, the table has the subnet and the costs of the baseline.
+    """
+
+    group: ClassVar[str] = "Evaluation"
+
+    problem: ProblemConfig = nested(ProblemConfig)
+    seed: Seed = 0
+    train: TrainingConfig = nested(TrainingConfig, without=("seed",))
+    test_examples: PositiveInt | None = None
+    rank_images: PositiveInt | None = RANKED_IMAGES
+    references: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_choice()
+
+    @property
+    def training(self) -> TrainingConfig:
+        """The settings of fine-tuning, with the seed."""
+        return dataclasses.replace(self.train, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class JointSearchSettings(ResumableSettings):
+    """The settings of `python -m adapt das`.
+
+    Attributes:
+        problem: Model and data.
+        recipe: Defaults of the pipeline: ours, or those of the paper (the named config `paper`).
+        das: Settings of the pipeline that differ from the recipe, as in `das.skip_num=4`, `das.search_epochs=1`. `python
+            -m adapt paper` prints them.
+        references: Whether to fine-tune and evaluate the full model with adapters as well. This takes as long again as the
+            subnet.
+        seed: Random seed.
+        train: What training runs on.
+        test_examples: Number of test examples to evaluate on. None evaluates on all.
+        rank_images: Number of test images that retrieval ranks, with all of their texts. None ranks all, as in the paper.
+        save_every: Steps between checkpoints.
+    """
+
+    group: ClassVar[str] = "Pipeline"
+
+    problem: ProblemConfig = nested(ProblemConfig)
+    recipe: str = choice(RECIPES[0], RECIPES)
+    das: dict[str, Any] = nested(DASSettings, listed=False, default=dict)
+    references: bool = True
+    seed: Seed = 0
+    train: Hardware = nested(Hardware)
+    test_examples: PositiveInt | None = None
+    rank_images: PositiveInt | None = RANKED_IMAGES
+    save_every: PositiveInt = 100
+
+    @cached_property
+    def pipeline(self) -> DASSettings:
+        """The settings of the pipeline. Adapter widths that are not given are left to a checkpoint that may have some."""
+        recipe = das_settings(self.problem.model, self.problem.task, self.recipe)
+        own = {} if MODELS[self.problem.model].reads_prompts else {"bottleneck": None, "skip_bottleneck": None}
+        return build(DASSettings, {**dataclasses.asdict(recipe), **own, **self.das}, "setting of das,")
+
+    @cached_property
+    def problem_of_recipe(self) -> ProblemConfig:
+        """Model and data with the lengths of the recipe; its image size is for a checkpoint that is given."""
+        text, image = self.problem.max_text_length, self.problem.image_size
+        return dataclasses.replace(
+            self.problem,
+            max_text_length=text or self.pipeline.max_text_length,
+            image_size=image or (self.pipeline.image_size if self.problem.checkpoint else None),
+        )
+
+
+@dataclass(frozen=True)
+class CompareTraining(TrainingConfig):
+    """Settings of training for a comparison."""
+
+    steps: PositiveInt = 600
+
+
+@dataclass(frozen=True)
+class CompareSettings(ResumableSettings):
+    """The settings of `python -m adapt compare`.
+
+    Attributes:
+        problem: Model and data.
+        methods: Methods of fine-tuning to compare. Empty means all that the model supports.
+        method_settings: Settings of methods, as in `method_settings.lora.rank=8`.
+        skip_nums: Numbers of layers that DAS skips. Each gets a row with searched layers and a row with random layers.
+        learning_rates: Learning rates to choose from on the reward split. Empty means 5e-4, 2e-3 and 8e-3, or a
+            quarter, once and four times the paper's for a model of base size.
+        seed: Random seed of the first training of each method.
+        seeds: Number of trainings of each method, with seeds from `seed` on.
+        train: Settings of training.
+        search: Settings of the searches, as in `evaluations=100`.
+        searches: Ids of searches that ran before, by number of skipped layers, as in `searches.4=17`.
+        test_examples: Number of test examples to evaluate on. None evaluates on all.
+    """
+
+    group: ClassVar[str] = "Comparison"
+
+    problem: ProblemConfig = nested(ProblemConfig)
+    methods: tuple[str, ...] = choice((), METHODS, own=True)
+    method_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skip_nums: tuple[NonNegativeInt, ...] = (2, 4, 6)
+    learning_rates: tuple[PositiveFloat, ...] = ()
+    seed: Seed = 0
+    seeds: PositiveInt = 3
+    train: CompareTraining = nested(CompareTraining, without=("seed", "learning_rate", "head_learning_rate"))
+    search: dict[str, Any] = nested(SearchConfig, listed=False, default=dict)
+    searches: dict[str, int] = field(default_factory=dict)
+    test_examples: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named = self.methods or tuple(METHODS)
+        check_names(self.method_settings, named, "method in `method_settings`")
+        for name in ("methods", "learning_rates", *(("skip_nums",) if MASKED in named else ())):
+            given = getattr(self, name)
+            if not given and name == "skip_nums":
+                raise ValueError("`skip_nums` is empty: expected one or more numbers")
+            if len(set(given)) < len(given):
+                raise ValueError(f"`{name}` has duplicates: got {list(given)}. Give each once")
+        check_names(self.searches, map(str, self.skip_nums), "number of skipped layers")
+        search_config(self, self.search)
+
+    @property
+    def nums_to_search(self) -> tuple[int, ...]:
+        """Numbers of layers for which a mask is searched."""
+        return tuple(k for k in self.skip_nums if k) if MASKED in self.methods else ()
+
+
+@dataclass(frozen=True)
+class SupernetSettings(ResumableSettings):
+    """The settings of `python -m adapt supernet`.
+
+    Attributes:
+        problem: Model and data.
+        out: File to write. None is `supernet.safetensors` in the run's folder.
+        seed: Random seed.
+        train: Settings of training.
+    """
+
+    group: ClassVar[str] = "Training"
+
+    problem: ProblemConfig = nested(ProblemConfig)
+    out: str | None = None
+    seed: Seed = 0
+    train: SupernetConfig = nested(SupernetConfig, without=("seed",))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        supernet = self.problem.supernet
+        if supernet is not None:
+            raise ValueError(f"supernet={supernet}: this command trains a new one; leave supernet out, or see out=")

@@ -1,0 +1,58 @@
+"""The commands of `python -m agents` that keep runs: settings are checked before torch and what runs are imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from das_gym.agents.ask_tell.base import AGENTS
+from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS
+from das_gym.agents.searching.config import add_environment
+from das_gym.agents.settings import CompareSettings, ParetoSettings, SearchSettings, TableSettings, complete_search
+
+from das_gym.commands.commandline import format_command
+from das_gym.commands.recorded import RecordedCommand
+from das_gym.commands.runs import runs_dir_words
+from das_gym.registration import named_environments, named_problems
+
+
+def problem_configs() -> dict[str, dict[str, Any]]:
+    """Return the named configs of environments and of their tables."""
+    entries = named_environments()
+    tables = {f"{name}_table": {"env_id": entry.tabular_id} for name, entry in entries.items()}
+    return {name: {"env_id": entry.id} for name, entry in entries.items()} | tables
+
+
+def agent_configs() -> dict[str, dict[str, Any]]:
+    """Return the named configs of agents and of Stable-Baselines3's algorithms."""
+    return {name: {"agent": name} for name in AGENTS} | {name: {"agent": name, **SB3_DEFAULTS} for name in ALGORITHMS}
+
+
+def next_command(folder: Path) -> str:
+    """Return the command that continues with the found mask."""
+    return format_command("adapt", f"search_run={folder.name}", runs_dir_words(folder))
+
+
+search = RecordedCommand(
+    "agents",
+    SearchSettings,
+    "das_gym.agents.search_experiment:search_mask",
+    named_configs=lambda: {**problem_configs(), **agent_configs()},
+    complete=complete_search,
+    next_command=next_command,
+)
+pareto = RecordedCommand(
+    "agents pareto",
+    ParetoSettings,
+    "das_gym.agents.pareto_experiment:search_front",
+    problem_configs,
+    complete=add_environment,
+)
+table = RecordedCommand("agents table", TableSettings, "das_gym.agents.table_experiment:make_table", named_problems)
+compare = RecordedCommand(
+    "agents compare",
+    CompareSettings,
+    "das_gym.agents.compare_experiment:compare_agents",
+    lambda: {name: {"env_id": entry.id} for name, entry in named_environments().items()},
+    complete=add_environment,
+)
