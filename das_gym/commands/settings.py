@@ -72,8 +72,9 @@ class Settings:
     """
 
     def __post_init__(self) -> None:
+        kinds = field_types(cast(Any, type(self)))
         for field in dataclasses.fields(self):
-            value = convert(field.name, getattr(self, field.name), field_types(type(self))[field.name])
+            value = convert(field.name, getattr(self, field.name), kinds[field.name])
             if field.metadata.get("is_closed") and value is not None:
                 names = (value,) if isinstance(value, str) else value
                 check_names(names, field.metadata["choices"], field.name, own=field.metadata["own"])
@@ -192,7 +193,7 @@ def build(cls: type[Config], values: Any, what: str = "setting") -> Config:
     missing = [name for name in fields if name not in values and name not in optional]
     if missing:
         raise ValueError(f"{what} {missing[0]!r} is missing: give {', '.join(missing)}")
-    kinds = field_types(cls)
+    kinds = field_types(cast(Any, cls))
     return cls(**{name: convert(name, value, kinds[name]) for name, value in values.items()})
 
 
