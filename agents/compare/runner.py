@@ -20,7 +20,7 @@ from das_gym.processes import is_main_process
 
 RECORD = "compare.json"
 TABLE = "compare.md"
-WIDTH = 130
+WIDTH = 160
 """Columns that a table of a comparison needs."""
 
 
