@@ -7,7 +7,7 @@
 
 FOLDER keeps the searches: a stopped command continues where it was. Use another folder after changing an agent.
 
-  tables-large           the bundled tables of 24 units, 4 skipped, and 30 units, 3 skipped; 120 evaluations
+  tables-large           the bundled tables of 24 units, 4 skipped, 120 evaluations
   tables-12              the seven bundled tables of 12 units, 4 skipped, 120 evaluations
   greedy-12              the same with 3 to 7 skipped, and as many evaluations as greedy removal uses
   llava-6, llava-8       LLaVA-mini with 6 and 8 of 24 layers skipped, scored by the engine; evaluations as in greedy-12

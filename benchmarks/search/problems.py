@@ -116,7 +116,7 @@ def suite_oracle(problem: SuiteProblem, folder: Path) -> TableOracle:
 
 
 def long_problems(seeds: Sequence[int]) -> list[SearchProblem]:
-    """Return the problems of 24 and 30 units, in the order of `LONG_TABLES`."""
+    """Return the problems of 24 units, in the order of `LONG_TABLES`."""
     found = []
     for env_id, file, skip_num in LONG_TABLES.values():
         path = ASSETS / file
