@@ -157,9 +157,9 @@ Mean regret after {SORTED_BY} evaluations, model by model:
 
 ## 24 units
 
-Two tables, {settings.long_seeds} seeds, {LONG_EVALUATIONS} evaluations. *Optimum*: share of searches that end at the best mask, with its
-95 % interval over seeds. *Needed*: median number of evaluations from which on the answer is the best mask. *One run*: all
-seeds gave the same search.
+Two tables, {settings.long_seeds} seeds, {LONG_EVALUATIONS} evaluations. *Optimum*: share of searches that end at
+the best mask, with its 95 % interval over seeds. *Needed*: median number of evaluations from which on the answer is the
+best mask. *One run*: all seeds gave the same search.
 
 {long_tables(long)}
 
@@ -168,9 +168,9 @@ seeds gave the same search.
 Losses of {len(FAMILIES)} families (`benchmarks/search/planted.py`), a third of the layers skipped, {settings.planted}
 problems of each family and number of layers, on which nothing was tuned. They are functions, not models. Regret is of the
 loss: 0 = the best known mask, from {CLIMBS} climbs on the loss itself. There are no layer statistics, and no agent that
-reads them. `greedy` needs more evaluations than it has: it scores no mask within the budget, which counts as 1. `optuna` is Optuna's TPE
-(multivariate, one number per layer, of which the largest are skipped), on the smallest problems alone. Columns of
-families: regret at the end.
+reads them. `greedy` needs more evaluations than it has: it scores no mask within the budget, which counts as 1.
+`optuna` is Optuna's TPE (multivariate, one number per layer, of which the largest are skipped), on the smallest problems
+alone. Columns of families: regret at the end.
 
 {planted_tables(planted)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,10 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     auto_map = dict.fromkeys(AUTO, HERE)
     write_json(tmp_path / "elsewhere" / "config.json", {"model_type": "evil", "auto_map": auto_map})
     monkeypatch.setattr(t.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
     yield code
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        del sys.modules[name]  # its folder is this test's
     assert not (tmp_path / "EXECUTED").exists()
 
 
