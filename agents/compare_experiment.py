@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,13 @@ def phases(settings: CompareSettings, oracle: Oracle) -> Iterator[Phase]:
     if engine is not None:
         yield from search_phases(engine, replace(config, evaluations=config.evaluations * sum(counts.values())))
         return
+
+    def run_search(agent: str, count: int) -> None:
+        del count  # one search stands for all
+        search_once(settings, oracle, agent, settings.seed)
+
     for agent, count in counts.items():
-        yield Phase(agent, count, lambda _, agent=agent: search_once(settings, oracle, agent, settings.seed))
+        yield Phase(agent, count, partial(run_search, agent))
 
 
 def compare_agents(settings: CompareSettings, run: Run) -> None:

@@ -119,7 +119,8 @@ class EnvEntry:
     @property
     def table(self) -> Path | None:
         """The bundled table of every subnet, if there is one."""
-        path = None if MODELS[self.model].assets is None else MODELS[self.model].assets / f"{self.task}_table.npz"
+        assets = MODELS[self.model].assets
+        path = None if assets is None else assets / f"{self.task}_table.npz"
         return path if path is not None and path.is_file() else None
 
     @property

@@ -183,7 +183,7 @@ def comparison_table(title: str, chosen: Mapping[str, Sequence[Trial]]) -> Table
             "MACs, M": f"{macs / 1e6:,.2f}",
             "MACs saved, %": f"{100 * (1 - macs / (first.macs_full or 1)):.1f}",
             "times as fast": "{:.2f} ({:.2f}..{:.2f})".format(*first.speedup) if first.speedup else "-",
-            "test, %": f"{mean_in_words([trial.test for trial in own], scale=100)} ({len(own)})",
+            "test, %": f"{mean_in_words([trial.test for trial in own if trial.test is not None], scale=100)} ({len(own)})",
         }
         rows.append(cells)
     return Table(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), title, (LEGEND, *verdict(chosen)))
@@ -202,8 +202,9 @@ def verdict(chosen: Mapping[str, Sequence[Trial]]) -> list[str]:
 
 def _difference_in_words(own: Sequence[Trial], rival: Sequence[Trial], name: str) -> str:
     """Return by how many points a row is better, with the 95 % t-interval of the difference over the same seeds."""
-    theirs = {trial.seed: trial.test for trial in rival}
-    differences = np.array([100 * (t.test - theirs[t.seed]) for t in own if t.seed in theirs])
+    theirs = {trial.seed: trial.test for trial in rival if trial.test is not None}
+    pairs = [(trial.test, theirs[trial.seed]) for trial in own if trial.test is not None and trial.seed in theirs]
+    differences = np.array([100 * (ours - other) for ours, other in pairs])
     ahead = 100 * (mean_test(own) - mean_test(rival))
     order = f"{abs(ahead):.1f} points {'ahead of' if ahead > 0 else 'behind'} {name}" if ahead else f"level with {name}"
     if len(differences) < 3:

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def _write_files(folder: Path, subnet: AdaptedModel, model: ExportedModel, num_l
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.tensors.items()}
     processor = subnet.task.processor
     mask = subnet.backbone.vlp.check_mask(None)
-    labels = subnet.task.logit_names
+    labels: Sequence[str] = subnet.task.logit_names
     if len(labels) != num_labels:
         labels = [f"LABEL_{i}" for i in range(num_labels)]
     versions = library_versions()

@@ -393,7 +393,8 @@ def check_mongodb(place: str | None) -> None:
         if re.match(get_pattern(), place) is None:
             raise ValueError("it has another form")
         url = parse_mongo_db_arg(place).get("url")
-        with pymongo.MongoClient(url, serverSelectionTimeoutMS=MONGODB_TIMEOUT) as client:
+        client: pymongo.MongoClient[Any] = pymongo.MongoClient(url, serverSelectionTimeoutMS=MONGODB_TIMEOUT)
+        with client:
             client.server_info()
     except (ValueError, pymongo.errors.PyMongoError) as error:
         reason = re.split(r",| \(configured", str(error))[0]

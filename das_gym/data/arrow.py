@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from das_gym.data.bad_examples import BadExamples
+from das_gym.data.bad_examples import BadExamples, Illustrated
 from das_gym.data.entries import first_few
 from das_gym.data.tables import open_table, plain_rows
 from das_gym.files import absolute, at_home
 
-Example = TypeVar("Example")
+Example = TypeVar("Example", bound=Illustrated)
 
 
 @dataclass(frozen=True, slots=True)

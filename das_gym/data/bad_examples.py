@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from das_gym.commands.progress import progress
 from das_gym.data.decoding import HINT as IMAGE_HINT
@@ -19,6 +19,17 @@ from das_gym.data.images import FolderListings, ImageFile, ImageSource
 from das_gym.data.splits import Splits
 
 Example = TypeVar("Example")
+
+
+class Illustrated(Protocol):
+    """An example with images."""
+
+    @property
+    def images(self) -> Sequence[ImageSource]:
+        """Its images; empty if it has none."""
+
+
+IllustratedExample = TypeVar("IllustratedExample", bound=Illustrated)
 
 POLICIES = ("raise", "skip")
 """Values of `on_bad_example`."""
@@ -52,12 +63,12 @@ class BadExamples:
 
     def splits(
         self,
-        train: Sequence[Example],
-        reward: Sequence[Example],
-        test: Sequence[Example],
+        train: Sequence[IllustratedExample],
+        reward: Sequence[IllustratedExample],
+        test: Sequence[IllustratedExample],
         question: Callable[[Any], Hashable],
         contents: Mapping[str, str] | None = None,
-    ) -> Splits[Example]:
+    ) -> Splits[IllustratedExample]:
         """Return the data set, with lines about the skipped examples.
 
         Warn of images that are in two splits, and of test examples that repeat the `question` of another. `contents` are
@@ -112,8 +123,8 @@ class BadExamples:
         return {file.key: FileNotFoundError(f"the image {file.key} does not exist") for file in files}
 
     def drop_broken(
-        self, examples: Sequence[Example], source: str, name: Callable[[Any], str] = attrgetter("key")
-    ) -> list[Example]:
+        self, examples: Sequence[IllustratedExample], source: str, name: Callable[[Any], str] = attrgetter("key")
+    ) -> list[IllustratedExample]:
         """Return the examples whose `image` or `images` can be used; report the others, and raise where none is left.
 
         Errors name `source`, the file, and the example by `name`.

@@ -184,7 +184,7 @@ def full_model_with_parameters(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM
     whole: dict[str, Any] = {}
     for path, removed in places.items():  # the same places as in the smaller model, for a while
         layers: Any = model.get_submodule(path)
-        if len(smaller.model.get_submodule(path)) < len(layers):  # type: ignore[arg-type]
+        if len(smaller.model.get_submodule(path)) < len(layers):
             whole[path] = layers
             model.set_submodule(path, nn.ModuleList(layer for place, layer in enumerate(layers) if place not in removed))
     for name, module in smaller.model.named_modules():
