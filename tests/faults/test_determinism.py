@@ -13,7 +13,7 @@ from das_gym.files import read_json
 from tests.faults.jobs import JOBS, Job, scrubbed
 
 VOLATILE = re.compile(
-    r"id|out|table|command|runs_dir|search_run|spent|(.*_)?(seconds|ms|latency|speedup|memory|quartiles)(_.*)?"
+    r"id|out|table|command|runs_dir|search_run|spent|(.*_)?(seconds|milliseconds|ms|latency|speedup|memory|quartiles)(_.*)?"
 )
 """Names of entries of records that hold times, ids, places, and what was spent where scores were remembered."""
 

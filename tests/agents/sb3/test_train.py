@@ -56,9 +56,11 @@ def test_algorithm_scores_masks_within_the_budget(env_kwargs: dict, name: str, b
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppo", "a2c", "trpo"])
-def test_algorithm_defaults_find_the_best_mask(name: str):
+def test_algorithm_defaults_find_one_of_the_two_best_masks(name: str):
     config = SearchConfig(ID, agent=name, skip_num=4, **SB3_DEFAULTS)
-    assert train_sb3(config).policy["reward"] >= gymnasium.spec(ID).reward_threshold
+    table = gymnasium.make(ID).unwrapped.table
+    second = np.sort(np.exp(-table.values("loss")[table.masks.sum(axis=1) == 4]))[-2]
+    assert train_sb3(config).policy["reward"] >= second - 1e-6
 
 
 def test_load_sb3_restores_the_agent(env_kwargs: dict, tmp_path: Path):
