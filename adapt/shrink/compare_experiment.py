@@ -106,7 +106,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
 
 def phases(settings: CompareSettings, problem: Problem, trials: int) -> list[Phase]:
     """Return the phases of so many searches, each with a recovery of its own."""
-    config = search_config(settings, settings.budget, {"evaluations": trials * settings.evaluations})
+    config = search_config(settings, settings.search, settings.budget, {"evaluations": trials * settings.evaluations})
     mask = random_mask(settings, problem)
     recovery = recovery_phases(problem, mask, settings.recovery())
     recoveries = [each if each.name == "teacher" else replace(each, repeats=trials * each.repeats) for each in recovery]
@@ -156,12 +156,13 @@ class MethodTrials:
 
     def _reward_examples(self) -> Sequence[Any]:
         task = self.problem.task
-        return shuffled(task, self.problem.splits.reward, task.reward_examples)
+        count = self.settings.search.get("reward_examples", task.reward_examples)
+        return shuffled(task, self.problem.splits.reward, count)
 
     def _search(self, method: str, seed: int, place: Path) -> SearchResult:
         self.problem.evaluator.forget()  # else a method would find the scores of those before it
         overrides = {"agent": method, "evaluations": self.settings.evaluations, "seed": seed}
-        config = search_config(self.settings, self.settings.budget, overrides)
+        config = search_config(self.settings, self.settings.search, self.settings.budget, overrides)
         return search_first(config, self.run, place, self.settings.resume is not None, self.problem, f"{method}.")
 
     def _measure(self, trial: MethodTrial, mask: np.ndarray) -> MethodTrial:

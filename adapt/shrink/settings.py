@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from das_gym.adapt.methods import METHODS
-from das_gym.adapt.settings import ChoosingSettings
+from das_gym.adapt.settings import ChoosingSettings, search_config
 from das_gym.agents.ask_tell.base import check_agent_name
+from das_gym.agents.searching.config import SearchConfig
 
 from das_gym.commands.runs import ResumableSettings
 from das_gym.commands.settings import (
@@ -263,6 +264,10 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings):
         return has_record and self.out_folder(run_folder).exists()
 
 
+OF_METHODS = ("agent", "evaluations", "seed", "env_id", *BUDGET_SETTINGS)
+"""Settings of a search that `shrink compare` has itself."""
+
+
 @dataclass(frozen=True)
 class CompareSettings(AnsweringSettings):
     """The settings of `python -m adapt shrink compare`.
@@ -272,6 +277,7 @@ class CompareSettings(AnsweringSettings):
         evaluations: Masks that an agent may score.
         seeds: Number of searches and recoveries of each method, with seeds from `seed` on. Methods that draw nothing run
             once.
+        search: Further settings of the searches, as in `reward_examples=100`. `python -m agents --help` lists them.
     """
 
     group: ClassVar[str] = "Comparison"
@@ -279,9 +285,11 @@ class CompareSettings(AnsweringSettings):
     methods: tuple[str, ...] = COMPARED
     evaluations: PositiveInt = 120
     seeds: PositiveInt = 1
+    search: dict[str, Any] = nested(SearchConfig, without=OF_METHODS, listed=False, default=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        search_config(self, self.search, self.budget)
         for method in self.methods:
             check_agent_name(method)
         if not self.methods or len(set(self.methods)) < len(self.methods):

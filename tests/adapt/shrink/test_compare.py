@@ -92,8 +92,10 @@ def test_compare_measures_a_mask_of_two_methods_once(given: dict[str, Any], tmp_
 
 @pytest.mark.slow
 def test_compare_repairs_in_closed_form(given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    ex.run({**given, "recover": "linear", "methods": ["angular"], "runs_dir": str(tmp_path / "runs")})
+    settings = {"recover": "linear", "methods": ["random"], "search": {"reward_examples": 4}}
+    ex.run({**given, **settings, "runs_dir": str(tmp_path / "runs")})
     _, row = read_json(tmp_path / "runs" / "1" / "compare.json")["trials"]
+    assert read_json(tmp_path / "runs" / "1" / "random_0" / "search.json")["env_kwargs"]["reward_examples"] == 4
     assert row["after"]["loss"] != row["before"]["loss"]
     assert "1 layer saved, linear, 6 test examples" in capsys.readouterr().out
 
