@@ -242,6 +242,9 @@ def before_with(words: Sequence[str], name: str, cls: type) -> list[str]:
         return list(words)
     end = list(words).index("with") if "with" in words else len(words)
     values, rest = tuple(words[:end]), words[end + 1 :]
+    for word in values:
+        if "=" in word and not Path(word).exists():
+            raise UsageError(f"settings follow `with`: got {word} before it")
     if isinstance(defaults_of(cls)[name], tuple):
         return ["with", f"{name}={values}", *rest]
     if len(values) > 1:

@@ -102,6 +102,11 @@ def test_program_expands_home_and_reads_words_before_with(monkeypatch):
     assert [each.paths for each in seen] == [("a", "/home/me"), ("x",)]
 
 
+def test_setting_after_words_before_with_is_rejected(capsys):
+    assert program_of("record").run(["see", "a", "one=2"]) != 0
+    assert "one=2" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("program", [AGENTS, ADAPT])
 def test_program_help_fits_80_columns_and_its_examples_name_commands(program):
     assert max(map(len, program.help().splitlines())) <= 80
