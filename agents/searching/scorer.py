@@ -303,7 +303,11 @@ def explained_errors(env_id: str) -> Iterator[None]:
     """Raise a ValueError with a hint for an unknown environment, or one of another package, which rejects our arguments."""
     try:
         yield
+    except gymnasium.error.DependencyNotInstalled:
+        raise
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name is not None:
+            raise  # a library is missing; Gymnasium's own error, for the module of an id, names none
         named = named_environments().get(env_id)
         hint = f"Give env_id={named.id}, or {env_id} alone." if named else f"`{format_command('agents list')}` shows all."
         raise ValueError(f"`env_id` is not registered: {str(error).rstrip('.')}. {hint}") from error

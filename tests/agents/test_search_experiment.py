@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from das_gym.agents.run_commands import search as ex
 from das_gym.agents.sb3.train import load_sb3
 from das_gym.agents.searching.config import add_environment
 from das_gym.agents.searching.record import SearchResult
+from das_gym.agents.searching.scorer import make_scored
 from das_gym.agents.settings import SearchSettings, complete_search
+from gymnasium.envs.registration import EnvSpec
 from synthetic import ENV_ID
 
 from das_gym.commands.recorded import RunError, run_folder
@@ -115,6 +118,16 @@ def test_hyperparameter_of_the_agent_may_be_given_alone(agent: str):
     assert settings.agent_kwargs == {"learning_rate": 3e-4}
     with pytest.raises(ValueError, match="unknown setting 'learnin'"):
         build(SearchSettings, complete_search({"agent": agent, "learnin": 1}))
+
+
+def test_missing_library_is_not_an_unknown_environment(monkeypatch: pytest.MonkeyPatch):
+    def without_torchvision(**_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'torchvision'", name="torchvision")
+
+    spec = EnvSpec("Broken-v0", without_torchvision)
+    monkeypatch.setitem(gymnasium.registry, spec.id, spec)
+    with pytest.raises(ModuleNotFoundError, match="torchvision"):
+        make_scored("Broken-v0", {}, {})
 
 
 def test_environment_of_another_model_is_rejected():
