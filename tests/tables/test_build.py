@@ -183,6 +183,7 @@ def test_max_skipped_limits_the_table(small_problem: Problem, small_table: Subne
 
 def test_tabular_env_takes_a_limited_table(small_problem: Problem, tmp_path: Path):
     build_table(small_problem, ENV_ID, 4, 4, max_skipped=2)[0].save(tmp_path / "few.npz")
+    assert TabularEnv(table=tmp_path / "few.npz").scorer.budget.skip_num == 2  # the default, 4, is not in the table
     env = TabularEnv(table=tmp_path / "few.npz", skip_num=2)
     env.reset(seed=0)
     few, many = np.zeros((2, env.action_space.n), dtype=np.int8)
