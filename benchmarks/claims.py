@@ -16,7 +16,7 @@ figures: all figures of a text are then on one line of it, below the heading and
 are files that a command wrote, or its output, kept in `benchmarks/records`. `same: true` says that all texts are about one
 quantity. `given`, a reason, stands instead of command and proof for figures that nobody measures, such as published scores.
 
-What is wrong: a text that is on none of its pages, a page that has none of the texts, any page that has a text with other
+Faults are a text that is on none of its pages, a page that has none of the texts, any page that has a text with other
 figures, a record that does not round to the figures, two figures for one quantity, and a figure that no claim has.
 """
 

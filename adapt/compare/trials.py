@@ -68,7 +68,7 @@ class ComparisonContext:
         self.macs_full = example_costs(self.plain, splits).macs_full
 
     def checkpoint(self, key: str, rate: float, seed: int) -> Path:
-        """Return the file of a training's state; it is there until the trial is measured."""
+        """Return the file of a training's state, which exists until the trial is measured."""
         return self.folder / f"{key}_{rate:g}_{seed}.pt"
 
     def begin(self, variant: MethodVariant, rate: float, seed: int, checkpoint: Path | None = None) -> Begun:

@@ -141,7 +141,7 @@ class ShrinkJob:
         return wins
 
     def _with_control(self, measured: Measured | None, teacher: Teacher | None) -> Measured | None:
-        """Train the full model, too, if the main process wants that, and score it there; others have nothing `measured`."""
+        """Train the full model, too, if the main process asks for it; only that process scores it and has `measured`."""
         if not run_on_main_process(lambda: self._wants_control(measured)):
             return measured
         control = pruned_copy(self.full, np.zeros(len(self.full.layers), bool))

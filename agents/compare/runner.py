@@ -78,7 +78,7 @@ class Comparison(Generic[Trial]):
             write_json(self.folder / RECORD, {**record, "trials": [asdict(trial) for trial in self.trials]}, indent=None)
 
     def finish(self, run: Any, table: Table) -> None:
-        """Print the table, and keep it in the record and beside it."""
+        """Print the table, and write it into the record and to a Markdown file."""
         self.results["rows"] = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
         table.print(max(Console().width, WIDTH), heading_width=9)
         if self.folder is None:

@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses whose fields say which types, numbers and names they take, and are checked by that.
+"""Settings: frozen dataclasses whose fields declare the types, ranges and names that are checked.
 
 `build` makes them from plain mappings, as JSON or a command line has them.
 """
@@ -68,7 +68,7 @@ class Settings:
 
     Raises:
         TypeError: A value of another type.
-        ValueError: A number out of its range, or a name that is none of the `choice`.
+        ValueError: A number out of its range, or a name outside the `choice`.
     """
 
     def __post_init__(self) -> None:
