@@ -1,6 +1,0 @@
-"""`python -m benchmarks.pretrain`."""
-
-from benchmarks.pretrain.recipe import main
-
-if __name__ == "__main__":
-    main()
