@@ -1,7 +1,7 @@
 """`python -m adapt report`: runs side by side, as one HTML file that opens in any browser.
 
 Searches, `adapt`, `adapt das`, `adapt shrink` and `adapt compare` have a report. Runs of `agents compare` and
-`agents pareto` have a figure, and those of `agents table` have a page (`agents explore`).
+`agents pareto` have a figure.
 
 python -m adapt report 3                         writes runs/3/report.html
 python -m adapt report 4 5 with out=both.html    two runs side by side

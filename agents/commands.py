@@ -17,13 +17,6 @@ PROGRAM = Program(
         ),
         "table": Command("das_gym.agents.run_commands:table", "[with ...]", "score every mask: ground truth for searches"),
         "compare": Command("das_gym.agents.run_commands:compare", "[with ...]", "agents against each other on a table"),
-        "explore": Command(
-            "das_gym.agents.explore:main",
-            "TABLE [with ...]",
-            "a page on which a click skips a unit and shows the score in a table",
-            settings="das_gym.agents.explore:ExploreSettings",
-            positional="table",
-        ),
         "runs": Command(
             "das_gym.agents.past_runs:main",
             "[with ...]",
@@ -44,7 +37,6 @@ PROGRAM = Program(
         ("with vlm_answering checkpoint=DIR data_root=DIR bayes", "a model of transformers, on custom data"),
         ("with resume=3", "continue run 3, which was stopped"),
         ("compare with vilt_vqa", "agents against each other on a bundled table"),
-        ("explore meter_vqa", "click through all 4,096 masks"),
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Make the files that come with the bundled models, besides weights (`benchmarks.pretrain`) and tables (`agents table`).
+"""Make the files that come with the bundled models, besides weights and tables (`agents table`).
 
     python -m benchmarks.assets checksums                das_gym/assets/checksums.json, after a bundled file changed
     python -m benchmarks.assets references               the full model with adapters and the baseline of `python -m adapt`

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.conversations.batches import scene_images
-from benchmarks.conversations.models import IMAGE_TOKENS, SMOLVLM_MINI
+from benchmarks.conversations.models import IMAGE_TOKENS, SMOLVLM_IMAGE, SMOLVLM_MINI
 from das_gym.registration import ASSETS
 from das_gym.shapes.scenes import COLORS, SHAPES, sample_scene
 
@@ -42,9 +42,7 @@ RIDGE_PENALTY = 1.0
 
 RECIPE = dataclasses.replace(
     SMOLVLM_MINI,
-    before="<|im_start|>user\n<fake_token_around_image><global-img>"
-    + "<image>" * IMAGE_TOKENS
-    + "<fake_token_around_image>",
+    before="<|im_start|>user\n" + SMOLVLM_IMAGE,
     after="<|im_end|>\n<|im_start|>assistant\n",
     end="<|im_end|>",
     answer_space="",

@@ -1,1 +1,1 @@
-"""Images of environments, plots, reports and the explorer."""
+"""Images of environments, plots and reports."""

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: one file with style, data and the libraries that draw the charts."""
+"""The self-contained HTML page of a report: one file with style, data and the libraries that draw the charts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ LIBRARIES = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
 """D3 and Observable Plot as published; their licences are in `pages/vendor/LICENSES.txt`."""
 
 
-def write_page(path: str | os.PathLike[str], name: str, data: dict[str, Any], **context: Any) -> Path:
-    """Write the page of a template and script in `pages/`. `data` is JSON for the script; `context` is escaped."""
+def write_page(path: str | os.PathLike[str], data: dict[str, Any], **context: Any) -> Path:
+    """Write the page of `pages/report.html.jinja`. `data` is JSON for the script; `context` is escaped."""
     from markupsafe import Markup  # marks our own scripts and style, which are not escaped
 
-    scripts = [Markup(_text(file)) for file in (*LIBRARIES, "shared.js", f"{name}.js")]
+    scripts = [Markup(_text(file)) for file in (*LIBRARIES, "shared.js", "report.js")]
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")  # no "</script>" in it
     page = (
         _templates()
-        .get_template(f"{name}.html.jinja")
+        .get_template("report.html.jinja")
         .render(
             style=Markup(_text("style.css")),
             scripts=scripts,

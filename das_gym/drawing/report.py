@@ -200,4 +200,4 @@ def write_report(path: str | os.PathLike[str], reports: Sequence[RunReport]) -> 
         values = asdict(report)
         runs.append({"units": values["architecture"]["units"], **{name: values[name] for name in names}})
     title = reports[0].title if len(reports) == 1 else f"{len(reports)} runs: {', '.join(r.name for r in reports)}"
-    return write_page(path, "report", {"runs": runs}, title=title, reports=reports)
+    return write_page(path, {"runs": runs}, title=title, reports=reports)

@@ -1,14 +1,12 @@
-"""Reports of searches and `python -m agents explore`, on a search of a made-up table."""
+"""Reports of searches, on a search of a made-up table."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
-from das_gym.agents.commands import PROGRAM
 from das_gym.agents.run_commands import search
 from das_gym.agents.run_report import search_report
 from das_gym.agents.searching.record import SearchResult
@@ -49,15 +47,3 @@ def test_report_command_reproduces_the_search(made_up_table: Path, tmp_path: Pat
     assert shlex.split(told.commands[0])[:3] == ["das-agents", "with", "agent=random"]
     words = {word for word in shlex.split(told.commands[0]) if not word.startswith("env_kwargs.costs")}
     assert {"parameters_saved=0.2", "evaluations=5", f"env_kwargs.table={made_up_table}", "seed=4"} <= words
-
-
-def test_explorer_of_a_table(made_up_table: Path, tmp_path: Path):
-    out = tmp_path / "page.html"
-    assert PROGRAM.run(["explore", str(made_up_table), "with", f"out={out}"]) == 0
-    data = json.loads(out.read_text().split('id="data">')[1].split("</script>")[0])
-    assert [unit["name"] for unit in data["units"]] == [f"text.{i}" for i in range(8)]
-
-
-def test_explorer_rejects_unknown_tables(capsys):
-    assert PROGRAM.run(["explore", "meter_vqx"]) == 1
-    assert "did you mean 'meter_vqa'" in capsys.readouterr().err

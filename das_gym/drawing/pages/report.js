@@ -21,11 +21,9 @@ function progressOf(runs, place) {
 
 const DRAW = {
   architecture(place, run) {
-    const drawn = architecture(run.units);
-    drawn.show(run.mask);
     const skipped = run.units.filter((_, index) => run.mask[index]).map((unit) => unit.name);
     place.append(element("p", {}, `Skipped: ${skipped.join(", ") || "nothing"} (${skipped.length} of ${run.units.length}).`));
-    place.append(architectureKey(run.units), drawn.list);
+    place.append(architectureKey(run.units), architecture(run.units, run.mask));
   },
   progress(place, run) {
     const { rewards, best } = run.progress;

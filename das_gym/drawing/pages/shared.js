@@ -1,5 +1,5 @@
 "use strict";
-// What the report and the explorer share: the architecture, and charts that redraw at their width with a table beside them.
+// The architecture, and charts that redraw at their width with a table beside them.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 
@@ -27,35 +27,28 @@ function breakable(name) {
   return name.split(".").flatMap((part, index) => (index ? [".", element("wbr"), part] : [part]));
 }
 
-/** The units, a stage a column. With `onToggle` they are buttons, which the caller keeps up to date by `show`. */
-function architecture(units, onToggle = null) {
+/** The units, a stage a column, each as skipped or kept. */
+function architecture(units, mask) {
   const largest = Math.max(...units.map((unit) => unit.share ?? 0)) || 1;
   const boxes = units.map((unit, index) => {
-    const box = element(onToggle ? "button" : "span", { class: "unit", type: onToggle ? "button" : null });
+    const box = element("span", { class: mask[index] ? "unit skipped" : "unit", title: mask[index] ? "skipped" : "kept" });
     box.append(element("span", { class: "name" }, ...breakable(unit.name)));
     if (unit.share !== null) {
       box.append(" ", element("span", { class: "share" }, percent(unit.share)));
       box.append(element("span", { class: "bar", "aria-hidden": "true", style: `width:${(100 * unit.share) / largest}%` }));
     }
-    if (onToggle) box.addEventListener("click", () => onToggle(index));
     return box;
   });
   const list = element("ol", { class: "stages" });
   for (const stage of stagesOf(units)) list.append(element("li", {}, ...stage.map((index) => boxes[index])));
-  const show = (mask) =>
-    boxes.forEach((box, index) => {
-      box.classList.toggle("skipped", Boolean(mask[index]));
-      if (onToggle) box.setAttribute("aria-pressed", mask[index] ? "true" : "false");
-      else box.title = mask[index] ? "skipped" : "kept";
-    });
-  return { list, show, boxes };
+  return list;
 }
 
 /** What the boxes mean. */
-function architectureKey(units, words = "") {
+function architectureKey(units) {
   const shares = units.some((unit) => unit.share !== null) ? " Numbers and bars: the share of the model's MACs that skipping saves." : "";
   return element("p", { class: "key" }, element("span", { class: "unit" }, "kept"), " ",
-    element("span", { class: "unit skipped" }, element("span", { class: "name" }, "skipped")), `${shares} ${words}`);
+    element("span", { class: "unit skipped" }, element("span", { class: "name" }, "skipped")), shares);
 }
 
 /** A table of rows, its first column the row's heading. */
