@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, agent_class, make_agent
 
-from das_gym.envs.tabular_env import bundled_table
 from das_gym.problem.budget import Floats
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS
@@ -45,9 +42,3 @@ def accepts_hyperparameter(agent: str, name: str) -> bool:
 def is_tabular(env_id: str) -> bool:
     """Return whether an id, or `module:id`, is an environment of das_gym that looks scores up in a table."""
     return env_id.rpartition(":")[2] in {*(entry.tabular_id for entry in ENVIRONMENTS.values()), *CHECKPOINT_TABLES}
-
-
-def table_path(env_id: str, env_kwargs: Mapping[str, Any]) -> Path:
-    """Return the path of the table that an environment looks scores up in."""
-    made_with = gymnasium.spec(env_id.rpartition(":")[2]).kwargs | dict(env_kwargs)
-    return Path(made_with.get("table") or bundled_table(made_with["model"], made_with["task"]))
