@@ -17,8 +17,10 @@ from das_gym.adapt.supernet import random_mask
 from das_gym.adapt.training import StepResult, Trainer, adamw, learning_rate_factor
 from torch import Tensor
 
-from benchmarks.conversations.batches import ConversationBatches
-from benchmarks.conversations.models import LLAVA_MINI, SMOLVLM_MINI, features, words_losses
+from benchmarks.pretrain.conversations import ConversationBatches
+from benchmarks.pretrain.family import AnsweringRecipe
+from benchmarks.pretrain.losses import features, words_losses
+from benchmarks.pretrain.recipe import RECIPES
 from das_gym.files import replacing_folder
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
@@ -159,18 +161,20 @@ def _write_decoder(spec: SuiteModel, folder: Path) -> None:
     from das_gym.models.transformers.layer_removal import prune
 
     source = _assets(spec.model, spec.checkpoint)
-    recipe = SMOLVLM_MINI if spec.checkpoint is None else LLAVA_MINI
+    name = "SmolVLM" if spec.checkpoint is None else "LLaVA"
     with bars_on_terminals():
         model = AutoModelForImageTextToText.from_pretrained(source)
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     prune(model, [place not in spec.kept[0] for place in range(count)])
     _add_noise(model, spec)
+    recipe = RECIPES[name]
+    assert isinstance(recipe, AnsweringRecipe)
     batches = ConversationBatches(recipe, AutoTokenizer.from_pretrained(source), spec.seed, DECODER_BATCH)
 
     def step(index: int) -> StepResult:
-        batch = batches(index)
+        batch = batches(index, described=False)
         found = words_losses(model, features(recipe, model, batch), batch)
-        return {"loss": found["words"], "right": found["right"]}
+        return {"loss": found.pop("words"), **found}
 
     optimizer = adamw([(list(model.parameters()), DECODER_RATE)], weight_decay=0.01)
     schedule = functools.partial(learning_rate_factor, steps=spec.steps, warmup=0.1)

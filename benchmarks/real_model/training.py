@@ -12,11 +12,10 @@ import torch
 from das_gym.adapt.training import StepResult, Trainer, adamw, learning_rate_factor
 from torch import nn
 
-from benchmarks.conversations.batches import ConversationBatch, ConversationBatches
-from benchmarks.conversations.models import Features, Recipe
+from benchmarks.pretrain.conversations import ConversationBatch, ConversationBatches
+from benchmarks.pretrain.losses import ConversationFeatures, ConversationHeads, losses_of_features
 from benchmarks.real_model.fast_decoder import FastDecoder
-from benchmarks.real_model.losses import Heads, losses_of
-from benchmarks.real_model.vision_language import RECIPE, build_model, eyes, load_tokenizer, start_connector
+from benchmarks.real_model.vision_language import SmolVLM135M, build_model, load_tokenizer, start_connector
 
 IMAGES_PER_STEP = 8
 LORA_RATE, CONNECTOR_RATE, TOWER_RATE = 1e-3, 2e-4, 1e-4
@@ -28,14 +27,14 @@ INSTRUCTED_EVERY, INSTRUCTED_FROM = 3, 0.8
 """The instruction is a third of the tokens: it follows the questions of every third step, and of all after that share."""
 
 
-def read_batch(recipe: Recipe, model: Any, decoder: FastDecoder, batch: ConversationBatch) -> Features:
+def read_batch(recipe: SmolVLM135M, model: Any, decoder: FastDecoder, batch: ConversationBatch) -> ConversationFeatures:
     """Run tower, connector and fast decoder."""
     patches = recipe.image_tokens(model, batch.images.image)
     embed = model.get_input_embeddings()
     is_image = (batch.prefix_ids == model.config.image_token_id)[..., None]
     prefix = embed(batch.prefix_ids).masked_scatter(is_image, patches)
     states, last = decoder(prefix, embed(batch.input_ids), batch.rows)
-    return Features(patches, states, last)
+    return ConversationFeatures(patches, states, last)
 
 
 def train(smollm2: Path, folder: Path, steps: int, seed: int = 0) -> None:
@@ -47,15 +46,16 @@ def train(smollm2: Path, folder: Path, steps: int, seed: int = 0) -> None:
         steps: All steps of the schedule.
         seed: Of LoRA's first weights, scenes and questions.
     """
+    recipe = SmolVLM135M()
     tokenizer = load_tokenizer(smollm2)
     model = build_model(smollm2, tokenizer)
-    print(f"R2 of the connector's ridge regression: {start_connector(model, tokenizer):.3f}", flush=True)
-    batches = ConversationBatches(RECIPE, tokenizer, seed, IMAGES_PER_STEP)
+    print(f"R2 of the connector's ridge regression: {start_connector(recipe, model, tokenizer):.3f}", flush=True)
+    batches = ConversationBatches(recipe, tokenizer, seed, IMAGES_PER_STEP)
     torch.manual_seed(seed)
-    heads = Heads(model.config.text_config.hidden_size)
+    heads = ConversationHeads(model.config.text_config.hidden_size)
     decoder = FastDecoder(model.model.text_model, compiled=shutil.which("g++") is not None)
     model.requires_grad_(False)
-    parts: dict[str, nn.Module] = {"lora": decoder, "heads": heads, **eyes(model)}
+    parts: dict[str, nn.Module] = {"lora": decoder, "heads": heads, **recipe.eyes(model)}
     for part in parts.values():
         part.requires_grad_(True)
     rates = {"lora": LORA_RATE, "heads": LORA_RATE, "connector": CONNECTOR_RATE, "vision": TOWER_RATE}
@@ -63,8 +63,8 @@ def train(smollm2: Path, folder: Path, steps: int, seed: int = 0) -> None:
 
     def step(index: int) -> StepResult:
         instructed = index % INSTRUCTED_EVERY == 0 or index >= INSTRUCTED_FROM * steps
-        batch = batches(index, instructed)
-        losses = losses_of(model, heads, read_batch(RECIPE, model, decoder, batch), batch)
+        batch = batches(index, described=False, instructed=instructed)
+        losses = losses_of_features(recipe, model, heads, read_batch(recipe, model, decoder, batch), batch)
         shown = " ".join(f"{name} {float(losses[name].detach()):.4f}" for name in ("loss", "words", "right"))
         print(f"step {index} {shown} questions {len(batch.rows)} cpu {time.process_time():.1f} s", flush=True)
         return losses

@@ -6,16 +6,16 @@ SmolVLM's processor puts around an image.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.conversations.batches import scene_images
-from benchmarks.conversations.models import IMAGE_TOKENS, SMOLVLM_IMAGE, SMOLVLM_MINI
+from benchmarks.pretrain.answering_models import SmolVLMMini
+from benchmarks.pretrain.batches import scene_images
+from benchmarks.pretrain.family import IMAGE_TOKENS, Prompt
 from das_gym.registration import ASSETS
 from das_gym.shapes.scenes import COLORS, SHAPES, sample_scene
 
@@ -40,13 +40,18 @@ RIDGE_SCENES = 400
 RIDGE_PENALTY = 1.0
 
 
-RECIPE = dataclasses.replace(
-    SMOLVLM_MINI,
-    before="<|im_start|>user\n" + SMOLVLM_IMAGE,
-    after="<|im_end|>\n<|im_start|>assistant\n",
-    end="<|im_end|>",
-    answer_space="",
-)
+class SmolVLM135M(SmolVLMMini):
+    """The bundled smolvlm_mini's 3 vision layers, and SmolLM2's 30 decoder layers."""
+
+    prompt = Prompt(
+        before="<|im_start|>user\n<fake_token_around_image><global-img>"
+        + "<image>" * IMAGE_TOKENS
+        + "<fake_token_around_image>",
+        after="<|im_end|>\n<|im_start|>assistant\n",
+        end="<|im_end|>",
+        answer_space="",
+    )
+    decoder_layers, mention_layer, target_layer = 30, 12, 20
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -92,14 +97,14 @@ def build_model(folder: Path, tokenizer: Any) -> Any:
 
 
 @torch.no_grad()
-def start_connector(model: Any, tokenizer: Any) -> float:
+def start_connector(recipe: SmolVLM135M, model: Any, tokenizer: Any) -> float:
     """Set the connector by ridge regression from the tower's features onto words, and return its R2.
 
     The target of an image token is the sum of the embeddings of the color, the shape and the place of the object that it
     shows; a place lies between the words left and right, and top and bottom.
     """
     rng = np.random.default_rng(0)
-    scenes = scene_images([sample_scene(rng) for _ in range(RIDGE_SCENES)], RECIPE)
+    scenes = scene_images([sample_scene(rng) for _ in range(RIDGE_SCENES)], recipe.normalise)
     projection = model.model.connector.modality_projection.proj
     features = model.model.connector.pixel_shuffle(model.model.vision_model(scenes.image)[0], model.config.scale_factor)
     x = features.flatten(0, 1).double()
@@ -119,15 +124,8 @@ def start_connector(model: Any, tokenizer: Any) -> float:
     return float(1 - (y - x @ weight).square().sum() / (y - y.mean(0)).square().sum())
 
 
-def eyes(model: Any) -> dict[str, nn.Module]:
-    """Return the vision tower, and the connector with its pixel shuffle."""
-    return {"vision": model.model.vision_model, "connector": model.model.connector}
-
-
 def make_processor(tokenizer: Any) -> Any:
     """Return smolvlm_mini's processor with this tokenizer and its prompts."""
-    from transformers import Idefics3Processor
-    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-
-    images = Idefics3ImageProcessorPil.from_pretrained(TOWER)
-    return Idefics3Processor(images, tokenizer, image_seq_len=IMAGE_TOKENS, chat_template=TEMPLATE)
+    processor = SmolVLM135M().make_processor(tokenizer)
+    processor.chat_template = TEMPLATE
+    return processor

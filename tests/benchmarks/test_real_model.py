@@ -5,13 +5,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, SmolVLMForConditionalGeneration
 
-from benchmarks.conversations.batches import ConversationBatches
-from benchmarks.conversations.models import SMOLVLM_MINI, features, words_losses
+from benchmarks.pretrain.answering_models import SmolVLMMini
+from benchmarks.pretrain.conversations import ConversationBatches
+from benchmarks.pretrain.losses import features, words_losses
 from benchmarks.real_model.assembling import merge, trained_tensors
 from benchmarks.real_model.comparing import run
 from benchmarks.real_model.fast_decoder import FastDecoder
 from benchmarks.real_model.training import read_batch
-from benchmarks.real_model.vision_language import eyes
 from das_gym.registration import ASSETS
 
 BUNDLED = ASSETS / "smolvlm_mini"
@@ -19,19 +19,20 @@ BUNDLED = ASSETS / "smolvlm_mini"
 
 @pytest.mark.parametrize("updated", [False, True])
 def test_fast_decoder_reads_as_transformers_does_with_merged_weights(updated: bool):
+    recipe = SmolVLMMini()
     model = SmolVLMForConditionalGeneration.from_pretrained(BUNDLED, dtype=torch.float32)
-    batch = ConversationBatches(SMOLVLM_MINI, AutoTokenizer.from_pretrained(BUNDLED), seed=5, batch_size=3)(0)
+    batch = ConversationBatches(recipe, AutoTokenizer.from_pretrained(BUNDLED), seed=5, batch_size=3)(0, described=False)
     decoder = FastDecoder(model.model.text_model, compiled=False)
     torch.manual_seed(0)
     for name, parameter in decoder.named_parameters():
         if updated and ".up." in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    parts = {"lora": decoder, **eyes(model)}
+    parts = {"lora": decoder, **recipe.eyes(model)}
     with torch.no_grad():
-        read = read_batch(SMOLVLM_MINI, model, decoder, batch)
-        untouched = features(SMOLVLM_MINI, model, batch)
+        read = read_batch(recipe, model, decoder, batch)
+        untouched = features(recipe, model, batch)
         merge(model, {k: t.float() for k, t in trained_tensors({name: p.state_dict() for name, p in parts.items()}).items()})
-        merged = features(SMOLVLM_MINI, model, batch)
+        merged = features(recipe, model, batch)
         fast, plain = (float(words_losses(model, each, batch)["words"]) for each in (read, merged))
     said = batch.attention_mask[:, batch.prefix_ids.shape[1] :].bool()
     torch.testing.assert_close(read.last[said], merged.last[said], rtol=0.1, atol=0.1)
