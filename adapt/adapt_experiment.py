@@ -33,7 +33,7 @@ from das_gym.adapt.report import (
     report_of,
     write_answers,
 )
-from das_gym.adapt.settings import AdaptSettings, TrainingConfig, search_config
+from das_gym.adapt.settings import AdaptSettings, TrainingConfig
 from das_gym.adapt.step_loss import check_training, make_loss_and_trainer, resolve_defaults
 from das_gym.adapt.subnets import RECORD
 from das_gym.adapt.training import Log, add_prefix
@@ -69,20 +69,19 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
     choice = choose(settings)
     problem = settings.problem if choice is None else choice.problem
     start = load_start(problem, searches=choice is None)
-    search = None if choice is not None else search_of(settings, start)
+    search = search_of(settings, start)
     check_start(start, settings, choice, search)
     if settings.estimate:
         print_estimate(phases(settings, start, choice, search))
         return None
     folder = required_folder(run)
     if choice is None:
-        assert search is not None
         choice = choice_of(search_first(search, run, folder, settings.resume is not None, start.problem), problem)
     if choice.remark:
         print(escape_control_chars(choice.remark))
     models = cut_models(start.model, choice.mask, settings.references)
     splits = limit_test(start.splits, start.model.task, settings.test_examples)
-    config, description = resolve_defaults(settings.training, models[SUBNET])
+    config, description = resolve_defaults(settings.train, models[SUBNET])
     print(description)
     untrained = () if settings.references else (BASELINE,)
     trained = {name: model for name, model in models.items() if name not in untrained}
@@ -105,34 +104,36 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
     return rows[SUBNET].metric
 
 
-def check_start(start: Start, settings: AdaptSettings, choice: Choice | None, search: SearchConfig | None) -> None:
+def check_start(start: Start, settings: AdaptSettings, choice: Choice | None, search: SearchConfig) -> None:
     """Raise for what the loaded model and its data cannot do, before masks are searched or anything is trained."""
     backbone, task = start.model.backbone, start.model.task
-    check_training(backbone, task, settings.training, settings.train.itm_weight)
+    check_training(backbone, task, settings.train, settings.train.itm_weight)
     if choice is not None:
         backbone.vlp.check_mask(choice.mask)
         check_prompts(start.model, start.splits)
-    if search is not None:
+    else:
         check_search(search, scored_problem(search, start.problem))
     check_test_images(task, limit_test(start.splits, task, settings.test_examples).test)
 
 
 def search_of(settings: AdaptSettings, start: Start) -> SearchConfig:
     """Return the search that runs first; on a small model, our own agent scores fewer masks."""
-    few = len(start.model.backbone.vlp.layers) <= FEW_LAYERS and settings.search.get("agent", "bayes") == "bayes"
-    return search_config(settings, {"evaluations": EVALUATIONS} if few else {}, settings.search)
+    search = settings.search
+    if search.evaluations is not None:
+        return search
+    few = len(start.model.backbone.vlp.layers) <= FEW_LAYERS and search.agent == SearchConfig.agent
+    return dataclasses.replace(search, evaluations=EVALUATIONS if few else SearchConfig.evaluations)
 
 
-def phases(settings: AdaptSettings, start: Start, choice: Choice | None, search: SearchConfig | None) -> list[Phase]:
+def phases(settings: AdaptSettings, start: Start, choice: Choice | None, search: SearchConfig) -> list[Phase]:
     """Return the phases of the run. Without a choice there is a search; a random mask stands for its answer."""
     found: list[Phase] = []
     if choice is not None:
         mask = choice.mask
     else:
-        assert search is not None
-        found, mask = search_first_phases(search, scored_problem(search, start.problem))
+        found, mask = search_first_phases(search, start.problem)
     subnet = cut(start.model, mask)
-    config, _ = resolve_defaults(settings.training, subnet)
+    config, _ = resolve_defaults(settings.train, subnet)
     problem = start.model.backbone.config or settings.problem
     references = [FULL_MODEL, BASELINE] if settings.references else []
     trained = 1 + sum(find_reference(problem, config, name, subnet.task.labels) is None for name in references)

@@ -19,10 +19,10 @@ from das_gym.commands.settings import build
 from das_gym.commands.trust import trusted_settings
 from das_gym.files import explain_damage, read_json
 from das_gym.problem.budget import keeps_budget
-from das_gym.problem.config import ProblemConfig, changed_settings
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem
 from das_gym.processes import run_on_main_process
-from das_gym.registration import CHECKPOINT_TABLES, MODELS, entry_of, find_environment
+from das_gym.registration import CHECKPOINT_TABLES, MODELS, entry_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def choose(settings: Any) -> Choice | None:
         return Choice(np.array(settings.mask, dtype=bool), settings.problem)
     if settings.search_run is None:
         return None
-    return choice_from_run(settings.runs_dir, settings.search_run, changed_settings(settings.problem), settings.point)
+    return choice_from_run(settings.runs_dir, settings.search_run, settings.problem.changed, settings.point)
 
 
 def choice_from_run(runs_dir: str, run: int, given: Mapping[str, Any], point: int | None = None) -> Choice:
@@ -123,12 +123,9 @@ def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str,
 
 def scored_problem(search: SearchConfig, problem: Problem | None) -> Problem | None:
     """Return the loaded problem if it scores the masks of a search; None if a table does, or another model or other data."""
-    config = None if problem is None else problem.backbone.config
-    if config is None or search.env_id != find_environment(config.model, config.task).id:
+    if problem is None or search.env_id != search.problem.env_id or search.env_kwargs.keys() & vars(search.problem).keys():
         return None
-    own = {field.name: getattr(config, field.name) for field in fields(ProblemConfig)}
-    is_same = all(own[name] == value for name, value in search.env_kwargs.items() if name in own)
-    return problem if is_same else None
+    return problem if problem.backbone.config == search.problem else None
 
 
 def search_first(

@@ -38,7 +38,7 @@ from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.phases import search_first_phases
-from das_gym.adapt.settings import CompareSettings, search_config
+from das_gym.adapt.settings import CompareSettings
 from das_gym.adapt.step_loss import check_training
 from das_gym.agents.compare.runner import Comparison
 from das_gym.agents.searching.config import SearchConfig
@@ -51,7 +51,7 @@ from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.models.base import VLP
 from das_gym.problem.budget import Budget
-from das_gym.problem.config import changed_settings, recorded_settings
+from das_gym.problem.config import ProblemConfig, recorded_settings
 from das_gym.problem.loading import (
     AdaptedModel,
     Problem,
@@ -110,14 +110,13 @@ def with_methods(settings: CompareSettings, vlp: VLP) -> CompareSettings:
 def search_of(settings: CompareSettings, skip_num: int) -> SearchConfig:
     """Return the search of masks that skip `skip_num` layers: on the bundled table, if one exists."""
     problem = settings.problem
-    entry = find_environment(settings.problem.model, settings.problem.task)
-    is_bundled = not changed_settings(problem).keys() - {"model", "task", "device"}
-    config = search_config(settings, {"skip_num": skip_num}, settings.search)
-    if not is_bundled or entry.table is None or "env_id" in settings.search:
-        return config
+    search = dataclasses.replace(settings.search, skip_num=skip_num)
+    entry = find_environment(problem.model, problem.task)
+    if entry.table is None or problem.env_kwargs.keys() - {"device"}:
+        return search
     # A table needs no model, and so no device.
-    env_kwargs = {name: value for name, value in config.env_kwargs.items() if name != "device"}
-    return dataclasses.replace(config, env_id=entry.tabular_id, env_kwargs=env_kwargs)
+    bundled = ProblemConfig(problem.model, problem.task)
+    return dataclasses.replace(search, env_id=entry.tabular_id, problem=bundled)
 
 
 def compare(settings: CompareSettings, run: Run) -> float | None:
@@ -128,8 +127,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     settings = with_methods(settings, base.backbone.vlp)
     check_model(settings, base, splits)
     folder = Path() if settings.estimate else required_folder(run)
-    training = dataclasses.replace(settings.train, seed=settings.seed)
-    context = ComparisonContext(base, splits, training, folder, settings.test_examples, run.log_scalar)
+    context = ComparisonContext(base, splits, settings.train, folder, settings.test_examples, run.log_scalar)
     masks = random_masks(settings, base) if settings.estimate else find_masks(settings, base, splits, run)
     variants = method_variants(settings.methods, settings.method_settings, masks)
     rates = settings.learning_rates or GRID
@@ -204,14 +202,14 @@ def find_masks(settings: CompareSettings, base: AdaptedModel, splits: Splits[Any
         source = settings.searches.get(str(k))
         if source is None:
             search = search_of(settings, k)
-            if problem is None and search.env_id == find_environment(config.model, config.task).id:
+            if problem is None and search.env_id == config.env_id:
                 supernet = supernet_model(config, find_supernet(config), splits, copy_backbone(base.backbone))
                 problem = problem_of(supernet, splits, config)
             name = f"search_{k}"
             result = search_first(search, run, folder / name, settings.resume is not None, problem, f"{name}.")
             mask = choice_of(result, config).mask
         else:
-            mask = choice_from_run(settings.runs_dir, source, changed_settings(config)).mask
+            mask = choice_from_run(settings.runs_dir, source, config.changed).mask
         if mask.shape != (n_layers,) or mask.sum() != k:
             raise ValueError(f"searches.{k}={source} skips {int(mask.sum())} of {len(mask)} layers")
         masks[k] = tuple(mask.astype(int).tolist())

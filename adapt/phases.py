@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from das_gym.adapt.choosing import scored_problem
 from das_gym.adapt.evaluate import BATCH_PAIRS, evaluate
 from das_gym.adapt.report import one_example
 from das_gym.adapt.step_loss import StepLoss, batch_at
@@ -35,8 +36,11 @@ WARM_UPS = 2
 
 
 def search_first_phases(config: SearchConfig, problem: Problem | None) -> tuple[list[Phase], np.ndarray]:
-    """Return the phases of a command's own search, and a random mask that stands for its answer."""
-    scorer = open_scorer(config.env_id, config.mask_kwargs, problem=problem)
+    """Return the phases of a command's own search, and a random mask that stands for its answer.
+
+    `problem` is the command's own, if it is loaded.
+    """
+    scorer = open_scorer(config.env_id, config.mask_kwargs, problem=scored_problem(config, problem))
     budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of, scorer.max_skipped)
     nothing = np.zeros(budget.n_layers, dtype=bool)
     mask = nothing if budget.is_free else MaskSpace(budget).sample(np.random.default_rng(0))

@@ -17,7 +17,7 @@ from das_gym.registration import named_problems
 
 def named_configs() -> dict[str, dict[str, Any]]:
     """Return the named configs of commands that search first: problems, and agents for the search."""
-    return {**named_problems(), **{name: {"search": settings} for name, settings in agent_configs().items()}}
+    return {**named_problems(), **agent_configs()}
 
 
 def pipeline_configs() -> dict[str, dict[str, Any]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from das_gym.adapt.methods import MASKED, METHODS
 from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
-from das_gym.agents.searching.config import SearchConfig, env_kwargs_of
+from das_gym.agents.searching.config import SearchConfig
 
 from das_gym.commands.runs import ResumableSettings
 from das_gym.commands.settings import (
@@ -23,14 +22,17 @@ from das_gym.commands.settings import (
     Settings,
     build,
     choice,
-    merge,
     nested,
 )
 from das_gym.names import check_names
 from das_gym.problem.config import ProblemConfig
-from das_gym.registration import MODELS, find_environment
+from das_gym.problem.mask_cost import BUDGET_SETTINGS
+from das_gym.registration import MODELS
 
 TRACKERS = ("tensorboard", "wandb")
+
+SHARED = ("problem", "env_id", "seed")
+"""Settings that a search has in common with the command that runs it."""
 
 RANKED_IMAGES = 100
 """Default number of images that are ranked with all of their texts; the field's test sets have 1,000."""
@@ -117,7 +119,32 @@ class SupernetConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class ChoosingSettings(Settings):
+class SearchingSettings(ResumableSettings):
+    """What commands have in common that search masks of their own model and data.
+
+    Attributes:
+        problem: Model and data.
+        seed: Random seed.
+        search: Settings of the search that runs first, as in `evaluations=100`, `agent=bandit`. `python -m agents --help`
+            lists them.
+        test_examples: Number of test examples to evaluate on. None evaluates on all.
+    """
+
+    group: ClassVar[str] = "Evaluation"
+
+    problem: ProblemConfig = nested(ProblemConfig)
+    seed: Seed = 0
+    search: SearchConfig = nested(SearchConfig, shared=SHARED, listed=False)
+    test_examples: PositiveInt | None = None
+
+    @property
+    def env_id(self) -> str:
+        """The environment of the search."""
+        return self.problem.env_id
+
+
+@dataclass(frozen=True)
+class ChoosingSettings(SearchingSettings):
     """Which mask a command takes.
 
     Attributes:
@@ -125,8 +152,6 @@ class ChoosingSettings(Settings):
             `point`. If neither this nor `mask` is given, a search runs first.
         point: Number of a point of the Pareto front of `search_run`, from 0 on.
         mask: Mask to use, as in [0,1,0,0]: one number per layer, 1 = skipped.
-        search: Settings of the search that runs first, as in `evaluations=100`, `agent=bandit`. `python -m agents --help`
-            lists them.
     """
 
     group: ClassVar[str] = "Layers"
@@ -134,42 +159,38 @@ class ChoosingSettings(Settings):
     search_run: int | None = None
     point: NonNegativeInt | None = None
     mask: tuple[Annotated[int, Range(0, 1)], ...] | None = None
-    search: dict[str, Any] = nested(SearchConfig, listed=False, default=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mask is not None and self.search_run is not None:
+            raise ValueError(f"both `mask` and `search_run`={self.search_run} are given; give one of them")
+        if self.point is not None and self.search_run is None:
+            raise ValueError(f"`point`={self.point} is of a Pareto front: give its run too, as search_run=RUN")
 
     @property
     def needs_search(self) -> bool:
         """Whether a search runs first."""
         return self.mask is None and self.search_run is None
 
-    def check_choice(self) -> None:
-        """Raise for settings that select two masks, a point without a Pareto front, or a search that cannot run."""
-        if self.mask is not None and self.search_run is not None:
-            raise ValueError(f"both `mask` and `search_run`={self.search_run} are given; give one of them")
-        if self.point is not None and self.search_run is None:
-            raise ValueError(f"`point`={self.point} is of a Pareto front: give its run too, as search_run=RUN")
-        if self.needs_search:
-            search_config(self, self.search)
 
+@dataclass(frozen=True)
+class FirstSearch(SearchConfig):
+    """Settings of the search of `python -m adapt`.
 
-def search_config(settings: Any, *overrides: Mapping[str, Any]) -> SearchConfig:
-    """Return the search of a command's own model and data; later overrides win."""
-    problem = settings.problem
-    values: dict[str, Any] = {"seed": settings.seed, "env_id": find_environment(problem.model, problem.task).id}
-    for each in overrides:
-        values = merge(values, each)
-    values["env_kwargs"] = env_kwargs_of(problem, values.get("env_kwargs", {}))
-    return build(SearchConfig, values, "setting search.")
+    Attributes:
+        evaluations: Number of masks that the agent may score. None means 240, or 80 for `bayes` on a model of up to 12
+            layers.
+    """
+
+    evaluations: PositiveInt | None = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
-class AdaptSettings(ResumableSettings, ChoosingSettings):
+class AdaptSettings(ChoosingSettings):
     """The settings of `python -m adapt`. A search run brings its own model and data.
 
     Attributes:
-        problem: Model and data.
-        seed: Random seed of the search and of fine-tuning.
         train: Settings of fine-tuning.
-        test_examples: Number of test examples to evaluate on. None evaluates on all.
         rank_images: Number of test images that retrieval ranks, with all of their texts. None ranks all.
         references: Whether to train and evaluate the full model with adapters and the baseline as well. Each takes as long
             as the subnet, unless the package contains its trained weights, as it does for the default settings. Without
@@ -178,21 +199,10 @@ class AdaptSettings(ResumableSettings, ChoosingSettings):
 
     group: ClassVar[str] = "Evaluation"
 
-    problem: ProblemConfig = nested(ProblemConfig)
-    seed: Seed = 0
-    train: TrainingConfig = nested(TrainingConfig, without=("seed",))
-    test_examples: PositiveInt | None = None
+    search: FirstSearch = nested(FirstSearch, shared=SHARED, listed=False)
+    train: TrainingConfig = nested(TrainingConfig, shared=("seed",))
     rank_images: PositiveInt | None = RANKED_IMAGES
     references: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_choice()
-
-    @property
-    def training(self) -> TrainingConfig:
-        """The settings of fine-tuning, with the seed."""
-        return dataclasses.replace(self.train, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -251,11 +261,10 @@ class CompareTraining(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class CompareSettings(ResumableSettings):
+class CompareSettings(SearchingSettings):
     """The settings of `python -m adapt compare`.
 
     Attributes:
-        problem: Model and data.
         methods: Methods of fine-tuning to compare. Empty means all that the model supports.
         method_settings: Settings of methods, as in `method_settings.lora.rank=8`.
         skip_nums: Numbers of layers that DAS skips. Each gets a row with searched layers and a row with random layers.
@@ -264,24 +273,19 @@ class CompareSettings(ResumableSettings):
         seed: Random seed of the first training of each method.
         seeds: Number of trainings of each method, with seeds from `seed` on.
         train: Settings of training.
-        search: Settings of the searches, as in `evaluations=100`.
         searches: Ids of searches that ran before, by number of skipped layers, as in `searches.4=17`.
-        test_examples: Number of test examples to evaluate on. None evaluates on all.
     """
 
     group: ClassVar[str] = "Comparison"
 
-    problem: ProblemConfig = nested(ProblemConfig)
     methods: tuple[str, ...] = choice((), METHODS, own=True)
     method_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     skip_nums: tuple[NonNegativeInt, ...] = (2, 4, 6)
     learning_rates: tuple[PositiveFloat, ...] = ()
-    seed: Seed = 0
     seeds: PositiveInt = 3
-    train: CompareTraining = nested(CompareTraining, without=("seed", "learning_rate", "head_learning_rate"))
-    search: dict[str, Any] = nested(SearchConfig, listed=False, default=dict)
+    train: CompareTraining = nested(CompareTraining, shared=("seed",), without=("learning_rate", "head_learning_rate"))
+    search: SearchConfig = nested(SearchConfig, shared=SHARED, without=BUDGET_SETTINGS, listed=False)
     searches: dict[str, int] = field(default_factory=dict)
-    test_examples: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -294,7 +298,6 @@ class CompareSettings(ResumableSettings):
             if len(set(given)) < len(given):
                 raise ValueError(f"`{name}` has duplicates: got {list(given)}. Give each once")
         check_names(self.searches, map(str, self.skip_nums), "number of skipped layers")
-        search_config(self, self.search)
 
     @property
     def nums_to_search(self) -> tuple[int, ...]:
@@ -318,7 +321,7 @@ class SupernetSettings(ResumableSettings):
     problem: ProblemConfig = nested(ProblemConfig)
     out: str | None = None
     seed: Seed = 0
-    train: SupernetConfig = nested(SupernetConfig, without=("seed",))
+    train: SupernetConfig = nested(SupernetConfig, shared=("seed",))
 
     def __post_init__(self) -> None:
         super().__post_init__()

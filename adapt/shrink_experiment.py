@@ -15,16 +15,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from das_gym.adapt.choosing import Choice, choice_of, choose, scored_problem, search_first
+from das_gym.adapt.choosing import Choice, choice_of, choose, search_first
 from das_gym.adapt.phases import search_first_phases
 from das_gym.adapt.run_report import REPORT, run_report
-from das_gym.adapt.settings import search_config
 from das_gym.adapt.shrink.checks import check_config, check_loaded, fallback_if_not_removable, source_of
 from das_gym.adapt.shrink.job import ShrinkJob, finish_saved
 from das_gym.adapt.shrink.phases import checking_phases, measuring_phases, random_mask, recovery_phases
 from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.shrink.settings import RECORD, ShrinkSettings
-from das_gym.agents.searching.config import SearchConfig
 
 from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, required_folder, run_folder
@@ -52,13 +50,12 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
     check_config(config)
     problem = load_problem(config)
     check_loaded(settings, problem, choice)
-    search = search_config(settings, settings.budget, settings.search)
     if settings.estimate:
-        print_estimate(phases(settings, problem, choice, search))
+        print_estimate(phases(settings, problem, choice))
         return None
     folder = required_folder(run)
     if choice is None:
-        choice = choice_of(search_first(search, run, folder, settings.resume is not None, problem), config)
+        choice = choice_of(search_first(settings.search, run, folder, settings.resume is not None, problem), config)
     job = ShrinkJob(settings, fallback_if_not_removable(choice, problem), problem, folder)
     measured = job.run(run.log_scalar)
     if measured is None:
@@ -72,11 +69,11 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
     return measured.final.score
 
 
-def phases(settings: ShrinkSettings, problem: Problem, choice: Choice | None, search: SearchConfig) -> list[Phase]:
+def phases(settings: ShrinkSettings, problem: Problem, choice: Choice | None) -> list[Phase]:
     """Return the phases of the run; without a choice, there is a search, and a random mask stands for its answer."""
-    config = settings.recovery()
+    config = settings.train
     trains = config.method is not None
-    searching = [] if choice is not None else search_first_phases(search, scored_problem(search, problem))[0]
+    searching = [] if choice is not None else search_first_phases(settings.search, problem)[0]
     mask = random_mask(settings, problem) if choice is None else choice.mask
     recovery = recovery_phases(problem, mask, config)
     found = [*searching, *recovery]

@@ -10,7 +10,6 @@ python -m adapt supernet with resume=5                         continue run 5, w
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from das_gym.adapt.settings import SupernetSettings
@@ -29,13 +28,12 @@ VOCABULARY = "vocabulary.json"
 
 def supernet(settings: SupernetSettings, run: Run) -> None:
     """Train and write the supernet."""
-    config = dataclasses.replace(settings.train, seed=settings.seed)
     if settings.estimate:
-        print_estimate(phases(config, settings.problem))
+        print_estimate(phases(settings.train, settings.problem))
         return
     folder = required_folder(run)
     out = Path(settings.out) if settings.out else folder / "supernet.safetensors"
-    train_supernet(config, settings.problem, out, folder / "checkpoint.pt", run.log_scalar)
+    train_supernet(settings.train, settings.problem, out, folder / "checkpoint.pt", run.log_scalar)
     if not is_main_process():
         return
     answers = Adaptation.load(out).answers

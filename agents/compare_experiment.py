@@ -55,8 +55,8 @@ EXPLANATION = (
 
 def oracle_of(settings: CompareSettings) -> Oracle:
     """Return the environment that scores masks, with its ground truth."""
-    config = settings.search_config(settings.agents[0])
-    return make_oracle(config.env_id, config.budget, config.env_kwargs)
+    config = settings.search(settings.agents[0])
+    return make_oracle(config.env_id, config.budget, config.all_env_kwargs)
 
 
 def search_once(settings: CompareSettings, oracle: Oracle, agent: str, seed: int) -> SearchTrial:
@@ -68,7 +68,7 @@ def search_once(settings: CompareSettings, oracle: Oracle, agent: str, seed: int
 def phases(settings: CompareSettings, oracle: Oracle) -> Iterator[Phase]:
     """Yield the phases of a comparison: on a table the searches of each agent, else the masks that all of them score."""
     counts = {agent: settings.seeds if depends_on_seed(agent) else 1 for agent in settings.agents}
-    config = settings.search_config(settings.agents[0])
+    config = settings.search(settings.agents[0])
     engine = open_scorer(config.env_id, config.mask_kwargs).engine
     if engine is not None:
         yield from search_phases(engine, replace(config, evaluations=config.evaluations * sum(counts.values())))
@@ -86,7 +86,7 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
     """Compare, print and save."""
     oracle = oracle_of(settings)
     for agent in settings.agents:  # the settings of the last one, too, before the first one searches
-        check_search(settings.search_config(agent))
+        check_search(settings.search(agent))
         check_agent(oracle, agent, settings.agent_kwargs.get(agent, {}), settings.masks_per_turn)
     if settings.estimate:
         print_estimate(phases(settings, oracle))

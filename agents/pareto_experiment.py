@@ -105,7 +105,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     entry = entry_of(settings.env_id)
     if entry is None:
         raise ValueError(f"`env_id` is not an environment of das_gym: got {settings.env_id}, {OURS}")
-    config = settings.search_config()
+    config = settings.search
     check_search(config)
     tried = open_scorer(config.env_id, config.mask_kwargs, free=True)
     if settings.estimate:
@@ -126,11 +126,14 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     loses_layers = MODELS[entry.model].reads_prompts  # in other models, adapters replace skipped layers
     front = front_of([searched, *baselines.values()], keeps_a_layer=loses_layers)
     reference = reference_point(searched.saved, searched.losses)
+    env_kwargs = {**settings.problem.env_kwargs, **settings.env_kwargs}
+    if settings.reward_examples is not None:
+        env_kwargs = {"reward_examples": settings.reward_examples, **env_kwargs}
     record: dict[str, Any] = {
         "format": 1,
         "settings": {name: getattr(settings, name) for name in ("cost", "evaluations", "seed", "masks_per_turn")},
         "env_id": settings.env_id,
-        "env_kwargs": recorded_settings(settings.all_env_kwargs),
+        "env_kwargs": recorded_settings(env_kwargs),
         "cost": settings.cost,
         "hypervolume_share": hypervolume_share(scorer.tabular, cost, searched),
         "layer_names": layer_names,

@@ -88,13 +88,12 @@ def search_phases(scorer: EngineScorer | None, config: SearchConfig) -> list[Pha
 
 def search_mask(settings: SearchSettings, run: Run) -> float | None:
     """Search a mask; the reward of the mask found is the result."""
-    config = settings.search_config()
-    check_search(config)
-    scorer = open_scorer(config.env_id, config.mask_kwargs)
+    check_search(settings)
+    scorer = open_scorer(settings.env_id, settings.mask_kwargs)
     if settings.estimate:
-        print_estimate(search_phases(scorer.engine, config))
+        print_estimate(search_phases(scorer.engine, settings))
         return None
-    result = search_in_run(config, run, run_folder(run), settings.resume is not None)
+    result = search_in_run(settings, run, run_folder(run), settings.resume is not None)
     return result.reward
 
 

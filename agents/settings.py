@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 from das_gym.agents.ask_tell.base import AGENTS, agent_hyperparameters
 from das_gym.agents.ask_tell.front import DRAWN
 from das_gym.agents.sb3.algorithms import ALGORITHMS, find_algorithm, hyperparameters, is_algorithm
-from das_gym.agents.searching.config import SearchConfig, add_environment, env_kwargs_of
+from das_gym.agents.searching.config import SearchConfig, add_environment
 
 from das_gym.commands.runs import ResumableSettings
 from das_gym.commands.settings import NonNegativeInt, PositiveInt, Range, Seed, choice, merge, nested
@@ -31,18 +31,7 @@ COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
 
 @dataclass(frozen=True)
 class SearchSettings(ResumableSettings, SearchConfig):
-    """The settings of `python -m agents search`.
-
-    Attributes:
-        problem: Model and data of the environment.
-    """
-
-    problem: ProblemConfig = nested(ProblemConfig)
-
-    def search_config(self) -> SearchConfig:
-        """Return the search that the settings ask for."""
-        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(SearchConfig)}
-        return SearchConfig(**{**values, "env_kwargs": env_kwargs_of(self.problem, self.env_kwargs)})
+    """The settings of `python -m agents search`."""
 
 
 def complete_search(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,17 +85,19 @@ class ParetoSettings(ResumableSettings):
             raise ValueError(f"`reward_batches` has to be 'fixed' for a front: got {batches!r}")
 
     @property
-    def all_env_kwargs(self) -> dict[str, Any]:
-        """Arguments of the environment but its budget and reward."""
-        kwargs = env_kwargs_of(self.problem, self.env_kwargs)
-        return kwargs if self.reward_examples is None else {"reward_examples": self.reward_examples, **kwargs}
-
-    def search_config(self) -> SearchConfig:
-        """Return the search that the settings ask for: by the loss, whatever the environment rewards."""
-        fields: dict[str, Any] = {name: getattr(self, name) for name in ("env_id", "evaluations", "seed", "masks_per_turn")}
-        env_kwargs = {**self.all_env_kwargs, "reward": "neg_loss", "macs_price": 0.0}
-        fields[COST_SETTINGS[self.cost]] = 0.0
-        return SearchConfig(**fields, agent=FRONT_AGENT, env_kwargs=env_kwargs)
+    def search(self) -> SearchConfig:
+        """The search: by the loss, whatever the environment rewards."""
+        return SearchConfig(
+            self.env_id,
+            FRONT_AGENT,
+            problem=self.problem,
+            evaluations=self.evaluations,
+            seed=self.seed,
+            masks_per_turn=self.masks_per_turn,
+            reward_examples=self.reward_examples,
+            env_kwargs={**self.env_kwargs, "reward": "neg_loss", "macs_price": 0.0},
+            **{COST_SETTINGS[self.cost]: 0.0},
+        )
 
 
 @dataclass(frozen=True)
@@ -181,11 +172,17 @@ class CompareSettings(ResumableSettings, BudgetSettings):
                 f"agent_kwargs.{name} is given, but {name!r} is not compared; agents are {', '.join(self.agents)}"
             )
 
-    def search_config(self, agent: str) -> SearchConfig:
-        """Return the settings of one search with an agent."""
+    def search(self, agent: str) -> SearchConfig:
+        """Return one search with an agent."""
         entry = ENVIRONMENTS.get(self.env_id)
-        fields = {name: getattr(self, name) for name in (*BUDGET_SETTINGS, "seed", "evaluations", "masks_per_turn")}
-        fields["env_id"] = self.env_id if self.live or entry is None else entry.tabular_id
-        env_kwargs = env_kwargs_of(self.problem, self.env_kwargs)
-        agent_kwargs = self.agent_kwargs.get(agent, {})
-        return SearchConfig(agent=agent, env_kwargs=env_kwargs, agent_kwargs=agent_kwargs, **fields)
+        return SearchConfig(
+            self.env_id if self.live or entry is None else entry.tabular_id,
+            agent,
+            problem=self.problem,
+            evaluations=self.evaluations,
+            seed=self.seed,
+            masks_per_turn=self.masks_per_turn,
+            agent_kwargs=self.agent_kwargs.get(agent, {}),
+            env_kwargs=self.env_kwargs,
+            **{name: getattr(self, name) for name in BUDGET_SETTINGS},
+        )

@@ -65,7 +65,7 @@ def check_loaded(settings: AnsweringSettings, problem: Problem, choice: Choice |
     check_examples(problem.task, shuffled(problem.task, problem.splits.test, settings.test_examples))
     train = problem.splits.train
     if settings.recover != "none" and len(train):
-        check_examples(problem.task, [train[row] for row in sorted(training_rows(len(train), settings.recovery()))])
+        check_examples(problem.task, [train[row] for row in sorted(training_rows(len(train), settings.train))])
     if choice is None:
         check_examples(problem.task, problem.splits.reward)
 
@@ -148,7 +148,7 @@ def _check_model(settings: AnsweringSettings, vlm: VLM) -> None:
     if vlm.unit_kind != "layers":  # some types read settings of single layers in a way that forbids removed parts
         check_reloads(remove_parts(share_copy(vlm.model), {vlm.places[vlm.decoder_units - 1]: MLP}))
     check_verification_memory(vlm)
-    recovery = settings.recovery()
+    recovery = settings.train
     if recovery.method is not None:
         recovery.method.check_recovery(vlm, trainable_parts(vlm))
     if recovery.closed_form == REFIT:

@@ -22,7 +22,6 @@ import numpy as np
 from das_gym.adapt.card import display_name
 from das_gym.adapt.choosing import choice_of, search_first
 from das_gym.adapt.phases import search_first_phases
-from das_gym.adapt.settings import search_config
 from das_gym.adapt.shrink.checks import as_vlm, check_config, check_loaded, fallback_if_not_removable
 from das_gym.adapt.shrink.measuring import Quality, score_model
 from das_gym.adapt.shrink.memory import cached_values
@@ -106,12 +105,12 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
 
 def phases(settings: CompareSettings, problem: Problem, trials: int) -> list[Phase]:
     """Return the phases of so many searches, each with a recovery of its own."""
-    config = search_config(settings, settings.search, settings.budget, {"evaluations": trials * settings.evaluations})
+    search = replace(settings.search, evaluations=trials * settings.evaluations)
     mask = random_mask(settings, problem)
-    recovery = recovery_phases(problem, mask, settings.recovery())
+    recovery = recovery_phases(problem, mask, settings.train)
     recoveries = [each if each.name == "teacher" else replace(each, repeats=trials * each.repeats) for each in recovery]
     full, smaller = measuring_phases(settings, problem, mask, recovered=trials if recovery else 0)
-    return [*search_first_phases(config, problem)[0], *recoveries, full, replace(smaller, repeats=trials)]
+    return [*search_first_phases(search, problem)[0], *recoveries, full, replace(smaller, repeats=trials)]
 
 
 class MethodTrials:
@@ -156,19 +155,18 @@ class MethodTrials:
 
     def _reward_examples(self) -> Sequence[Any]:
         task = self.problem.task
-        count = self.settings.search.get("reward_examples", task.reward_examples)
+        count = self.settings.search.reward_examples or task.reward_examples
         return shuffled(task, self.problem.splits.reward, count)
 
     def _search(self, method: str, seed: int, place: Path) -> SearchResult:
         self.problem.evaluator.forget()  # else a method would find the scores of those before it
-        overrides = {"agent": method, "evaluations": self.settings.evaluations, "seed": seed}
-        config = search_config(self.settings, self.settings.search, self.settings.budget, overrides)
-        return search_first(config, self.run, place, self.settings.resume is not None, self.problem, f"{method}.")
+        search = replace(self.settings.search, agent=method, seed=seed)
+        return search_first(search, self.run, place, self.settings.resume is not None, self.problem, f"{method}.")
 
     def _measure(self, trial: MethodTrial, mask: np.ndarray) -> MethodTrial:
         """Return the trial with what is measured of the model without the layers of its mask."""
         problem, settings, full = self.problem, self.settings, self.full
-        config = replace(settings, seed=trial.seed).recovery()
+        config = replace(settings, seed=trial.seed).train
         smaller = pruned_copy(full, mask)
         prompt = next(iter(problem.task.pairs(problem.task.open_ended(problem.splits.test[:1]))))
         cached, cached_of_full = (cached_values(vlm, problem.task.processor, prompt) for vlm in (smaller, full))
@@ -207,7 +205,7 @@ def title_of(settings: CompareSettings, count: int) -> str:
     budget = counted(value, "layer") if name == "skip_num" else f"at least {100 * value:g} % of the {SAVED[name]}"
     model = "the bundled model" if settings.problem.checkpoint is None else display_name(Path(settings.problem.checkpoint))
     recovery = "no recovery" if settings.recover == "none" else settings.recover
-    if settings.recovery().method is not None:
+    if settings.train.method is not None:
         recovery += f", {counted(settings.train.steps, 'step')}"
     seeds = f"seed {settings.seed}" if settings.seeds == 1 else counted(settings.seeds, "seed")
     return f"{model}, {budget} saved, {recovery}, {count:,} test examples, {seeds}"

@@ -59,7 +59,7 @@ class ShrinkJob:
         self.dtypes = source_dtype(self.source), self.full.model.dtype, settings.save_dtype
         self.dtype = saved_dtype(*self.dtypes)
         self.out = settings.out_folder(folder)
-        self.recovery = settings.recovery()
+        self.recovery = settings.train
         self.test = shuffled(self.problem.task, self.problem.splits.test, settings.test_examples)
         root = choice.problem.data_root
         self.data = f"{len(self.test):,} test examples of {'the bundled data' if root is None else Path(root).name}"

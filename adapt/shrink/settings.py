@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from das_gym.adapt.methods import METHODS
-from das_gym.adapt.settings import ChoosingSettings, search_config
+from das_gym.adapt.settings import SHARED, ChoosingSettings, SearchingSettings
 from das_gym.agents.ask_tell.base import check_agent_name
 from das_gym.agents.searching.config import SearchConfig
 
-from das_gym.commands.runs import ResumableSettings
 from das_gym.commands.settings import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -153,11 +152,10 @@ def answering_problem() -> ProblemConfig:
 
 
 @dataclass(frozen=True)
-class AnsweringSettings(ResumableSettings, BudgetSettings):
+class AnsweringSettings(SearchingSettings, BudgetSettings):
     """What `python -m adapt shrink` and `shrink compare` have in common: model, budget and recovery.
 
     Attributes:
-        problem: Model and data.
         skip_num: Exactly how many layers to delete. If no budget is given, at least 20 % of the MACs are saved.
         seed: Random seed of search and recovery.
         recover: How to recover: LoRA in the remaining layers, training all parameters of the decoder and projector, the
@@ -165,16 +163,15 @@ class AnsweringSettings(ResumableSettings, BudgetSettings):
             linear maps in the removed layers' positions, `refit` changes the MLPs before them. Either with LoRA after it.
         train: Further settings of recovery.
         metric: Score of generated answers: the task's, or one of `register_metric`. None means the task's.
-        test_examples: Number of test examples to evaluate on. None evaluates on all.
     """
 
     group: ClassVar[str] = "Recovery"
 
     problem: ProblemConfig = nested(ProblemConfig, default=answering_problem)
     skip_num: int | None = None
-    seed: Seed = 0
     recover: str = choice("lora", CHOICES, others=True)
-    train: RecoveryConfig = nested(RecoveryConfig, without=("seed", "recover"))
+    train: RecoveryConfig = nested(RecoveryConfig, shared=("seed", "recover"))
+    search: SearchConfig = nested(SearchConfig, shared=SHARED, without=BUDGET_SETTINGS, listed=False)
     metric: str | None = choice(None, METRICS, own=True)
     test_examples: PositiveInt | None = 500
 
@@ -186,8 +183,9 @@ class AnsweringSettings(ResumableSettings, BudgetSettings):
             raise ValueError(f"`model` must answer in words: got {model}, expected {', '.join(others)}. See `adapt`.")
         check_budget(self.asked)
         # A search scores masks with linear maps, too. A given mask needs none but its own, which are fitted later.
-        if self.searches and self.recovery().closed_form == LINEAR and self.problem.skip is None:
+        if self.searches and self.train.closed_form == LINEAR and self.problem.skip is None:
             object.__setattr__(self, "problem", replace(self.problem, skip=LINEAR))
+        object.__setattr__(self, "search", replace(self.search, problem=self.problem, **self.budget))
 
     @property
     def searches(self) -> bool:
@@ -208,10 +206,6 @@ class AnsweringSettings(ResumableSettings, BudgetSettings):
     def budget(self) -> dict[str, Any]:
         """The budget of the search."""
         return self.asked or {"macs_saved": DEFAULT_SHARE}
-
-    def recovery(self) -> RecoveryConfig:
-        """Return the settings of recovery, with the seed."""
-        return replace(self.train, seed=self.seed, recover=self.recover)
 
 
 @dataclass(frozen=True)
@@ -234,12 +228,11 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_choice()
         if self.asked and not self.needs_search:
             raise ValueError(
                 f"`{next(iter(self.asked))}` is the budget of a search: leave it out with `mask` or `search_run`"
             )
-        if self.control and self.recovery().method is None:
+        if self.control and self.train.method is None:
             raise ValueError(
                 f"`control` is trained like the recovered model: got True with recover={self.recover}. Leave it out."
             )
@@ -252,7 +245,7 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings):
     @property
     def latency_batch(self) -> int:
         """Number of prompts at a time whose latency counts for a budget by latency."""
-        return int(self.search.get("latency_batch", 1))
+        return int(self.search.env_kwargs.get("latency_batch", 1))
 
     def out_folder(self, run_folder: Path) -> Path:
         """Return the folder of the smaller model."""
@@ -262,10 +255,6 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings):
         """Return whether a run was stopped after its model was saved. Its record may still be `PENDING`."""
         has_record = any((run_folder / name).is_file() for name in (PENDING, RECORD))
         return has_record and self.out_folder(run_folder).exists()
-
-
-OF_METHODS = ("agent", "evaluations", "seed", "env_id", *BUDGET_SETTINGS)
-"""Settings of a search that `shrink compare` has itself."""
 
 
 @dataclass(frozen=True)
@@ -285,11 +274,12 @@ class CompareSettings(AnsweringSettings):
     methods: tuple[str, ...] = COMPARED
     evaluations: PositiveInt = 120
     seeds: PositiveInt = 1
-    search: dict[str, Any] = nested(SearchConfig, without=OF_METHODS, listed=False, default=dict)
+    search: SearchConfig = nested(
+        SearchConfig, shared=(*SHARED, "evaluations"), without=("agent", *BUDGET_SETTINGS), listed=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        search_config(self, self.search, self.budget)
         for method in self.methods:
             check_agent_name(method)
         if not self.methods or len(set(self.methods)) < len(self.methods):

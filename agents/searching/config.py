@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from das_gym.agents.ask_tell.base import AGENTS, agent_class, check_agent_kwargs, check_agent_name
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 
-from das_gym.commands.settings import PositiveInt, Seed, choice
+from das_gym.commands.settings import PositiveInt, Seed, choice, nested
 from das_gym.envs.actions import ACTION_MODES
 from das_gym.problem.budget import check_budget
-from das_gym.problem.config import ProblemConfig, changed_settings
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, BudgetSettings
 from das_gym.problem.rewards import REWARDS
 from das_gym.registration import (
@@ -32,10 +32,11 @@ from das_gym.registration import (
 
 @dataclass(frozen=True)
 class SearchConfig(BudgetSettings):
-    """Settings of a search: environment, agent, number of evaluations and budget.
+    """Settings of a search: environment, model and data, agent, number of evaluations and budget.
 
     Attributes:
         env_id: Id of the environment to search; `DAS-METER-VQA-Tabular-v0` and the like read a table.
+        problem: Model and data of the environment, whose id says the model and the task.
         agent: Search algorithm, or "module:class" of a custom one. `bayes` is ours, `bandit` is the paper's.
         evaluations: Number of masks that the agent may score, at least 1. The final answer and the layer statistics that it
             reads are scored in addition. `python -m agents with ppo`, or another name of an algorithm of Stable-Baselines3,
@@ -76,10 +77,19 @@ class SearchConfig(BudgetSettings):
     racing: bool | None = None
     save_every: PositiveInt = 1
     action: str | None = choice(None, ACTION_MODES)
+    problem: ProblemConfig = nested(ProblemConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_agent_name(self.agent)
+        entry = entry_of(self.env_id)
+        if entry is not None and (self.problem.model, self.problem.task) != (entry.model, entry.task):
+            object.__setattr__(self, "problem", replace(self.problem, model=entry.model, task=entry.task))
+        given = self.problem.env_kwargs
+        for name in given.keys() & self.env_kwargs.keys():
+            raise ValueError(
+                f"{name}={given[name]} is given, and env_kwargs.{name}={self.env_kwargs[name]} too; give one of them"
+            )
         for name in {*BUDGET_SETTINGS, "num_envs", "action"} & self.env_kwargs.keys():
             own = "masks_per_turn" if name == "num_envs" else name
             raise ValueError(f"`env_kwargs` must not hold `{name}`. Use the setting `{own}` of the search")
@@ -103,19 +113,16 @@ class SearchConfig(BudgetSettings):
     def mask_kwargs(self) -> dict[str, Any]:
         """Keyword arguments of the environment whose action is a whole mask: those that a record keeps."""
         rewarded = {name: getattr(self, name) for name in ("reward", "reward_examples") if getattr(self, name) is not None}
-        return {**self.budget, **rewarded, **self.env_kwargs}
+        return {**self.budget, **rewarded, **self.all_env_kwargs}
+
+    @property
+    def all_env_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the environment besides budget and reward: those of the problem, and `env_kwargs`."""
+        return {**self.problem.env_kwargs, **self.env_kwargs}
 
     def agent_settings(self) -> dict[str, Any]:
         """Return the agent's hyperparameters with the defaults of a search."""
         return {**SEARCH_DEFAULTS.get(self.agent, {}), **self.agent_kwargs}
-
-
-def env_kwargs_of(problem: ProblemConfig, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the environment of a problem; `env_kwargs` are further ones."""
-    kwargs = {name: value for name, value in changed_settings(problem).items() if name not in ("model", "task")}
-    for name in kwargs.keys() & env_kwargs.keys():
-        raise ValueError(f"{name}={kwargs[name]} is given, and env_kwargs.{name}={env_kwargs[name]} too; give one of them")
-    return {**kwargs, **env_kwargs}
 
 
 def add_environment(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.scorer import SCORES, MaskScorer
 
 from das_gym.commands.runs import library_versions
-from das_gym.commands.settings import build
+from das_gym.commands.settings import build, settings_dict
 from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.architecture import Unit
 from das_gym.engine.scores import Scores
@@ -288,6 +288,12 @@ class SearchResult:
             raise ValueError(f"{path} is not a search record of this version ({error}). Search again") from error
 
 
+def searched_settings(config: SearchConfig) -> dict[str, Any]:
+    """Return the settings of a search as JSON values, without those of the command that runs it."""
+    settings = settings_dict(config)
+    return {each.name: settings[each.name] for each in fields(SearchConfig)}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The state of a search after a turn, in `checkpoint.json`: of ask/tell agents and of Stable-Baselines3 alike."""
@@ -300,13 +306,13 @@ class Checkpoint:
     """`Race.state_dict()`; empty without racing."""
     turns: tuple[Turn, ...]
 
-    def save(self, folder: Path, config: Any) -> None:
-        """Write it into a run folder, with the settings of the search (a dataclass)."""
-        record = {"format": FORMAT, "config": asdict(config), "agent": self.agent, "scorer": self.scorer, "race": self.race}
-        write_json(folder / CHECKPOINT, {**record, "turns": [vars(turn) for turn in self.turns]}, indent=None)
+    def save(self, folder: Path, config: SearchConfig) -> None:
+        """Write it into a run folder, with the settings of the search."""
+        state = {"agent": self.agent, "scorer": self.scorer, "race": self.race, "turns": [vars(turn) for turn in self.turns]}
+        write_json(folder / CHECKPOINT, {"format": FORMAT, "config": searched_settings(config), **state}, indent=None)
 
     @classmethod
-    def load(cls, folder: Path, config: Any, n_layers: int) -> Checkpoint | None:
+    def load(cls, folder: Path, config: SearchConfig, n_layers: int) -> Checkpoint | None:
         """Read the checkpoint of a search with the settings `config` in a run folder; None if there is none yet."""
         path = folder / CHECKPOINT
         if not path.is_file():
@@ -315,8 +321,7 @@ class Checkpoint:
         is_ours = isinstance(record, Mapping) and record.get("format") == FORMAT
         if not is_ours or not isinstance(record.get("config"), Mapping):
             raise ValueError(f"{path} is not a checkpoint of this version. Start a new search")
-        # Through JSON, as the recorded settings went: tuples become lists.
-        mine = json.loads(json.dumps(asdict(config)))
+        mine = searched_settings(config)
         for name, value in record["config"].items():
             if name != "save_every" and mine.get(name) != value:
                 raise ValueError(

@@ -14,7 +14,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-from das_gym.commands.settings import default_of, describe_type, field_types, group_fields, plain, shortest_name
+from das_gym.commands.settings import (
+    default_of,
+    describe_type,
+    field_types,
+    group_fields,
+    plain,
+    settings_dict,
+    shortest_name,
+)
 
 WIDTH = 80
 
@@ -78,6 +86,10 @@ def settings_text(cls: type, values: Mapping[str, Any]) -> str:
 
 def _setting_lines(cls: type, field: dataclasses.Field[Any], name: str, value: Any, default: Any) -> list[str]:
     required = field.default is field.default_factory is dataclasses.MISSING
+    if "group" in field.metadata:  # its settings are not listed: those that were changed are enough
+        defaults = {} if default == {} else settings_dict(default)
+        given = value if isinstance(value, Mapping) else settings_dict(value)
+        value, default = {each: given[each] for each in given if given[each] != defaults.get(each)}, {}
     value, default = plain(value), plain(default)
     is_changed, is_missing = not required and value != default, required and value is None
     remark = "; required" if is_missing else f"; default {_format_value(default)}" if is_changed else ""

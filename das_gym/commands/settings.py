@@ -74,11 +74,18 @@ class Settings:
     def __post_init__(self) -> None:
         kinds = field_types(cast(Any, type(self)))
         for field in dataclasses.fields(self):
-            value = convert(field.name, getattr(self, field.name), kinds[field.name])
+            value = getattr(self, field.name)
+            if dataclasses.is_dataclass(kinds[field.name]) and isinstance(value, Mapping):
+                value = build(kinds[field.name], value, f"setting of {field.name},", default_of(field))
+            value = convert(field.name, value, kinds[field.name])
             if field.metadata.get("is_closed") and value is not None:
                 names = (value,) if isinstance(value, str) else value
                 check_names(names, field.metadata["choices"], field.name, own=field.metadata["own"])
             object.__setattr__(self, field.name, value)
+        for field in dataclasses.fields(self):
+            if shared := field.metadata.get("shared"):
+                own = {name: getattr(self, name) for name in shared}
+                object.__setattr__(self, field.name, dataclasses.replace(getattr(self, field.name), **own))
 
 
 @functools.cache
@@ -101,16 +108,23 @@ def choice(default: Any, names: Iterable[str], own: bool = False, others: bool =
     return dataclasses.field(default=default, metadata={"choices": names, "own": own, "is_closed": not others})
 
 
-def nested(cls: type, without: Sequence[str] = (), listed: bool = True, default: Callable[[], Any] | None = None) -> Any:
+def nested(
+    cls: type,
+    shared: Sequence[str] = (),
+    without: Sequence[str] = (),
+    listed: bool = True,
+    default: Callable[[], Any] | None = None,
+) -> Any:
     """Return a dataclass field for a group of further settings, given as `field.NAME=VALUE`.
 
     Args:
         cls: The dataclass of the group. `build` suggests `field.NAME` for a misplaced name.
-        without: Fields of `cls` that the group does not have, since the command has them itself.
+        shared: Fields of `cls` that have the value of the command's own attribute of that name.
+        without: Further fields of `cls` that cannot be given in the group.
         listed: Whether help texts list the group's settings.
         default: Makes the default; None makes a `cls`.
     """
-    metadata = {"group": cls, "without": tuple(without), "listed": listed}
+    metadata = {"group": cls, "shared": tuple(shared), "without": (*shared, *without), "listed": listed}
     return dataclasses.field(default_factory=default or cls, metadata=metadata)
 
 
@@ -170,11 +184,11 @@ def shortest_name(cls: type, name: str) -> str:
     return rest if short_names(cls).get(first) == [f"{group}.{first}"] else name
 
 
-def build(cls: type[Config], values: Any, what: str = "setting") -> Config:
+def build(cls: type[Config], values: Any, what: str = "setting", default: Config | None = None) -> Config:
     """Return an instance of a dataclass from plain values, as JSON or a command line has them.
 
-    Lists become tuples, ints become floats, and nested mappings become nested dataclasses, as the field types say. A group's
-    settings that are not given are those of the group's default. Error messages call a key `what`.
+    Lists become tuples, ints become floats, and nested mappings become nested dataclasses, as the field types say. What is
+    not given is that of `default`. Error messages call a key `what`.
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"{values!r} ({type(values).__name__}) is not allowed; give {what}s by name")
@@ -185,16 +199,14 @@ def build(cls: type[Config], values: Any, what: str = "setting") -> Config:
             if inner in value:
                 raise ValueError(f"unknown {what} '{name}.{inner}'. Did you mean `{inner}`?")
     check_names(values, [*fields, *(name for name in short_names(cls) if name not in values)], what)
-    for name, value in values.items():
-        default = default_of(fields[name])
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(default):
-            values[name] = {**settings_dict(default), **value}
     optional = {f.name for f in fields.values() if not f.default is f.default_factory is dataclasses.MISSING}
     missing = [name for name in fields if name not in values and name not in optional]
     if missing:
         raise ValueError(f"{what} {missing[0]!r} is missing: give {', '.join(missing)}")
-    kinds = field_types(cast(Any, cls))
-    return cls(**{name: convert(name, value, kinds[name]) for name, value in values.items()})
+    if not issubclass(cls, Settings):  # which converts its values itself
+        kinds = field_types(cast(Any, cls))
+        values = {name: convert(name, value, kinds[name]) for name, value in values.items()}
+    return cls(**values) if default is None else dataclasses.replace(cast(Any, default), **values)
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:
@@ -284,6 +296,8 @@ def describe_type(kind: Any) -> str:
         return f"a list of {len(inner)}: " + ", ".join(map(describe_type, inner))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "values by name" if inner[1] is Any else f"values by name, each {describe_type(inner[1])}"
+    if dataclasses.is_dataclass(kind):
+        return "values by name"
     return "anything" if kind is Any else _TYPE_NAMES.get(kind, getattr(kind, "__name__", str(kind)))
 
 

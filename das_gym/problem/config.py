@@ -155,6 +155,21 @@ class ProblemConfig(Settings):
         return self.supernet or self.bundled(f"{self.task}_supernet.safetensors")
 
     @property
+    def env_id(self) -> str:
+        """The id of the environment of model and task."""
+        return find_environment(self.model, self.task).id
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The settings that are not the default."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if getattr(self, each.name) != each.default}
+
+    @property
+    def env_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the environment: `changed` without model and task, which its id says."""
+        return {name: value for name, value in self.changed.items() if name not in ("model", "task")}
+
+    @property
     def options(self) -> dict[str, Any]:
         """The settings that only some models take, if they are given."""
         values = {name: getattr(self, name) for name in OPTIONS}
@@ -188,11 +203,6 @@ class ProblemConfig(Settings):
         return folder / file
 
 
-def changed_settings(config: ProblemConfig) -> dict[str, Any]:
-    """Return the fields of `ProblemConfig` that are not the default."""
-    return {f.name: getattr(config, f.name) for f in fields(ProblemConfig) if getattr(config, f.name) != f.default}
-
-
 def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as a record keeps them: without those of how, not what, is computed: it can be replayed anywhere."""
     return {name: value for name, value in settings.items() if name not in ("workers", "latency_again")}
@@ -200,8 +210,7 @@ def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def problem_words(config: ProblemConfig, *more: str) -> str:
     """Return model and data as typed after `with`: the named config, settings that are not the default, and more words."""
-    changed = {name: value for name, value in changed_settings(config).items() if name not in ("model", "task", "supernet")}
-    given = setting_words(changed)
+    given = setting_words({name: value for name, value in config.env_kwargs.items() if name != "supernet"})
     return " ".join([find_environment(config.model, config.task).short, *given, *more])
 
 

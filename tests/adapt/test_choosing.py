@@ -17,11 +17,11 @@ LOADED: Any = SimpleNamespace(backbone=SimpleNamespace(config=ProblemConfig(devi
 
 
 def search(env_id: str = DEFAULT_ENV, **env_kwargs: Any) -> SearchConfig:
-    return SearchConfig(env_id, skip_num=4, env_kwargs=env_kwargs)
+    return SearchConfig(env_id, skip_num=4, env_kwargs=env_kwargs, problem=ProblemConfig(device="cpu"))
 
 
 def test_the_loaded_problem_scores_a_search_of_the_same_model_and_data():
-    assert scored_problem(search(device="cpu", reward_examples=8), LOADED) is LOADED
+    assert scored_problem(search(reward_examples=8), LOADED) is LOADED
 
 
 @pytest.mark.parametrize("other", [search("DAS-METER-VQA-Tabular-v0"), search(tree_gib=1.0), search(workers="ray")])

@@ -25,7 +25,7 @@ def untrained(settings: AdaptSettings, name: str) -> AdaptedModel:
 
 
 def loads(settings: AdaptSettings, model: AdaptedModel, name: str) -> bool:
-    config, _ = resolve_defaults(settings.training, model)
+    config, _ = resolve_defaults(settings.train, model)
     return load_reference(model, settings.problem, config, name)
 
 

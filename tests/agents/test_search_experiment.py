@@ -93,10 +93,9 @@ def test_file_storage_sets_only_the_folder_of_runs(small, tmp_path):
 
 def test_settings_of_the_environment_reach_it():
     settings = build(SearchSettings, {"image_size": 96, "reward": "metric", "env_kwargs": {"macs_price": 0.5}})
-    made_with = settings.search_config().mask_kwargs
-    assert made_with == {"skip_num": 4, "reward": "metric", "image_size": 96, "macs_price": 0.5}
+    assert settings.mask_kwargs == {"skip_num": 4, "reward": "metric", "image_size": 96, "macs_price": 0.5}
     with pytest.raises(ValueError, match=r"image_size=96 is given, and env_kwargs\.image_size=64 too; give one of them"):
-        build(SearchSettings, {"image_size": 96, "env_kwargs": {"image_size": 64}}).search_config()
+        build(SearchSettings, {"image_size": 96, "env_kwargs": {"image_size": 64}})
 
 
 @pytest.mark.parametrize(

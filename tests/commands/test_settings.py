@@ -129,7 +129,7 @@ def test_unknown_key_is_rejected_with_the_nearest_known_one():
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Settings):
     """Training.
 
     Attributes:
@@ -142,7 +142,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Grouped:
+class Grouped(Settings):
     """Grouped.
 
     Attributes:
@@ -152,18 +152,19 @@ class Grouped:
     """
 
     seed: int = 0
-    train: Training = nested(Training, without=("seed",))
-    search: dict[str, Any] = nested(Training, listed=False, default=dict)
+    train: Training = nested(Training, shared=("seed",))
+    search: Training = nested(Training, listed=False)
 
 
 def test_nested_settings_are_built_listed_and_suggested():
-    settings = build(Grouped, {"train": {"rate": 1}, "search": {"rate": 2}})
-    assert (settings.train, settings.search) == (Training(rate=1.0), {"rate": 2})
-    assert settings_dict(settings) == {"seed": 0, "train": {"rate": 1.0}, "search": {"rate": 2}}
+    settings = build(Grouped, {"seed": 3, "train": {"rate": 1}, "search": {"rate": 2}})
+    assert (settings.train, settings.search) == (Training(3, 1.0), Training(0, 2.0))
+    assert settings_dict(settings) == {"seed": 3, "train": {"rate": 1.0}, "search": {"seed": 0, "rate": 2.0}}
     assert build(Grouped, settings_dict(settings)) == settings
     text = settings_text(Grouped, settings_dict(settings))
     assert "train.NAME=VALUE\n      Settings of training.\n* train.rate=1.0  (a number; default 0.5)" in text
     assert "train.seed" not in text
+    assert "* search={'rate': 2.0}  (values by name; default {})" in text
     assert "train.rate=0.5" in settings_text(Grouped, defaults_of(Grouped))
     with pytest.raises(ValueError, match=r"`rate` is a setting of several groups; give `train\.rate` or `search\.rate`"):
         build(Grouped, {"rate": 1})
@@ -174,7 +175,7 @@ def test_nested_settings_are_built_listed_and_suggested():
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Settings):
     """A command.
 
     Attributes:
