@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.choosing import Choice, choice_of, choose, scored_problem, search_first
 from das_gym.adapt.finetune import Start, cut, find_reference, finetune, load_reference, load_start
+from das_gym.adapt.finished_runs import RECORD
 from das_gym.adapt.phases import evaluation_phases, search_first_phases, training_phases
 from das_gym.adapt.report import (
     BASELINE,
@@ -35,7 +36,6 @@ from das_gym.adapt.report import (
 )
 from das_gym.adapt.settings import AdaptSettings, TrainingConfig
 from das_gym.adapt.step_loss import check_training, make_loss_and_trainer, resolve_defaults
-from das_gym.adapt.subnets import RECORD
 from das_gym.adapt.training import Log, add_prefix
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import check_search

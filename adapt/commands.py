@@ -37,19 +37,19 @@ PROGRAM = Program(
             "das_gym.adapt.evaluate_command:evaluation_main",
             "with run=... [split=... data_root=... out=...]",
             "score a fine-tuned subnet on any part of any data, and write its answers",
-            settings="das_gym.adapt.evaluate_command:EvaluateSettings",
+            settings="das_gym.adapt.finished_runs:EvaluateSettings",
         ),
         "predict": Command(
             "das_gym.adapt.evaluate_command:prediction_main",
             "with run=... out=... [split=... data_root=...]",
             "write answers to questions without reference answers, such as VQA's test-dev",
-            settings="das_gym.adapt.evaluate_command:EvaluateSettings",
+            settings="das_gym.adapt.finished_runs:PredictSettings",
         ),
         "export": Command(
             "das_gym.adapt.export.command:main",
             "with run=... out=...",
             "write a fine-tuned subnet for transformers, or as ONNX",
-            settings="das_gym.adapt.export.command:ExportSettings",
+            settings="das_gym.adapt.finished_runs:ExportSettings",
         ),
         "report": Command(
             "das_gym.adapt.run_report:main",

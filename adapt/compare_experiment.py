@@ -30,10 +30,9 @@ from das_gym.adapt.compare.record import (
     comparison_table,
     kept_file,
     mean_test,
-    method_variants,
     report_of,
 )
-from das_gym.adapt.compare.trials import ComparisonContext, cells_of, phases
+from das_gym.adapt.compare.trials import ComparisonContext, cells_of, method_variants, phases
 from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import make_method

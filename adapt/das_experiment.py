@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from das_gym.adapt.das import JointTurn, Training, finetune_subnet, joint_search, new_model, phases
 from das_gym.adapt.finetune import copy_model
+from das_gym.adapt.finished_runs import JOINT_RECORD
 from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.phases import evaluation_phases
 from das_gym.adapt.report import (
@@ -36,7 +37,6 @@ from das_gym.adapt.report import (
     write_answers,
 )
 from das_gym.adapt.settings import JointSearchSettings
-from das_gym.adapt.subnets import JOINT_RECORD
 from das_gym.adapt.training import Log, add_prefix
 from das_gym.agents.ask_tell.bandit import Bandit
 from torch import Tensor

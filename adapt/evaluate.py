@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from das_gym.adapt.finished_runs import NEW_TOKENS
 from das_gym.adapt.settings import RANKED_IMAGES
 from torch import Tensor
 
@@ -22,9 +23,6 @@ from das_gym.registration import MODELS, find_class
 
 BATCH_PAIRS = 128
 """Largest number of pairs of text and image in a batch."""
-
-NEW_TOKENS = 128
-"""Default limit of generated tokens."""
 
 
 @dataclass(frozen=True)

@@ -15,102 +15,40 @@ the options of the question; without options the file holds the likeliest token 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.evaluate import NEW_TOKENS, Evaluation, evaluate, generate_texts, predict
-from das_gym.adapt.settings import RANKED_IMAGES
-from das_gym.adapt.subnets import (
-    find_subnet,
-    is_transformers_model,
-    load_transformers_model,
-    load_with_overrides,
-    recorded_data,
-)
+from das_gym.adapt.evaluate import Evaluation, evaluate, generate_texts, predict
+from das_gym.adapt.finished_runs import EvaluateSettings, PredictSettings, find_subnet, is_transformers_model
+from das_gym.adapt.subnets import load_transformers_model, load_with_overrides
 
-from das_gym.commands.runs import RUNS_DIR, PluginSettings
-from das_gym.commands.settings import PositiveInt, choice
 from das_gym.drawing.table import Table
-from das_gym.files import at_home, write_json
-from das_gym.problem.config import ON_BAD_EXAMPLE
+from das_gym.files import write_json
 from das_gym.problem.loading import AdaptedModel, reader_options, reads_tokens, task_class
-from das_gym.tasks.metrics import METRICS, score_texts
+from das_gym.tasks.metrics import score_texts
 
 
-@dataclass(frozen=True)
-class EvaluateSettings(PluginSettings):
-    """The settings of `python -m adapt evaluate` and `predict`.
-
-    Attributes:
-        run: Id of a finished run, the folder of one, or a folder of a transformers model such as `adapt shrink` writes.
-        split: Part of the data: `train`, `reward` or `test`. VQAv2 also has `train2014`, `val2014`, `test2015` and
-            `test-dev2015`. Models that answer in words also take `questions`, a JSON-lines file in LLaVA's format for
-            evaluation.
-        data_root: Folder of the data. None uses the run's own.
-        task: Task of a folder of a transformers model; runs have their own.
-        columns: Columns of image, question and answer of parquet files, separated by commas. None finds them.
-        context: Tokens of a window of text, for the task `text`. None uses the run's own, or 512.
-        out: JSON file for the predictions. None writes none; `predict` needs one.
-        method: Method whose model is used, for a run of `adapt compare`: `lora`, `das_4`, `random_4`, ...
-        metric: Score of generated answers, see `das_gym.register_metric`; `evaluate` reports it besides the task's own.
-        limit: Number of examples, the first ones of the split. None takes all.
-        rank_images: Number of images that retrieval ranks, with all of their texts. None ranks all.
-        max_new_tokens: Longest answer in words that `predict` generates, in tokens.
-        on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
-        device: Device of the model: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
-        checkpoint: Model that the run adapted, if it was moved since.
-        runs_dir: Folder of all runs.
-        trust_remote_code: Whether code in the checkpoint's folder may run, if the run was given that as well.
-    """
-
-    run: int | str
-    split: str = "test"
-    data_root: str | None = None
-    task: str = "answering"
-    columns: str | None = None
-    context: PositiveInt | None = None
-    out: str | None = None
-    method: str | None = None
-    metric: str | None = choice(None, METRICS, own=True)
-    limit: PositiveInt | None = None
-    rank_images: PositiveInt | None = RANKED_IMAGES
-    max_new_tokens: PositiveInt = NEW_TOKENS
-    on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
-    device: str = "auto"
-    checkpoint: str | None = None
-    trust_remote_code: bool = False
-    runs_dir: str = RUNS_DIR
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.out is not None and at_home(self.out).exists():
-            raise FileExistsError(f"`out` exists: got {self.out}. Give another file.")
-
-    def load(self) -> tuple[AdaptedModel, Sequence[Any], str | None]:
-        """Return the model, the examples, and the folder of the data; None for the bundled data."""
-        place, folder = find_subnet(self.run, self.runs_dir, self.method)
-        recorded = recorded_data(folder) if self.data_root is None else {}
-        data_root = recorded.get("data_root", self.data_root)
-        if data_root is not None and not at_home(data_root).exists():
-            raise FileNotFoundError(f"`data_root` does not exist: got {data_root}. Give the folder of the data.")
-        if is_transformers_model(place):
-            subnet = load_transformers_model(place, self.task, self.device, self.trust_remote_code)
-        else:
-            subnet = load_with_overrides(place, self.device, self.checkpoint, self.trust_remote_code)
-        task = task_class(subnet.task.name)
-        given = {name: getattr(self, name) or recorded.get(name) for name in ("columns", "context")}
-        options = reader_options(task, given)
-        if reads_tokens(task):
-            options["tokenizer"] = subnet.task.processor.tokenizer
-        examples = task.load_part(data_root, self.split, self.on_bad_example, **options)
-        examples = examples[: self.limit]
-        return subnet, examples, data_root
+def load(settings: EvaluateSettings) -> tuple[AdaptedModel, Sequence[Any], str | None]:
+    """Return the model, the examples, and the folder of the data; None for the bundled data."""
+    place, _ = find_subnet(settings.run, settings.runs_dir, settings.method)
+    recorded = settings.recorded
+    data_root = settings.data_root or recorded["data_root"]
+    if is_transformers_model(place):
+        subnet = load_transformers_model(place, settings.task, settings.device, settings.trust_remote_code)
+    else:
+        subnet = load_with_overrides(place, settings.device, settings.checkpoint, settings.trust_remote_code)
+    task = task_class(subnet.task.name)
+    given = {name: getattr(settings, name) or recorded[name] for name in ("columns", "context")}
+    options = reader_options(task, given)
+    if reads_tokens(task):
+        options["tokenizer"] = subnet.task.processor.tokenizer
+    examples = task.load_part(data_root, settings.split, settings.on_bad_example, **options)
+    return subnet, examples[: settings.limit], data_root
 
 
 def evaluation_main(settings: EvaluateSettings) -> None:
     """Score the examples; print the numbers, and write the answers where asked for."""
-    subnet, examples, data_root = settings.load()
+    subnet, examples, data_root = load(settings)
     if not subnet.task.is_labelled(examples):
         raise ValueError(f"split={settings.split} has no answers to compare with: use `adapt predict`")
     found = evaluate(subnet, examples, "evaluating", rank_images=settings.rank_images)
@@ -137,11 +75,10 @@ def generated_scores(settings: EvaluateSettings, subnet: AdaptedModel, examples:
     ]
 
 
-def prediction_main(settings: EvaluateSettings) -> None:
+def prediction_main(settings: PredictSettings) -> None:
     """Write the answers to the examples."""
-    if settings.out is None:
-        raise ValueError("predict needs a file to write answers to: pass out=answers.json")
-    subnet, examples, _ = settings.load()
+    assert settings.out is not None
+    subnet, examples, _ = load(settings)
     answers = predict(subnet, examples, "predicting", max_new_tokens=settings.max_new_tokens)
     write_json(settings.out, answers)
     print(f"{len(answers):,} answers: {settings.out}")

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.evaluate import Evaluation, evaluate
 from das_gym.adapt.examples import write_examples
+from das_gym.adapt.finished_runs import SUBNET_FILE
 from das_gym.adapt.settings import RANKED_IMAGES
-from das_gym.adapt.subnets import SUBNET_FILE, save
+from das_gym.adapt.subnets import save
 
 from das_gym.commands.settings import settings_dict
 from das_gym.commands.trust import imported_plugins

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.adapt.examples import read_examples
+from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD
 from das_gym.adapt.shrink.job import command_of
 from das_gym.adapt.shrink.settings import RECORD as SHRUNK
-from das_gym.adapt.subnets import JOINT_RECORD, RECORD
 from das_gym.agents.compare.runner import RECORD as COMPARED
 from das_gym.agents.run_report import rerun_command, search_report
 from das_gym.agents.searching.record import RECORD as SEARCHED

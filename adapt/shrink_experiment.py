@@ -21,13 +21,12 @@ from das_gym.adapt.run_report import REPORT, run_report
 from das_gym.adapt.shrink.checks import check_config, check_loaded, fallback_if_not_removable, source_of
 from das_gym.adapt.shrink.job import ShrinkJob, finish_saved
 from das_gym.adapt.shrink.phases import checking_phases, measuring_phases, random_mask, recovery_phases
-from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.shrink.settings import RECORD, ShrinkSettings
 
 from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, required_folder, run_folder
 from das_gym.drawing.report import write_report
-from das_gym.files import explain_damage, read_json
+from das_gym.files import check_new_folder, explain_damage, read_json
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.processes import run_on_main_process
 from das_gym.registration import MODELS
@@ -46,7 +45,7 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
     config = settings.problem if choice is None else choice.problem
     if not MODELS[config.model].reads_prompts:
         raise ValueError(f"run {settings.search_run} searched {config.model}, which does not answer in words.")
-    check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source_of(config))
+    check_new_folder(settings.out_folder(Path(settings.runs_dir) / "new"), source_of(config))
     check_config(config)
     problem = load_problem(config)
     check_loaded(settings, problem, choice)

@@ -9,23 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gym.adapt.compare.record import kept_model
+from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SUBNET_FILE, is_exported, record_in
 from das_gym.adapt.methods.base import restore_adaptation
 from das_gym.agents.compare.runner import RECORD as COMPARED
 
 from das_gym.commands.commandline import format_command
-from das_gym.commands.runs import PluginSettings, find_run, library_versions
+from das_gym.commands.runs import PluginSettings, library_versions
 from das_gym.commands.settings import build
 from das_gym.commands.trust import import_plugins, imported_plugins, trusted_settings
-from das_gym.files import at_home, explain_damage, read_json, write_json
+from das_gym.files import METADATA_KEY, at_home, explain_damage, read_json, write_json
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.formats import MAX_SIDE
 from das_gym.models.quiet import quiet_loading
-from das_gym.models.tensor_files import METADATA_KEY
 from das_gym.names import check_names
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemConfig, download_hint, recorded_settings
+from das_gym.problem.config import ProblemConfig, recorded_settings
 from das_gym.problem.loading import (
     AdaptedModel,
     Backbone,
@@ -37,24 +36,7 @@ from das_gym.problem.loading import (
 )
 from das_gym.registration import MODELS, TASKS
 
-SUBNET_FILE = "adapter.safetensors"
-RECORD = "adapt.json"
-JOINT_RECORD = "das.json"
 FORMAT = "das_gym adapt 1"
-
-
-def find_subnet(run: int | str, runs_dir: str, method: str | None = None) -> tuple[Path, Path]:
-    """Return the path that `load_subnet` loads for a run, as commands name it, and the run's folder."""
-    folder = at_home(str(run))
-    if not folder.is_dir() and (hint := download_hint(str(run), "run")):
-        raise FileNotFoundError(f"`run` is not a run or a folder: got {run}.{hint}")
-    if not folder.is_dir() or str(run).isdecimal():
-        folder = find_run(runs_dir, run)
-    if (folder / COMPARED).is_file():
-        return kept_model(folder, method), folder
-    if method is not None:
-        raise ValueError(f"`method` selects a model of a run of `{format_command('adapt compare')}`: got {folder}.")
-    return folder, folder
 
 
 def load_with_overrides(place: Path, device: str, checkpoint: str | None, trust_remote_code: bool) -> AdaptedModel:
@@ -141,12 +123,6 @@ class _Exported:
             raise ValueError(f"image_size={self.image_size!r}, max_text_length={self.max_text_length}")
 
 
-def is_exported(folder: Path) -> bool:
-    """Return whether `export` wrote the folder."""
-    config = folder / "config.json"
-    return config.is_file() and f'"{METADATA_KEY}":'.encode() in config.read_bytes()
-
-
 def load_exported(folder: Path, device: str = "auto", max_text_length: int | None = None) -> AdaptedModel:
     """Return the subnet in a folder that `export` wrote. None of the folder's code is run."""
     config = read_json(folder / "config.json")
@@ -176,15 +152,6 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
     return AdaptedModel(Backbone(vlp.to(place), processor, base, loaded.heads), head.to(place).eval(), task)
 
 
-def is_transformers_model(folder: Path) -> bool:
-    """Return whether a folder holds a transformers model and no record, such as `python -m adapt shrink` writes."""
-    config = folder / "config.json"
-    if is_exported(folder) or record_in(folder) is not None or not config.is_file():
-        return False
-    content = read_json(config)
-    return isinstance(content, dict) and "model_type" in content
-
-
 def load_transformers_model(folder: Path, task: str, device: str, trust_remote_code: bool) -> AdaptedModel:
     """Return the transformers model in a folder, without adapters, with a task whose examples are prompts."""
     model = next(name for name, entry in MODELS.items() if entry.reads_prompts)
@@ -193,21 +160,6 @@ def load_transformers_model(folder: Path, task: str, device: str, trust_remote_c
     backbone = load_backbone(config, only_runs=True)
     own = task_class(task)(backbone.processor)
     return AdaptedModel(backbone, new_head(backbone, own), own)
-
-
-def record_in(folder: Path, names: Sequence[str] = (RECORD, JOINT_RECORD)) -> Path | None:
-    """Return the first of these records that exists in the folder of a run; None if none does."""
-    return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
-def recorded_data(folder: Path) -> dict[str, str | None]:
-    """Return `data_root`, existing or not, `columns` and `context` of a run's record; without a record nothing."""
-    record = record_in(folder, (RECORD, JOINT_RECORD, COMPARED))
-    if record is None:
-        return {}
-    with explain_damage(record, "fine-tune it again"):
-        problem = read_json(record)["problem"]
-        return {name: problem.get(name) for name in ("data_root", "columns", "context")}
 
 
 def save(

@@ -23,6 +23,9 @@ import psutil
 
 from das_gym.bundled import check_bundled
 
+METADATA_KEY = "das_gym"
+"""Key of the metadata of our safetensors files, and of an exported config.json."""
+
 MANY_FILES = 500
 """From this many files in a folder on, the whole disk is flushed at once, which is faster."""
 
@@ -244,3 +247,16 @@ def read_array(name: str, values: Any, shape: tuple[int, ...], kind: type[bool] 
     if not is_number or (kind is bool and not np.isin(array, (0, 1)).all()):
         raise ValueError(f"{name} holds values other than {'0 and 1' if kind is bool else 'finite numbers'}")
     return array.astype(kind)
+
+
+def check_new_folder(out: str | os.PathLike[str], source: Path | None = None) -> Path:
+    """Check that a folder can be written outside of the source's, and return it. A run that fills the disk resumes."""
+    out = at_home(out)
+    if out.exists() or out.is_symlink():
+        raise ValueError(f"`out` exists: got {out}. Give a new folder.")
+    if source is not None and source.resolve() in out.resolve().parents:
+        raise ValueError(f"`out` lies inside the checkpoint's folder: got {out}. Give a folder outside {source}.")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise ValueError(f"`out` is not writable: got {out}, in {parent}. Give another folder.")
+    return out

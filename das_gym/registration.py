@@ -9,7 +9,7 @@ from __future__ import annotations
 import pkgutil
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,6 +34,7 @@ class ModelEntry:
             and `options` that are in its signature. It returns a `das_gym.models.checkpoints.LoadedCheckpoint`, or a model.
         assets: Folder of the bundled checkpoint, supernets and tables, or None.
         others: Folders of further bundled checkpoints. `checkpoint=` takes their names.
+        layer_counts: Names of the numbers of layers in config.json, and how many units each layer is.
         reads: `pairs` of a text and an image, or `prompts`: questions that it answers in words. A model and a task make an
             environment if `reads` of the one is `gives` of the other.
         options: Settings of `ProblemConfig` that `load` takes in addition.
@@ -48,6 +49,7 @@ class ModelEntry:
     load: Any = "das_gym.models.checkpoints:load_checkpoint"
     assets: Path | None = None
     others: tuple[Path, ...] = ()
+    layer_counts: Mapping[str, int] = field(default_factory=dict)
     reads: str = "pairs"
     options: tuple[str, ...] = ("image_size",)
     tokenizer: Any = None
@@ -132,14 +134,19 @@ class EnvEntry:
 MODELS: dict[str, ModelEntry] = {
     entry.name: entry
     for entry in (
-        ModelEntry("METER", vlp="das_gym.models.meter.model:METER", assets=ASSETS / "meter_mini"),
-        ModelEntry("ViLT", vlp="das_gym.models.vilt.model:ViLT", assets=ASSETS / "vilt_mini"),
+        ModelEntry(
+            "METER", vlp="das_gym.models.meter.model:METER", assets=ASSETS / "meter_mini", layer_counts={"fusion_layers": 2}
+        ),
+        ModelEntry(
+            "ViLT", vlp="das_gym.models.vilt.model:ViLT", assets=ASSETS / "vilt_mini", layer_counts={"num_layers": 1}
+        ),
         ModelEntry(
             "VLM",
             vlp="das_gym.models.transformers.model:VLM",
             load="das_gym.models.transformers.loading:load_vlm",
             assets=ASSETS / "smolvlm_mini",
             others=(ASSETS / "llava_mini",),
+            layer_counts={"num_hidden_layers": 1},
             reads="prompts",
             options=("tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code"),
             tokenizer="das_gym.models.transformers.inputs:load_tokenizer_of",
@@ -310,13 +317,13 @@ def _check_entry(entry: Any, kind: type[Any], table: Mapping[str, Any], *fields:
     """Raise for another kind of entry, or a field that cannot be part of an id or differs at most in case from another's."""
     if not isinstance(entry, kind):
         raise TypeError(f"expected a das_gym.{kind.__name__}, got a {type(entry).__name__}")
-    for field in fields:
-        word = getattr(entry, field)
+    for name in fields:
+        word = getattr(entry, name)
         if not isinstance(word, str) or not re.fullmatch(r"\w+", word, re.ASCII):
-            raise ValueError(f"{field}={word!r} cannot be part of an id such as DAS-METER-VQA-v0; use letters, digits and _")
+            raise ValueError(f"{name}={word!r} cannot be part of an id such as DAS-METER-VQA-v0; use letters, digits and _")
         for other in table.values():
-            if other.name != entry.name and getattr(other, field).lower() == word.lower():
-                raise ValueError(f"{field}={word!r} is already the {field} of {other.name!r}; choose another")
+            if other.name != entry.name and getattr(other, name).lower() == word.lower():
+                raise ValueError(f"{name}={word!r} is already the {name} of {other.name!r}; choose another")
 
 
 SUITE_IDS = {

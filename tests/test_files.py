@@ -17,6 +17,7 @@ from das_gym import files
 from das_gym.files import (
     absolute,
     at_home,
+    check_new_folder,
     read_arrays,
     read_json,
     replacing,
@@ -123,3 +124,18 @@ def test_at_home_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert absolute(tmp_path / "link" / ".." / "x") == tmp_path / "far" / "x"  # as the system reads it
     assert absolute("../link/x") == tmp_path / "link" / "x"  # a link keeps its name: in the Hub's cache its target has none
     assert absolute("..") == tmp_path
+
+
+def test_check_new_folder(tmp_path: Path):
+    source = tmp_path / "source"
+    source.mkdir()
+    check_new_folder(tmp_path / "a" / "b", source)
+    assert list(tmp_path.iterdir()) == [source]
+    (tmp_path / "file").write_text("")
+    for out, message in (
+        (tmp_path / "file", "`out` exists"),
+        (source / "inner", "inside the checkpoint's folder"),
+        (tmp_path / "file" / "inner", "not writable"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_new_folder(out, source)

@@ -36,6 +36,29 @@ def test_settings_are_checked_before_torch_is_imported(module: str):
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("words", "setting"),
+    [
+        ("evaluate with run=99", "99"),
+        ("evaluate with run=. data_root=/missing", "run"),
+        ("predict with run=99", "99"),
+        ("export with run=99 out=new", "99"),
+        ("export with run=1 out=new device=cpu", "device"),
+        ("with mask=[0,1]", "mask"),
+        ("with vilt_vqa mask=[0,1]", "mask"),
+        ("shrink with mask=[0,1] checkpoint=llava_mini", "mask"),
+    ],
+)
+def test_wrong_settings_are_reported_before_torch_is_imported(words: str, setting: str):
+    code = (
+        "import sys\nfrom das_gym.adapt.commands import PROGRAM\n"
+        f"print(PROGRAM.run({words.split()}), 'torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    assert found.stdout.split() == ["1", "False"]
+    assert setting in found.stderr
+
+
 @pytest.mark.parametrize("env_id", ["DAS-METER-VQA-Tabular-v0", "DAS-METER-VQA-Tabular-MO-v0", "DAS-Suite-v0"])
 def test_tabular_environments_need_numpy_and_gymnasium_only(env_id: str):
     code = (

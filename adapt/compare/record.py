@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from das_gym.adapt.methods import MASKED, METHODS
-from das_gym.adapt.methods.base import Method, make_method
 from das_gym.agents.compare.runner import RECORD, mean_in_words, read_trials
 
 from das_gym.commands.commandline import format_command
@@ -20,50 +18,9 @@ from das_gym.drawing.table import Table
 from das_gym.files import read_json
 from das_gym.intervals import t_interval
 from das_gym.names import check_names
-from das_gym.registration import find_class
 
-
-@dataclass(frozen=True)
-class MethodVariant:
-    """A row of the comparison; random masks are drawn for each seed, and take the learning rate of the row `rate_of`."""
-
-    key: str
-    title: str
-    method: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    skip_num: int = 0
-    random_mask: bool = False
-    rate_of: str | None = None
-
-    def make(self, seed: int, n_layers: int) -> Method:
-        """Return the method with its mask."""
-        if not self.random_mask:
-            return make_method(self.method, self.settings)
-        mask = np.zeros(n_layers, dtype=int)
-        # Of the seed alone, so that a resumed comparison trains the same masks.
-        mask[np.random.default_rng([seed, self.skip_num]).choice(n_layers, self.skip_num, replace=False)] = 1
-        return make_method(self.method, {**self.settings, "mask": tuple(mask.tolist())})
-
-
-def method_variants(
-    methods: Sequence[str], settings: Mapping[str, Mapping[str, Any]], masks: Mapping[int, Sequence[int]]
-) -> list[MethodVariant]:
-    """Return all rows, given the searched mask for each number of skipped layers."""
-    variants: list[MethodVariant] = []
-    for name in methods:
-        own = dict(settings.get(name, {}))
-        make_method(name, own)  # rejects wrong settings before anything trains
-        if name != MASKED:
-            variants.append(MethodVariant(name, find_class(METHODS[name]).title, name, own))
-            continue
-        for skip_num, mask in sorted(masks.items()):
-            key = f"das_{skip_num}"
-            variants.append(MethodVariant(key, f"DAS, {skip_num} skipped", name, {**own, "mask": tuple(mask)}, skip_num))
-            if skip_num:
-                title = f"DAS, {skip_num} at random"
-                random = MethodVariant(f"random_{skip_num}", title, name, own, skip_num, random_mask=True, rate_of=key)
-                variants.append(random)
-    return variants
+if TYPE_CHECKING:
+    from das_gym.adapt.compare.trials import MethodVariant
 
 
 @dataclass(frozen=True)

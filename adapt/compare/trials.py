@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from das_gym.adapt.compare.record import MethodVariant, Trial, best_rate
+from das_gym.adapt.compare.record import Trial, best_rate
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.methods.base import Method, to_adaptation
+from das_gym.adapt.methods import MASKED, METHODS
+from das_gym.adapt.methods.base import Method, make_method, to_adaptation
 from das_gym.adapt.phases import evaluation_phases, training_phases
 from das_gym.adapt.report import baseline_of, one_example
 from das_gym.adapt.settings import TrainingConfig
@@ -29,6 +31,50 @@ from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.latency import Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, new_head, shuffled
 from das_gym.processes import run_on_main_process
+from das_gym.registration import find_class
+
+
+@dataclass(frozen=True)
+class MethodVariant:
+    """A row of the comparison; random masks are drawn for each seed, and take the learning rate of the row `rate_of`."""
+
+    key: str
+    title: str
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    skip_num: int = 0
+    random_mask: bool = False
+    rate_of: str | None = None
+
+    def make(self, seed: int, n_layers: int) -> Method:
+        """Return the method with its mask."""
+        if not self.random_mask:
+            return make_method(self.method, self.settings)
+        mask = np.zeros(n_layers, dtype=int)
+        # Of the seed alone, so that a resumed comparison trains the same masks.
+        mask[np.random.default_rng([seed, self.skip_num]).choice(n_layers, self.skip_num, replace=False)] = 1
+        return make_method(self.method, {**self.settings, "mask": tuple(mask.tolist())})
+
+
+def method_variants(
+    methods: Sequence[str], settings: Mapping[str, Mapping[str, Any]], masks: Mapping[int, Sequence[int]]
+) -> list[MethodVariant]:
+    """Return all rows, given the searched mask for each number of skipped layers."""
+    variants: list[MethodVariant] = []
+    for name in methods:
+        own = dict(settings.get(name, {}))
+        make_method(name, own)  # rejects wrong settings before anything trains
+        if name != MASKED:
+            variants.append(MethodVariant(name, find_class(METHODS[name]).title, name, own))
+            continue
+        for skip_num, mask in sorted(masks.items()):
+            key = f"das_{skip_num}"
+            variants.append(MethodVariant(key, f"DAS, {skip_num} skipped", name, {**own, "mask": tuple(mask)}, skip_num))
+            if skip_num:
+                title = f"DAS, {skip_num} at random"
+                random = MethodVariant(f"random_{skip_num}", title, name, own, skip_num, random_mask=True, rate_of=key)
+                variants.append(random)
+    return variants
 
 
 class Begun(NamedTuple):

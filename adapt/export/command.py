@@ -9,56 +9,23 @@ python -m adapt export with run=5 method=das_4 out=smaller
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from das_gym.adapt.compare.record import Trial, kept_trials
 from das_gym.adapt.export.folder import ExportedFolder, export
-from das_gym.adapt.export.graph import FILE, require_onnx
+from das_gym.adapt.export.graph import FILE
+from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, ExportSettings, find_subnet, record_in
 from das_gym.adapt.methods import METHODS
-from das_gym.adapt.shrink.saving import check_out
-from das_gym.adapt.shrink.settings import SAVED_DTYPES
-from das_gym.adapt.subnets import JOINT_RECORD, RECORD, find_subnet, load_with_overrides, record_in
+from das_gym.adapt.subnets import load_with_overrides
 from das_gym.agents.compare.runner import RECORD as COMPARED
 
-from das_gym.commands.runs import RUNS_DIR, PluginSettings
-from das_gym.commands.settings import choice
 from das_gym.files import read_json
 from das_gym.registration import MODELS, find_class
 
 
-@dataclass(frozen=True)
-class ExportSettings(PluginSettings):
-    """The settings of `python -m adapt export`.
-
-    Attributes:
-        run: Id of a finished run of `adapt`, `adapt das` or `adapt compare`, or the folder of one.
-        out: New folder to write to.
-        method: Method whose model is exported, for a run of `adapt compare`: `das_4`, `lora`, ...
-        dtype: Number format of the weights of a model that answers in words. `auto` is the checkpoint's, or that of the
-            training if it has fewer bits.
-        onnx: Whether to write model.onnx too, checked with onnxruntime. It needs `pip install 'das_gym[export]'`.
-        checkpoint: Model that the run adapted, if it was moved since.
-        runs_dir: Folder of all runs.
-        trust_remote_code: Whether code in the checkpoint's folder may run, if the run was given that as well.
-    """
-
-    run: int | str
-    out: str
-    method: str | None = None
-    dtype: str = choice("auto", SAVED_DTYPES)
-    onnx: bool = False
-    checkpoint: str | None = None
-    trust_remote_code: bool = False
-    runs_dir: str = RUNS_DIR
-
-
 def run_export(settings: ExportSettings) -> ExportedFolder:
     """Write the folder; ValueError if the run's method, `dtype` or `onnx` does not suit the model."""
-    out = check_out(settings.out)
-    if settings.onnx:
-        require_onnx()
     place, folder = find_subnet(settings.run, settings.runs_dir, settings.method)
     found = record_in(folder, (RECORD, JOINT_RECORD, COMPARED))
     content = None if found is None else read_json(found)
@@ -78,12 +45,12 @@ def run_export(settings: ExportSettings) -> ExportedFolder:
     if subnet.backbone.config is None or not MODELS[subnet.backbone.config.model].reads_prompts:
         if settings.dtype != "auto":
             raise ValueError(f"`dtype` is not supported by {type(vlp).__name__}: got {settings.dtype}. Leave it out.")
-        return export(subnet, out, settings.onnx, record)
+        return export(subnet, settings.out, settings.onnx, record)
     if settings.onnx:
         raise ValueError(f"`onnx` is not supported for generative models: got {subnet.backbone.config.model}. Leave it out.")
     from das_gym.adapt.export.answering import export_answering
 
-    return export_answering(subnet, out, record, settings.dtype)
+    return export_answering(subnet, settings.out, record, settings.dtype)
 
 
 def _compared(record: Mapping[str, Any], trial: Trial) -> dict[str, Any]:

@@ -14,17 +14,18 @@ from typing import Any
 import torch
 from das_gym.adapt.card import TRUST, model_card
 from das_gym.adapt.export.graph import FILE as ONNX_FILE
-from das_gym.adapt.export.graph import probe_batch, require_onnx, subnet_logits, transformers_batch, write_onnx
+from das_gym.adapt.export.graph import probe_batch, subnet_logits, transformers_batch, write_onnx
+from das_gym.adapt.finished_runs import require_onnx
 from das_gym.adapt.report import results_table
-from das_gym.adapt.shrink.saving import check_out, new_folder
+from das_gym.adapt.shrink.saving import new_folder
 
 from das_gym.commands.runs import library_versions
 from das_gym.commands.trust import imported_plugins
-from das_gym.files import write_text
+from das_gym.files import METADATA_KEY, check_new_folder, write_text
 from das_gym.models.checkpoints import families, family_of
 from das_gym.models.exporting import ExportedModel, copy_code, export_head, layer_kinds, remove_code_settings
 from das_gym.models.quiet import quiet_loading
-from das_gym.models.tensor_files import CHECKSUM, METADATA_KEY, checksum, write_safetensors
+from das_gym.models.tensor_files import CHECKSUM, checksum, write_safetensors
 from das_gym.problem.loading import AdaptedModel
 from das_gym.problem.mask_space import skipped_names
 
@@ -65,7 +66,7 @@ def export(
     The folder, which must be new, is loaded again and compared with the subnet before it appears; a failed export leaves
     nothing. With `onnx`, `model.onnx` is written as well. `record` is the content of the run's record, for the model card.
     """
-    place = check_out(out)
+    place = check_new_folder(out)
     if onnx:
         require_onnx()
     vlp = subnet.backbone.vlp

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import logging
 import warnings
@@ -13,15 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.torch_version import TorchVersion
 
 from das_gym.data.images import NoiseImage
 from das_gym.models.inputs import Pair
 from das_gym.problem.loading import AdaptedModel
-
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
-OLDEST_TORCH = "2.11"
-"""The exporter of torch 2.9 fixes the batch size of these models, that of 2.6 lacks operators."""
 
 FILE = "model.onnx"
 OPSET = 20
@@ -33,17 +27,6 @@ TOLERANCE = 1e-4
 """Largest allowed difference of a logit."""
 
 WORDS = ("one", "what is this", "the picture shows all that is said here", "red")
-
-
-def require_onnx() -> None:
-    """Raise ValueError if a package for the ONNX export is missing, or torch is too old."""
-    if TorchVersion(torch.__version__) < OLDEST_TORCH:
-        raise ValueError(
-            f"`onnx` needs torch {OLDEST_TORCH} or newer: got {torch.__version__}. Upgrade it, or leave `onnx` out."
-        )
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"`onnx` needs {', '.join(missing)}. Run pip install 'das_gym[export]', or leave `onnx` out.")
 
 
 class SubnetGraph(nn.Module):

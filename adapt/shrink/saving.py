@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from das_gym.files import at_home, read_json, replacing_folder, write_json
+from das_gym.files import read_json, replacing_folder, write_json
 from das_gym.models.exporting import remove_code_settings
 from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.transformers.own_code import VARIANT, own_code, write_code
@@ -50,19 +49,6 @@ def describe_dtype(source: torch.dtype, computed: torch.dtype, wanted: str, sett
     name, own, training = (str(each).removeprefix("torch.") for each in (saved, source, computed))
     keep = f"; {setting}={training} keeps more" if computed.itemsize > saved.itemsize else ""
     return f"saved in {name} (the source is in {own}, it was computed in {training}{keep})"
-
-
-def check_out(out: str | os.PathLike[str], source: Path | None = None) -> Path:
-    """Check that a folder can be written outside of the source's, and return it. A run that fills the disk resumes."""
-    out = at_home(out)
-    if out.exists() or out.is_symlink():
-        raise ValueError(f"`out` exists: got {out}. Give a new folder.")
-    if source is not None and source.resolve() in out.resolve().parents:
-        raise ValueError(f"`out` lies inside the checkpoint's folder: got {out}. Give a folder outside {source}.")
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise ValueError(f"`out` is not writable: got {out}, in {parent}. Give another folder.")
-    return out
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from das_gym.commands.help import defaults_of, help_text, settings_text
+from das_gym.commands.help import defaults_of, help_text, module_docstring, settings_text
 from das_gym.commands.runs import USER_ERRORS, PluginSettings
 from das_gym.commands.settings import build, flatten_settings, merge, nest, shortest_name
 from das_gym.commands.signals import exit_code, finish, raise_interrupts, stop_message
@@ -39,8 +39,8 @@ class Command:
     """A sub-command.
 
     Attributes:
-        target: "module:name" of a function that takes the settings (without `settings`: the words), or of a
-            `RecordedCommand`. It is imported when the command runs. A function may return an exit code.
+        target: "module:name" of a function that takes the settings and may return an exit code, or, without `settings`, of
+            a `RecordedCommand`. It is imported when the command runs, once its settings are checked.
         words: What may follow, as the help shows it.
         about: What it does.
         settings: "module:class" of the settings after `with`, where the target is a function.
@@ -55,24 +55,30 @@ class Command:
     positional: str | None = None
     subcommands: Mapping[str, Command] = field(default_factory=dict)
 
-    def load(self) -> tuple[Any, type | None]:
-        """Import the target; return it with the class of its settings."""
-        target = pkgutil.resolve_name(self.target)
-        return target, pkgutil.resolve_name(self.settings) if self.settings else getattr(target, "settings", None)
+    @property
+    def settings_class(self) -> type:
+        """The class of its settings. The function itself is not imported for it."""
+        cls: type = pkgutil.resolve_name(self.settings or f"{self.target}.settings")
+        return cls
 
     def run(self, name: str, words: Sequence[str], siblings: Sequence[str] = ()) -> int:
         """Run the command and return its exit code; messages call it `name` and suggest `siblings` as first words."""
         if words and words[0] in self.subcommands:
             return self.subcommands[words[0]].run(f"{name} {words[0]}", words[1:])
-        target, cls = self.load()
         raise_interrupts()
-        if hasattr(target, "run_words"):
-            target.run_words(words, (*siblings, *self.subcommands))
+        if self.settings is None:
+            pkgutil.resolve_name(self.target).run_words(words, (*siblings, *self.subcommands))
             return 0
-        if cls is None:
-            return target(words) or 0
-        settings = parse_or_help(cls, before_with(words, self.positional, cls) if self.positional else words, name)
-        return 0 if settings is None else target(settings) or 0
+        cls = self.settings_class
+        words = before_with(words, self.positional, cls) if self.positional else words
+        if words and words[0] in HELP:
+            print(localize_commands(help_text(cls, module_docstring(self.target.partition(":")[0]))))
+            return 0
+        if list(words) == ["print_config"]:
+            print(settings_text(cls, defaults_of(cls)))
+            return 0
+        settings = parse(cls, words, name)
+        return pkgutil.resolve_name(self.target)(settings) or 0  # imported once the settings are checked
 
 
 @dataclass(frozen=True)
@@ -221,17 +227,6 @@ def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
     if issubclass(cls, PluginSettings) and "plugins" in values:
         import_plugins(build(PluginSettings, {"plugins": values["plugins"]}).plugins)
     return build(cls, values)
-
-
-def parse_or_help(cls: type[Config], words: Sequence[str], command: str) -> Config | None:
-    """Return what `parse` returns; print and return None for `--help` and `print_config`."""
-    if words and words[0] in HELP:
-        print(localize_commands(help_text(cls, sys.modules[cls.__module__].__doc__)))
-        return None
-    if list(words) == ["print_config"]:
-        print(settings_text(cls, defaults_of(cls)))
-        return None
-    return parse(cls, words, command)
 
 
 def before_with(words: Sequence[str], name: str, cls: type) -> list[str]:

@@ -19,13 +19,10 @@ import torch
 from torch import Tensor
 
 from das_gym.bundled import check_bundled
-from das_gym.files import at_home, parse_json, read_json, replacing, temporary_folder
+from das_gym.files import METADATA_KEY, at_home, parse_json, read_json, replacing, temporary_folder
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights of a folder."""
-
-METADATA_KEY = "das_gym"
-"""Key of the metadata of our safetensors files, and of an exported config.json."""
 
 CHECKSUM = "sha256"
 """Key below `METADATA_KEY` of the checksum of all the rest."""

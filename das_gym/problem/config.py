@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.settings import PositiveFloat, PositiveInt, Settings, choice
 from das_gym.commands.trust import REMOTE_CODE
-from das_gym.files import absolute
+from das_gym.files import absolute, explain_damage, read_json
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
 
 UNITS = ("layers", "sublayers")
@@ -146,6 +146,22 @@ class ProblemConfig(Settings):
                 raise FileNotFoundError(
                     f"`{name}` does not exist: got {value}. Check the path, or leave it out for the bundled one{more}.{hint}"
                 )
+
+    @property
+    def n_units(self) -> int | None:
+        """Number of skippable units, if config.json tells it; None if the model has to be loaded for it.
+
+        In a transformers model that is not bundled, some layers may have to stay. Official METER and ViLT files have none.
+        """
+        entry = MODELS[self.model]
+        folder = entry.assets if self.checkpoint is None else Path(self.checkpoint)
+        is_known = not entry.reads_prompts or (folder in (entry.assets, *entry.others) and not self.vision)
+        if folder is None or not is_known or not (folder / "config.json").is_file():
+            return None
+        with explain_damage(folder / "config.json", "copy the checkpoint again"):
+            sizes = read_json(folder / "config.json").get("text_config" if entry.reads_prompts else "config", {})
+            counts = [units * int(sizes[name]) for name, units in entry.layer_counts.items() if name in sizes]
+        return sum(counts) * (2 if self.units == "sublayers" else 1) or None
 
     @property
     def supernet_path(self) -> str | Path | None:

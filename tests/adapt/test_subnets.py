@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet, save
-from das_gym.adapt.evaluate_command import EvaluateSettings
 from das_gym.adapt.finetune import cut_subnet
-from das_gym.adapt.subnets import RECORD, SUBNET_FILE
+from das_gym.adapt.finished_runs import RECORD, SUBNET_FILE, EvaluateSettings
 
 from das_gym.data.splits import Splits
 from das_gym.files import read_json, write_json
@@ -61,9 +60,9 @@ def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path):
     record = read_json(folder / RECORD)
     write_json(folder / RECORD, {**record, "problem": {**record["problem"], "data_root": "/missing"}})
     with pytest.raises(FileNotFoundError, match="`data_root` does not exist: got /missing"):
-        EvaluateSettings(run=str(folder)).load()
+        EvaluateSettings(run=str(folder))
     with pytest.raises(FileNotFoundError, match="data_root"):
-        EvaluateSettings(run=str(folder), data_root="/other").load()
+        EvaluateSettings(run=str(folder), data_root="/other")
 
 
 @pytest.mark.parametrize("change", [{"problem": 3}, {"plugins": 3}])

@@ -27,8 +27,12 @@ from das_gym.registration import MODELS
 das_gym.register_model(dataclasses.replace(MODELS["METER"], name="Mine"))
 """
 COMMANDS = [(program, name) for program in (AGENTS, ADAPT) for name in program.commands]
-SETTINGS = {f"{program.name} {name}": program.commands[name].load()[1] for program, name in COMMANDS}
-SETTINGS["adapt shrink compare"] = ADAPT.commands["shrink"].subcommands["compare"].load()[1]
+SETTINGS = {
+    f"{program.name} {name}": command.settings_class
+    for program in (AGENTS, ADAPT)
+    for name, command in program.commands.items()
+}
+SETTINGS["adapt shrink compare"] = ADAPT.commands["shrink"].subcommands["compare"].settings_class
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import re
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from das_gym.adapt import commands as adapt_commands
@@ -34,12 +35,11 @@ def known(program: str, command: str) -> frozenset[str]:
     found = PROGRAMS[program].commands[first]
     for name in others:
         found = found.subcommands[name]
-    target, cls = found.load()
-    named = target.named_configs() if hasattr(target, "named_configs") else ()
-    groups = {each.name: group_fields(each) for each in fields(cls)} if cls is not None else {}
+    cls = found.settings_class
+    named = () if found.settings else resolve_name(found.target).named_configs()
+    groups = {each.name: group_fields(each) for each in fields(cls)}
     grouped = [f"{name}.{inner}=" for name, group in groups.items() for inner in group]
-    short = short_names(cls) if cls is not None else {}
-    return frozenset([*named, *(f"{name}=" for name in [*groups, *short]), *grouped])
+    return frozenset([*named, *(f"{name}=" for name in [*groups, *short_names(cls)]), *grouped])
 
 
 def wrong_words(words: list[str]) -> str | None:

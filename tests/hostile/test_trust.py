@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -65,9 +66,8 @@ def confirming(printed: str) -> list[str]:
 
 def stopped_run(program: str, command: str, **settings: Any) -> None:
     """Write `runs/1`, a stopped run of a command with these settings."""
-    target, cls = PROGRAMS[program].commands[command].load()
-    assert cls is not None
-    write_json(Path("runs/1/config.json"), {**settings_dict(cls()), **settings})
+    target = resolve_name(PROGRAMS[program].commands[command].target)
+    write_json(Path("runs/1/config.json"), {**settings_dict(target.settings()), **settings})
     run = {"experiment": {"name": target.name}, "command": target.name, "status": "FAILED"}
     write_json(Path("runs/1/run.json"), run)
 

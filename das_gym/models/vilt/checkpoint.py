@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from das_gym.files import METADATA_KEY
 from das_gym.models.formats import (
     HEADS,
     REFERENCE_RULES,
@@ -22,7 +23,6 @@ from das_gym.models.formats import (
     grid_side,
     module_rules,
 )
-from das_gym.models.tensor_files import METADATA_KEY
 from das_gym.models.vilt.exporting import TRANSFORMERS_BLOCK_PARTS, TRANSFORMERS_PARTS, export
 from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig

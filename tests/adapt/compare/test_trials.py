@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from das_gym.adapt.compare import trials as module
-from das_gym.adapt.compare.record import MethodVariant, Trial, method_variants
-from das_gym.adapt.compare.trials import ComparisonContext, cells_of
+from das_gym.adapt.compare.record import Trial
+from das_gym.adapt.compare.trials import ComparisonContext, MethodVariant, cells_of, method_variants
 from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.settings import TrainingConfig
 from das_gym.agents.compare.runner import Comparison

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -16,7 +17,8 @@ import torch
 from das_gym.adapt import load_subnet
 from das_gym.adapt.export import folder as writing
 from das_gym.adapt.export.folder import export
-from das_gym.adapt.export.graph import probe_batch, require_onnx, subnet_logits, transformers_batch
+from das_gym.adapt.export.graph import probe_batch, subnet_logits, transformers_batch
+from das_gym.adapt.finished_runs import require_onnx
 from PIL import Image
 from torch import Tensor, nn
 
@@ -256,10 +258,10 @@ def test_onnx(model, task, tmp_path):
 
 
 def test_export_names_what_onnx_needs(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.9.1+cpu")
     with pytest.raises(ValueError, match=r"`onnx` needs torch 2\.11 or newer"):
         export(build("ViLT", "vqa"), tmp_path / "out", onnx=True)
-    monkeypatch.setattr(torch, "__version__", "2.11.0")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.11.0")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ValueError, match=r"`onnx` needs .*onnxscript"):
         export(build("ViLT", "vqa"), tmp_path / "out", onnx=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from das_gym.adapt.shrink.saving import check_out, new_folder, round_parameters, save, saved_dtype
+from das_gym.adapt.shrink.saving import new_folder, round_parameters, save, saved_dtype
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from das_gym.files import read_json, write_json
@@ -143,19 +143,6 @@ def test_new_folder_keeps_existing_folders(tmp_path: Path):
     with pytest.raises(ValueError, match="`out` exists"), new_folder(tmp_path / "out"):
         (tmp_path / "out").mkdir()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_check_out(source: Path, tmp_path: Path):
-    check_out(tmp_path / "a" / "b", source)
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "file").write_text("")
-    for out, message in (
-        (tmp_path / "file", "`out` exists"),
-        (source / "inner", "inside the checkpoint's folder"),
-        (tmp_path / "file" / "inner", "not writable"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            check_out(out, source)
 
 
 def test_save_keeps_a_config_dtype_that_differs_from_the_weights(tmp_path: Path):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main
+from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main, load
 from das_gym.adapt.run_commands import shrink as ex
 from das_gym.adapt.shrink import measuring, recovery
 from das_gym.adapt.shrink.measuring import score_model
@@ -78,7 +78,7 @@ def test_shrink_and_evaluate_a_text_model(
     assert record["verified"]["prompts"] > 0
     about = {"run": str(out), "task": "text", "data_root": settings["data_root"], "context": CONTEXT, "device": "cpu"}
     evaluation_main(EvaluateSettings(**about, limit=1, out=str(tmp_path / "losses.json")))
-    example = EvaluateSettings(**about).load()[1][0]
+    example = load(EvaluateSettings(**about))[1][0]
     ids = torch.tensor([example.ids])
     loss = AutoModelForCausalLM.from_pretrained(out)(input_ids=ids, labels=ids).loss
     assert read_json(tmp_path / "losses.json")[0]["loss"] == pytest.approx(float(loss.detach()), abs=1e-5)

@@ -1,0 +1,199 @@
+"""Finished runs as `evaluate`, `predict` and `export` find them, and the settings of these commands.
+
+Everything here is read and checked before torch is imported.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from das_gym.adapt.compare.record import kept_model
+from das_gym.adapt.settings import RANKED_IMAGES
+from das_gym.adapt.shrink.settings import SAVED_DTYPES
+from das_gym.agents.compare.runner import RECORD as COMPARED
+
+from das_gym.commands.commandline import format_command
+from das_gym.commands.runs import RUNS_DIR, PluginSettings, find_run
+from das_gym.commands.settings import PositiveInt, choice
+from das_gym.files import METADATA_KEY, at_home, check_new_folder, explain_damage, read_json
+from das_gym.problem.config import ON_BAD_EXAMPLE, download_hint, setting_path
+from das_gym.registration import TASKS
+from das_gym.tasks.metrics import METRICS
+
+SUBNET_FILE = "adapter.safetensors"
+RECORD = "adapt.json"
+JOINT_RECORD = "das.json"
+DATA_SETTINGS = ("data_root", "columns", "context")
+"""Settings of a run's data that `evaluate` takes from its record."""
+
+NEW_TOKENS = 128
+"""Longest answer that is generated, in tokens."""
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+ONNX_TORCH = (2, 11)
+"""The exporter of torch 2.9 fixes the batch size of these models, that of 2.6 lacks operators."""
+
+
+@dataclass(frozen=True)
+class SubnetSettings(PluginSettings):
+    """What the commands have in common that take a finished run.
+
+    Attributes:
+        run: Id of a finished run of `adapt`, `adapt das` or `adapt compare`, or the folder of one.
+        method: Method whose model is used, for a run of `adapt compare`: `lora`, `das_4`, `random_4`, ...
+        checkpoint: Model that the run adapted, if it was moved since.
+        runs_dir: Folder of all runs.
+        trust_remote_code: Whether code in the checkpoint's folder may run, if the run was given that as well.
+    """
+
+    run: int | str
+    method: str | None = None
+    checkpoint: str | None = None
+    trust_remote_code: bool = False
+    runs_dir: str = RUNS_DIR
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        find_subnet(self.run, self.runs_dir, self.method)
+        if self.checkpoint is not None and not setting_path("checkpoint", self.checkpoint).exists():
+            raise FileNotFoundError(f"`checkpoint` does not exist: got {self.checkpoint}. Give the model's new place.")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(SubnetSettings):
+    """The settings of `python -m adapt evaluate`.
+
+    Attributes:
+        run: Id of a finished run, the folder of one, or a folder of a transformers model such as `adapt shrink` writes.
+        split: Part of the data: `train`, `reward` or `test`. VQAv2 also has `train2014`, `val2014`, `test2015` and
+            `test-dev2015`. Models that answer in words also take `questions`, a JSON-lines file in LLaVA's format for
+            evaluation.
+        data_root: Folder of the data. None uses the run's own.
+        task: Task of a folder of a transformers model; runs have their own.
+        columns: Columns of image, question and answer of parquet files, separated by commas. None finds them.
+        context: Tokens of a window of text, for the task `text`. None uses the run's own, or 512.
+        out: JSON file for the predictions. None writes none.
+        metric: Score of generated answers, see `das_gym.register_metric`; `evaluate` reports it besides the task's own.
+        limit: Number of examples, the first ones of the split. None takes all.
+        rank_images: Number of images that retrieval ranks, with all of their texts. None ranks all.
+        max_new_tokens: Longest answer in words that `predict` generates, in tokens.
+        on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
+        device: Device of the model: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
+    """
+
+    split: str = "test"
+    data_root: str | None = None
+    task: str = choice("answering", TASKS, own=True)
+    columns: str | None = None
+    context: PositiveInt | None = None
+    out: str | None = None
+    metric: str | None = choice(None, METRICS, own=True)
+    limit: PositiveInt | None = None
+    rank_images: PositiveInt | None = RANKED_IMAGES
+    max_new_tokens: PositiveInt = NEW_TOKENS
+    on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is not None and at_home(self.out).exists():
+            raise FileExistsError(f"`out` exists: got {self.out}. Give another file.")
+        data_root = self.data_root or self.recorded["data_root"]
+        if data_root is not None and not at_home(data_root).exists():
+            raise FileNotFoundError(f"`data_root` does not exist: got {data_root}. Give the folder of the data.")
+
+    @property
+    def recorded(self) -> dict[str, str | None]:
+        """`data_root`, `columns` and `context` of the run's record, which apply unless `data_root` is given."""
+        if self.data_root is not None:
+            return dict.fromkeys(DATA_SETTINGS)
+        _, folder = find_subnet(self.run, self.runs_dir, self.method)
+        record = record_in(folder, (RECORD, JOINT_RECORD, COMPARED))
+        if record is None:
+            return dict.fromkeys(DATA_SETTINGS)
+        with explain_damage(record, "fine-tune it again"):
+            problem = read_json(record)["problem"]
+            return {name: problem.get(name) for name in DATA_SETTINGS}
+
+
+@dataclass(frozen=True)
+class PredictSettings(EvaluateSettings):
+    """The settings of `python -m adapt predict`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is None:
+            raise ValueError("`out` is missing: `predict` writes the answers to a file. Give out=answers.json.")
+
+
+@dataclass(frozen=True)
+class ExportSettings(SubnetSettings):
+    """The settings of `python -m adapt export`.
+
+    Attributes:
+        out: New folder to write to.
+        dtype: Number format of the weights of a model that answers in words. `auto` is the checkpoint's, or that of the
+            training if it has fewer bits.
+        onnx: Whether to write model.onnx too, checked with onnxruntime. It needs `pip install 'das_gym[export]'`.
+    """
+
+    out: str = field(kw_only=True)
+    dtype: str = choice("auto", SAVED_DTYPES)
+    onnx: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_new_folder(self.out)
+        if self.onnx:
+            require_onnx()
+
+
+def find_subnet(run: int | str, runs_dir: str, method: str | None = None) -> tuple[Path, Path]:
+    """Return the path that `load_subnet` loads for a run, as commands name it, and the run's folder."""
+    folder = at_home(str(run))
+    if not folder.is_dir() and (hint := download_hint(str(run), "run")):
+        raise FileNotFoundError(f"`run` is not a run or a folder: got {run}.{hint}")
+    if not folder.is_dir() or str(run).isdecimal():
+        folder = find_run(runs_dir, run)
+    if (folder / COMPARED).is_file():
+        return kept_model(folder, method), folder
+    if method is not None:
+        raise ValueError(f"`method` selects a model of a run of `{format_command('adapt compare')}`: got {folder}.")
+    if record_in(folder) is None and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"`run` is not a finished run: there is no {RECORD} or {JOINT_RECORD} in {folder}.")
+    return folder, folder
+
+
+def record_in(folder: Path, names: Sequence[str] = (RECORD, JOINT_RECORD)) -> Path | None:
+    """Return the first of these records that exists in the folder of a run; None if none does."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def is_exported(folder: Path) -> bool:
+    """Return whether `export` wrote the folder."""
+    config = folder / "config.json"
+    return config.is_file() and f'"{METADATA_KEY}":'.encode() in config.read_bytes()
+
+
+def is_transformers_model(folder: Path) -> bool:
+    """Return whether a folder holds a transformers model and no record, such as `python -m adapt shrink` writes."""
+    config = folder / "config.json"
+    if is_exported(folder) or record_in(folder) is not None or not config.is_file():
+        return False
+    content = read_json(config)
+    return isinstance(content, dict) and "model_type" in content
+
+
+def require_onnx() -> None:
+    """Raise ValueError if a package for the ONNX export is missing, or torch is too old."""
+    torch = importlib.metadata.version("torch")
+    if tuple(int(part) for part in torch.split(".")[:2]) < ONNX_TORCH:
+        oldest = ".".join(map(str, ONNX_TORCH))
+        raise ValueError(f"`onnx` needs torch {oldest} or newer: got {torch}. Upgrade it, or leave `onnx` out.")
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"`onnx` needs {', '.join(missing)}. Run pip install 'das_gym[export]', or leave `onnx` out.")
