@@ -63,7 +63,7 @@ from das_gym.problem.loading import (
     supernet_model,
 )
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.processes import is_main_process
+from das_gym.processes import is_main_process, run_on_main_process
 from das_gym.registration import find_environment
 from das_gym.text import counted
 
@@ -153,9 +153,14 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             if seed != settings.seed:
                 raise
             return Trial(variant, seed, rate)
-        earlier = (each for each in comparison.trials if each.variant == variant and each.latency)
-        trial = context.measure(model, trial, next(earlier, None))
-        if is_main_process() and trial in best_trials([*comparison.trials, trial]):
+        rivals = [each for each in comparison.trials if each.variant == variant]
+        # Processes may differ by rounding, and have to agree.
+        is_best = run_on_main_process(lambda: all(trial.merit > each.merit for each in rivals))
+        if seed == settings.seed and not is_best:  # its learning rate is not chosen
+            context.checkpoint(variant, rate, seed).unlink(missing_ok=True)
+            return trial
+        trial = context.measure(model, trial, next((each for each in rivals if each.latency), None))
+        if is_main_process() and is_best:
             # Saved before the record: a resumed run does not train a recorded trial again.
             adaptation.save(kept_file(folder, variant))
         return trial

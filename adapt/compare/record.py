@@ -36,7 +36,8 @@ class Trial:
         updated, trained: Number of trained parameters, without and with head and poolers.
         seconds: Of the training and the reward split.
         mask: 0 or 1 per layer, 1 = skipped.
-        test, test_loss: Metric (0..1) and loss (nats) on the test split.
+        test, test_loss: Metric (0..1) and loss (nats) on the test split; None, as are costs, of a training with the first
+            seed whose learning rate was worse on the reward split than an earlier one.
         macs, macs_full: Of one example, and of the pre-trained model.
         latency: Of one example, milliseconds: median and quartiles, measured with the first trial of a row, as is `speedup`.
         speedup: Relative to the baseline: ratio of the medians and its 95 % interval. Milliseconds of different rows are not

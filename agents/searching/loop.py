@@ -36,7 +36,7 @@ from das_gym.problem.mask_space import MaskSpace
 
 
 def search(
-    config: SearchConfig,
+    config: SearchConfig | str,
     folder: str | os.PathLike[str] | None = None,
     on_turn: OnTurn | None = None,
     resume: bool = False,
@@ -47,7 +47,7 @@ def search(
     The result is the better of the agent's answer and the best mask that was scored on all examples.
 
     Args:
-        config: What to search.
+        config: What to search; the id of an environment stands for the default settings.
         folder: Run folder for `checkpoint.json` and, at the end, `search.json`. None keeps nothing.
         on_turn: Called after every turn with it; when resuming first with the turns of the checkpoint.
         resume: Continue from the checkpoint in `folder`, if there is one. The result is that of an uninterrupted search.
@@ -66,6 +66,8 @@ def search(
         >>> search(config).n_skipped
         4
     """
+    if isinstance(config, str):
+        config = SearchConfig(config)
     if is_algorithm(config.agent):
         from das_gym.agents.sb3.train import train_sb3
 

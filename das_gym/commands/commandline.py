@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import das_gym
 from das_gym.commands.help import defaults_of, help_text, module_docstring, settings_text
 from das_gym.commands.runs import USER_ERRORS, PluginSettings
 from das_gym.commands.settings import build, flatten_settings, merge, nest, shortest_name
@@ -125,6 +126,9 @@ class Program:
         first = words[0] if words else ""
         if first in HELP or (not words and not self.runs_alone):
             print(self.help(), end="")
+            return 0
+        if first == "--version":
+            print(f"das-{self.name} {das_gym.__version__}")
             return 0
         if first in self.commands:
             return self.commands[first].run(f"{self.name} {first}", words[1:])

@@ -249,6 +249,8 @@ def _convert_union(name: str, value: Any, kind: Any) -> Any:
 
 def _convert_sequence(name: str, value: Any, kind: Any) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
+    if isinstance(value, str) and inner[0] is str:
+        raise TypeError(f"{_type_error(name, value, kind)}, as in '{name}=[\"{value}\"]'")
     if not isinstance(value, (list, tuple, np.ndarray)):
         raise _type_error(name, value, kind)
     any_length = origin is list or inner[-1] is Ellipsis

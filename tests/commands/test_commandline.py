@@ -146,6 +146,8 @@ def test_command_imports_plugins_first(program, name, capsys):
     [
         (AGENTS, [], 0, "  search [with ...]"),
         (ADAPT, ["--help"], 0, "  predict with run=..."),
+        (ADAPT, ["--version"], 0, "das-adapt 0."),
+        (AGENTS, ["--version"], 0, "das-agents 0."),
         (AGENTS, ["meter_vqa", "bandit"], 2, "did you mean `das-agents with meter_vqa bandit`?"),
         (ADAPT, ["supernt"], 2, "did you mean 'supernet'?"),
         (AGENTS, ["with", "bayes", "--seed", "3"], 2, "name=value, without spaces and dashes: got --seed"),

@@ -47,6 +47,11 @@ def test_compare_searches_masks_and_chooses_rates(
         tuple(read_json(tmp_path / "runs/1/search_2/search.json")["mask"])
     }
     assert not list((tmp_path / "runs/1").glob("*.pt"))
+    for variant in ("lora", "das_2"):  # a learning rate that is worse than an earlier one is not measured on the test split
+        tried = [trial for trial in whole["trials"] if (trial["variant"], trial["seed"]) == (variant, 0)]
+        merits = [(trial["reward"], -trial["reward_loss"]) for trial in tried]
+        is_best = [all(merit > earlier for earlier in merits[:place]) for place, merit in enumerate(merits)]
+        assert [trial["test"] is not None for trial in tried] == is_best
     kept = sorted(path.name for path in (tmp_path / "runs/1").glob("*.safetensors"))
     assert kept == ["das_2.safetensors", "lora.safetensors", "random_2.safetensors"]
 

@@ -56,6 +56,12 @@ def test_search_scores_as_many_masks_as_allowed(evaluations, sizes):
     assert result.evaluations == evaluations
 
 
+def test_an_id_stands_for_the_default_settings():
+    found = search(ENV_ID)
+    assert (found.agent, found.n_skipped) == (SearchConfig.agent, 4)
+    assert 0 < found.evaluations <= SearchConfig.evaluations
+
+
 class Stubborn(RandomSearch):
     """Answers the worst mask that it asked for, or one that it never asked for."""
 
