@@ -11,13 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from das_gym.adapt.compare.record import kept_model
-from das_gym.adapt.settings import RANKED_IMAGES
-from das_gym.adapt.shrink.settings import SAVED_DTYPES
-from das_gym.agents.compare.runner import RECORD as COMPARED
+from das_gym.adapt.settings import RANKED_IMAGES, SAVED_DTYPES
 
 from das_gym.commands.commandline import format_command
-from das_gym.commands.runs import RUNS_DIR, PluginSettings, find_run
+from das_gym.commands.runs import COMPARISON, RUNS_DIR, PluginSettings, find_run
 from das_gym.commands.settings import PositiveInt, choice
 from das_gym.files import METADATA_KEY, at_home, check_new_folder, explain_damage, read_json
 from das_gym.problem.config import ON_BAD_EXAMPLE, download_hint, setting_path
@@ -112,7 +109,7 @@ class EvaluateSettings(SubnetSettings):
         if self.data_root is not None:
             return dict.fromkeys(DATA_SETTINGS)
         _, folder = find_subnet(self.run, self.runs_dir, self.method)
-        record = record_in(folder, (RECORD, JOINT_RECORD, COMPARED))
+        record = record_in(folder, (RECORD, JOINT_RECORD, COMPARISON))
         if record is None:
             return dict.fromkeys(DATA_SETTINGS)
         with explain_damage(record, "fine-tune it again"):
@@ -159,7 +156,9 @@ def find_subnet(run: int | str, runs_dir: str, method: str | None = None) -> tup
         raise FileNotFoundError(f"`run` is not a run or a folder: got {run}.{hint}")
     if not folder.is_dir() or str(run).isdecimal():
         folder = find_run(runs_dir, run)
-    if (folder / COMPARED).is_file():
+    if (folder / COMPARISON).is_file():
+        from das_gym.adapt.compare.record import kept_model
+
         return kept_model(folder, method), folder
     if method is not None:
         raise ValueError(f"`method` selects a model of a run of `{format_command('adapt compare')}`: got {folder}.")

@@ -6,11 +6,10 @@ from typing import Any
 
 from das_gym.adapt.paper import RECIPES
 from das_gym.adapt.settings import AdaptSettings, CompareSettings, JointSearchSettings, SupernetSettings
-from das_gym.adapt.shrink.settings import CompareSettings as ShrinkCompareSettings
-from das_gym.adapt.shrink.settings import ShrinkSettings
-from das_gym.agents.run_commands import agent_configs
+from das_gym.agents.searching.config import agent_configs
 
 from das_gym.commands.recorded import RecordedCommand
+from das_gym.commands.runs import RunSettings
 from das_gym.processes import world_size
 from das_gym.registration import named_problems
 
@@ -31,7 +30,7 @@ def check(settings: AdaptSettings) -> None:
         _ = settings.problem.supernet_path
 
 
-def check_processes(settings: ShrinkCompareSettings) -> None:
+def check_processes(settings: RunSettings) -> None:
     """Raise if this is not the only process."""
     del settings
     if world_size() > 1:
@@ -42,7 +41,12 @@ adapt = RecordedCommand("adapt", AdaptSettings, "das_gym.adapt.adapt_experiment:
 das = RecordedCommand("adapt das", JointSearchSettings, "das_gym.adapt.das_experiment:run_pipeline", pipeline_configs)
 compare = RecordedCommand("adapt compare", CompareSettings, "das_gym.adapt.compare_experiment:compare", named_problems)
 supernet = RecordedCommand("adapt supernet", SupernetSettings, "das_gym.adapt.supernet_experiment:supernet", named_problems)
-shrink = RecordedCommand("adapt shrink", ShrinkSettings, "das_gym.adapt.shrink_experiment:shrink", named_configs)
+shrink = RecordedCommand(
+    "adapt shrink", "das_gym.adapt.shrink.settings:ShrinkSettings", "das_gym.adapt.shrink_experiment:shrink", named_configs
+)
 shrink_compare = RecordedCommand(
-    "adapt shrink compare", ShrinkCompareSettings, "das_gym.adapt.shrink.compare_experiment:compare", check=check_processes
+    "adapt shrink compare",
+    "das_gym.adapt.shrink.settings:CompareSettings",
+    "das_gym.adapt.shrink.compare_experiment:compare",
+    check=check_processes,
 )

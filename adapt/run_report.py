@@ -20,11 +20,10 @@ from das_gym.adapt.examples import read_examples
 from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD
 from das_gym.adapt.shrink.job import command_of
 from das_gym.adapt.shrink.settings import RECORD as SHRUNK
-from das_gym.agents.compare.runner import RECORD as COMPARED
 from das_gym.agents.run_report import rerun_command, search_report
 from das_gym.agents.searching.record import RECORD as SEARCHED
 
-from das_gym.commands.runs import RUNS_DIR, PluginSettings, find_run
+from das_gym.commands.runs import COMPARISON, RUNS_DIR, PluginSettings, find_run
 from das_gym.commands.settings import build, settings_dict
 from das_gym.drawing.report import RunReport, write_report
 from das_gym.files import read_json
@@ -35,7 +34,7 @@ COMMANDS = {
     RECORD: ("adapt", "das_gym.adapt.adapt_experiment:AdaptSettings"),
     JOINT_RECORD: ("adapt das", "das_gym.adapt.das_experiment:JointSearchSettings"),
     SHRUNK: ("adapt shrink", "das_gym.adapt.shrink.settings:ShrinkSettings"),
-    COMPARED: ("adapt compare", "das_gym.adapt.compare_experiment:CompareSettings"),
+    COMPARISON: ("adapt compare", "das_gym.adapt.compare_experiment:CompareSettings"),
 }
 """Record of a run to its command and settings."""
 

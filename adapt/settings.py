@@ -31,6 +31,9 @@ from das_gym.registration import MODELS
 
 TRACKERS = ("tensorboard", "wandb")
 
+SAVED_DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Allowed values of the setting for the saved dtype."""
+
 SHARED = ("problem", "env_id", "seed")
 """Settings that a search has in common with the command that runs it."""
 

@@ -11,10 +11,9 @@ from typing import Any
 
 from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SUBNET_FILE, is_exported, record_in
 from das_gym.adapt.methods.base import restore_adaptation
-from das_gym.agents.compare.runner import RECORD as COMPARED
 
 from das_gym.commands.commandline import format_command
-from das_gym.commands.runs import PluginSettings, library_versions
+from das_gym.commands.runs import COMPARISON, PluginSettings, library_versions
 from das_gym.commands.settings import build
 from das_gym.commands.trust import import_plugins, imported_plugins, trusted_settings
 from das_gym.files import METADATA_KEY, at_home, explain_damage, read_json, write_json
@@ -83,7 +82,7 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
             f"{file} holds a supernet, not a subnet. Pass it as supernet=, or fine-tune a mask: `{format_command('adapt')}`."
         )
     # A comparison keeps one record for the files of all its methods.
-    names = (RECORD, JOINT_RECORD) if adaptation is None or adaptation.method is None else (COMPARED,)
+    names = (RECORD, JOINT_RECORD) if adaptation is None or adaptation.method is None else (COMPARISON,)
     record = record_in(folder, names)
     if record is None or adaptation is None:
         missing = " or ".join(names) if record is None else file.name

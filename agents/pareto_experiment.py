@@ -21,7 +21,7 @@ import numpy as np
 from das_gym.agents.search_experiment import search_phases
 from das_gym.agents.searching.costs import with_costs
 from das_gym.agents.searching.loop import check_search, open_for_search, run_turns
-from das_gym.agents.searching.record import Turn, plain_numbers
+from das_gym.agents.searching.record import FRONT, Turn, plain_numbers
 from das_gym.agents.searching.scorer import OURS, MaskScorer, open_scorer
 from das_gym.agents.searching.setup import make_search_agent
 from das_gym.agents.settings import COST_SETTINGS, ParetoSettings
@@ -43,7 +43,6 @@ from das_gym.problem.mask_space import MaskSpace, skipped_names
 from das_gym.registration import MODELS, entry_of
 from das_gym.text import counted
 
-RECORD = "front.json"
 FIGURE = "front.png"
 BASELINES = ("block_influence", "angular", "interlace", "uniform")
 """Agents without a search, each scored at ten budgets, to compare with the front."""
@@ -148,12 +147,12 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     }
     print_front(front, record, scorer.metric_name.replace("_", " "))
     if folder is not None:
-        write_json(folder / RECORD, record)
+        write_json(folder / FRONT, record)
         title = f"{settings.env_id}, {counted(len(searched.masks), 'mask')} scored"
         plot_front(folder / FIGURE, front, searched, baselines, settings.cost, title)
-        for name in (RECORD, FIGURE):
+        for name in (FRONT, FIGURE):
             run.add_artifact(folder / name)
-        print(f"record: {folder / RECORD}\nfigure: {folder / FIGURE}")
+        print(f"record: {folder / FRONT}\nfigure: {folder / FIGURE}")
         then = "adapt shrink" if loses_layers else "adapt"
         print(f"Next: {format_command(then, f'search_run={folder.name}', 'point=...', runs_dir_words(folder))}")
     return float(record["hypervolume"])

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from das_gym.agents.ask_tell.base import AGENTS
-from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS
-from das_gym.agents.searching.config import add_environment
+from das_gym.agents.searching.config import add_environment, agent_configs
 from das_gym.agents.settings import CompareSettings, ParetoSettings, SearchSettings, TableSettings, complete_search
 
 from das_gym.commands.commandline import format_command
@@ -21,11 +19,6 @@ def problem_configs() -> dict[str, dict[str, Any]]:
     entries = named_environments()
     tables = {f"{name}_table": {"env_id": entry.tabular_id} for name, entry in entries.items()}
     return {name: {"env_id": entry.id} for name, entry in entries.items()} | tables
-
-
-def agent_configs() -> dict[str, dict[str, Any]]:
-    """Return the named configs of agents and of Stable-Baselines3's algorithms."""
-    return {name: {"agent": name} for name in AGENTS} | {name: {"agent": name, **SB3_DEFAULTS} for name in ALGORITHMS}
 
 
 def next_command(folder: Path) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from das_gym.agents.compare.oracle import ground_truth_of
 from das_gym.agents.searching.record import RECORD, SearchResult
 from das_gym.agents.searching.scorer import make_scored
 from das_gym.agents.searching.setup import is_tabular
-from das_gym.agents.settings import SearchSettings
 
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.runs import CONFIG, read_config
@@ -24,7 +22,9 @@ from das_gym.drawing.table import Table
 from das_gym.files import replacing
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, given_costs
-from das_gym.tables.table import SPLITS, SubnetTable
+
+if TYPE_CHECKING:
+    from das_gym.tables.table import SubnetTable
 
 NOT_REPEATED = ("runs_dir", "resume", "plugins", "save_every")
 """Settings that do not change the result of a run, or that `format_command` adds."""
@@ -44,6 +44,26 @@ def run_settings(folder: Path) -> dict[str, Any]:
     """Return the settings of a run; empty if its folder has none."""
     path = folder / CONFIG
     return read_config(path) if path.is_file() else {}
+
+
+class GroundTruth(NamedTuple):
+    """Rank of a mask (1 = best) among all `masks` within the budget, and `regret`: the best reward minus its reward."""
+
+    rank: int
+    masks: int
+    regret: float
+
+
+def ground_truth_of(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> GroundTruth | None:
+    """Compare a mask with all others by the environment's own reward; None without a table, and outside the budget."""
+    if not is_tabular(env_id):
+        return None
+    env = make_scored(env_id, {}, env_kwargs)
+    table, scorer, chosen = env.table, env.scorer, np.array(mask, dtype=bool)
+    if not scorer.budget.is_feasible(chosen[None])[0]:
+        return None
+    rank, regret = (measure(chosen, scorer.objective, scorer.split) for measure in (table.rank, table.regret))
+    return GroundTruth(int(rank), int(scorer.budget.is_feasible(table.masks).sum()), float(regret))
 
 
 def search_facts(result: SearchResult) -> dict[str, str]:
@@ -127,6 +147,8 @@ def search_report(folder: Path) -> RunReport:
         statistics = {each.name: values[:, column].tolist() for column, each in enumerate(env.scorer.statistics)}
     commands = []
     if "env_id" in run_settings(folder):  # otherwise the search is a part of a run of another command
+        from das_gym.agents.settings import SearchSettings
+
         defaults = {**settings_dict(SearchSettings()), "env_id": None, "agent": None, "seed": None}  # these are always shown
         commands = [rerun_command(folder, "agents", SearchSettings, defaults)]
     return RunReport(
@@ -147,6 +169,8 @@ def search_report(folder: Path) -> RunReport:
 
 def masks_table(table: SubnetTable, masks: Mapping[str, np.ndarray], title: str) -> Table:
     """Return the scores of some masks by name, on both splits of a table."""
+    from das_gym.tables.table import SPLITS
+
     scores: list[dict[str, Any]] = [table.describe(mask) for mask in masks.values()]
     metric = table.meta.metric_name.replace("_", " ")
     rows = []

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from das_gym.agents.run_report import draw_search, search_facts
@@ -33,7 +33,6 @@ from das_gym.agents.searching.costs import with_costs
 from das_gym.agents.searching.loop import check_search, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 from das_gym.agents.searching.scorer import open_scorer
-from das_gym.agents.settings import SearchSettings
 
 from das_gym.commands.progress import Phase, print_estimate, progress
 from das_gym.commands.recorded import Run, run_folder
@@ -42,6 +41,9 @@ from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.statistic_inputs import measure_activity
 from das_gym.problem.statistics import single_removals
+
+if TYPE_CHECKING:
+    from das_gym.agents.settings import SearchSettings
 
 FIGURE = "search.png"
 

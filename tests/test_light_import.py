@@ -30,7 +30,7 @@ def test_settings_are_checked_before_torch_is_imported(module: str):
         f"import sys, {module} as module\n"
         "for each in vars(module).values():\n"
         "    if isinstance(each, module.RecordedCommand):\n"
-        "        each.help_text(), each.settings()\n"
+        "        each.help_text(), each.settings_class()\n"
         f"print([m for m in {heavy} if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from das_gym.agents.compare.runner import RECORD, mean_in_words, read_trials
+from das_gym.agents.compare.runner import mean_in_words, read_trials
 
 from das_gym.commands.commandline import format_command
+from das_gym.commands.runs import COMPARISON
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import RunReport
 from das_gym.drawing.table import Table
@@ -88,7 +89,7 @@ def best_trials(trials: Iterable[Trial]) -> list[Trial]:
 
 def kept_trials(folder: Path) -> dict[Path, Trial]:
     """Return the trials of a comparison by the files of their models."""
-    record = read_json(folder / RECORD)
+    record = read_json(folder / COMPARISON)
     if not isinstance(record, dict) or not {"trials", "metric"} <= record.keys():
         raise ValueError(f"{folder} is not a run of `{format_command('adapt compare')}`.")
     trials = {kept_file(folder, trial.variant): trial for trial in best_trials(read_trials(folder, Trial))}

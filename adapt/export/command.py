@@ -18,8 +18,8 @@ from das_gym.adapt.export.graph import FILE
 from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, ExportSettings, find_subnet, record_in
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.subnets import load_with_overrides
-from das_gym.agents.compare.runner import RECORD as COMPARED
 
+from das_gym.commands.runs import COMPARISON
 from das_gym.files import read_json
 from das_gym.registration import MODELS, find_class
 
@@ -27,7 +27,7 @@ from das_gym.registration import MODELS, find_class
 def run_export(settings: ExportSettings) -> ExportedFolder:
     """Write the folder; ValueError if the run's method, `dtype` or `onnx` does not suit the model."""
     place, folder = find_subnet(settings.run, settings.runs_dir, settings.method)
-    found = record_in(folder, (RECORD, JOINT_RECORD, COMPARED))
+    found = record_in(folder, (RECORD, JOINT_RECORD, COMPARISON))
     content = None if found is None else read_json(found)
     record: dict[str, Any] = content if isinstance(content, dict) else {}
     row = find_class(METHODS[settings.method]) if settings.method in METHODS else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from das_gym.adapt.methods import METHODS
-from das_gym.adapt.settings import SHARED, ChoosingSettings, SearchingSettings
+from das_gym.adapt.settings import SAVED_DTYPES, SHARED, ChoosingSettings, SearchingSettings
 from das_gym.agents.ask_tell.base import check_agent_name
 from das_gym.agents.searching.config import SearchConfig
 
@@ -61,9 +61,6 @@ RATE_WIDTH = 80
 """Hidden size of the bundled model, on which each method's `recovery_rate` is the best of a small grid
 (`python -m benchmarks.recovery`). Rates fall with the root of the width, which leads to what is usual for billions of
 parameters: Shortened LLaMA and Minitron take 1e-4 at 4,096."""
-
-SAVED_DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""Allowed values of the setting for the saved dtype."""
 
 COMPARED = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
 """Ours, random search, rules without a search, and searches of other papers, see `docs/comparison.md`."""

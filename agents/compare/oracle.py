@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -181,23 +181,3 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
         suite = SuiteEnv(split, **settings).suite
         return SuiteOracle(suite.problems[suite.index(problem)], suite.statistics)
     return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget or {}, settings)
-
-
-class GroundTruth(NamedTuple):
-    """Rank of a mask (1 = best) among all `masks` within the budget, and `regret`: the best reward minus its reward."""
-
-    rank: int
-    masks: int
-    regret: float
-
-
-def ground_truth_of(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> GroundTruth | None:
-    """Compare a mask with all others by the environment's own reward; None without a table, and outside the budget."""
-    if not is_tabular(env_id):
-        return None
-    env = make_scored(env_id, {}, env_kwargs)
-    table, scorer, chosen = env.table, env.scorer, np.array(mask, dtype=bool)
-    if not scorer.budget.is_feasible(chosen[None])[0]:
-        return None
-    rank, regret = (measure(chosen, scorer.objective, scorer.split) for measure in (table.rank, table.regret))
-    return GroundTruth(int(rank), int(scorer.budget.is_feasible(table.masks).sum()), float(regret))

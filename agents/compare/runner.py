@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from das_gym.commands.progress import progress
-from das_gym.commands.runs import library_versions
+from das_gym.commands.runs import COMPARISON, library_versions
 from das_gym.commands.settings import build, settings_dict
 from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.table import Console, Table
@@ -18,7 +18,6 @@ from das_gym.files import explain_damage, read_json, write_json, write_text
 from das_gym.intervals import t_interval
 from das_gym.processes import is_main_process
 
-RECORD = "compare.json"
 TABLE = "compare.md"
 WIDTH = 160
 """Columns that a table of a comparison needs."""
@@ -75,7 +74,7 @@ class Comparison(Generic[Trial]):
         if self.folder is not None and is_main_process():
             shared = {"settings": self.settings, "plugins": self.settings["plugins"], "versions": self.versions}
             record = {**shared, **self.results}
-            write_json(self.folder / RECORD, {**record, "trials": [asdict(trial) for trial in self.trials]}, indent=None)
+            write_json(self.folder / COMPARISON, {**record, "trials": [asdict(trial) for trial in self.trials]}, indent=None)
 
     def finish(self, run: Any, table: Table) -> None:
         """Print the table, and write it into the record and to a Markdown file."""
@@ -85,9 +84,9 @@ class Comparison(Generic[Trial]):
             return
         self.save()
         write_text(self.folder / TABLE, f"# {table.title}\n\n{table.markdown()}\n")
-        for name in (RECORD, TABLE):
+        for name in (COMPARISON, TABLE):
             run.add_artifact(self.folder / name)
-        print(f"record: {self.folder / RECORD}, table: {self.folder / TABLE}")
+        print(f"record: {self.folder / COMPARISON}, table: {self.folder / TABLE}")
 
 
 def grid(variants: Iterable[str], seeds: Iterable[int]) -> list[dict[str, Any]]:
@@ -97,7 +96,7 @@ def grid(variants: Iterable[str], seeds: Iterable[int]) -> list[dict[str, Any]]:
 
 def read_trials(folder: Path, kind: type[Trial]) -> list[Trial]:
     """Return the trials in the record of a run's folder; none without a record."""
-    path = folder / RECORD
+    path = folder / COMPARISON
     if not path.is_file():
         return []
     with explain_damage(path, "remove it, and every trial is run again"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from das_gym.agents.ask_tell.base import AGENTS, agent_class, check_agent_kwargs, check_agent_name
-from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
+from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, is_algorithm
 from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 
 from das_gym.commands.settings import PositiveInt, Seed, choice, nested
@@ -144,3 +144,8 @@ def add_environment(values: Mapping[str, Any]) -> dict[str, Any]:
         if problem.get(name, own) != own:
             raise ValueError(f"`env_id` and `{name}` differ: got {values['env_id']} and {problem[name]}. Leave one out.")
     return {**values, "problem": {**problem, "model": entry.model, "task": entry.task}}
+
+
+def agent_configs() -> dict[str, dict[str, Any]]:
+    """Return the named configs of agents and of Stable-Baselines3's algorithms."""
+    return {name: {"agent": name} for name in AGENTS} | {name: {"agent": name, **SB3_DEFAULTS} for name in ALGORITHMS}

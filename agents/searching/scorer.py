@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from inspect import signature
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium
 import numpy as np
@@ -18,7 +18,6 @@ from das_gym.engine.scores import Scores
 from das_gym.envs.episodes import ScoredEnv
 from das_gym.envs.scoring import Scorer
 from das_gym.envs.skip_env import EngineScorer, SkipEnv
-from das_gym.envs.tabular_env import TableScorer
 from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.names import check_arguments
 from das_gym.problem.budget import Floats, Masks
@@ -28,6 +27,9 @@ from das_gym.problem.loading import Problem
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, MaskCost
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import DEFAULT_ENV, SUITE_IDS, many_objectives, named_environments
+
+if TYPE_CHECKING:
+    from das_gym.envs.tabular_env import TableScorer
 
 SCORES = ("loss", "metric", "macs", "macs_saved")
 """Scores of each mask that records keep."""
@@ -137,7 +139,7 @@ class OwnScorer(MaskScorer):
         self.racing_examples = scorer.racing_examples
         self.metric_name = scorer.metric_name
         self.engine = scorer if isinstance(scorer, EngineScorer) else None
-        self.tabular = scorer if isinstance(scorer, TableScorer) else None
+        self.tabular = None if scorer.table is None else cast("TableScorer", scorer)
         self._rng = np.random.default_rng(seed)
         scorer.restart()
 

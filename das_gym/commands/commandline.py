@@ -59,7 +59,7 @@ class Command:
     @property
     def settings_class(self) -> type:
         """The class of its settings. The function itself is not imported for it."""
-        cls: type = pkgutil.resolve_name(self.settings or f"{self.target}.settings")
+        cls: type = pkgutil.resolve_name(self.settings or f"{self.target}.settings_class")
         return cls
 
     def run(self, name: str, words: Sequence[str], siblings: Sequence[str] = ()) -> int:

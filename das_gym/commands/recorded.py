@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -106,7 +107,7 @@ class RecordedCommand(Generic[Settings]):
 
     Attributes:
         name: Program and command, as in "agents table". The run records it.
-        settings: The dataclass of its settings; every field has a default.
+        settings: The dataclass of its settings, or its "module:name"; every field has a default.
         main: Function of the settings and Sacred's run, which returns the result of the run, or its "module:name", imported
             once the settings are checked. A ValueError or another of `USER_ERRORS`, except a `FailedResultError`, before it
             has written a file leaves no run behind.
@@ -123,13 +124,19 @@ class RecordedCommand(Generic[Settings]):
     """
 
     name: str
-    settings: type[Settings]
+    settings: type[Settings] | str
     main: Callable[[Settings, Run], Any] | str
     named_configs: Callable[[], NamedConfigs] = dict
     check: Callable[[Settings], None] | None = None
     complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     next_command: Callable[[Path], str] | None = None
     current_run: Run | None = None
+
+    @cached_property
+    def settings_class(self) -> type[Settings]:
+        """The dataclass of its settings."""
+        cls: type[Settings] = pkgutil.resolve_name(self.settings) if isinstance(self.settings, str) else self.settings
+        return cls
 
     def run(
         self,
@@ -156,7 +163,7 @@ class RecordedCommand(Generic[Settings]):
             values, reopen = self.resolve(given, named_configs)
             if reopen is not None and is_main_process():
                 lock = lock_run(reopen)
-            settings = build(self.settings, values)
+            settings = build(self.settings_class, values)
             if self.check is not None:
                 self.check(settings)
             return self._record(settings, reopen, named_configs, options)
@@ -230,7 +237,7 @@ class RecordedCommand(Generic[Settings]):
             given["plugins"] = import_plugins(given["plugins"])
         merged: dict[str, Any] = {}
         for part in (*map(self._named_config, named_configs), given):
-            merged = merge(merged, full_names(self.settings, part))
+            merged = merge(merged, full_names(self.settings_class, part))
         if self.complete is not None and reopen is None:
             merged = self.complete(merged)
         return (merged if reopen is None else self._resumed(reopen, merged)), reopen
@@ -258,7 +265,7 @@ class RecordedCommand(Generic[Settings]):
         if status == "COMPLETED":
             raise RunError(f"run {folder.name} is complete, there is nothing to resume; its results are in {folder}")
         settings = nest_settings(read_config(folder / CONFIG))
-        if "seed" not in {field.name for field in fields(self.settings)}:
+        if "seed" not in {field.name for field in fields(self.settings_class)}:
             settings.pop("seed", None)  # Sacred gives every run one
         stored = flatten_settings(settings)
         changes = {name: value for name, value in given.items() if name not in ("resume", "runs_dir", "plugins")}
@@ -281,7 +288,7 @@ class RecordedCommand(Generic[Settings]):
 
     def run_words(self, words: Sequence[str], siblings: Sequence[str] = ()) -> Run | None:
         """Run the command with the command-line words after its name; messages suggest `siblings` as first words."""
-        names = [field.name for field in fields(self.settings)]
+        names = [field.name for field in fields(self.settings_class)]
         check_words(words, self.name, names, (*siblings, *COMMANDS), self.named_configs())
         if set(words[: list(words).index("with")] if "with" in words else words) & set(HELP):
             print(self.help_text())
@@ -294,7 +301,7 @@ class RecordedCommand(Generic[Settings]):
         given, named = read_settings(options["UPDATE"] or ())
         if options["COMMAND"] == "print_config":
             values, _ = self.resolve(given, named)
-            print(settings_text(self.settings, settings_dict(build(self.settings, values))))
+            print(settings_text(self.settings_class, settings_dict(build(self.settings_class, values))))
             return None
         if options["COMMAND"] == "print_named_configs":
             for name, settings in self.named_configs().items():
@@ -332,7 +339,7 @@ class RecordedCommand(Generic[Settings]):
     def help_text(self) -> str:
         """Return what the command does, its settings, named configs and options, in 80 columns."""
         module = self.main.__module__ if callable(self.main) else self.main.partition(":")[0]
-        parts = [localize_commands(help_text(self.settings, module_docstring(module)))]
+        parts = [localize_commands(help_text(self.settings_class, module_docstring(module)))]
         if named := self.named_configs():
             parts.append("\nNamed configs, words after `with` that stand for several settings:\n")
             parts.append(textwrap.fill(", ".join(named), WIDTH, initial_indent="  ", subsequent_indent="  "))
@@ -346,7 +353,7 @@ class RecordedCommand(Generic[Settings]):
         repeated = sensitive_settings(run.config, imported_plugins())
         repeated.pop("plugins", None)  # `format_command` adds them
         folder = Path(run.config["runs_dir"]) / str(run._id)
-        confirmed = setting_words(repeated, cls=self.settings)
+        confirmed = setting_words(repeated, cls=self.settings_class)
         return format_command(self.name, f"resume={run._id}", runs_dir_words(folder), *confirmed)
 
 

@@ -21,6 +21,9 @@ from das_gym.files import read_json
 
 RUNS_DIR = "runs"
 CONFIG = "config.json"
+COMPARISON = "compare.json"
+"""The record of a comparison of agents or of methods."""
+
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError, gymnasium.error.Error)
 """Exceptions that wrong settings, broken files and missing libraries raise: commands print the message, no traceback."""

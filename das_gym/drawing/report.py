@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,8 +14,10 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.page import write_page
 from das_gym.drawing.table import Table
 from das_gym.problem.front import front_rows
-from das_gym.tables.table import SubnetTable
 from das_gym.text import counted
+
+if TYPE_CHECKING:
+    from das_gym.tables.table import SubnetTable
 
 MAX_DOTS = 1500
 """Largest number of a table's masks in a chart. The front and the masks that the search scored are always shown."""

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.rewards import Objective
 from das_gym.problem.statistics import check_statistics
+
+if TYPE_CHECKING:
+    from das_gym.tables.table import SubnetTable
 
 INFO_KEYS = ("loss", "metric", "macs", "macs_saved", "n_skipped", "feasible", "evaluations")
 REWARD_BATCHES = ("fixed", "cycle", "resample")
@@ -38,9 +41,11 @@ class Scorer(ABC):
     Attributes:
         evaluations: Masks scored so far, including those for the observation; masks off the budget are not scored.
         position: The next example, where `reward_batches="cycle"`.
+        table: The table that scores are looked up in; None if a model is scored.
         reported: Costs whose savings `info` has, by setting: that of the budget, and objectives.
     """
 
+    table: SubnetTable | None = None
     position: int
     reward_batches: str = "fixed"
     batch_size: int

@@ -24,8 +24,8 @@ from das_gym.models.macs import structure_key, without_content
 from das_gym.models.tensor_files import TensorFile, check_finite, read_tensors, write_tensors
 from das_gym.names import check_names
 
-FAMILIES = ("das_gym.models.meter.checkpoint:FAMILY", "das_gym.models.vilt.checkpoint:FAMILY")
-"""Every family whose checkpoints are read, as "module:name": imported when a file is read or written."""
+FAMILIES = {"meter": "das_gym.models.meter.checkpoint:FAMILY", "vilt": "das_gym.models.vilt.checkpoint:FAMILY"}
+"""Every family whose checkpoints are read, by its name in config.json, as "module:name": imported when it is needed."""
 
 ADAPTER_FIELDS = ("bottleneck", "skip_bottleneck")
 """Config fields that size adapters: they may differ from those of a file without adapters."""
@@ -38,7 +38,7 @@ BASE_WIDTH = 512
 @cache
 def families() -> dict[str, Family]:
     """Return every family whose checkpoints are read, by its name in config.json."""
-    return {family.name: family for family in map(pkgutil.resolve_name, FAMILIES)}
+    return {name: pkgutil.resolve_name(place) for name, place in FAMILIES.items()}
 
 
 def family_of(vlp: VLP) -> Family | None:
@@ -214,20 +214,20 @@ def assemble(
 
 def _recognise(file: TensorFile) -> tuple[Family, Format, Sequence[bool]]:
     """Return family, format, and the mask of a model that lacks layers."""
-    known = families()
     config = file.config
     exported = str(config.get("model_type")).endswith("_subnet")
     if exported or "model" in config:  # our names, sizes in config.json
         name = config["model_type"].removesuffix("_subnet") if exported else config["model"]
         sizes = config.get("sizes" if exported else "config")
-        if name not in known or not isinstance(sizes, dict):
+        if name not in FAMILIES or not isinstance(sizes, dict):
             raise ValueError(
-                f"{file.path}: got the model {name!r} with the sizes {sizes}, expected one of {', '.join(known)}"
+                f"{file.path}: got the model {name!r} with the sizes {sizes}, expected one of {', '.join(FAMILIES)}"
             )
+        family: Family = pkgutil.resolve_name(FAMILIES[name])
         rules = ((r"(classifier\..+)", rf"{HEADS}\1"), (r"(.+)", r"\1"))
-        title = f"exported {known[name].model.__name__}" if exported else "das_gym checkpoint"
-        return known[name], Format(title, (), rules, lambda shapes, _: dict(sizes)), config.get("mask") or ()
-    formats = [(family, form) for family in known.values() for form in family.formats]
+        title = f"exported {family.model.__name__}" if exported else "das_gym checkpoint"
+        return family, Format(title, (), rules, lambda shapes, _: dict(sizes)), config.get("mask") or ()
+    formats = [(family, form) for family in families().values() for form in family.formats]
     for family, form in formats:
         if {name.removeprefix(form.prefix) for name in file.tensors}.issuperset(form.marks):
             return family, form, ()

@@ -27,7 +27,6 @@ from das_gym.models.macs import MacCounter, meta_twin
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
 from das_gym.problem.costs import Costs, count_costs
-from das_gym.problem.skip_adapters import add_linear_skips, skip_adapter_tensors
 from das_gym.registration import (
     ENVIRONMENTS,
     MODELS,
@@ -166,6 +165,8 @@ def problem_of(supernet: AdaptedModel, splits: Splits[Any], config: ProblemConfi
     pairs = max(1, min(PAIRS_PER_BATCH, room // walk))
     evaluator = _make_evaluator(config, supernet, config.eval_batch_size or _examples_of(task, splits, pairs), counter)
     if config.skip == "linear":
+        from das_gym.problem.skip_adapters import add_linear_skips
+
         add_linear_skips(evaluator, backbone.base, splits.train, config.calibration_examples, config.skip_rank)
         counter = evaluator.counter = MacCounter(backbone.vlp)  # with the new adapters
     return Problem(backbone, head, task, splits, _costs_of(supernet, sample, counter), evaluator, walk)
@@ -462,6 +463,7 @@ def _make_evaluator(
     if config.workers is None:
         return Evaluator(*parts, **settings)
     from das_gym.engine.sharded import ShardedEvaluator
+    from das_gym.problem.skip_adapters import skip_adapter_tensors
 
     # Workers load what is frozen, and are sent what is trained. They must not choose another precision.
     precision = resolve_precision(config.precision, model.backbone.vlp.device)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from das_gym.agents.run_commands import search
-from das_gym.agents.run_report import search_report
+from das_gym.agents.run_report import ground_truth_of, search_report
 from das_gym.agents.searching.record import SearchResult
 
 from das_gym.commands.recorded import required_folder
@@ -47,3 +47,19 @@ def test_report_command_reproduces_the_search(made_up_table: Path, tmp_path: Pat
     assert shlex.split(told.commands[0])[:3] == ["das-agents", "with", "agent=random"]
     words = {word for word in shlex.split(told.commands[0]) if not word.startswith("env_kwargs.costs")}
     assert {"parameters_saved=0.2", "evaluations=5", f"env_kwargs.table={made_up_table}", "seed=4"} <= words
+
+
+@pytest.mark.parametrize("budget", [{"skip_num": 4}, {"skip_num": None, "macs_saved": 0.15}, {"skip_num": None}])
+def test_ground_truth_ranks_a_mask_by_the_table(budget, made_up_table):
+    table = SubnetTable.load(made_up_table)
+    within = {name: value for name, value in budget.items() if value is not None}
+    allowed = table.masks[table.within(**within)]
+    for mask in allowed[:: len(allowed) // 5]:
+        truth = ground_truth_of(
+            "DAS-METER-VQA-Tabular-v0", {"table": str(made_up_table), **budget}, mask.astype(int).tolist()
+        )
+        assert truth.rank == table.rank(mask, "exp_neg_loss", **within)
+        assert truth.regret == pytest.approx(float(table.regret(mask, "exp_neg_loss", **within)), abs=1e-12)
+        assert truth.masks == len(allowed)
+    assert ground_truth_of("DAS-METER-VQA-v0", {"skip_num": 4}, [1] * 4 + [0] * 8) is None
+    assert ground_truth_of("DAS-METER-VQA-Tabular-v0", {"table": str(made_up_table), "skip_num": 4}, [1] * 8) is None

@@ -67,7 +67,7 @@ def confirming(printed: str) -> list[str]:
 def stopped_run(program: str, command: str, **settings: Any) -> None:
     """Write `runs/1`, a stopped run of a command with these settings."""
     target = resolve_name(PROGRAMS[program].commands[command].target)
-    write_json(Path("runs/1/config.json"), {**settings_dict(target.settings()), **settings})
+    write_json(Path("runs/1/config.json"), {**settings_dict(target.settings_class()), **settings})
     run = {"experiment": {"name": target.name}, "command": target.name, "status": "FAILED"}
     write_json(Path("runs/1/run.json"), run)
 

@@ -4,9 +4,8 @@ import gymnasium
 import numpy as np
 import pytest
 from das_gym.agents import compare_agents, make_oracle
-from das_gym.agents.compare.oracle import LiveOracle, ground_truth_of
+from das_gym.agents.compare.oracle import LiveOracle
 from das_gym.agents.run_commands import search
-from synthetic import ENV_ID
 
 from das_gym.tables.suite import load_suite
 from das_gym.tables.table import SubnetTable
@@ -74,20 +73,6 @@ def test_live_oracle_agrees_with_the_engine(tiny_kwargs):
     problem = scorer.problem
     assert result.curves[0, -1] == np.exp(-problem.evaluator.losses(mask, scorer.fixed_examples))[0]
     assert result.test_metrics[0] == problem.evaluator.evaluate(mask, problem.splits.test).metrics[0]
-
-
-@pytest.mark.parametrize("budget", [{"skip_num": 4}, {"skip_num": None, "macs_saved": 0.15}, {"skip_num": None}])
-def test_ground_truth_ranks_a_mask_by_the_table(budget, made_up_table):
-    table = SubnetTable.load(made_up_table)
-    within = {name: value for name, value in budget.items() if value is not None}
-    allowed = table.masks[table.within(**within)]
-    for mask in allowed[:: len(allowed) // 5]:
-        truth = ground_truth_of(TABULAR, {"table": str(made_up_table), **budget}, mask.astype(int).tolist())
-        assert truth.rank == table.rank(mask, "exp_neg_loss", **within)
-        assert truth.regret == pytest.approx(float(table.regret(mask, "exp_neg_loss", **within)), abs=1e-12)
-        assert truth.masks == len(allowed)
-    assert ground_truth_of(ENV_ID, {"skip_num": 4}, [1] * 4 + [0] * 8) is None
-    assert ground_truth_of(TABULAR, {"table": str(made_up_table), "skip_num": 4}, [1] * 8) is None
 
 
 def test_search_on_a_table_prints_the_ground_truth(made_up_table, tmp_path, monkeypatch, capsys):
