@@ -17,7 +17,6 @@ from das_gym.commands.runs import find_run
 from das_gym.commands.settings import build
 from das_gym.commands.trust import trusted_settings
 from das_gym.files import explain_damage, read_json
-from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem
 from das_gym.processes import run_on_main_process
@@ -28,8 +27,8 @@ from das_gym.registration import CHECKPOINT_TABLES, MODELS, entry_of
 class Choice:
     """A (n_layers,) bool mask, with the problem that it was searched or given for.
 
-    `remark` is why it is not the search's answer, or which point of a front it is. `others` are masks that the search scored
-    and that keep its budget, the best first.
+    `remark` says which point of a front it is. `others` are masks that the search scored and that keep its budget, the best
+    first.
     """
 
     mask: np.ndarray
@@ -85,25 +84,6 @@ def read_front(path: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def best_mask(record: Mapping[str, Any]) -> tuple[np.ndarray, str]:
-    """Return the mask of a search's record, and a remark if it is not the agent's answer.
-
-    The best mask that the search scored is used if its reward is higher, on the same examples, and it keeps the budget.
-    """
-    # The bandit's answer, the layers of the largest preferences, is a mask that it may never have scored.
-    seen, budget = record["best_seen"], record["env_kwargs"]
-    answer, best = (-np.inf if row["reward"] is None else row["reward"] for row in (record, seen))
-    is_kept = keeps_budget(budget, seen["mask"], seen["macs_saved"])
-    same_examples = budget.get("reward_batches", "fixed") == "fixed"  # else rewards cannot be compared
-    if not (best > answer and is_kept and same_examples):
-        return np.array(record["mask"], dtype=bool), ""
-    remark = (
-        f"{record['agent']}'s answer has the reward {answer:.4f}; its search scored a mask with {best:.4f}, "
-        f"which is used instead: skip {', '.join(seen['skipped_layers']) or 'nothing'}"
-    )
-    return np.array(seen["mask"], dtype=bool), remark
-
-
 def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str, Any]) -> ProblemConfig:
     """Return the model and data of a record; `given` overrides them."""
     known = {each.name for each in fields(ProblemConfig)}
@@ -146,6 +126,6 @@ def search_first(
 
 def choice_of(result: SearchResult, problem: ProblemConfig) -> Choice:
     """Return the mask that a search of a problem found."""
-    mask, remark = best_mask(vars(result))
+    mask = np.array(result.mask, dtype=bool)
     seen = [np.array(row["mask"], dtype=bool) for row in best_rows(result.history, result.env_kwargs)]
-    return Choice(mask, problem, remark, tuple(other for other in seen if (other != mask).any()))
+    return Choice(mask, problem, others=tuple(other for other in seen if (other != mask).any()))

@@ -194,7 +194,7 @@ class MethodTrials:
 
 def _reward_loss(result: SearchResult, bits: tuple[int, ...]) -> float | None:
     """Return the loss on the reward split of a mask that a search scored."""
-    rows = [vars(result), result.best_seen, *best_rows(result.history, result.env_kwargs)]
+    rows = [vars(result), *best_rows(result.history, result.env_kwargs)]
     loss: float | None = next(row["loss"] for row in rows if tuple(row["mask"]) == bits)
     return loss
 

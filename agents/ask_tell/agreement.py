@@ -8,14 +8,11 @@ covariance counts the layers in which masks differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.gaussian_process import Process
 
-from das_gym.files import read_array
 from das_gym.problem.budget import Floats, Masks
 
 MIDDLE = np.log([0.1, 0.1, 2.0, 3e-3])
@@ -128,16 +125,6 @@ class AgreementLearner:
     def process(self, masks: Masks, values: Floats) -> AgreementProcess:
         """Return the process with the settings learned so far."""
         return AgreementProcess(masks, values, self.logs)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what was learned, as plain values."""
-        return {"logs": self.logs.tolist(), "steps": self._steps.tolist(), "slopes": self._slopes.tolist()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was called."""
-        self.logs, self._steps, self._slopes = (
-            read_array(name, state[name], self._middle.shape) for name in ("logs", "steps", "slopes")
-        )
 
 
 def next_steps(slopes: Floats, previous: Floats, steps: Floats) -> tuple[Floats, Floats]:

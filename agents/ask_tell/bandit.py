@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, check_positive
 
-from das_gym.files import read_array
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 
@@ -58,13 +56,6 @@ class Bandit(Agent):
     def best(self) -> Masks:
         """Return the (n_layers,) mask of the largest preferences; of equal ones the first layers."""
         return self.space.top(self.preferences)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "preferences": self.preferences.tolist()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.preferences = read_array("preferences", state["preferences"], (self.n_layers,))
 
     def _log_probabilities(self) -> Floats:
         return -np.logaddexp(0.0, -self.preferences)

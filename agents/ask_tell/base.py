@@ -11,8 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from das_gym.commands.settings import convert
-from das_gym.files import read_array
 from das_gym.names import add_entry, check_names
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
@@ -41,8 +39,8 @@ MAX_REWARD = 1e100
 class Agent(ABC):
     """Base class of agents with an ask/tell interface: `ask` proposes masks, `tell` reports rewards.
 
-    A subclass needs only `ask`. The base class remembers every mask and its reward, answers with the best one, and saves and
-    restores itself. A subclass with more state also overrides `tell`, `best`, `state_dict` and `load_state_dict`.
+    A subclass needs only `ask`. The base class remembers every mask and its reward, and answers with the best one. A search
+    that was stopped asks and tells again what it had before, so that an agent that draws from `rng` alone can be resumed.
 
     Hyperparameters are keyword arguments after `space` and `seed`, which every agent has. Two names are filled in by
     searches instead: `statistics` receives the layer statistics of the environment (name to (n_layers,) values), `blocks`
@@ -57,8 +55,6 @@ class Agent(ABC):
         min_masks: Fewest masks per turn that the agent can learn from.
         free_budget: Whether the agent also asks for masks outside the budget, as greedy removal does. Each costs an
             evaluation. The answer always satisfies the budget.
-        examples_share: Fraction (0..1] of the reward examples on which the masks of the last `ask` are scored. Such a mask
-            costs that fraction of an evaluation, and its reward is not comparable to others.
         races: Whether a search may report an estimated reward of a mask that is clearly worse than the best one so far,
             from a part of the reward examples. That is for agents that need only the best masks exactly.
         draws: Whether the agent depends on the seed.
@@ -79,7 +75,6 @@ class Agent(ABC):
     free_budget: ClassVar[bool] = False
     races: ClassVar[bool] = False
     draws: ClassVar[bool] = True
-    examples_share: float = 1.0
     statistics_read: tuple[str, ...] = ()
     preferences: Floats | None = None
 
@@ -134,25 +129,6 @@ class Agent(ABC):
     def skip_probabilities(self) -> Floats | None:
         """Return how likely each layer is to be skipped, (n_layers,) in 0..1; None if the agent has no such numbers."""
         return None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the search, including the random generator, as plain JSON values."""
-        rewards = {"".join("01"[bit] for bit in mask): reward for mask, reward in self.rewards.items()}
-        return {**self.space.budget.as_dict(), "rng": self.rng.bit_generator.state, "rewards": rewards}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state_dict` was called; ValueError for the state of an agent with other settings."""
-        for name, mine in self.space.budget.as_dict().items():
-            if state[name] != mine:
-                raise ValueError(f"the saved agent has another `{name}`: got {state[name]}, expected {mine}")
-        self.rng.bit_generator.state = state["rng"]
-        rewards = convert("rewards", state["rewards"], dict[str, float])
-        read_array("rewards", list(rewards.values()), (len(rewards),))
-        self.rewards = {self.key([int(bit) for bit in bits]): reward for bits, reward in rewards.items()}
-
-    def key(self, bits: Any) -> bytes:
-        """Return the key in `rewards` of a mask that is given as (n_layers,) plain values."""
-        return read_array("a mask", bits, (self.n_layers,), bool).tobytes()
 
     def check_rewards(self, masks: Masks, rewards: Floats) -> tuple[Masks, Floats]:
         """Return (m, n_layers) bool masks and (m,) float64 rewards of `tell`, or raise its ValueError."""

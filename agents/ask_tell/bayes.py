@@ -28,10 +28,10 @@ processes, and by one step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from statistics import NormalDist
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.agreement import AgreementLearner
@@ -43,10 +43,8 @@ from das_gym.agents.ask_tell.gaussian_process import (
     Process,
     expected_improvement,
     fit_step,
-    read_indices,
 )
 
-from das_gym.commands.settings import convert
 from das_gym.intervals import average_ranks
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace, flipped
@@ -152,15 +150,6 @@ class Bayes(Agent):
             return super().best()
         means = MaskProcess(*self._observations(), self.indices).mean(masks)
         return masks[means.argmax()].copy()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "indices": self.indices, "learned": self.learner.state_dict(), "turns": self.turns}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.indices = read_indices(state["indices"])
-        self.learner.load_state_dict(state["learned"])
-        self.turns = convert("turns", state["turns"], int)
 
     @property
     def _is_listed(self) -> bool:

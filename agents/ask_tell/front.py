@@ -13,9 +13,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent
@@ -25,10 +24,8 @@ from das_gym.agents.ask_tell.gaussian_process import (
     Posterior,
     expected_improvement,
     fit_step,
-    read_indices,
 )
 
-from das_gym.commands.settings import convert
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.front import front_rows
 from das_gym.problem.mask_space import MaskSpace, every_mask
@@ -94,14 +91,6 @@ class FrontSearch(Agent):
         best = np.append(values[rows], values.min())
         needed = best[np.searchsorted(saved[rows], self.saved(candidates), side="left")]
         return self._promising(n, process, candidates, needed)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "indices": self.indices, "level": self._level, "turns": self._turns}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.indices = read_indices(state["indices"])
-        self._level, self._turns = (convert(name, state[name], int) for name in ("level", "turns"))
 
     def random_masks(self, n: int) -> Masks:
         """Return (m, n_layers) new masks: the ends first, then random masks with a random number of layers."""

@@ -12,11 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from das_gym.commands.settings import convert
 from das_gym.problem.budget import Floats, Masks
 
 PAIRS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -190,14 +188,6 @@ class MaskProcess(PolynomialProcess):
     def __init__(self, masks: Masks, values: Floats, indices: Sequence[int] = START) -> None:
         pairs, triples, noise = (choices[i] for choices, i in zip(GRID, indices, strict=True))
         super().__init__(masks, values, noise, np.array([1.0, 1.0, pairs, triples]) @ order_polynomials(masks.shape[1]))
-
-
-def read_indices(values: Any) -> list[int]:
-    """Read an index into each axis of `GRID` from plain values, or raise a TypeError or ValueError."""
-    indices: list[int] = convert("indices", values, list[int])
-    if len(indices) != len(GRID) or not all(0 <= index < len(axis) for index, axis in zip(indices, GRID, strict=True)):
-        raise ValueError(f"`indices` is out of range: got {indices}")
-    return indices
 
 
 def fit_step(

@@ -21,9 +21,6 @@ from das_gym.problem.statistics import masks_needed
 
 QUARTILES = (25, 50, 75)
 
-ON_ALL_EXAMPLES: dict[str, dict[str, Any]] = {"evopress": {"stages": [1.0], "offspring": 8, "initial": 8}}
-"""Settings of agents that otherwise begin on few examples: oracles score every mask on all of them."""
-
 
 @dataclass(frozen=True)
 class SearchTrial:
@@ -217,11 +214,7 @@ def check_agent(oracle: Oracle, agent: str, agent_kwargs: Mapping[str, Any], mas
 
 
 def _make(oracle: Oracle, name: str, seed: int, agent_kwargs: Mapping[str, Any]) -> Agent:
-    settings = {**ON_ALL_EXAMPLES.get(name, {}), **agent_kwargs}
-    agent = make_search_agent(name, oracle.space, seed, settings, oracle.statistics, oracle.blocks)
-    if agent.examples_share != 1.0:
-        raise ValueError(f"agent {name!r} starts on fewer examples, but a comparison scores all. Leave out `stages`")
-    return agent
+    return make_search_agent(name, oracle.space, seed, agent_kwargs, oracle.statistics, oracle.blocks)
 
 
 def _search_once(

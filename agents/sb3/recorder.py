@@ -78,7 +78,7 @@ class Recorder(VectorWrapper):
         self.evaluations += len(rows)
         if self.folder is not None and len(self.turns) - self.saved_turns >= self.config.save_every:
             self.saved_turns = len(self.turns)
-            Checkpoint({}, None, {}, tuple(self.turns)).save(self.folder, self.config)
+            Checkpoint(None, {}, tuple(self.turns)).save(self.folder, self.config)
         if self.on_turn is not None:
             self.on_turn(turn)
 

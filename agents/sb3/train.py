@@ -30,7 +30,7 @@ from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_thread
 from das_gym.agents.searching.answers import better, is_scored, score_answers
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.costs import with_costs
-from das_gym.agents.searching.record import FORMAT, Checkpoint, OnTurn, SearchedBy, SearchResult, best_row
+from das_gym.agents.searching.record import FORMAT, Checkpoint, OnTurn, SearchResult, best_row
 from das_gym.agents.searching.scorer import OURS, OwnScorer, open_scorer
 
 from das_gym.envs.vector_env import ScoredVectorEnv
@@ -109,10 +109,8 @@ def train_sb3(
             scorer.set_state(state)  # the episode may have moved the reward examples on
             rows = score_answers(scorer, chosen, best)
         policy = rows[0]
-        answer = better(rows)
         more = 0 if is_scored(policy["mask"], recorder.turns) else 1
-        about = SearchedBy(hyperparameters, None, answer_masks=more)
-        result = SearchResult.of(config, scorer, answer, best or answer, recorder.turns, about)
+        result = SearchResult.of(config, scorer, better(rows), recorder.turns, hyperparameters, None, more)
     if run_folder is not None:
         buffer = io.BytesIO()
         model.save(buffer)

@@ -19,14 +19,13 @@ from das_gym.agents.searching.record import (
     CHECKPOINT,
     Checkpoint,
     OnTurn,
-    SearchedBy,
     SearchResult,
     Turn,
     best_row,
     spent,
 )
 from das_gym.agents.searching.scorer import MaskScorer, open_scorer
-from das_gym.agents.searching.setup import accepts_hyperparameter, make_search_agent
+from das_gym.agents.searching.setup import make_search_agent
 
 from das_gym.commands.progress import progress
 from das_gym.files import explain_damage
@@ -78,12 +77,9 @@ def search(
         agent, history = run_turns(config, scorer, run_folder, on_turn, resume)
         best = best_row(history, config.mask_kwargs)
         rows = score_answers(scorer, answer(agent, config.agent), best)
-        found = better(rows)
-        if best is not None and scorer.racing_examples is not None:
-            best = rows[-1]  # in the batches of the environment, which may be padded otherwise than the blocks of a race
         more = 0 if is_scored(rows[0]["mask"], history) else 1
-        about = SearchedBy(config.agent_settings(), agent.statistics_read, agent.free_budget, more)
-        result = SearchResult.of(config, scorer, found, best or found, history, about)
+        settings = config.agent_settings()
+        result = SearchResult.of(config, scorer, better(rows), history, settings, agent.statistics_read, more)
     if folder is not None:
         result.save(folder)
     return result
@@ -105,28 +101,32 @@ def run_turns(
         agent = agent_of(config, scorer, scorer.statistics)
         bar.update()
     race = race_of(config, scorer, agent)
-    history: list[Turn] = []
+    checkpoint = None
     if resume and folder is not None:
         checkpoint = Checkpoint.load(folder, config, len(scorer.layer_names))
-        if checkpoint is not None:
-            with explain_damage(folder / CHECKPOINT, "start a new search"):
-                agent.load_state_dict(checkpoint.agent)
-                scorer.set_state(checkpoint.scorer)
-                if race is not None:
-                    race.load_state_dict(checkpoint.race)
-            history = list(checkpoint.turns)
-    if on_turn is not None:
-        for turn in history:
-            on_turn(turn)
+    known: tuple[Turn, ...] = ()
+    if folder is not None and checkpoint is not None:
+        known = checkpoint.turns
+        with explain_damage(folder / CHECKPOINT, "start a new search"):
+            scorer.set_state(checkpoint.scorer)
+            if race is not None:
+                race.load_state_dict(checkpoint.race)
+    history: list[Turn] = []
     # A mask scored on a share of the examples costs that share. Less than one full evaluation is not spent.
     while (left := math.floor(config.evaluations - spent(history))) > 0:
         masks = ask(agent, config.agent, min(left, config.masks_per_turn))
         if len(masks) == 0:
             break
-        history.append(run_turn(agent, scorer, race, masks))
-        if folder is not None and len(history) % config.save_every == 0:
-            state = {} if race is None else race.state_dict()
-            Checkpoint(agent.state_dict(), scorer.get_state(), state, tuple(history)).save(folder, config)
+        if len(history) < len(known):
+            # The agent is brought to where it was: it asks as before, and is told what it was told.
+            turn = known[len(history)]
+            agent.tell(np.array(turn.masks, dtype=bool), np.array(turn.rewards, dtype=np.float64))
+            history.append(turn)
+        else:
+            history.append(run_turn(agent, scorer, race, masks))
+            if folder is not None and len(history) % config.save_every == 0:
+                state = {} if race is None else race.state_dict()
+                Checkpoint(scorer.get_state(), state, tuple(history)).save(folder, config)
         if on_turn is not None:
             on_turn(history[-1])
     return agent, history
@@ -134,13 +134,12 @@ def run_turns(
 
 def run_turn(agent: Agent, scorer: MaskScorer, race: Race | None, masks: Masks) -> Turn:
     """Score the masks that an agent has asked for, (m, n_layers) bool, and report their rewards."""
-    share = agent.examples_share  # read before `tell`, which sets it for the next masks
-    if race is not None and share == 1.0:
+    if race is None:
+        rewards, scores = scorer.score(masks)
+        shares = np.ones(len(masks))
+    else:
         raced = race.score(masks)
         rewards, scores, shares = raced.rewards, raced.scores, raced.shares
-    else:
-        rewards, scores = scorer.score(masks, share)
-        shares = np.full(len(masks), share)
     agent.tell(masks, rewards)
     return Turn.of(masks, rewards, scores, shares, agent.skip_probabilities())
 
@@ -179,8 +178,6 @@ def check_search(config: SearchConfig, problem: Problem | None = None) -> None:
 
 def agent_of(config: SearchConfig, scorer: MaskScorer, statistics: Mapping[str, Floats]) -> Agent:
     """Make the agent of a search that knows these layer statistics."""
-    settings = config.agent_settings()
     budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of, scorer.max_skipped)
-    if accepts_hyperparameter(config.agent, "stages") and not scorer.can_score_shares:
-        settings = {"stages": [1.0], **settings}
-    return make_search_agent(config.agent, MaskSpace(budget), config.seed, settings, statistics, scorer.blocks)
+    space = MaskSpace(budget)
+    return make_search_agent(config.agent, space, config.seed, config.agent_settings(), statistics, scorer.blocks)

@@ -33,19 +33,6 @@ CHECKPOINT = "checkpoint.json"
 
 
 @dataclass(frozen=True)
-class ScoredMask:
-    """A mask with its scores, in plain JSON values; None where a number is not finite."""
-
-    mask: list[int]
-    reward: float | None
-    loss: float | None
-    metric: float | None
-    macs: int
-    macs_saved: float
-    skipped_layers: list[str]
-
-
-@dataclass(frozen=True)
 class Turn:
     """One turn of a search: masks, 0/1 per layer, with their scores; None where a number is not finite.
 
@@ -152,23 +139,6 @@ def best_row(turns: Iterable[Turn], budget: Mapping[str, Any]) -> dict[str, Any]
 
 
 @dataclass(frozen=True)
-class SearchedBy:
-    """The agent in a record.
-
-    Attributes:
-        agent_kwargs: Its hyperparameters.
-        statistics_read: Layer statistics that it read; None = all that are observed.
-        free_budget: Whether it asked for masks outside the budget too.
-        answer_masks: See `SearchResult`.
-    """
-
-    agent_kwargs: dict[str, Any]
-    statistics_read: tuple[str, ...] | None
-    free_budget: bool = False
-    answer_masks: int = 0
-
-
-@dataclass(frozen=True)
 class SearchResult:
     """The result of a search: `search.json`, complete enough to replay.
 
@@ -177,14 +147,11 @@ class SearchResult:
         env_kwargs: Its keyword arguments, the budget among them (`skip_num`, or a share to save with `skip_num` None). If
             the budget is of another cost than MACs, `costs` holds what masks cost, so that the same masks satisfy it
             everywhere.
-        mask: The answer, 0/1 per layer: the better of the agent's answer and `best_seen`. From `reward` to `skipped_layers`,
-            its scores.
+        mask: The answer, 0/1 per layer: the better of the agent's answer and the best mask that it asked for. From `loss` to
+            `macs_saved`, its scores.
         macs_full: MACs of the full model per example.
         evaluations: Masks that were scored, `statistic_masks` and `answer_masks` among them. Masks scored on a fraction of
             the examples count as that fraction, and the sum is rounded up.
-        best_seen: The best mask within the budget that the agent asked for, with its scores; the answer itself if there is
-            none. Its keys are the fields of `ScoredMask`.
-        free_budget: Whether masks outside the budget were scored too, see `Agent`.
         statistic_masks: Masks that the model scored for layer statistics that the agent read (`leave_one_out`).
         answer_masks: Answers of the agent that it had not asked for, so that they were scored in addition (0 or 1).
         plugins: Modules that register the environment or the agent.
@@ -209,9 +176,7 @@ class SearchResult:
     macs_full: int
     macs_saved: float
     evaluations: int
-    best_seen: dict[str, Any]
     versions: dict[str, str]
-    free_budget: bool = False
     statistic_masks: int = 0
     answer_masks: int = 0
     plugins: tuple[str, ...] = ()
@@ -220,8 +185,7 @@ class SearchResult:
     history: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
-        best = build(ScoredMask, self.best_seen, "value of best_seen,")
-        masks = [self.mask, best.mask, *(mask for turn in self.history for mask in turn.masks)]
+        masks = [self.mask, *(mask for turn in self.history for mask in turn.masks)]
         _check_masks(masks, len(self.layer_names))
 
     @property
@@ -235,31 +199,31 @@ class SearchResult:
         config: Any,
         scorer: MaskScorer,
         answer: Mapping[str, Any],
-        best: Mapping[str, Any],
         turns: Sequence[Turn],
-        by: SearchedBy,
+        agent_kwargs: dict[str, Any],
+        statistics_read: tuple[str, ...] | None,
+        answer_masks: int,
     ) -> SearchResult:
         """Make the record of a finished search with the settings `config`.
 
-        `answer` and `best`, the best scored mask, hold `mask`, `reward` and scores.
+        `answer` holds `mask`, `reward` and scores. `statistics_read` are the layer statistics that the agent read, None for
+        all that are observed.
         """
         names = list(scorer.layer_names)
-        statistic_masks = scorer.masks_for_statistics(by.statistics_read)
+        statistic_masks = scorer.masks_for_statistics(statistics_read)
         return cls(
             **{name: getattr(config, name) for name in ("env_id", "agent", "seed", "masks_per_turn")},
             **answer,
             **scorer.layout(),
             env_kwargs=recorded_settings(config.mask_kwargs),
-            agent_kwargs=by.agent_kwargs,
+            agent_kwargs=agent_kwargs,
             layer_names=names,
             skipped_layers=skipped_names(names, answer["mask"]),
             n_skipped=sum(answer["mask"]),
             macs_full=scorer.macs_full,
-            evaluations=masks_of(turns) + statistic_masks + by.answer_masks,
+            evaluations=masks_of(turns) + statistic_masks + answer_masks,
             statistic_masks=statistic_masks,
-            answer_masks=by.answer_masks,
-            best_seen={**best, "skipped_layers": skipped_names(names, best["mask"])},
-            free_budget=by.free_budget,
+            answer_masks=answer_masks,
             versions=library_versions(),
             plugins=imported_plugins(),
             history=tuple(turns),
@@ -301,8 +265,6 @@ def searched_settings(config: SearchConfig) -> dict[str, Any]:
 class Checkpoint:
     """The state of a search after a turn, in `checkpoint.json`: of ask/tell agents and of Stable-Baselines3 alike."""
 
-    agent: dict[str, Any]
-    """`Agent.state_dict()`; empty for an algorithm of Stable-Baselines3, which trains again."""
     scorer: Any
     """The scorer's `get_state()`, which determines the next examples; None if it has none."""
     race: dict[str, Any]
@@ -311,7 +273,7 @@ class Checkpoint:
 
     def save(self, folder: Path, config: SearchConfig) -> None:
         """Write it into a run folder, with the settings of the search."""
-        state = {"agent": self.agent, "scorer": self.scorer, "race": self.race, "turns": [vars(turn) for turn in self.turns]}
+        state = {"scorer": self.scorer, "race": self.race, "turns": [vars(turn) for turn in self.turns]}
         write_json(folder / CHECKPOINT, {"format": FORMAT, "config": searched_settings(config), **state}, indent=None)
 
     @classmethod
@@ -332,7 +294,7 @@ class Checkpoint:
                     "Give the same settings, or another folder"
                 )
         with explain_damage(path, "start a new search"):
-            checkpoint = build(cls, {name: record[name] for name in ("agent", "scorer", "race", "turns")})
+            checkpoint = build(cls, {name: record[name] for name in ("scorer", "race", "turns")})
             if any(len(mask) != n_layers for turn in checkpoint.turns for mask in turn.masks):
                 raise ValueError(f"its masks do not have {n_layers} layers")
         return checkpoint

@@ -43,7 +43,6 @@ class MaskScorer(ABC):
     Attributes:
         layer_names: Names of the skippable units, in mask order.
         macs_full: MACs of one example through the full model.
-        can_score_shares: Whether masks can be scored on a share of the reward examples.
         racing_examples: Number of reward examples if masks can be scored on single ones, and the reward depends on the
             losses alone; None otherwise.
         metric_name: What the metric measures.
@@ -53,7 +52,6 @@ class MaskScorer(ABC):
 
     layer_names: tuple[str, ...]
     macs_full: int
-    can_score_shares: bool = False
     racing_examples: int | None = None
     metric_name: str = "metric"
     engine: EngineScorer | None = None
@@ -70,18 +68,11 @@ class MaskScorer(ABC):
         """Name to (n_layers,) float64 of the full model's layer statistics: those observed, and others on demand."""
 
     @abstractmethod
-    def score(self, masks: Masks, share: float = 1.0) -> tuple[Floats, dict[str, np.ndarray]]:
-        """Score masks on the examples of the next step.
-
-        Args:
-            masks: (m, n_layers) bool, True = skipped.
-            share: Share (0..1] of the reward examples.
+    def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
+        """Score (m, n_layers) bool masks, True = skipped, on the examples of the next step.
 
         Returns:
-            (m,) rewards, and `SCORES` by name, (m,) each, with `feasible`, (m,) bool, where it is known.
-
-        Raises:
-            ValueError: a share below 1 without `can_score_shares`.
+            (m,) rewards, and `SCORES` by name, (m,) each.
         """
 
     def score_examples(self, masks: Masks, start: int, stop: int) -> Scores:
@@ -135,7 +126,6 @@ class OwnScorer(MaskScorer):
         self.scorer = scorer
         self.layer_names = scorer.layer_names
         self.macs_full = int(scorer.macs.full)
-        self.can_score_shares = scorer.can_score_shares
         self.racing_examples = scorer.racing_examples
         self.metric_name = scorer.metric_name
         self.engine = scorer if isinstance(scorer, EngineScorer) else None
@@ -147,10 +137,8 @@ class OwnScorer(MaskScorer):
     def statistics(self) -> Mapping[str, Floats]:
         return LayerStatistics(self._observed(), self.scorer.statistic)
 
-    def score(self, masks: Masks, share: float = 1.0) -> tuple[Floats, dict[str, np.ndarray]]:
-        if share != 1.0 and not self.can_score_shares:
-            raise share_error()
-        return kept_scores(*self.scorer.score(masks, self._rng, share=share))
+    def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
+        return kept_scores(*self.scorer.score(masks, self._rng))
 
     def score_examples(self, masks: Masks, start: int, stop: int) -> Scores:
         return self.scorer.score_examples(masks, start, stop)
@@ -221,15 +209,13 @@ class ForeignScorer(MaskScorer):
         """See `MaskScorer.statistics`; only those observed."""
         return self._statistics
 
-    def score(self, masks: Masks, share: float = 1.0) -> tuple[Floats, dict[str, np.ndarray]]:
+    def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
         """Score up to `num_envs` masks in one step; see `MaskScorer.score`."""
-        if share != 1.0:
-            raise share_error()
         count = len(masks)
         actions = np.repeat(masks[:1], self.env.num_envs, axis=0)  # surplus environments repeat the first mask
         actions[:count] = masks
         _, rewards, _, _, info = self.env.step(actions.astype(np.int8))
-        return rewards[:count], {name: info[name][:count] for name in (*SCORES, "feasible") if name in info}
+        return rewards[:count], {name: info[name][:count] for name in SCORES}
 
     def cost_of(self, setting: str) -> MaskCost:
         if self._cost_of is None:
@@ -321,12 +307,7 @@ def explained_errors(env_id: str) -> Iterator[None]:
 
 def kept_scores(rewards: Floats, info: Mapping[str, np.ndarray]) -> tuple[Floats, dict[str, np.ndarray]]:
     """Return rewards, and of `info` what a search keeps."""
-    return rewards, {name: info[name] for name in (*SCORES, "feasible")}
-
-
-def share_error() -> ValueError:
-    """Return the error for scoring on fewer examples where that is impossible."""
-    return ValueError("this environment scores masks on all its examples at once: leave the agent's `stages` out")
+    return rewards, {name: info[name] for name in SCORES}
 
 
 class LayerStatistics(dict[str, Floats]):

@@ -27,16 +27,11 @@ def make_search_agent(
 ) -> Agent:
     """Make the agent of a search; `SEARCH_DEFAULTS` and, for agents that take them, `blocks()` are filled in."""
     settings = {**SEARCH_DEFAULTS.get(name, {}), **agent_kwargs}
-    if accepts_hyperparameter(name, "blocks") and "blocks" not in settings:
+    if "blocks" in inspect.signature(agent_class(name)).parameters and "blocks" not in settings:
         settings["blocks"] = blocks()
     # The agent draws from a child of the seed, since the environment draws from the seed itself.
     rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
     return make_agent(name, space, rng, settings, statistics)
-
-
-def accepts_hyperparameter(agent: str, name: str) -> bool:
-    """Return True if an ask/tell agent has a hyperparameter of that name."""
-    return name in inspect.signature(agent_class(agent)).parameters
 
 
 def is_tabular(env_id: str) -> bool:

@@ -89,9 +89,8 @@ class LossTable(MaskScorer):
         """Return the rows of masks in the table."""
         return [self._rows[mask.tobytes()] for mask in masks]
 
-    def score(self, masks: Masks, share: float = 1.0) -> tuple[Floats, dict[str, np.ndarray]]:
+    def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
         """See `MaskScorer.score`."""
-        del share
         means = self.losses[self.rows(masks)].mean(axis=1)
         return self.rewards_of(masks, means, np.zeros(len(masks)))
 

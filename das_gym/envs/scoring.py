@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -39,12 +39,14 @@ class Scorer(ABC):
         statistics: Names of the layer statistics to observe.
 
     Attributes:
+        scores_examples: Whether masks can be scored on single examples; a table of means holds none.
         evaluations: Masks scored so far, including those for the observation; masks off the budget are not scored.
         position: The next example, where `reward_batches="cycle"`.
         table: The table that scores are looked up in; None if a model is scored.
         reported: Costs whose savings `info` has, by setting: that of the budget, and objectives.
     """
 
+    scores_examples: ClassVar[bool] = True
     table: SubnetTable | None = None
     position: int
     reward_batches: str = "fixed"
@@ -59,8 +61,8 @@ class Scorer(ABC):
         self.restart()
 
     @abstractmethod
-    def measure(self, masks: np.ndarray, rng: np.random.Generator, share: float = 1.0) -> Scores:
-        """Return the scores of (m, n_layers) bool masks, m >= 0, on a share of the examples of the next step."""
+    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
+        """Return the scores of (m, n_layers) bool masks, m >= 0, on the examples of the next step."""
 
     @abstractmethod
     def measure_fixed(self, masks: np.ndarray) -> Scores:
@@ -84,14 +86,9 @@ class Scorer(ABC):
         """Return the layers as `render` shows them."""
 
     @property
-    def can_score_shares(self) -> bool:
-        """Whether masks can be scored on a share of the reward examples; a table of means has all of them at once."""
-        return True
-
-    @property
     def racing_examples(self) -> int | None:
         """Number of reward examples, if `score_examples` gives what decides the rewards of masks; None otherwise."""
-        can_race = self.can_score_shares and self.reward_batches == "fixed" and self.objective.reward.of_losses
+        can_race = self.scores_examples and self.reward_batches == "fixed" and self.objective.reward.of_losses
         return self.batch_size if can_race else None
 
     def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
@@ -165,12 +162,9 @@ class Scorer(ABC):
         self.batch_size = min(size, total)
         self.total = total
 
-    def next_places(self, rng: np.random.Generator, share: float = 1.0) -> np.ndarray:
-        """Return (size,) int64 indices into the reward split: the examples that score the masks of the next step.
-
-        `share` (0..1] of `reward_examples`, at least one, is their number.
-        """
-        size = max(1, round(share * self.batch_size))
+    def next_places(self, rng: np.random.Generator) -> np.ndarray:
+        """Return (size,) int64 indices into the reward split: the examples that score the masks of the next step."""
+        size = self.batch_size
         if self.reward_batches == "fixed":
             return np.arange(size)
         if self.reward_batches == "resample":
@@ -201,16 +195,13 @@ class Scorer(ABC):
         self.evaluations = convert("evaluations", state["evaluations"], int)
         self.position = convert("position", state["position"], int)
 
-    def score(
-        self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None, share: float = 1.0
-    ) -> tuple[np.ndarray, Info]:
+    def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> tuple[np.ndarray, Info]:
         """Return the rewards of the masks whose episodes have ended, from one call of `measure`.
 
         Args:
             masks: (m, n_layers) bool, True = skipped.
             rng: Draws the examples, where they are drawn.
             ended: (m,) bool, False = still being chosen: reward 0, not scored. None = all have ended.
-            share: Share (0..1] of the reward examples that score the masks; needs `can_score_shares` below 1.
 
         Returns:
             (m,) float64 rewards, and info with `INFO_KEYS` and costs. A mask that is not scored has loss inf and metric 0.
@@ -222,7 +213,7 @@ class Scorer(ABC):
         scored = feasible & ended
         losses, metrics, divergences = (np.full(len(masks), value) for value in (np.inf, 0.0, np.inf))
         if scored.any():
-            found = self.measure(masks[scored], rng, share)
+            found = self.measure(masks[scored], rng)
             losses[scored] = found.losses
             metrics[scored] = found.metrics
             # The engine computes divergences only for rewards that need them.

@@ -104,11 +104,10 @@ class EngineScorer(Scorer):
         if self.reward_batches == "fixed":
             self.problem.evaluator.remember(masks, self.fixed_examples, scores)
 
-    def measure(self, masks: np.ndarray, rng: np.random.Generator, share: float = 1.0) -> Scores:
+    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """Score masks in one engine call; see `Scorer.measure`."""
-        places = self.next_places(rng, share)
-        fixed = self.reward_batches == "fixed"
-        return self._evaluate(masks, self.fixed_examples[: len(places)] if fixed else self._examples(places))
+        places = self.next_places(rng)
+        return self._evaluate(masks, self.fixed_examples if self.reward_batches == "fixed" else self._examples(places))
 
     def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
         """Score masks on a block of the fixed examples; see `Scorer.score_examples`."""

@@ -43,6 +43,8 @@ class TableScorer(Scorer):
         path: The table's file, if there is one.
     """
 
+    scores_examples = False
+
     def __init__(
         self,
         table: SubnetTable,
@@ -94,17 +96,13 @@ class TableScorer(Scorer):
     def metric_name(self) -> str:
         return self.table.meta.metric_name
 
-    @property
-    def can_score_shares(self) -> bool:
-        return False
-
     def blocks(self) -> dict[str, Any] | None:
         """Return the blocks stored next to the table's file; see `Scorer.blocks`."""
         return None if self.path is None else stored_blocks(self.path, self.table)
 
-    def measure(self, masks: np.ndarray, rng: np.random.Generator, share: float = 1.0) -> Scores:
+    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """Return the scores of the table; see `Scorer.measure`. No examples are drawn."""
-        del rng, share
+        del rng
         rows = self.table.rows(masks)
         scores = {name: getattr(self._scores, name)[rows] for name in SCORES}
         missing = rows < 0  # more skipped layers than the table has
@@ -126,12 +124,10 @@ class TableScorer(Scorer):
 
     # The rest is for speed: rewards and `info` of all masks are computed once, by `Scorer.score`, and then looked up.
 
-    def score(
-        self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None, share: float = 1.0
-    ) -> tuple[np.ndarray, Info]:
+    def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> tuple[np.ndarray, Info]:
         rows = self.table.rows(masks)
         if not self._exact or (rows < 0).any():
-            return super().score(masks, rng, ended, share)
+            return super().score(masks, rng, ended)
         rewards = self._known[0][rows]
         info = {key: values[rows] for key, values in self._known[1].items()}
         scored = info["feasible"]
@@ -195,6 +191,7 @@ class ExampleScorer(TableScorer):
         others: As for `TableScorer`.
     """
 
+    scores_examples = True
     _exact = False
 
     def __init__(self, table: SubnetTable, reward_examples: int | None, reward_batches: str, **others: Any) -> None:
@@ -212,13 +209,9 @@ class ExampleScorer(TableScorer):
         total = len(self._each.keys)
         self.draw_batches(reward_batches, total if reward_examples is None else reward_examples, total)
 
-    @property
-    def can_score_shares(self) -> bool:
-        return True
-
-    def measure(self, masks: np.ndarray, rng: np.random.Generator, share: float = 1.0) -> Scores:
+    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """Score on the examples of the next step; see `Scorer.measure`."""
-        return self._on(self.next_places(rng, share), self.table.rows(masks))
+        return self._on(self.next_places(rng), self.table.rows(masks))
 
     def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
         return self._each.each(np.arange(start, stop), self.table.rows(masks))

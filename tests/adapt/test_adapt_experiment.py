@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from das_gym.adapt.choosing import best_mask, choose
+from das_gym.adapt.choosing import choose
 from das_gym.adapt.run_commands import adapt as ex
 from das_gym.adapt.settings import AdaptSettings
 
@@ -15,23 +15,22 @@ from das_gym.commands.recorded import RunError
 from das_gym.engine.evaluator import Evaluator
 from das_gym.files import write_json
 
-ANSWER, SEEN = [1, 1, 0, 0], [0, 1, 0, 1]
+ANSWER = [1, 1, 0, 0]
 
 
-def record_of(answer: float | None, best: float | None, macs_saved: float = 0.2, **env_kwargs: Any) -> dict[str, Any]:
+def record_of(**env_kwargs: Any) -> dict[str, Any]:
     """A search's record."""
-    scores = {"loss": 1.0, "metric": 0.5, "macs": 80, "macs_saved": macs_saved}
-    seen = {"mask": SEEN, "reward": best, **scores, "skipped_layers": ["b", "d"]}
+    scores = {"reward": 0.5, "loss": 1.0, "metric": 0.5, "macs": 80, "macs_saved": 0.2}
     about = {
         "env_id": "DAS-METER-VQA-v0",
         "env_kwargs": {"skip_num": 2, **env_kwargs},
         "agent": "bandit",
         "agent_kwargs": {},
     }
-    answered = {"mask": ANSWER, "reward": answer, **scores, "skipped_layers": ["a", "b"], "n_skipped": 2}
+    answered = {"mask": ANSWER, **scores, "skipped_layers": ["a", "b"], "n_skipped": 2}
     numbers = {"seed": 0, "masks_per_turn": 1, "macs_full": 100, "evaluations": 0}
     rest = {"layer_names": list("abcd"), "versions": {}}
-    return {"format": 1, **about, **answered, **numbers, **rest, "best_seen": seen}
+    return {"format": 1, **about, **answered, **numbers, **rest}
 
 
 @pytest.fixture
@@ -41,40 +40,14 @@ def run_folder(tmp_path: Path) -> Path:
     return tmp_path / "1"
 
 
-def test_choose_takes_a_better_mask_of_the_search():
-    mask, remark = best_mask(record_of(0.796, 0.812))
-    assert mask.astype(int).tolist() == SEEN
-    assert remark == (
-        "bandit's answer has the reward 0.7960; its search scored a mask with 0.8120, which is used instead: skip b, d"
-    )
-    assert best_mask(record_of(None, 0.5))[0].astype(int).tolist() == SEEN
-    assert best_mask(record_of(0.5, 0.6, skip_num=None, macs_saved=0.2))[0].astype(int).tolist() == SEEN
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        record_of(0.8, 0.8),
-        record_of(0.8, 0.9, skip_num=3),
-        record_of(0.8, 0.9, 0.1, skip_num=None) | {"env_kwargs": {"skip_num": None, "macs_saved": 0.2}},
-        record_of(0.8, 0.9, reward_batches="cycle"),
-    ],
-    ids=["equal", "off the count", "off the share", "other examples"],
-)
-def test_choose_takes_the_answer_otherwise(record: dict[str, Any]):
-    mask, remark = best_mask(record)
-    assert mask.astype(int).tolist() == ANSWER
-    assert remark == ""
-
-
 def test_choose_names_an_unknown_environment(run_folder: Path):
-    write_json(run_folder / "search.json", record_of(0.5, 0.4) | {"env_id": "DAS-Mine-VQA-v0"})
+    write_json(run_folder / "search.json", record_of() | {"env_id": "DAS-Mine-VQA-v0"})
     with pytest.raises(ValueError, match=r"DAS-Mine-VQA-v0, which is not registered.*plugins=<module>"):
         choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
 
 
 def test_record_cannot_set_output_paths(run_folder: Path):
-    write_json(run_folder / "search.json", record_of(0.5, 0.4, encoder_cache="/anywhere", workers="ray"))
+    write_json(run_folder / "search.json", record_of(encoder_cache="/anywhere", workers="ray"))
     problem = choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent))).problem
     assert (problem.encoder_cache, problem.workers) == (None, None)
 

@@ -11,7 +11,7 @@ import pytest
 from das_gym.agents.run_commands import search as ex
 from das_gym.agents.sb3.train import load_sb3
 from das_gym.agents.searching.config import add_environment
-from das_gym.agents.searching.record import SearchResult
+from das_gym.agents.searching.record import SearchResult, best_row
 from das_gym.agents.searching.scorer import make_scored
 from das_gym.agents.settings import SearchSettings, complete_search
 from gymnasium.envs.registration import EnvSpec
@@ -48,7 +48,7 @@ def test_run_saves_metrics_and_artifacts(small):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics) == {"reward", "best_reward", "loss", "macs_saved"}
     assert all(series["steps"] == list(range(3, 31, 3)) for series in metrics.values())
-    assert metrics["best_reward"]["values"][-1] == result.best_seen["reward"]
+    assert metrics["best_reward"]["values"][-1] == best_row(result.history, result.env_kwargs)["reward"]
     printed = (folder / "cout.txt").read_text()
     assert ", ".join(result.skipped_layers) in printed
     assert "record: runs/1/search.json" in printed
@@ -79,9 +79,9 @@ def test_run_with_sb3_saves_the_agent_and_its_metrics(made_up_table, tmp_path, m
 def test_best_reward_is_of_masks_within_the_budget(small):
     _, folder, result = run_search({**small, "evaluations": 50}, ["greedy"])
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert max(metrics["reward"]["values"]) > result.best_seen["reward"]  # masks that skip less are better
+    assert max(metrics["reward"]["values"]) > result.reward  # masks that skip less are better
     assert metrics["best_reward"]["steps"][0] > 12 + 11 + 10  # no mask of k = 4 before the last round
-    assert metrics["best_reward"]["values"][-1] == result.best_seen["reward"]
+    assert metrics["best_reward"]["values"][-1] == result.reward
 
 
 def test_file_storage_sets_only_the_folder_of_runs(small, tmp_path):

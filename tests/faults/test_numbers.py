@@ -192,7 +192,6 @@ def test_diverged_joint_search_keeps_its_preferences(shapes_folder: Path, monkey
 def test_agents_ignore_non_finite_rewards(name: str, reward: float):
     agent = make_agent(name, MaskSpace(Budget(n_layers=6, skip_num=2)), seed=0)
     masks = agent.ask(3)
-    before = agent.state_dict()
     with pytest.raises(ValueError, match=r"is not finite|give rewards within 1e\+100 of 0"):
         agent.tell(masks, np.array([0.5, reward, 0.5])[: len(masks)])
-    assert agent.state_dict() == before
+    assert not agent.rewards

@@ -79,9 +79,8 @@ def record(path: Path) -> None:
     scores = {"reward": 0.5, "loss": 1.0, "metric": 0.5, "macs": 8, "macs_saved": 0.2}
     rest = {"env_id": "X-v0", "env_kwargs": {}, "agent": "bandit", "agent_kwargs": {}, "n_skipped": 1, "macs_full": 10}
     rest |= {"seed": 0, "masks_per_turn": 1, "evaluations": 0, "layer_names": ["a", "b"], "versions": {}}
-    seen = {"mask": [1, 0], **scores, "skipped_layers": ["a"]}
-    plain = {"format": 1, **rest, **seen, "best_seen": seen}
-    path.write_text(json.dumps(plain))
+    answer = {"mask": [1, 0], **scores, "skipped_layers": ["a"]}
+    path.write_text(json.dumps({"format": 1, **rest, **answer}))
 
 
 def trainer(path: Path) -> Trainer:

@@ -81,7 +81,7 @@ def record_of_search(**changes: Any) -> dict[str, Any]:
     rest = {"macs_full": 100, "evaluations": 0, "versions": {}}
     known = {"format": 1, **about, **answer, **rest, "n_skipped": 2, "layer_names": names, "plugins": []}
     env_kwargs = {"skip_num": 2, **changes.pop("env_kwargs", {})}
-    return {**known, "best_seen": answer, "env_kwargs": env_kwargs, **changes}
+    return {**known, "env_kwargs": env_kwargs, **changes}
 
 
 def finished_run(**changes: Any) -> None:

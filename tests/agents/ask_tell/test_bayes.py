@@ -134,4 +134,4 @@ def test_bayes_alternates_by_turns_not_by_masks(count: int):
         masks = agent.ask(count)
         asks += len(agent.rewards) >= DRAWN
         agent.tell(masks, masks[:, ::2].mean(axis=1))
-    assert agent.state_dict()["turns"] == 1 + asks
+    assert agent.turns == 1 + asks

@@ -10,8 +10,7 @@ import pytest
 from das_gym.agents import Budget, MaskSpace, SearchConfig, SearchResult, search
 from das_gym.agents.searching.racing import Race
 from das_gym.agents.searching.scorer import SCORES, OwnScorer
-from das_gym.agents.searching.validate import validate
-from synthetic import ENV_ID, StopError, stop_after
+from synthetic import ENV_ID, StopError, check_replays, stop_after
 
 from benchmarks.search.racing import LossTable
 from das_gym.envs.skip_env import EngineScorer
@@ -112,7 +111,7 @@ def test_search_records_the_share_of_each_mask_and_resumes_exactly(tmp_path: Pat
     complete = [row for turn in result.history for row in turn.complete_rows]
     assert result.mask in [row["mask"] for row in complete]
     assert result.reward == pytest.approx(max(row["reward"] for row in complete), abs=1e-5)
-    assert validate(SearchResult.load(tmp_path / "whole")) == []
+    check_replays(SearchResult.load(tmp_path / "whole"))
     with pytest.raises(StopError):
         search(raced, tmp_path / "stopped", on_turn=stop_after(3))
     search(raced, tmp_path / "stopped", resume=True)
