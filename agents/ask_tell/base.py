@@ -39,8 +39,8 @@ MAX_REWARD = 1e100
 class Agent(ABC):
     """Base class of agents with an ask/tell interface: `ask` proposes masks, `tell` reports rewards.
 
-    A subclass needs only `ask`. The base class remembers every mask and its reward, and answers with the best one. A search
-    that was stopped asks and tells again what it had before, so that an agent that draws from `rng` alone can be resumed.
+    A subclass needs only `ask`. The base class remembers every mask and its reward, and answers with the best one. A resumed
+    search repeats the calls of the stopped one, so that an agent which draws from `rng` alone can be resumed.
 
     Hyperparameters are keyword arguments after `space` and `seed`, which every agent has. Two names are filled in by
     searches instead: `statistics` receives the layer statistics of the environment (name to (n_layers,) values), `blocks`

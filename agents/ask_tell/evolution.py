@@ -66,7 +66,7 @@ class EvoPress(Evolution):
     A mutation swaps s skipped layers for s kept ones of the same size (attention for attention and MLP for MLP, where they
     are separate units), s the smaller of two draws from 1..3, so that the number skipped of each size does not change; by
     cost, the budget may then ask for more layers, or for fewer. Ours: fewer offspring, which race where a model scores
-    them, in the place of 32 that are scored on few examples first; and no mask comes twice.
+    them, instead of 32 that are scored on few examples first; and no mask comes twice.
 
     Args:
         statistics: Statistic name to (n_layers,) values; `parameters_share` identifies which layers have the same size.

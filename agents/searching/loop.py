@@ -118,7 +118,7 @@ def run_turns(
         if len(masks) == 0:
             break
         if len(history) < len(known):
-            # The agent is brought to where it was: it asks as before, and is told what it was told.
+            # The agent repeats what it did before: it asks, and gets the recorded rewards.
             turn = known[len(history)]
             agent.tell(np.array(turn.masks, dtype=bool), np.array(turn.rewards, dtype=np.float64))
             history.append(turn)
