@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from das_gym.agents.searching.config import add_environment, agent_configs
 from das_gym.agents.settings import CompareSettings, ParetoSettings, SearchSettings, TableSettings, complete_search
 
-from das_gym.commands.commandline import format_command
 from das_gym.commands.recorded import RecordedCommand
-from das_gym.commands.runs import runs_dir_words
 from das_gym.registration import named_environments, named_problems
 
 
@@ -21,18 +18,12 @@ def problem_configs() -> dict[str, dict[str, Any]]:
     return {name: {"env_id": entry.id} for name, entry in entries.items()} | tables
 
 
-def next_command(folder: Path) -> str:
-    """Return the command that continues with the found mask."""
-    return format_command("adapt", f"search_run={folder.name}", runs_dir_words(folder))
-
-
 search = RecordedCommand(
     "agents",
     SearchSettings,
     "das_gym.agents.search_experiment:search_mask",
     named_configs=lambda: {**problem_configs(), **agent_configs()},
     complete=complete_search,
-    next_command=next_command,
 )
 pareto = RecordedCommand(
     "agents pareto",

@@ -34,8 +34,10 @@ from das_gym.agents.searching.loop import check_search, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 from das_gym.agents.searching.scorer import open_scorer
 
+from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import Phase, print_estimate, progress
 from das_gym.commands.recorded import Run, run_folder
+from das_gym.commands.runs import runs_dir_words
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
@@ -95,7 +97,10 @@ def search_mask(settings: SearchSettings, run: Run) -> float | None:
     if settings.estimate:
         print_estimate(search_phases(scorer.engine, settings))
         return None
-    result = search_in_run(settings, run, run_folder(run), settings.resume is not None)
+    folder = run_folder(run)
+    result = search_in_run(settings, run, folder, settings.resume is not None)
+    if folder is not None:
+        print(f"Next: {format_command('adapt', f'search_run={folder.name}', runs_dir_words(folder))}")
     return result.reward
 
 

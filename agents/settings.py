@@ -14,7 +14,7 @@ from das_gym.agents.sb3.algorithms import ALGORITHMS, find_algorithm, hyperparam
 from das_gym.agents.searching.config import SearchConfig, add_environment
 
 from das_gym.commands.runs import ResumableSettings
-from das_gym.commands.settings import NonNegativeInt, PositiveInt, Range, Seed, choice, merge, nested
+from das_gym.commands.settings import NonNegativeInt, PositiveInt, Range, Seed, choice, nested
 from das_gym.files import at_home
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, BudgetSettings
@@ -35,20 +35,21 @@ class SearchSettings(ResumableSettings, SearchConfig):
 
 
 def complete_search(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a search with its environment, and with hyperparameters of the agent in `agent_kwargs`.
+    """Return the settings of a search, by dotted names, with its environment and the agent's own in `agent_kwargs`.
 
     `learning_rate=10` is short for `agent_kwargs.learning_rate=10`, if the agent has it and the command no such setting.
     """
     completed = add_environment(values)
-    known = {each.name for each in dataclasses.fields(SearchSettings)}
-    others = {name: value for name, value in completed.items() if name not in known}
     agent = completed.get("agent", SearchConfig.agent)
-    if not others or not isinstance(agent, str) or not (agent in AGENTS or is_algorithm(agent)):
+    if not isinstance(agent, str) or not (agent in AGENTS or is_algorithm(agent)):
+        return completed
+    known = {each.name for each in dataclasses.fields(SearchSettings)}
+    others = [name for name in completed if name.partition(".")[0] not in known]
+    if not others:
         return completed
     accepted = hyperparameters(find_algorithm(agent)[0]) if is_algorithm(agent) else agent_hyperparameters(agent)
-    own = {name: value for name, value in others.items() if name in accepted}
-    rest = {name: value for name, value in completed.items() if name not in own}
-    return merge(rest, {"agent_kwargs": own})
+    own = {name for name in others if name in accepted}
+    return {f"agent_kwargs.{name}" if name in own else name: value for name, value in completed.items()}
 
 
 @dataclass(frozen=True)

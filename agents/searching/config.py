@@ -126,24 +126,23 @@ class SearchConfig(BudgetSettings):
 
 
 def add_environment(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with `env_id` and with the model and task of the problem; what is given of them says the other.
+    """Return settings, by dotted names, with `env_id`, `problem.model` and `problem.task`: what is given says the others.
 
     An environment of another package has no model and no task.
     """
-    problem = values.get("problem", {})
-    if not isinstance(problem, Mapping):
-        return dict(values)  # `build` reports it
     if "env_id" not in values:
-        model, task = problem.get("model", DEFAULT_MODEL), problem.get("task", DEFAULT_TASK)
+        model, task = values.get("problem.model", DEFAULT_MODEL), values.get("problem.task", DEFAULT_TASK)
         known = model in MODELS and task in TASKS  # `build` reports others
         return {**values, "env_id": find_environment(model, task).id} if known else dict(values)
     entry = entry_of(str(values["env_id"]))
     if entry is None:
         return dict(values)
-    for name, own in (("model", entry.model), ("task", entry.task)):
-        if problem.get(name, own) != own:
-            raise ValueError(f"`env_id` and `{name}` differ: got {values['env_id']} and {problem[name]}. Leave one out.")
-    return {**values, "problem": {**problem, "model": entry.model, "task": entry.task}}
+    own = {"problem.model": entry.model, "problem.task": entry.task}
+    for name in own.keys() & values.keys():
+        if values[name] != own[name]:
+            short = name.removeprefix("problem.")
+            raise ValueError(f"`env_id` and `{short}` differ: got {values['env_id']} and {values[name]}. Leave one out.")
+    return {**values, **own}
 
 
 def agent_configs() -> dict[str, dict[str, Any]]:

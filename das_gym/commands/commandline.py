@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import das_gym
 from das_gym.commands.help import defaults_of, help_text, module_docstring, settings_text
 from das_gym.commands.runs import USER_ERRORS, PluginSettings
-from das_gym.commands.settings import build, flatten_settings, merge, nest, shortest_name
+from das_gym.commands.settings import build, flatten_settings, shortest_name
 from das_gym.commands.signals import exit_code, finish, raise_interrupts, stop_message
 from das_gym.commands.streams import prepare_streams, silence_stdout
 from das_gym.commands.trust import add_working_folder, import_plugins, imported_plugins
@@ -205,7 +205,7 @@ def setting_words(
 
 
 def read_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return the settings and the named configs after `with`; `search.seed=3` sets a value in a nested mapping."""
+    """Return the settings, by dotted names, and the named configs after `with`."""
     values: dict[str, Any] = {}
     named = []
     for word in words:
@@ -217,7 +217,7 @@ def read_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             value = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError):
             value = text.strip()
-        values = merge(values, nest(name.strip(), value))
+        values |= flatten_settings({name.strip(): value})
     return values, named
 
 

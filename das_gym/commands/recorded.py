@@ -59,7 +59,7 @@ from das_gym.commands.runs import (
     read_config,
     runs_dir_words,
 )
-from das_gym.commands.settings import build, flatten_settings, full_names, merge, nest_settings, plain, settings_dict
+from das_gym.commands.settings import build, flatten_settings, full_names, plain, settings_dict
 from das_gym.commands.trust import ask_to_repeat, import_plugins, imported_plugins, sensitive_settings, unknown_modules
 from das_gym.files import explain_damage, read_bytes, read_json
 from das_gym.names import check_names
@@ -114,7 +114,6 @@ class RecordedCommand(Generic[Settings]):
         named_configs: Returns the settings that each named config stands for. It is called after plugins are imported.
         check: Called with the settings before a run begins; it raises for invalid ones, and loads nothing.
         complete: Adds settings that follow from those that are given, before any is checked.
-        next_command: Returns the command to continue with, from the run's folder; it is printed on a command line.
         current_run: The last run, finished or not.
 
     Example:
@@ -129,7 +128,6 @@ class RecordedCommand(Generic[Settings]):
     named_configs: Callable[[], NamedConfigs] = dict
     check: Callable[[Settings], None] | None = None
     complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-    next_command: Callable[[Path], str] | None = None
     current_run: Run | None = None
 
     @cached_property
@@ -156,7 +154,7 @@ class RecordedCommand(Generic[Settings]):
         """
         self.current_run, lock = None, None
         try:
-            given, options = dict(config_updates or {}), dict(options or {})
+            given, options = flatten_settings(config_updates or {}), dict(options or {})
             if (folder := options.pop("--file_storage", None)) is not None:
                 given["runs_dir"] = folder  # over a setting of that name
             check_mongodb(options.get("--mongo_db"))
@@ -222,7 +220,7 @@ class RecordedCommand(Generic[Settings]):
                 folder.lock.release()
 
     def resolve(self, given: Mapping[str, Any], named_configs: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
-        """Return the given settings merged with the named configs, and the folder of the run that they resume.
+        """Return named configs and given settings, all by dotted names, and the folder of the run that they resume.
 
         Plugins are imported first. A resumed run keeps its recorded settings.
         """
@@ -237,20 +235,20 @@ class RecordedCommand(Generic[Settings]):
             given["plugins"] = import_plugins(given["plugins"])
         merged: dict[str, Any] = {}
         for part in (*map(self._named_config, named_configs), given):
-            merged = merge(merged, full_names(self.settings_class, part))
+            merged |= full_names(self.settings_class, part)
         if self.complete is not None and reopen is None:
             merged = self.complete(merged)
         return (merged if reopen is None else self._resumed(reopen, merged)), reopen
 
     def _named_config(self, name: str) -> Mapping[str, Any]:
         if Path(name).suffix in (".json", ".yaml", ".yml"):
-            settings = nest_settings(read_settings_file(Path(name)))
+            settings = flatten_settings(read_settings_file(Path(name)))
             modules = dict.fromkeys(unknown_modules(settings))
             ask_to_repeat(f"{name} was written", {"plugins": ",".join(modules)} if modules else {})
             return settings
         known, listing = self.named_configs(), format_command(f"{self.name} print_named_configs")
         check_names([name], known, "named config", own=True, listing=listing)
-        return known[name]
+        return flatten_settings(known[name])
 
     def _resumed(self, folder: Path, given: dict[str, Any]) -> dict[str, Any]:
         """Return all settings of the run in `folder`; raise RunError where this command cannot resume it with `given`."""
@@ -264,27 +262,26 @@ class RecordedCommand(Generic[Settings]):
             )
         if status == "COMPLETED":
             raise RunError(f"run {folder.name} is complete, there is nothing to resume; its results are in {folder}")
-        settings = nest_settings(read_config(folder / CONFIG))
+        stored = flatten_settings(read_config(folder / CONFIG))
         if "seed" not in {field.name for field in fields(self.settings_class)}:
-            settings.pop("seed", None)  # Sacred gives every run one
-        stored = flatten_settings(settings)
+            stored.pop("seed", None)  # Sacred gives every run one
+        known_groups = {name.partition(".")[0] for name in stored}
         changes = {name: value for name, value in given.items() if name not in ("resume", "runs_dir", "plugins")}
-        asked = flatten_settings(plain(changes))
-        for key, value in asked.items():
-            if stored.get(key) != value and key.partition(".")[0] in settings:  # unknown ones raise as in any run
+        for key, value in plain(changes).items():
+            if stored.get(key) != value and key.partition(".")[0] in known_groups:  # unknown ones raise as in any run
                 raise RunError(
                     f"run {folder.name} was started with {key}={stored.get(key)} and cannot be resumed with {key}={value}; "
                     f"leave {key} out to continue the run, or leave resume out to start a new one"
                 )
-        recorded = build(RunSettings, {"plugins": settings.pop("plugins", None) or ()}).plugins
+        recorded = build(RunSettings, {"plugins": stored.pop("plugins", None) or ()}).plugins
         recorded = (recorded,) if isinstance(recorded, str) else recorded
         # Recorded settings that run code, upload or write outside the run folder have to be repeated.
         unknown = unknown_modules({"plugins": recorded})
-        sensitive = sensitive_settings(settings, {*sys.modules, *recorded})  # `plugins=` confirms its module's agents too
-        missing = {name: value for name, value in sensitive.items() if name not in asked}
+        sensitive = sensitive_settings(stored, {*sys.modules, *recorded})  # `plugins=` confirms its module's agents too
+        missing = {name: value for name, value in sensitive.items() if name not in changes}
         ask_to_repeat(f"run {folder.name} was started", {**({"plugins": ",".join(unknown)} if unknown else {}), **missing})
         plugins = tuple(dict.fromkeys((*given.get("plugins", ()), *import_plugins(recorded))))
-        return {**changes, **settings, "resume": given["resume"], "runs_dir": str(folder.parent), "plugins": plugins}
+        return {**changes, **stored, "resume": given["resume"], "runs_dir": str(folder.parent), "plugins": plugins}
 
     def run_words(self, words: Sequence[str], siblings: Sequence[str] = ()) -> Run | None:
         """Run the command with the command-line words after its name; messages suggest `siblings` as first words."""
@@ -310,12 +307,9 @@ class RecordedCommand(Generic[Settings]):
         return self._run_command(given, named, {name: value for name, value in options.items() if name.startswith("-")})
 
     def _run_command(self, given: Mapping[str, Any], named: Sequence[str], options: Mapping[str, Any]) -> Run:
-        """Run and print the next command; after an interrupt, add the command that resumes the run."""
+        """Run; after an interrupt, add the command that resumes the run."""
         try:
-            run = self.run(given, named, options)
-            if self.next_command is not None and (folder := run_folder(run)) is not None:
-                print(f"Next: {self.next_command(folder)}")
-            return run
+            return self.run(given, named, options)
         except KeyboardInterrupt as interrupt:
             has_started = self.current_run is not None and self.current_run._id is not None
             if has_started or given.get("resume") is None:

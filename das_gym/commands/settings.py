@@ -158,22 +158,21 @@ def short_names(cls: type) -> dict[str, list[str]]:
     return found
 
 
-def full_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a command by their full names: `{"checkpoint": x}` becomes `{"problem": {"checkpoint": x}}`.
+def full_names(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a command, by dotted names, with the groups of short names: `rate` becomes `train.rate`.
 
     Raises:
         ValueError: Several groups have a setting of that name.
     """
     known = short_names(cls)
-    if not known:
-        return dict(values)
-    own = {field.name for field in dataclasses.fields(cls)}
     full: dict[str, Any] = {}
-    for name, value in values.items():
-        places = [name] if name in own else known.get(name, [name])
+    for name, value in settings.items():
+        first, dot, rest = name.partition(".")
+        places = known.get(first, [first])
         if len(places) > 1:
-            raise ValueError(f"`{name}` is a setting of several groups; give {' or '.join(f'`{each}`' for each in places)}")
-        full = merge(full, nest(places[0], value))
+            both = " or ".join(f"`{each}`" for each in places)
+            raise ValueError(f"`{first}` is a setting of several groups; give {both}")
+        full[f"{places[0]}{dot}{rest}"] = value
     return full
 
 
@@ -192,7 +191,8 @@ def build(cls: type[Config], values: Any, what: str = "setting", default: Config
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"{values!r} ({type(values).__name__}) is not allowed; give {what}s by name")
-    values = full_names(cls, values)
+    if issubclass(cls, Settings):
+        values = nest_settings(full_names(cls, flatten_settings(values)))
     fields = {field.name: field for field in dataclasses.fields(cast(Any, cls)) if field.init}
     for name, value in values.items():
         for inner in fields[name].metadata.get("without", ()) if name in fields and isinstance(value, Mapping) else ():
@@ -310,15 +310,6 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` updated by `changes`; mappings within both are merged too. Names are sorted, as in a run's record."""
-    merged = dict(base)
-    for name, value in changes.items():
-        inner = merged.get(name)
-        merged[name] = merge(inner if isinstance(inner, Mapping) else {}, value) if isinstance(value, Mapping) else value
-    return dict(sorted(merged.items(), key=lambda item: str(item[0])))
-
-
 def settings_dict(settings: Any) -> dict[str, Any]:
     """Return a dataclass of settings as plain values, from which `build` makes it again."""
     values = {}
@@ -331,25 +322,6 @@ def settings_dict(settings: Any) -> dict[str, Any]:
     return values
 
 
-def nest(name: str, value: Any) -> dict[str, Any]:
-    """Return the nested mapping that sets a value by its dotted name: `search.seed` becomes `{"search": {"seed": ...}}`."""
-    parts = str(name).split(".")
-    if not all(parts):
-        raise ValueError(f"{name}={value} has an empty name; give name=value")
-    for part in reversed(parts):
-        value = {part: value}
-    nested: dict[str, Any] = value
-    return nested
-
-
-def nest_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a file with dotted names taken apart, so that what is checked is what a run gets."""
-    nested: dict[str, Any] = {}
-    for name, value in settings.items():
-        nested = merge(nested, nest(name, nest_settings(value) if isinstance(value, Mapping) else value))
-    return nested
-
-
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return settings by dotted names: `{"search": {"seed": 1}}` becomes `{"search.seed": 1}`."""
     flat: dict[str, Any] = {}
@@ -357,3 +329,22 @@ def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str,
         is_group = isinstance(value, Mapping) and value
         flat |= flatten_settings(value, f"{prefix}{name}.") if is_group else {f"{prefix}{name}": value}
     return flat
+
+
+def nest_settings(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by dotted names as nested mappings, sorted as in a run's record: what `flatten_settings` takes."""
+    nested: dict[str, Any] = {}
+    for name, value in sorted(flat.items(), key=lambda item: item[0]):
+        *groups, last = name.split(".")
+        if not all((*groups, last)):
+            raise ValueError(f"{name}={value} has an empty name; give name=value")
+        inner = nested
+        for group in groups:
+            inner = inner.setdefault(group, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"`{group}` is given as {inner!r}, and {name}={value} too; give one of them")
+        if value == {}:
+            inner.setdefault(last, {})
+        else:
+            inner[last] = value
+    return nested

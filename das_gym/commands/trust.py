@@ -14,6 +14,8 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from das_gym.commands.settings import flatten_settings
+
 IMPORTED_PLUGINS: list[str] = []
 """Names of all modules that `import_plugins` imported in this process."""
 
@@ -97,17 +99,16 @@ def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.
     Of `plugins`, these are the unknown modules.
     """
     found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if name in DEVICES:
+    for name, value in flatten_settings(settings).items():
+        last = name.rpartition(".")[2]
+        if last in DEVICES:
             continue
-        if name in (REMOTE_CODE, *WRITES):  # whatever the type: `SkipEnv` only asks whether it is true
+        if last in (REMOTE_CODE, *WRITES):  # whatever the type: `SkipEnv` only asks whether it is true
             found |= {name: value} if value else {}
-        elif isinstance(value, Mapping):
-            found |= {f"{name}.{inner}": each for inner, each in sensitive_settings(value, known).items()}
-        elif isinstance(value, list | tuple) and name != "plugins":
-            found |= {name: value} if any(sensitive_settings({name: each}, known) for each in value) else {}
-        elif modules := unknown_modules(value, name, known):
-            found[name] = ",".join(modules) if name == "plugins" else value
+        elif isinstance(value, list | tuple) and last != "plugins":
+            found |= {name: value} if any(sensitive_settings({last: each}, known) for each in value) else {}
+        elif modules := unknown_modules(value, last, known):
+            found[name] = ",".join(modules) if last == "plugins" else value
     return found
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from das_gym.commands.recorded import RunError, run_folder
-from das_gym.commands.settings import merge
+from das_gym.commands.settings import flatten_settings
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from tests.arrow_tables import jpeg
@@ -47,7 +47,7 @@ def shrink(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(measuring, "LATENCY_BLOCKS", 1)
 
     def run(**settings: Any) -> Any:
-        updates = merge({**given, **QUICK, "runs_dir": str(tmp_path / "runs")}, settings)
+        updates = flatten_settings({**given, **QUICK, "runs_dir": str(tmp_path / "runs")}) | flatten_settings(settings)
         return ex.run({name: value for name, value in updates.items() if value is not None})
 
     return run

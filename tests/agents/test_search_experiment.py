@@ -102,7 +102,7 @@ def test_settings_of_the_environment_reach_it():
     ("given", "wanted"),
     [
         ({}, ("DAS-METER-VQA-v0", "METER", "vqa")),
-        ({"problem": {"model": "ViLT"}}, ("DAS-ViLT-VQA-v0", "ViLT", "vqa")),
+        ({"problem.model": "ViLT"}, ("DAS-ViLT-VQA-v0", "ViLT", "vqa")),
         ({"env_id": "DAS-ViLT-NLVR2-Tabular-v0"}, ("DAS-ViLT-NLVR2-Tabular-v0", "ViLT", "nlvr2")),
     ],
 )
@@ -131,7 +131,7 @@ def test_missing_library_is_not_an_unknown_environment(monkeypatch: pytest.Monke
 
 def test_environment_of_another_model_is_rejected():
     with pytest.raises(ValueError, match="`env_id` and `model` differ"):
-        add_environment({"env_id": "DAS-ViLT-VQA-v0", "problem": {"model": "METER"}})
+        add_environment({"env_id": "DAS-ViLT-VQA-v0", "problem.model": "METER"})
 
 
 @pytest.mark.parametrize(

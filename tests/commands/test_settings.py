@@ -16,7 +16,9 @@ from das_gym.commands.settings import (
     Settings,
     build,
     choice,
+    flatten_settings,
     full_names,
+    nest_settings,
     nested,
     settings_dict,
     shortest_name,
@@ -191,11 +193,19 @@ class Command(Settings):
 def test_short_name_is_the_setting_of_its_group():
     assert build(Command, {"rate": 1, "seed": 3}) == Command(3, Training(rate=1.0))  # the command's own seed
     assert build(Command, {"train": {"seed": 3}}) == Command(0, Training(3, 0.25))  # the rest is the group's default
-    assert full_names(Command, {"rate": 1, "train": {"seed": 2}}) == {"train": {"rate": 1, "seed": 2}}
+    assert full_names(Command, {"rate": 1, "train.seed": 2}) == {"train.rate": 1, "train.seed": 2}
     assert [shortest_name(Command, name) for name in ("train.rate", "train.seed", "seed")] == ["rate", "train.seed", "seed"]
     assert "* rate=1.0  (a number; default 0.25)" in settings_text(Command, {"seed": 0, "train": {"rate": 1.0}})
     with pytest.raises(ValueError, match="unknown setting 'rat'; did you mean 'rate'"):
         build(Command, {"rat": 1})
+
+
+def test_nested_settings_are_flat_ones():
+    flat = {"a.b": 1, "a.c.d": 2, "e": [1], "f": {}}
+    assert flatten_settings(nest_settings(flat)) == flat
+    for wrong in ({"a..b": 1}, {"a": 1, "a.b": 2}):
+        with pytest.raises(ValueError, match=r"`a`|empty name"):
+            nest_settings(wrong)
 
 
 @pytest.mark.parametrize("values", [[1, 2], [1, 2, "x"], [1, 2, 10**400], [1, [2], 3], None])
