@@ -7,24 +7,12 @@ from das_gym.lazy import lazy
 _PLACES = {
     "AGENTS": "das_gym.agents.ask_tell.base",
     "Agent": "das_gym.agents.ask_tell.base",
-    "Angular": "das_gym.agents.ask_tell.heuristics",
     "Bandit": "das_gym.agents.ask_tell.bandit",
     "Bayes": "das_gym.agents.ask_tell.bayes",
-    "BlockInfluence": "das_gym.agents.ask_tell.heuristics",
     "Budget": "das_gym.problem.budget",
-    "EvoPress": "das_gym.agents.ask_tell.evolution",
-    "Evolution": "das_gym.agents.ask_tell.evolution",
-    "Exhaustive": "das_gym.agents.ask_tell.baselines",
-    "Greedy": "das_gym.agents.ask_tell.baselines",
-    "Heuristic": "das_gym.agents.ask_tell.heuristics",
-    "Interlace": "das_gym.agents.ask_tell.heuristics",
-    "LeaveOneOut": "das_gym.agents.ask_tell.baselines",
     "MaskSpace": "das_gym.problem.mask_space",
-    "RandomSearch": "das_gym.agents.ask_tell.baselines",
     "SearchConfig": "das_gym.agents.searching.config",
     "SearchResult": "das_gym.agents.searching.record",
-    "Turn": "das_gym.agents.searching.record",
-    "Uniform": "das_gym.agents.ask_tell.heuristics",
     "compare_agents": "das_gym.agents.compare.comparison",
     "make_agent": "das_gym.agents.ask_tell.base",
     "make_oracle": "das_gym.agents.compare.oracle",
@@ -38,24 +26,12 @@ if TYPE_CHECKING:
     from das_gym.agents.ask_tell.base import Agent as Agent
     from das_gym.agents.ask_tell.base import make_agent as make_agent
     from das_gym.agents.ask_tell.base import register_agent as register_agent
-    from das_gym.agents.ask_tell.baselines import Exhaustive as Exhaustive
-    from das_gym.agents.ask_tell.baselines import Greedy as Greedy
-    from das_gym.agents.ask_tell.baselines import LeaveOneOut as LeaveOneOut
-    from das_gym.agents.ask_tell.baselines import RandomSearch as RandomSearch
     from das_gym.agents.ask_tell.bayes import Bayes as Bayes
-    from das_gym.agents.ask_tell.evolution import Evolution as Evolution
-    from das_gym.agents.ask_tell.evolution import EvoPress as EvoPress
-    from das_gym.agents.ask_tell.heuristics import Angular as Angular
-    from das_gym.agents.ask_tell.heuristics import BlockInfluence as BlockInfluence
-    from das_gym.agents.ask_tell.heuristics import Heuristic as Heuristic
-    from das_gym.agents.ask_tell.heuristics import Interlace as Interlace
-    from das_gym.agents.ask_tell.heuristics import Uniform as Uniform
     from das_gym.agents.compare.comparison import compare_agents as compare_agents
     from das_gym.agents.compare.oracle import make_oracle as make_oracle
     from das_gym.agents.searching.config import SearchConfig as SearchConfig
     from das_gym.agents.searching.loop import search as search
     from das_gym.agents.searching.record import SearchResult as SearchResult
-    from das_gym.agents.searching.record import Turn as Turn
 
     from das_gym.problem.budget import Budget as Budget
     from das_gym.problem.mask_space import MaskSpace as MaskSpace

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from dataclasses import dataclass
-from pathlib import Path
 
 from das_gym.agents.ask_tell.base import AGENTS, agent_class
 from das_gym.agents.sb3.algorithms import ALGORITHMS
@@ -14,7 +12,6 @@ from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import PluginSettings
 from das_gym.drawing.table import Console, Table
-from das_gym.envs.tabular_env import load_table
 from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS, SUITE_IDS, many_objectives
@@ -38,12 +35,7 @@ def main(settings: ListSettings) -> None:
 
 def tables() -> list[Table]:
     """Return the tables of all names."""
-    tables = {entry.model: entry.table for entry in ENVIRONMENTS.values() if entry.table is not None}
-    layers = {model: _layers(table) for model, table in tables.items()}
-    notes = (
-        f"Many objectives: {many_objectives(next(iter(ENVIRONMENTS)))}, and so on.",
-        f"Layers of the bundled models: {'; '.join(f'{model} {spans}' for model, spans in layers.items())}.",
-    )
+    notes = (f"Many objectives: {many_objectives(next(iter(ENVIRONMENTS)))}, and so on.",)
     environments = [
         (entry.id, entry.short, "-" if entry.table is None else entry.tabular_id) for entry in ENVIRONMENTS.values()
     ]
@@ -61,13 +53,6 @@ def tables() -> list[Table]:
         ("layer statistics: env_kwargs.statistics='[<name>, ...]'", ("name", "formula", "range"), statistics, ()),
     ]
     return [Table(columns, tuple(rows), title, notes, (0, 1, 2)) for title, columns, rows, notes in contents]
-
-
-def _layers(table: Path) -> str:
-    """Return the first and last layer of each kind in a table: `text.0..5, image.0..5`."""
-    kinds = itertools.groupby(load_table(table).meta.layer_names, key=lambda name: name.rpartition(".")[0])
-    groups = [list(group) for _, group in kinds]
-    return ", ".join(f"{names[0]}..{names[-1].rpartition('.')[2]}" for names in groups)
 
 
 def _hyperparameters(agent: str) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,7 @@ from das_gym.agents.search_experiment import search_phases
 from das_gym.agents.searching.costs import with_costs
 from das_gym.agents.searching.loop import check_search, open_for_search, run_turns
 from das_gym.agents.searching.record import FRONT, Turn, plain_numbers
-from das_gym.agents.searching.scorer import OURS, MaskScorer, open_scorer
-from das_gym.agents.searching.setup import make_search_agent
+from das_gym.agents.searching.scorer import OURS, open_scorer
 from das_gym.agents.settings import COST_SETTINGS, ParetoSettings
 
 from das_gym.commands.commandline import format_command
@@ -35,18 +34,15 @@ from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.files import write_json
-from das_gym.problem.budget import Budget, Floats, Masks
+from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.front import front_rows, hypervolume, reference_point
 from das_gym.problem.mask_cost import MaskCost
-from das_gym.problem.mask_space import MaskSpace, skipped_names
+from das_gym.problem.mask_space import skipped_names
 from das_gym.registration import MODELS, entry_of
 from das_gym.text import counted
 
 FIGURE = "front.png"
-BASELINES = ("block_influence", "angular", "interlace", "uniform")
-"""Agents without a search, each scored at ten budgets, to compare with the front."""
-
 MAX_NUMBERS = 15
 """Points of a front that are numbered in the figure: more numbers overlap."""
 
@@ -74,18 +70,14 @@ class ScoredMasks:
         return {"masks": self.masks.astype(int).tolist(), "losses": plain_numbers(self.losses), **columns}
 
 
-def front_of(parts: Iterable[ScoredMasks], keeps_a_layer: bool) -> ScoredMasks:
+def front_of(scored: ScoredMasks, keeps_a_layer: bool) -> ScoredMasks:
     """Return the Pareto front of scored masks, the smallest saving first: points 0, 1, ...
 
     With `keeps_a_layer`, a mask of all layers is no point, since nothing would be left of the model.
     """
-    columns = [np.concatenate(column) for column in zip(*(vars(part).values() for part in parts), strict=True)]
-    if keeps_a_layer:
-        allowed = ~columns[0].all(axis=1)
-        columns = [column[allowed] for column in columns]
-    masks, saved, losses, metrics = columns
-    rows = front_rows(saved, losses)
-    return ScoredMasks(masks[rows], saved[rows], losses[rows], metrics[rows])
+    allowed = np.flatnonzero(~scored.masks.all(axis=1)) if keeps_a_layer else np.arange(len(scored.masks))
+    rows = allowed[front_rows(scored.saved[allowed], scored.losses[allowed])]
+    return ScoredMasks(scored.masks[rows], scored.saved[rows], scored.losses[rows], scored.metrics[rows])
 
 
 def hypervolume_share(tabular: TableScorer | None, cost: MaskCost, searched: ScoredMasks) -> float | None:
@@ -108,8 +100,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     check_search(config)
     tried = open_scorer(config.env_id, config.mask_kwargs, free=True)
     if settings.estimate:
-        scored = replace(config, evaluations=config.evaluations + 10 * len(BASELINES))
-        print_estimate(search_phases(tried.engine, scored))
+        print_estimate(search_phases(tried.engine, config))
         return None
     folder, resumed = run_folder(run), settings.resume is not None
     config = with_costs(config, folder if resumed else None)
@@ -119,11 +110,10 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     ):
         _, turns = run_turns(config, scorer, folder, lambda turn: bar.update(len(turn.masks)), resumed)
         cost = scorer.cost_of(COST_SETTINGS[settings.cost])
-        searched = ScoredMasks.of(turns, cost)
-        baselines = score_heuristics(config.seed, scorer, cost)
+    searched = ScoredMasks.of(turns, cost)
     layer_names = list(scorer.layer_names)
     loses_layers = MODELS[entry.model].reads_prompts  # in other models, adapters replace skipped layers
-    front = front_of([searched, *baselines.values()], keeps_a_layer=loses_layers)
+    front = front_of(searched, keeps_a_layer=loses_layers)
     reference = reference_point(searched.saved, searched.losses)
     env_kwargs = {**settings.problem.env_kwargs, **settings.env_kwargs}
     if settings.reward_examples is not None:
@@ -141,7 +131,6 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         "reference": dict(zip(("saved", "loss"), reference, strict=True)),
         "hypervolume": hypervolume(front.saved, front.losses, reference),
         "searched": searched.record(),
-        "baselines": {name: scored.record() for name, scored in baselines.items()},
         "plugins": imported_plugins(),
         "versions": library_versions(),
     }
@@ -149,28 +138,13 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     if folder is not None:
         write_json(folder / FRONT, record)
         title = f"{settings.env_id}, {counted(len(searched.masks), 'mask')} scored"
-        plot_front(folder / FIGURE, front, searched, baselines, settings.cost, title)
+        plot_front(folder / FIGURE, front, searched, settings.cost, title)
         for name in (FRONT, FIGURE):
             run.add_artifact(folder / name)
         print(f"record: {folder / FRONT}\nfigure: {folder / FIGURE}")
         then = "adapt shrink" if loses_layers else "adapt"
         print(f"Next: {format_command(then, f'search_run={folder.name}', 'point=...', runs_dir_words(folder))}")
     return float(record["hypervolume"])
-
-
-def score_heuristics(seed: int, scorer: MaskScorer, cost: MaskCost) -> dict[str, ScoredMasks]:
-    """Score the masks of each heuristic at ten budgets, spread evenly up to 90 % of the largest saving; each mask once."""
-    scored = {}
-    for name in BASELINES:
-        found = {}
-        for share in np.linspace(0.0, 0.9 * cost.range[1], 11)[1:]:  # near the largest saving only one mask is left
-            space = MaskSpace(Budget(len(scorer.layer_names), saved=float(share), cost=cost))
-            mask = make_search_agent(name, space, seed, {}, scorer.statistics, scorer.blocks).best()
-            found[mask.tobytes()] = mask
-        masks = np.array(list(found.values()), dtype=bool)
-        turn = Turn.of(masks, *scorer.score(masks))
-        scored[name] = ScoredMasks.of([turn], cost)
-    return scored
 
 
 def points_of(front: ScoredMasks, layer_names: Sequence[str]) -> list[dict[str, Any]]:
@@ -190,9 +164,7 @@ def print_front(front: ScoredMasks, record: Mapping[str, Any], metric: str) -> N
         numbers = f"{100 * front.saved[number]:.1f} %", f"{front.losses[number]:.4f}", f"{100 * front.metrics[number]:.1f} %"
         rows.append((str(number), *numbers, str(int(mask.sum()))))
     columns = ("point", f"{record['cost']} saved", "loss", metric, "layers skipped")
-    by_rules = sum(len(scored["masks"]) for scored in record["baselines"].values())
-    searched = counted(record["evaluations"], "mask")
-    notes = [f"Scored: {searched} by the search, and {by_rules} of {', '.join(record['baselines'])}."]
+    notes = [f"Scored: {counted(record['evaluations'], 'mask')}."]
     if record["hypervolume_share"] is not None:
         share = f"{100 * record['hypervolume_share']:.2f} %"
         notes.append(f"The search found {share} of the true front's hypervolume (by the table).")
@@ -204,19 +176,15 @@ def plot_front(
     path: str | os.PathLike[str],
     front: ScoredMasks,
     searched: ScoredMasks,
-    baselines: Mapping[str, ScoredMasks],
     cost: str,
     title: str,
 ) -> None:
-    """Plot loss against the fraction of the cost saved as a PNG: all scored masks, the numbered front, and baselines."""
+    """Plot loss against the fraction of the cost saved as a PNG: all scored masks, and the numbered front."""
     figure = new_figure(9.0, 5.0)
     axes = figure.add_subplot()
     x = 100 * front.saved
     losses = np.where(np.isfinite(searched.losses), searched.losses, np.nan)  # NaN is not drawn
     axes.scatter(100 * searched.saved, losses, s=8, color="0.7", label="scored", zorder=1)
-    for index, (name, scored) in enumerate(baselines.items(), start=1):
-        colour, marker = f"C{index}", "v^<>"[index % 4]
-        axes.scatter(100 * scored.saved, scored.losses, s=30, color=colour, marker=marker, label=name, zorder=2)
     axes.step(x, front.losses, where="pre", color="C0", linewidth=2.0, zorder=3)
     axes.scatter(x, front.losses, s=22, color="C0", label="front, numbered", zorder=4)
     axes.scatter(100 * searched.saved[:1], losses[:1], s=90, color="black", marker="s", label="full model", zorder=3)

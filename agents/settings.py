@@ -59,8 +59,7 @@ class ParetoSettings(ResumableSettings):
     Attributes:
         env_id: Id of the environment to search; `DAS-METER-VQA-Tabular-v0` and the like read a table. Its budget is ignored.
         cost: Cost that is traded off against the loss. Latency is measured on this machine.
-        evaluations: Number of masks to score. Agents without a search, such as `block_influence`, are scored at
-            ten budgets each in addition, to compare with the front.
+        evaluations: Number of masks to score.
         seed: Random seed of the search.
         masks_per_turn: Masks that are scored in one call.
         problem: Model and data of the environment.

@@ -17,9 +17,7 @@
    next mask of a turn the process pretends to have observed the previous one at its mean, so the masks differ.
 5. Where the masks are too many to list, candidates are random ones and those on climbs of the posterior mean.
 6. No mask comes twice, so a small set of masks is exhausted in the end.
-7. The answer is the best scored mask. With noisy rewards (`noisy=True`) it is the one with the highest posterior mean of the
-   first process, which then works alone: the weights of layers in the second one would fit the noise.
-8. Under a budget by cost, masks skip few layers or many. Skipping nothing is then assumed to be better than any mask, and
+7. Under a budget by cost, masks skip few layers or many. Skipping nothing is then assumed to be better than any mask, and
    skipping everything worse, unless the scored masks say the opposite. Nothing else is assumed about a model.
 
 An ask takes milliseconds: with more than `OFTEN` masks, which change little from turn to turn, it improves only one of the
@@ -88,9 +86,6 @@ _MOVES_PER_STEP = 40
 class Bayes(Agent):
     """Bayesian optimization: Gaussian processes over masks, with expected improvement. The default.
 
-    Args:
-        noisy: Whether the reward of a mask depends on when it is scored (`reward_batches` other than "fixed").
-
     Example:
         >>> import numpy as np
         >>> from das_gym.agents import Bayes, Budget, MaskSpace
@@ -105,11 +100,8 @@ class Bayes(Agent):
     free_budget: ClassVar[bool] = True
     races: ClassVar[bool] = True
 
-    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None, noisy: bool = False) -> None:
+    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
         super().__init__(space, seed)
-        if not isinstance(noisy, bool):
-            raise ValueError(f"`noisy` is not allowed: got {noisy!r}, expected True or False")
-        self.noisy = noisy
         self.indices = list(START)
         self.learner = AgreementLearner(self.n_layers)
         self.turns = 1  # the first masks; each fit is one more
@@ -141,15 +133,11 @@ class Bayes(Agent):
         return candidates[chosen]
 
     def best(self) -> Masks:
-        """Return the best scored mask; with noisy rewards, the one with the highest posterior mean."""
-        masks = self._allowed_masks()
-        if len(masks) == 0 and self.rewards:  # only small masks so far: the layers whose masks scored best
+        """Return the best scored mask."""
+        if len(self._allowed_masks()) == 0 and self.rewards:  # only small masks so far: the layers whose masks scored best
             rewards = np.array(list(self.rewards.values()))
             return self.space.top((rewards - rewards.min()) @ self.scored_masks())
-        if not self.noisy or not self.rewards:
-            return super().best()
-        means = MaskProcess(*self._observations(), self.indices).mean(masks)
-        return masks[means.argmax()].copy()
+        return super().best()
 
     @property
     def _is_listed(self) -> bool:
@@ -210,10 +198,8 @@ class Bayes(Agent):
         axes = list(range(len(GRID)))
         steps = STEPS
         if len(masks) > OFTEN:
-            axes, steps = ([], 1) if self.turns % 2 and not self.noisy else ([self.turns // 2 % len(GRID)], 0)
+            axes, steps = ([], 1) if self.turns % 2 else ([self.turns // 2 % len(GRID)], 0)
         process, self.indices = fit_step(partial(MaskProcess, masks, scores), self.indices, axes)
-        if self.noisy:
-            return [process]
         other = self.learner.fit(masks, scores, steps)
         # Both observed the same scores, so their likelihoods are comparable.
         likelier, less_likely = (process, other) if process.log_likelihood > other.log_likelihood else (other, process)

@@ -46,8 +46,7 @@ class BlockInfluence(Heuristic):
 
     Args:
         statistics: Statistic name to (n_layers,) values.
-        statistic: The statistic to rank by.
-        skip: Whether the "lowest" or the "highest" values are skipped.
+        statistic: The statistic to rank by; the lowest values are skipped.
     """
 
     preferences: Floats
@@ -58,16 +57,13 @@ class BlockInfluence(Heuristic):
         seed: int | np.random.Generator | None = None,
         statistics: Mapping[str, Floats] | None = None,
         statistic: str = "block_influence_tokens",
-        skip: str = "lowest",
     ) -> None:
         super().__init__(space, seed)
-        check_names([skip], ("lowest", "highest"), "value of skip,")
         known = statistics or {}
         if statistic not in known:  # a search measures more statistics than `known` lists, when they are looked up
             check_names([statistic], known, "statistic")
         self.statistics_read = (statistic,)
-        values = np.asarray(known[statistic], dtype=np.float64)
-        self.preferences = -values if skip == "lowest" else values
+        self.preferences = -np.asarray(known[statistic], dtype=np.float64)
 
     def best(self) -> Masks:
         return self.space.top(self.preferences)

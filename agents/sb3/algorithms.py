@@ -141,11 +141,6 @@ def choose_action(known: Algorithm, action: str | None) -> str:
     return action
 
 
-def with_action(env_kwargs: Mapping[str, Any], action: str) -> dict[str, Any]:
-    """Return the keyword arguments of the environment with an action space; `mask` is every environment's default."""
-    return dict(env_kwargs) if action == "mask" else {**env_kwargs, "action": action}
-
-
 def with_defaults(cls: type[BaseAlgorithm], known: Algorithm, given: Mapping[str, Any], n_envs: int) -> dict[str, Any]:
     """Return all arguments of the constructor as plain values: the defaults of a search, updated by what is given.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from das_gym.agents import AGENTS, Agent, MaskSpace, RandomSearch, make_agent, register_agent
+from das_gym.agents import AGENTS, Agent, MaskSpace, make_agent, register_agent
 from das_gym.agents.ask_tell.base import agent_class, answer, ask
+from das_gym.agents.ask_tell.baselines import RandomSearch
 
 from das_gym.problem.budget import Budget
 
@@ -57,7 +58,7 @@ def test_agent_class_names_unknown_agents():
 
 
 def test_register_agent_makes_agents_by_name(monkeypatch):
-    for name, agent in (("own", Scripted), ("own_by_path", "das_gym.agents:RandomSearch")):
+    for name, agent in (("own", Scripted), ("own_by_path", "das_gym.agents.ask_tell.baselines:RandomSearch")):
         monkeypatch.setitem(AGENTS, name, agent)
         del AGENTS[name]  # the fixture removes the name again at the end
         register_agent(name, agent)

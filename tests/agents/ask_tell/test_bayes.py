@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from das_gym.agents import Bayes, RandomSearch
+from das_gym.agents import Bayes
+from das_gym.agents.ask_tell.baselines import RandomSearch
 from das_gym.agents.ask_tell.bayes import DRAWN, log_scores, normal_scores
 from landscapes import SPACES, rewards
 
@@ -77,23 +78,6 @@ def test_bayes_starts_with_masks_that_skip_no_more_than_needed():
     assert len(agent.rewards) == 6
 
 
-def test_bayes_rejects_noisy_that_is_not_bool():
-    with pytest.raises(ValueError, match="noisy"):
-        Bayes(SPACES["count"], 0, noisy="no")
-
-
-@pytest.mark.slow
-def test_bayes_answers_noisy_rewards_by_posterior_mean():
-    space, losses = SPACES["count"], {}
-    for noisy in (False, True):
-        regrets = []
-        for seed in range(20):
-            agent = search(Bayes(space, seed, noisy=noisy), 90, noise=0.05)
-            regrets.append(rewards(space.masks).max() - rewards(agent.best()[None])[0])
-        losses[noisy] = np.mean(regrets)
-    assert losses[True] < losses[False]
-
-
 def test_normal_scores_by_hand():
     scores = normal_scores([0.3, 0.1, 0.3, 0.9])
     assert scores[0] == scores[2] == 0.0
@@ -112,17 +96,6 @@ def test_bayes_drops_the_assumption_that_skipping_hurts():
     best = helps(space.masks).max()
     found = [helps(search(Bayes(space, seed), 33, value=helps).best()[None])[0] == pytest.approx(best) for seed in range(8)]
     assert sum(found) >= 4
-
-
-@pytest.mark.parametrize("count", [123, 126])
-def test_bayes_learns_from_many_noisy_rewards_at_each_ask(count):
-    space, rng = MaskSpace(Budget(24, 8)), np.random.default_rng(0)
-    agent = Bayes(space, 0, noisy=True)
-    masks = space.distinct(count, lambda: space.sample(rng), rng)
-    agent.tell(masks, rng.normal(size=count))
-    before = list(agent.indices)
-    agent.ask(3)
-    assert agent.indices != before
 
 
 @pytest.mark.parametrize("count", [1, 9])
