@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.search_experiment import search_phases
-from das_gym.agents.searching.costs import with_costs
 from das_gym.agents.searching.loop import check_search, open_for_search, run_turns
-from das_gym.agents.searching.record import FRONT, Turn, plain_numbers
+from das_gym.agents.searching.record import FRONT, Turn, plain_numbers, with_costs
 from das_gym.agents.searching.scorer import OURS, open_scorer
 from das_gym.agents.settings import COST_SETTINGS, ParetoSettings
 

@@ -29,9 +29,8 @@ import numpy as np
 from das_gym.agents.run_report import draw_search, search_facts
 from das_gym.agents.sb3.algorithms import is_algorithm
 from das_gym.agents.searching.config import SearchConfig
-from das_gym.agents.searching.costs import with_costs
 from das_gym.agents.searching.loop import check_search, search
-from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
+from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row, with_costs
 from das_gym.agents.searching.scorer import open_scorer
 
 from das_gym.commands.commandline import format_command

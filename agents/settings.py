@@ -53,30 +53,41 @@ def complete_search(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class ParetoSettings(ResumableSettings):
-    """The settings of `python -m agents pareto`.
+class EnvironmentSettings(ResumableSettings):
+    """What commands have in common that run searches of their own on an environment.
 
     Attributes:
-        env_id: Id of the environment to search; `DAS-METER-VQA-Tabular-v0` and the like read a table. Its budget is ignored.
-        cost: Cost that is traded off against the loss. Latency is measured on this machine.
-        evaluations: Number of masks to score.
-        seed: Random seed of the search.
-        masks_per_turn: Masks that are scored in one call.
+        env_id: Id of the environment; `DAS-METER-VQA-Tabular-v0` and the like read a table.
         problem: Model and data of the environment.
-        reward_examples: Number of examples that a mask is scored on. None means the task's own number.
-        env_kwargs: Further arguments of the environment, as in `env_kwargs.table=FILE`.
+        env_kwargs: Further arguments of the environment, as in `env_kwargs.reward=metric`, `env_kwargs.table=FILE`.
+        seed: Random seed of the first search.
     """
 
     group: ClassVar[str] = "Search"
 
     env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS, others=True)
+    problem: ProblemConfig = nested(ProblemConfig)
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class ParetoSettings(EnvironmentSettings):
+    """The settings of `python -m agents pareto`. The budget of the environment is ignored.
+
+    Attributes:
+        cost: Cost that is traded off against the loss. Latency is measured on this machine.
+        evaluations: Number of masks to score.
+        masks_per_turn: Masks that are scored in one call.
+        reward_examples: Number of examples that a mask is scored on. None means the task's own number.
+    """
+
+    group: ClassVar[str] = "Search"
+
     cost: str = choice("MACs", tuple(SAVED.values()))
     evaluations: Annotated[int, Range(DRAWN)] = 400
-    seed: Seed = 0
     masks_per_turn: PositiveInt = 8
-    problem: ProblemConfig = nested(ProblemConfig)
     reward_examples: PositiveInt | None = None
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,34 +145,26 @@ class TableSettings(ResumableSettings):
 
 
 @dataclass(frozen=True)
-class CompareSettings(ResumableSettings, BudgetSettings):
+class CompareSettings(EnvironmentSettings, BudgetSettings):
     """The settings of `python -m agents compare`.
 
     Attributes:
-        env_id: Id of the environment to compare on. Its table is used.
         agents: Agents to compare, or "module:class" of custom ones.
         seeds: Number of searches of each agent, with seeds from `seed` on.
         evaluations: Masks that a search may score.
-        seed: Random seed of the first search.
         masks_per_turn: Masks that are scored between two answers.
-        live: Whether to score masks with the model instead of a table.
+        live: Whether to score masks with the model instead of the environment's table.
         agent_kwargs: Hyperparameters by agent, as in `agent_kwargs.bandit.learning_rate=5`.
-        problem: Model and data, for `live`.
-        env_kwargs: Further arguments of the environment, as in `env_kwargs.reward=metric`, `env_kwargs.table=FILE`.
     """
 
     group: ClassVar[str] = "Comparison"
 
-    env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS, others=True)
     agents: tuple[str, ...] = choice(COMPARED, ChainMap[str, Any](ALGORITHMS, AGENTS), others=True)
     seeds: PositiveInt = 50
     evaluations: PositiveInt = 120
-    seed: Seed = 0
     masks_per_turn: PositiveInt = 3
     live: bool = False
     agent_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    problem: ProblemConfig = nested(ProblemConfig)
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()

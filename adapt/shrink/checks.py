@@ -64,7 +64,7 @@ def check_loaded(settings: AnsweringSettings, problem: Problem, choice: Choice |
         fallback_if_not_removable(choice, problem)
     check_examples(problem.task, shuffled(problem.task, problem.splits.test, settings.test_examples))
     train = problem.splits.train
-    if settings.recover != "none" and len(train):
+    if settings.train.recover != "none" and len(train):
         check_examples(problem.task, [train[row] for row in sorted(training_rows(len(train), settings.train))])
     if choice is None:
         check_examples(problem.task, problem.splits.reward)
@@ -154,7 +154,7 @@ def _check_model(settings: AnsweringSettings, vlm: VLM) -> None:
     if recovery.closed_form == REFIT:
         check_refit(vlm)
     if recovery.adds_code and has_remote_code(vlm):
-        raise ValueError(f"recover={settings.recover} does not support a model with custom code. Use recover=lora.")
+        raise ValueError(f"recover={settings.train.recover} does not support a model with custom code. Use recover=lora.")
 
 
 def check_verification_memory(vlm: VLM) -> None:

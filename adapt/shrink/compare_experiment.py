@@ -204,7 +204,7 @@ def title_of(settings: CompareSettings, count: int) -> str:
     name, value = next(iter(settings.budget.items()))
     budget = counted(value, "layer") if name == "skip_num" else f"at least {100 * value:g} % of the {SAVED[name]}"
     model = "the bundled model" if settings.problem.checkpoint is None else display_name(Path(settings.problem.checkpoint))
-    recovery = "no recovery" if settings.recover == "none" else settings.recover
+    recovery = "no recovery" if settings.train.recover == "none" else settings.train.recover
     if settings.train.method is not None:
         recovery += f", {counted(settings.train.steps, 'step')}"
     seeds = f"seed {settings.seed}" if settings.seeds == 1 else counted(settings.seeds, "seed")

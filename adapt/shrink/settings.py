@@ -155,10 +155,7 @@ class AnsweringSettings(SearchingSettings, BudgetSettings):
     Attributes:
         skip_num: Exactly how many layers to delete. If no budget is given, at least 20 % of the MACs are saved.
         seed: Random seed of search and recovery.
-        recover: How to recover: LoRA in the remaining layers, training all parameters of the decoder and projector, the
-            adapters of DAS, another method of `python -m adapt compare`, or nothing. Without training: `linear` puts
-            linear maps in the removed layers' positions, `refit` changes the MLPs before them. Either with LoRA after it.
-        train: Further settings of recovery.
+        train: Settings of recovery.
         metric: Score of generated answers: the task's, or one of `register_metric`. None means the task's.
     """
 
@@ -166,8 +163,7 @@ class AnsweringSettings(SearchingSettings, BudgetSettings):
 
     problem: ProblemConfig = nested(ProblemConfig, default=answering_problem)
     skip_num: int | None = None
-    recover: str = choice("lora", CHOICES, others=True)
-    train: RecoveryConfig = nested(RecoveryConfig, shared=("seed", "recover"))
+    train: RecoveryConfig = nested(RecoveryConfig, shared=("seed",))
     search: SearchConfig = nested(SearchConfig, shared=SHARED, without=BUDGET_SETTINGS, listed=False)
     metric: str | None = choice(None, METRICS, own=True)
     test_examples: PositiveInt | None = 500
@@ -231,7 +227,7 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings):
             )
         if self.control and self.train.method is None:
             raise ValueError(
-                f"`control` is trained like the recovered model: got True with recover={self.recover}. Leave it out."
+                f"`control` is trained like the recovered model: got True with recover={self.train.recover}. Leave it out."
             )
 
     @property

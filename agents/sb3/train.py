@@ -27,10 +27,18 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_model, with_defaults
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
-from das_gym.agents.searching.answers import better, is_scored, score_answers
 from das_gym.agents.searching.config import SearchConfig
-from das_gym.agents.searching.costs import with_costs
-from das_gym.agents.searching.record import FORMAT, Checkpoint, OnTurn, SearchResult, best_row
+from das_gym.agents.searching.record import (
+    FORMAT,
+    Checkpoint,
+    OnTurn,
+    SearchResult,
+    best_row,
+    better,
+    is_scored,
+    score_answers,
+    with_costs,
+)
 from das_gym.agents.searching.scorer import OURS, OwnScorer, open_scorer
 
 from das_gym.envs.vector_env import ScoredVectorEnv

@@ -11,9 +11,7 @@ from pathlib import Path
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algorithm, with_defaults
-from das_gym.agents.searching.answers import better, is_scored, score_answers
 from das_gym.agents.searching.config import SearchConfig
-from das_gym.agents.searching.costs import with_costs
 from das_gym.agents.searching.racing import Race
 from das_gym.agents.searching.record import (
     CHECKPOINT,
@@ -22,7 +20,11 @@ from das_gym.agents.searching.record import (
     SearchResult,
     Turn,
     best_row,
+    better,
+    is_scored,
+    score_answers,
     spent,
+    with_costs,
 )
 from das_gym.agents.searching.scorer import MaskScorer, open_scorer
 from das_gym.agents.searching.setup import make_search_agent

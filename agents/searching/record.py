@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from das_gym.agents.searching.config import SearchConfig
-from das_gym.agents.searching.scorer import SCORES, MaskScorer
+from das_gym.agents.searching.scorer import SCORES, MaskScorer, open_scorer
 
 from das_gym.commands.runs import library_versions
 from das_gym.commands.settings import build, settings_dict
@@ -19,8 +20,10 @@ from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.architecture import Unit
 from das_gym.engine.scores import Scores
 from das_gym.files import explain_damage, read_json, write_json
-from das_gym.problem.budget import keeps_budget
+from das_gym.problem.budget import Masks, keeps_budget
 from das_gym.problem.config import recorded_settings
+from das_gym.problem.loading import Problem
+from das_gym.problem.mask_cost import SAVED
 from das_gym.problem.mask_space import skipped_names
 
 FORMAT = 1
@@ -136,6 +139,38 @@ def best_rows(turns: Iterable[Turn], budget: Mapping[str, Any]) -> list[dict[str
 def best_row(turns: Iterable[Turn], budget: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the first of `best_rows`; None if there is none."""
     return next(iter(best_rows(turns, budget)), None)
+
+
+Row = dict[str, Any]
+"""A mask with its reward and scores, see `Turn.rows`."""
+
+
+def score_answers(scorer: MaskScorer, mask: Masks, best: Mapping[str, Any] | None) -> list[Row]:
+    """Score an agent's answer and the best mask that it asked for, together on the examples of the next step.
+
+    Args:
+        scorer: Scores the masks.
+        mask: (n_layers,) bool: the agent's answer.
+        best: The best mask that was scored on all examples, as `best_row` returns it; None if there is none.
+
+    Returns:
+        One or two rows, the answer's first; one if both are the same mask.
+    """
+    # Not part of the budget. It is the next step of the environment, so that a replay scores it on the same examples.
+    masks = mask[None]
+    if best is not None and best["mask"] != mask.astype(int).tolist():
+        masks = np.stack((mask, np.array(best["mask"], dtype=bool)))
+    return Turn.of(masks, *scorer.score(masks)).rows
+
+
+def better(rows: Sequence[Row]) -> Row:
+    """Return the row with the highest reward, the first of equals."""
+    return max(rows, key=lambda row: -math.inf if row["reward"] is None else row["reward"])
+
+
+def is_scored(mask: Sequence[int], turns: Sequence[Turn]) -> bool:
+    """Return True if a mask, 0/1 per layer, was scored on all reward examples in one of the turns."""
+    return any(row["mask"] == list(mask) for turn in turns for row in turn.complete_rows)
 
 
 @dataclass(frozen=True)
@@ -298,3 +333,25 @@ class Checkpoint:
             if any(len(mask) != n_layers for turn in checkpoint.turns for mask in turn.masks):
                 raise ValueError(f"its masks do not have {n_layers} layers")
         return checkpoint
+
+
+def with_costs(config: SearchConfig, folder: Path | None = None, problem: Problem | None = None) -> SearchConfig:
+    """Return the search with measured costs in its `env_kwargs`, if its budget is of another cost than MACs.
+
+    Latency is measured only once, so that the same masks satisfy the budget until the end of the search, and wherever its
+    record is replayed: a search that continues from the checkpoint in `folder` has the costs measured then. `problem` is the
+    loaded problem of the environment, if there is one.
+    """
+    if folder is not None and (folder / CHECKPOINT).is_file():
+        costs = read_json(folder / CHECKPOINT)
+        for name in ("config", "env_kwargs", "costs"):  # `Checkpoint.load` reports damage
+            costs = costs.get(name) if isinstance(costs, Mapping) else None
+    else:
+        names = [name for name in config.budget if name in SAVED and name != "macs_saved"]
+        costs = None
+        if names:
+            with closing(open_scorer(config.env_id, config.mask_kwargs, problem=problem)) as scorer:
+                costs = {name: scorer.cost_of(name).as_dict() for name in names}
+    if not isinstance(costs, Mapping):
+        return config
+    return replace(config, env_kwargs={**config.env_kwargs, "costs": costs})

@@ -95,7 +95,7 @@ def test_answers_are_kept_and_written_again(
     assert PROGRAM.run(["predict", *words, f"out={out}"]) == 1
     assert "`out` exists" in capsys.readouterr().err
     assert PROGRAM.run(["predict", *words]) == 1
-    assert "pass out=answers.json" in capsys.readouterr().err
+    assert "`out` is missing" in capsys.readouterr().err
 
 
 def test_adapter_file_is_small_and_reloads_to_equal_logits(adapted: Path, small_kwargs: dict[str, str], mini_folder: Path):

@@ -15,7 +15,7 @@ from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main
 from das_gym.adapt.run_commands import shrink as ex
 from das_gym.adapt.shrink import checks, job, measuring, verifying
 from das_gym.adapt.shrink.checks import check_dtype
-from das_gym.adapt.shrink.settings import ShrinkSettings
+from das_gym.adapt.shrink.settings import RecoveryConfig, ShrinkSettings
 from das_gym.adapt.shrink.verifying import VerificationError
 from PIL import Image
 from pyarrow import parquet
@@ -165,10 +165,11 @@ def test_shrink_saves_linear_maps_of_sublayers_and_vision_layers(shrink: Callabl
 
 
 def test_only_a_search_scores_masks_with_linear_maps():
-    assert ShrinkSettings(recover="linear").problem.skip == "linear"
-    assert ShrinkSettings(recover="linear", mask=(0, 1)).problem.skip is None
+    linear = RecoveryConfig(recover="linear")
+    assert ShrinkSettings(train=linear).search.problem.skip == "linear"
+    assert ShrinkSettings(train=linear, mask=(0, 1) * 6).problem.skip is None
     deleted = ProblemConfig(model="VLM", task="answering", skip="delete")
-    assert ShrinkSettings(recover="linear", problem=deleted).problem.skip == "delete"
+    assert ShrinkSettings(train=linear, problem=deleted).problem.skip == "delete"
 
 
 @pytest.mark.slow
