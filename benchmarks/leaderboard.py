@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from das_gym.agents.ask_tell.base import agent_class, check_agent_name, make_agent
+from das_gym.agents.ask_tell.base import agent_class, check_agent_name
 from das_gym.agents.compare.comparison import AgentResult, quantile
 from das_gym.agents.listing import first_line
 from das_gym.agents.sb3.algorithms import find_algorithm, is_algorithm
@@ -28,7 +28,7 @@ from benchmarks.search.problems import (
     LONG_TABLES,
     MIN_MASKS,
     PLANTED_EVALUATIONS,
-    TEST_SEEDS,
+    PLANTED_SEEDS,
     long_problems,
     planted_problem,
     short_problems,
@@ -40,8 +40,6 @@ from das_gym.commands.runs import library_versions
 from das_gym.drawing.table import markdown_table
 from das_gym.files import write_text
 from das_gym.intervals import mean_interval
-from das_gym.problem.budget import Budget
-from das_gym.problem.mask_space import MaskSpace
 
 COUNTS = (5, 10, 20, EVALUATIONS)
 SORTED_BY = 20
@@ -50,6 +48,9 @@ SB3 = ("ppo", "maskable_ppo")
 
 LEFT_OUT = ("angular", "block_influence", "interlace", "uniform")
 """Rules with one mask, which the first table leaves out."""
+
+READERS = ("angular", "block_influence", "interlace")
+"""Agents that read layer statistics, which planted problems lack. They have no environment for SB3 either."""
 
 ABOUT_BANDIT = """The paper's `bandit` was made for a search during training: it scores three masks
 a turn and takes one small step of its preferences after each. That suits hundreds of turns, not a few evaluations."""
@@ -91,28 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     long = compare("24 units", long_problems(range(options.long_seeds)), options.agents, options.cache)
     planted = {}
     for n in options.layers:
-        agents = without_statistics(options.agents, n)
+        agents = [agent for agent in options.agents if not is_algorithm(agent) and agent not in READERS]
         if n == min(PLANTED_EVALUATIONS) and has_optuna():  # with more layers it takes as long as all others together
             agents.append(OPTUNA)
-        seeds = TEST_SEEDS["planted"][: options.planted]
+        seeds = PLANTED_SEEDS[: options.planted]
         problems = [planted_problem(family, n, seed) for family in FAMILIES for seed in seeds]
         planted[n] = compare(f"planted, {n}", problems, agents, options.cache)
     write_text(options.out, document(options, short, long, planted))
     print(f"written: {options.out}")
-
-
-def without_statistics(agents: Sequence[str], n_layers: int) -> list[str]:
-    """Return the ask/tell agents without layer statistics: planted problems have neither statistics nor environments."""
-    found = []
-    for name in agents:
-        if is_algorithm(name):  # it needs an environment
-            continue
-        try:
-            if not make_agent(name, MaskSpace(Budget(n_layers, n_layers // 3))).statistics_read:
-                found.append(name)
-        except ValueError:  # it needs a statistic at once
-            continue
-    return found
 
 
 def document(settings: argparse.Namespace, short: Scores, long: Scores, planted: dict[int, Scores]) -> str:

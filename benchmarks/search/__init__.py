@@ -1,1 +1,1 @@
-"""Compare search agents on planted losses and on tables of real models: `python -m benchmarks.search`."""
+"""Problems and rivals of search agents for `benchmarks.leaderboard`, and deeper masks: `python -m benchmarks.search`."""

@@ -1,7 +1,6 @@
 """What racing saves: the cost and processor time of `bayes` with and without it.
 
-    python -m benchmarks.search.racing tables --cache FOLDER            losses of all masks of 4 of 12 units, by example
-    python -m benchmarks.search.racing race --cache FOLDER --seeds 60   searches on these tables
+    python -m benchmarks.search.racing race --cache FOLDER --seeds 60   on tables of all masks of 4 of 12 units, by example
     python -m benchmarks.search.racing race --cache FOLDER --train      stages and z, on the seeds that they were chosen on
     python -m benchmarks.search.racing live --cache FOLDER --seeds 5    searches of models, with their processor time
     python -m benchmarks.search.racing live --problems llava smolvlm_sublayers --seeds 3
@@ -13,7 +12,6 @@ examples; on models it is the task's. `to the optimum` is until the best mask wa
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from collections.abc import Iterable, Sequence
@@ -29,6 +27,7 @@ from das_gym.agents.searching.racing import LEAST, STAGES, Race, Z
 from das_gym.agents.searching.scorer import SCORES, MaskScorer, OwnScorer
 from das_gym.agents.searching.setup import make_search_agent
 
+from benchmarks.machine import make_parser
 from das_gym.drawing.table import markdown_table
 from das_gym.engine.scores import Scores
 from das_gym.envs.skip_env import EngineScorer
@@ -220,26 +219,19 @@ def table_row(name: str, variant: str, found: Sequence[Searched], targets: Seque
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is asked for, and print a table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.search.racing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=("tables", "race", "live"))
+    parser = make_parser("search.racing", __doc__)
+    parser.add_argument("what", choices=("race", "live"))
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS))
     parser.add_argument("--seeds", type=int, default=60)
     parser.add_argument("--train", action="store_true", help="all variants, on the training seeds")
-    parser.add_argument("--only-racing", action="store_true", help="without searches that do not race")
     given = parser.parse_args(arguments)
     if given.what != "live" and given.cache is None:
         parser.error("--cache is needed")
     head = ["problem", "stages", "optimum", "mean regret", "median cost to it", "cost of 120 masks"]
     seeds = (TRAIN_SEEDS if given.train else TEST_SEEDS)[: given.seeds]
-    if given.what == "tables":
-        for name in given.problems:
-            load_table(given.cache, name)
-    elif given.what == "race":
-        variants = VARIANTS if given.train else VARIANTS[:2]
-        rows = race_tables(given.cache, given.problems, seeds, variants[int(given.only_racing) :])
+    if given.what == "race":
+        rows = race_tables(given.cache, given.problems, seeds, VARIANTS if given.train else VARIANTS[:2])
         print(*markdown_table(head, rows), sep="\n")
     else:
         head += ["median seconds to it", "seconds of 120 masks"]

@@ -88,12 +88,6 @@ class QuadraticRegression(LinearRegression):
     pairs: ClassVar[float] = 0.5
 
 
-class BayesWithoutSmallMasks(Bayes):
-    """`bayes` without the small masks at the beginning: `--agents bayes benchmarks.search.rivals:BayesWithoutSmallMasks`."""
-
-    free_budget: ClassVar[bool] = False
-
-
 RIVALS: dict[str, str | type[Agent]] = {
     "local_search": LocalSearch,
     "linear_regression": LinearRegression,

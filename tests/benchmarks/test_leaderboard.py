@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from das_gym.agents.settings import COMPARED
 
 from benchmarks import leaderboard
 from benchmarks.search import problems, runs
@@ -25,11 +24,6 @@ def test_short_problems_have_many_masks_and_name_their_models(tmp_path):
     expected = {(round(p.random_mean, 9), round(p.optimum, 9)) for p in load_suite(None, "test").problems}
     drawn = [problem.oracle for problem in found[14:]]
     assert {(round(oracle.random_reward, 9), round(oracle.best_reward, 9)) for oracle in drawn} <= expected
-
-
-def test_without_statistics_leaves_agents_out():
-    left_out = set(COMPARED) - set(leaderboard.without_statistics(COMPARED, 24))
-    assert left_out == {"angular", "block_influence", "interlace"}
 
 
 @pytest.mark.slow

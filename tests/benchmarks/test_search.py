@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from benchmarks.search import problems, runs
 from benchmarks.search.__main__ import main
 from benchmarks.search.optuna_tpe import run_optuna
 from benchmarks.search.planted import FAMILIES, PlantedOracle
-from benchmarks.search.problems import SearchProblem, greedy_evaluations, suite_problems
+from benchmarks.search.problems import SearchProblem, planted_problem
 from benchmarks.search.rivals import register_rivals
 from das_gym.problem.mask_space import every_mask
 
@@ -27,34 +28,11 @@ def test_planted_oracle_knows_the_best_mask(family):
     assert oracle.normalized(np.array([np.inf]))[0] > 2
 
 
-def test_suites_hold_their_problems():
-    assert [problem.oracle.space.size for problem in suite_problems("tables-large", 1)] == [10626, 10626]
-    assert {problem.evaluations for problem in suite_problems("greedy-12", 1)} == {33, 42, 50, 57, 63}
-    assert len(suite_problems("groups-24", 2)) == 2
-    assert set(suite_problems("tables-12")[0].seeds).isdisjoint(suite_problems("tables-12", train=True)[0].seeds)
-
-
-def test_greedy_evaluations_by_hand():
-    assert greedy_evaluations(12, 4) == 12 + 11 + 10 + 9
-    for name in ("llava-6", "llava-8"):
-        assert problems.LIVE[name][2] == greedy_evaluations(24, problems.LIVE[name][1])
-
-
 @pytest.mark.parametrize("agent", ["heat_kernel", "quadratic_regression", "local_search"])
 def test_rivals_learn(agent):
     register_rivals()
-    scores = runs.compare("pairs-24", suite_problems("pairs-24", 1), [agent, "random"], None)
+    scores = runs.compare("pairs-24", [planted_problem("pairs", 24, 1000)], [agent, "random"], None)
     assert scores.final_regrets(agent) < scores.final_regrets("random")
-
-
-@pytest.mark.slow
-def test_live_suite_measures_regret_to_the_best_of_its_searches(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(problems, "LIVE_RANDOM_MASKS", 2)
-    monkeypatch.setitem(problems.LIVE, "llava-6", ("layers", 6, 6))
-    register_rivals()
-    scores = runs.compare("llava-6", suite_problems("llava-6", 1), ["random", "local_search"], None)
-    regrets = [scores.final_regrets(agent)[0] for agent in ("random", "local_search")]
-    assert min(regrets) == 0.0 < max(regrets)
 
 
 def test_run_cached_distinguishes_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -78,13 +56,15 @@ def test_optuna_answers_with_its_best_mask():
     assert result.evaluations.tolist() == [8, 8]
 
 
-def test_search_benchmark_resumes_and_counts_distinct_runs(tmp_path, capsys, monkeypatch):
-    words = ["--cache", str(tmp_path), "--suites", "greedy-12", "--agents", "greedy", "random", "--seeds", "2"]
+@pytest.mark.slow
+def test_search_benchmark_measures_regret_to_the_best_of_its_searches_and_resumes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(problems, "LIVE_RANDOM_MASKS", 2)
+    monkeypatch.setitem(problems.LIVE, "llava-6", ("layers", 6, 6))
+    words = ["--cache", str(tmp_path), "--problems", "llava-6", "--agents", "random", "uniform", "--seeds", "1"]
     main(words)
     printed = capsys.readouterr().out
-    assert len(list(tmp_path.iterdir())) == 7 * 5 * 2
-    assert "| greedy | 35 |" in printed  # two seeds of an agent that draws nothing are one run
-    assert "| random | 70 |" in printed
+    regrets = [float(re.search(rf"\| {agent} \| 1 \| (\S+) ", printed)[1]) for agent in ("random", "uniform")]
+    assert min(regrets) == 0.0 < max(regrets)
     monkeypatch.setattr(runs, "run_agent", None)
     main(words)  # from the cache, milliseconds included
     assert capsys.readouterr().out == printed
