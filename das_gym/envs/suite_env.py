@@ -70,8 +70,7 @@ class SuiteEnv(MaskEnv, gymnasium.Env[Any, Any]):
     budgets: Kinds of budgets, one or several of `count`, `macs`, `latency`, `parameters` and `memory`. Problems of the last
         three come last, so that the others keep their numbers; they need tables with these costs, such as the bundled ones.
     problems: Draw from a random subset of this many problems; None = all.
-    relatives: For each model, how many others to add that lack one to three of its units.
-    problems_seed: Chooses both.
+    problems_seed: Chooses them.
     render_mode: `ansi`, `rgb_array` (all images of a split have one size) or None.
 
     ## Vectorized environment
@@ -90,7 +89,6 @@ class SuiteEnv(MaskEnv, gymnasium.Env[Any, Any]):
         statistics: str | Iterable[str] | None = None,
         suite: str | None = None,
         problems: int | None = None,
-        relatives: int = 0,
         problems_seed: int = 0,
         budgets: str | Iterable[str] = DEFAULT_BUDGETS,
         render_mode: str | None = None,
@@ -98,7 +96,7 @@ class SuiteEnv(MaskEnv, gymnasium.Env[Any, Any]):
     ) -> None:
         signatures = [inspect.signature(cls).parameters for cls in (type(self), SuiteEnv)]
         check_arguments(others, [name for parameters in signatures for name in parameters if name != "others"])
-        self.suite = load_suite(suite, split, reward, statistics, relatives, problems_seed, budgets, problems)
+        self.suite = load_suite(suite, split, reward, statistics, problems_seed, budgets, problems)
         super().__init__(SuiteEpisodes(self.suite, action, flat, 1), render_mode)
 
     @property

@@ -55,11 +55,6 @@ class MaskCost:
         """
         return (self.full - self.amounts(masks)) / self.full
 
-    def without(self, layers: np.ndarray) -> MaskCost:
-        """Return the cost of the model that is left, the new baseline, when (n_layers,) bool units are removed."""
-        left = self.amounts(layers[None])[0].item()
-        return MaskCost(left, left, self.savings[~layers], self.setting)
-
     @property
     def saves(self) -> np.ndarray:
         """(n_layers,) bool: units that cost more than their skip adapter."""

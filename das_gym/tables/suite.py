@@ -51,12 +51,6 @@ FEWEST_MASKS = 20
 LEAST_SPREAD = 1e-3
 """A problem whose best mask earns less than this more than a random mask is left out: there is nothing to find."""
 
-RELATIVE_UNITS = 3
-"""Largest number of units that a relative of a model lacks; the smallest is one."""
-
-RELATIVE_REWARD = 0.5
-"""The exp(-loss) of a relative is at least this share of the model's: a broken model teaches nothing."""
-
 WORST = -1.0
 """The lowest scaled reward of a feasible mask."""
 
@@ -169,20 +163,10 @@ def budgets_of(table: SubnetTable, kinds: Sequence[str] = DEFAULT_BUDGETS) -> It
                 yield Budget(n, saved=saved, cost=cost)
 
 
-def relatives_of(table: SubnetTable, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """Return up to `count` sets of units to remove, each of which leaves a smaller model that still does its task."""
-    earned = table.values("exp_neg_loss")
-    skipped = table.masks.sum(axis=1)
-    fitting = (skipped >= 1) & (skipped <= RELATIVE_UNITS) & (earned >= RELATIVE_REWARD * earned[0])
-    drawn = rng.permutation(np.flatnonzero(fitting))[:count]
-    return [tuple(np.flatnonzero(table.masks[row]).tolist()) for row in drawn]
-
-
 def problems_of(
     source: SuiteTable,
     table: SubnetTable,
     reward: str = "exp_neg_loss",
-    without: tuple[int, ...] = (),
     budgets: Sequence[str] = DEFAULT_BUDGETS,
 ) -> list[SuiteProblem]:
     """Return the problems of a table, without trivial ones; ValueError if it lacks the cost of a budget."""
@@ -194,10 +178,6 @@ def problems_of(
                 "`python -m benchmarks.make_suite --out FOLDER`"
             )
     parts = {"": table, **{group: table.group_table(group) for group in table.groups_apart}}
-    if without:
-        parts = {group: part.without(without) for group, part in parts.items()}
-        table = parts[""]
-        source = dataclasses.replace(source, name=f"{source.name} without {'+'.join(map(str, without))}")
     rewards = {group: find_reward(reward).compute(part.float64_scores("reward")) for group, part in parts.items()}
     problems = []
     for budget in budgets_of(table, budgets):
@@ -359,7 +339,6 @@ def load_suite(
     split: str = "train",
     reward: str = "exp_neg_loss",
     statistics: Iterable[str] | str | None = None,
-    relatives: int = 0,
     seed: int = 0,
     budgets: str | Iterable[str] = DEFAULT_BUDGETS,
     problems: int | None = None,
@@ -371,9 +350,8 @@ def load_suite(
     The arguments are those of `das_gym.envs.suite_env.SuiteEnv`; `seed` is its `problems_seed`.
     """
     check_names([split], SUITE_SPLITS, "split")
-    for name, value in {"relatives": relatives, "problems_seed": seed}.items():
-        if not is_whole(value) or value < 0:
-            raise ValueError(f"`{name}` is out of range: got {value!r}, expected an integer of at least 0")
+    if not is_whole(seed) or seed < 0:
+        raise ValueError(f"`problems_seed` is out of range: got {seed!r}, expected an integer of at least 0")
     given = (budgets,) if isinstance(budgets, str) else tuple(budgets)
     check_names(given, BUDGET_KINDS, "kind of budget")
     if not given:
@@ -382,14 +360,14 @@ def load_suite(
     names = None if statistics is None else tuple(each.name for each in check_statistics(statistics))
     path, tables = read_suite(folder)
     stamp = (path / SUITE_FILE).stat().st_mtime_ns
-    suite = _load_suite(path, stamp, tables, split, reward, names, relatives, seed, kinds)
-    suite.made_by = (load_suite, (folder, split, reward, names, relatives, seed, kinds))
+    suite = _load_suite(path, stamp, tables, split, reward, names, kinds)
+    suite.made_by = (load_suite, (folder, split, reward, names, seed, kinds))
     if problems is None:
         return suite
     if not is_whole(problems) or not 1 <= problems <= len(suite.problems):
         raise ValueError(f"`problems` is out of range: got {problems!r}, expected 1..{len(suite.problems)} or None")
     drawn = [suite.problems[place] for place in np.random.default_rng(seed).permutation(len(suite.problems))[:problems]]
-    return Suite(drawn, names, (load_suite, (folder, split, reward, names, relatives, seed, kinds, problems)))
+    return Suite(drawn, names, (load_suite, (folder, split, reward, names, seed, kinds, problems)))
 
 
 @lru_cache(maxsize=8)
@@ -400,17 +378,13 @@ def _load_suite(
     split: str,
     reward: str,
     statistics: tuple[str, ...] | None,
-    relatives: int,
-    seed: int,
     budgets: tuple[str, ...],
 ) -> Suite:
     del stamp  # part of the cache's key: a suite that was made again is loaded again
     found: list[SuiteProblem] = []
-    for number, source in enumerate(entry for entry in tables if entry.split == split):
-        table = SubnetTable.load(path / source.file)
-        rng = np.random.default_rng([seed, number])
-        for without in ((), *(relatives_of(table, relatives, rng) if relatives else ())):
-            found += problems_of(source, table, reward, without, budgets)
+    for source in tables:
+        if source.split == split:
+            found += problems_of(source, SubnetTable.load(path / source.file), reward, budgets)
     settings = list(BUDGET_KINDS.values())
     last_default = BUDGET_KINDS[DEFAULT_BUDGETS[-1]]
     # Sorting is stable: problems of the default budgets keep their order, and so their numbers.

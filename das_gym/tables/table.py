@@ -14,7 +14,7 @@ import dataclasses
 import io
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -229,37 +229,11 @@ class SubnetTable:
         meta = dataclasses.replace(self.meta, **counts, groups=())
         return SubnetTable(meta, scores, self.macs, self.group_statistics[number])
 
-    def without(self, layers: Sequence[int]) -> SubnetTable:
-        """Return the table of means of the model without some layers; ValueError if the table lacks its masks.
-
-        Statistics of the losses of masks, such as `leave_one_out`, are those of the remaining model; others stay as
-        measured with the removed layers present.
-        """
-        kept = [layer for layer in range(self.n_layers) if layer not in layers]
-        if self.meta.max_skipped is not None or not kept:
-            raise ValueError(f"layers {list(layers)} cannot be taken out of a table of {self.n_layers} layers: give fewer")
-        rows = np.flatnonzero(self.masks[:, list(layers)].all(axis=1))
-        scores = {split: Scores(*(getattr(self.scores[split], name)[rows] for name in SCORES)) for split in SPLITS}
-        names = tuple(self.meta.layer_names[layer] for layer in kept)
-        removed = np.isin(np.arange(self.n_layers), layers)
-        costs = {name: cost.without(removed).as_dict() for name, cost in given_costs(self.meta.costs).items()}
-        meta = dataclasses.replace(self.meta, layer_names=names, macs_full=int(self.macs[rows[0]]), costs=costs, groups=())
-        remaining = SubnetTable(meta, scores, self.macs[rows], self.statistics[kept])
-        columns = [
-            (remaining._from_losses if name in statistics_of_removals() else remaining.statistic)(name)
-            for name in meta.statistics
-        ]
-        return dataclasses.replace(remaining, statistics=np.stack(columns, axis=1))
-
     def statistic(self, name: str) -> np.ndarray:
         """Return (n_layers,) float32: a layer statistic that it holds, or one that follows from the losses of its masks."""
         if name in self.meta.statistics:
             return self.statistics[:, self.meta.statistics.index(name)]
         check_names([name], (*self.meta.statistics, *statistics_of_removals()), "statistic of this table")
-        return self._from_losses(name)
-
-    def _from_losses(self, name: str) -> np.ndarray:
-        """Return (n_layers,) float32: a statistic by name, from the losses of masks on the reward split."""
         statistic = STATISTICS[name]
         assert statistic.of_removals is not None
         return statistic.bounded(statistic.of_removals(self.removal_losses)).astype(np.float32)

@@ -112,5 +112,3 @@ def test_mask_cost_rounds_shares_once():
     cost = MaskCost(100, 100, np.array([20, 30, -10]), "parameters_saved")
     assert cost.saved(np.array([[True, False, False]])).tolist() == [0.2]  # 1 - 0.8 is less
     assert cost.range == (-0.1, 0.5)
-    left = cost.without(np.array([True, False, False]))
-    assert (left.full, left.unskipped, left.savings.tolist(), left.setting) == (80, 80, [30, -10], "parameters_saved")

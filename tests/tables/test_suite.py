@@ -71,47 +71,10 @@ def test_problems_of_leaves_out_trivial_ones():
     assert not list(problems_of(source, dataclasses.replace(table.without_groups(), scores=scores)))
 
 
-def test_table_without_layers_agrees_with_the_full_one():
-    whole = made_up_table(7, 0)
-    for table in (whole, whole.group_table("color")):
-        left = table.without((1, 4))
-        masks = left.masks
-        full = np.insert(masks, (1, 3), True, axis=1)  # before the second and the fourth of what is left
-        assert full[:, [1, 4]].all()
-        np.testing.assert_array_equal(left.macs, table.macs[table.index(full)])
-        for split in ("reward", "test"):
-            np.testing.assert_array_equal(left.values("loss", split), table.values("loss", split)[table.index(full)])
-        assert left.meta.layer_names == ("block.0", "block.2", "block.3", "block.5", "block.6")
-        assert left.macs_saved[0] == 0
-        column = left.meta.statistics.index("leave_one_out")
-        losses = left.values("loss")
-        np.testing.assert_allclose(left.statistics[:, column], losses[1 << np.arange(5)] - losses[0], atol=1e-6)
-        kept = [0, 2, 3, 5, 6]
-        np.testing.assert_array_equal(np.delete(left.statistics, column, 1), np.delete(table.statistics[kept], column, 1))
-    with pytest.raises(ValueError, match="give fewer"):
-        whole.without(range(7))
-
-
 def test_suite_rejects_statistics_that_its_tables_lack(made_up_suite: Path):
     for name, holder in (("leave_one_out_4", "statistic"), ("fisher", "statistic of this table")):
         with pytest.raises(ValueError, match=f"unknown {holder} '{name}'"):
             load_suite(made_up_suite, "train", statistics=(name,))
-
-
-def test_relatives_add_problems_of_the_same_tables(made_up_suite: Path):
-    alone, more = load_suite(made_up_suite, "train"), load_suite(made_up_suite, "train", relatives=3)
-    names = [problem.name for problem in more.problems]
-    assert len(set(names)) == len(names) > len(alone.problems)
-    assert {problem.name for problem in alone.problems} <= set(names)
-    models = {problem.source.name for problem in more.problems}
-    assert all(name.split(" without ")[0] in ("train-0", "train-1") for name in models)
-    assert sum(" without " in name for name in models) <= 6
-    by_divergence = load_suite(made_up_suite, "train", "neg_kl", relatives=3)  # of the same models, whatever is rewarded
-    assert {problem.source.name for problem in by_divergence.problems} == models
-    again = load_suite(made_up_suite, "train", relatives=3, seed=1)
-    assert [problem.name for problem in again.problems] != names
-    with pytest.raises(ValueError, match="`relatives`"):
-        load_suite(made_up_suite, "train", relatives=-1)
 
 
 def test_skip_highest_agrees_with_budgets(made_up_suite: Path):

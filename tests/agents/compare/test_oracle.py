@@ -41,7 +41,7 @@ def test_suite_oracle_has_the_problems_of_the_environment(made_up_suite):
     assert oracle.env_id == problem.name
     assert max(oracle(mask) for mask in oracle.space.masks) == problem.optimum == oracle.best_reward
     assert np.isnan(oracle.test_metrics(oracle.space.masks)).all()
-    drawn = {"suite": str(made_up_suite), "split": "train", "relatives": 2, "problems": 5, "problems_seed": 3}
+    drawn = {"suite": str(made_up_suite), "split": "train", "problems": 5, "problems_seed": 3}
     names = gymnasium.make("DAS-Suite-v0", **drawn).get_wrapper_attr("problem_names")
     assert [make_oracle("DAS-Suite-v0", env_kwargs={**drawn, "problem": i}).env_id for i in range(5)] == list(names)
 
