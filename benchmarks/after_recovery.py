@@ -97,7 +97,7 @@ def recovered_losses(
         student = pruned_copy(full, mask)
     if config.closed_form == REFIT:
         refit_before_removed(full, student, mask, states)
-    trained = recover(student, full, task, problem.splits.train, config, teacher=teacher)
+    trained = recover(student, problem, config, teacher=teacher)
     with temporarily_merged(student, full, config, trained):
         return [loss_of(student, task, test, BATCH, "loss") for test in tests]
 

@@ -93,7 +93,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for settings in every:
         student = pruned_copy(full, mask)
         started = time.perf_counter()
-        trained = recover(student, full, task, problem.splits.train, settings, teacher=teacher)
+        trained = recover(student, problem, settings, teacher=teacher)
         seconds = time.perf_counter() - started
         with temporarily_merged(student, full, settings, trained):
             found = loss(student, held_out)

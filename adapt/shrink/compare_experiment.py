@@ -184,7 +184,7 @@ class MethodTrials:
         if trial.seed not in self._teachers:  # one at a time: it holds hidden states of every example
             self._teachers = {trial.seed: make_teacher(full, problem.task, problem.splits.train, config)}
         checkpoint, teacher = self.folder / f"{trial.variant}_{trial.seed}.pt", self._teachers[trial.seed]
-        trained = recover(smaller, full, problem.task, problem.splits.train, config, checkpoint, teacher)
+        trained = recover(smaller, problem, config, checkpoint, teacher)
         with temporarily_merged(smaller, full, config, trained, self.folder):
             title = f"{trial.variant}, recovered"
             after = score_model(smaller, problem.task, self.test, title, settings.metric)[0]

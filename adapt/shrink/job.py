@@ -78,7 +78,7 @@ class ShrinkJob:
         round_parameters(shrunk.model, self.dtype)  # as a folder would store it
         final = repaired_copy(self.problem, mask, self.recovery)
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
-        trained = recover(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher, log)
+        trained = recover(final, self.problem, self.recovery, self.folder / CHECKPOINT, teacher, log)
         if not is_main_process():
             return self._with_control(None, teacher)
         models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}
@@ -145,8 +145,8 @@ class ShrinkJob:
         if not run_on_main_process(lambda: self._wants_control(measured)):
             return measured
         control = pruned_copy(self.full, np.zeros(len(self.full.layers), bool))
-        parts = self.problem.task, self.problem.splits.train, self.recovery, self.folder / CONTROL_CHECKPOINT, teacher
-        trained = recover(control, self.full, *parts, title="training the control")
+        checkpoint = self.folder / CONTROL_CHECKPOINT
+        trained = recover(control, self.problem, self.recovery, checkpoint, teacher, title="training the control")
         if measured is None:
             return None
         with temporarily_merged(control, self.full, self.recovery, trained, self.folder):

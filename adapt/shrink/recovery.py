@@ -37,6 +37,7 @@ from das_gym.models.transformers.inserted_adapters import insert_into_pruned
 from das_gym.models.transformers.layer_removal import decoder_path
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import replace_forwards
+from das_gym.problem.loading import Problem
 from das_gym.processes import world_size
 from das_gym.tasks.base import Task
 
@@ -173,22 +174,21 @@ def checkpointed_layers(vlm: VLM, active: bool) -> Iterator[None]:
 
 def recover(
     student: VLM,
-    full_model: VLM,
-    task: Task,
-    examples: Sequence[Any],
+    problem: Problem,
     config: RecoveryConfig,
     checkpoint: Path | None = None,
     teacher: Teacher | None = None,
     log: Log | None = None,
     title: str = "recovering",
 ) -> list[nn.Parameter]:
-    """Train a `pruned_copy` of the full model on the train split, in place, and return the parameters that were trained.
+    """Train a `pruned_copy` of a problem's model on the train split, in place, and return the parameters that were trained.
 
-    The full model, which shares weights with the student, stays as it is. Use the student within `temporarily_merged`
+    The problem's model, which shares weights with the student, stays as it is. Use the student within `temporarily_merged`
     afterwards. An existing checkpoint is resumed. `teacher` is that of `make_teacher`; None makes one.
     """
     if config.method is None:
         return []
+    full_model, task, examples = cast(VLM, problem.vlp), problem.task, problem.splits.train
     teacher = teacher or make_teacher(full_model, task, examples, config)
     if teacher is None:
         raise ValueError("There are no training examples to recover with. Use recover=none, or data with a train split.")

@@ -71,7 +71,7 @@ class Command:
             pkgutil.resolve_name(self.target).run_words(words, (*siblings, *self.subcommands))
             return 0
         cls = self.settings_class
-        words = before_with(words, self.positional, cls) if self.positional else words
+        words = before_with(words, self.positional) if self.positional else words
         if words and words[0] in HELP:
             print(localize_commands(help_text(cls, module_docstring(self.target.partition(":")[0]))))
             return 0
@@ -233,22 +233,17 @@ def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
     return build(cls, values)
 
 
-def before_with(words: Sequence[str], name: str, cls: type) -> list[str]:
+def before_with(words: Sequence[str], name: str) -> list[str]:
     """Return the words of a command with the ones before `with` as values of the setting `name`: `report 1 2 with x=3`."""
     if not words or words[0] in (*HELP, "print_config", "with"):
         return list(words)
     if "=" in words[0] and not Path(words[0]).exists():  # a setting without `with`
         return list(words)
     end = list(words).index("with") if "with" in words else len(words)
-    values, rest = tuple(words[:end]), words[end + 1 :]
-    for word in values:
+    for word in words[:end]:
         if "=" in word and not Path(word).exists():
             raise UsageError(f"settings follow `with`: got {word} before it")
-    if isinstance(defaults_of(cls)[name], tuple):
-        return ["with", f"{name}={values}", *rest]
-    if len(values) > 1:
-        raise UsageError(f"expected one {name}, got {' '.join(values)}; settings follow `with`")
-    return ["with", f"{name}={values[0]}", *rest]
+    return ["with", f"{name}={tuple(words[:end])}", *words[end + 1 :]]
 
 
 def describe_error(error: BaseException, resume: str | None = None) -> str:

@@ -96,7 +96,7 @@ def test_adapters_alone_learn(problem_of: Callable[[str], Problem]):
     student, unchanged = pruned_copy(problem.vlp, MASK), divergence(pruned_copy(problem.vlp, MASK), problem)
     before = {name: p.clone() for name, p in student.model.named_parameters()}
     config = RecoveryConfig("adapters", steps=20, batch_size=4, learning_rate=3e-3, cross_entropy=0.0)
-    trained = recover(student, problem.vlp, problem.task, problem.splits.train, config)
+    trained = recover(student, problem, config)
     with temporarily_merged(student, problem.vlp, config, trained):
         after = dict(student.model.named_parameters())
     assert all(torch.equal(value, after[name]) for name, value in before.items())

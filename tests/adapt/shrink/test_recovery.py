@@ -43,8 +43,7 @@ SHORT = {"steps": 12, "batch_size": 4, "learning_rate": 3e-3, "save_every": 5}
 @contextmanager
 def recovered(problem: Problem, checkpoint: Path | None = None, log: Any = None, **settings: Any) -> Iterator[VLM]:
     student, config = pruned_copy(problem.vlp, MASK), RecoveryConfig(**{**SHORT, **settings})
-    parts = problem.task, problem.splits.train, config, checkpoint
-    trained = recover(student, problem.vlp, *parts, log=log)
+    trained = recover(student, problem, config, checkpoint, log=log)
     with temporarily_merged(student, problem.vlp, config, trained, checkpoint and checkpoint.parent):
         yield student
 
@@ -307,6 +306,6 @@ def test_recovery_on_the_full_models_answers(problem_of: Callable[[str], Problem
     states = []
     for examples in (train, [replace(e, answer="" if said.get(e.key) else e.answer) for e in train]):
         student = pruned_copy(problem.vlp, MASK)
-        trained = recover(student, problem.vlp, task, examples, config)
+        trained = recover(student, replace(problem, splits=replace(problem.splits, train=examples)), config)
         states.append([p.detach().clone() for p in trained])
     assert all(torch.equal(mine, its) for mine, its in zip(*states, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_recovery_learns_every_token_from_a_teacher_that_keeps_no_states(problem
     torch.testing.assert_close(teacher.states(examples), kept)
     student = pruned_copy(problem.vlp, MASK)
     before = score_model(student, problem.task, examples, "")[0].loss
-    recover(student, problem.vlp, problem.task, examples, config, teacher=teacher)
+    recover(student, replace(problem, splits=replace(problem.splits, train=examples)), config, teacher=teacher)
     assert score_model(student, problem.task, examples, "")[0].loss < before
 
 

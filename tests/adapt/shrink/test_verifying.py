@@ -51,9 +51,7 @@ def shrunk(problem: Problem, folder: Path, source: Path) -> tuple[VLM, Probes]:
     """Return a recovered model that was saved."""
     smaller = pruned_copy(problem.vlp, MASK)
     config = RecoveryConfig("full", steps=2, batch_size=4, learning_rate=1e-3)
-    with temporarily_merged(
-        smaller, problem.vlp, config, recover(smaller, problem.vlp, problem.task, problem.splits.train, config)
-    ):
+    with temporarily_merged(smaller, problem.vlp, config, recover(smaller, problem, config)):
         pass  # what `full` trains is the student's own
     save(smaller.model, folder, source, source, torch.float32)
     return smaller, Probes.from_examples(problem.vlp, problem.task, problem.splits.test)
