@@ -73,7 +73,9 @@ def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modu
     if name in DEVICES:
         return []
     if isinstance(value, Mapping):
-        return [module for key, each in value.items() for module in unknown_modules(each, str(key), known)]
+        return [
+            module for key, each in value.items() for module in unknown_modules(each, str(key).rpartition(".")[2], known)
+        ]
     if isinstance(value, list | tuple):
         return [module for each in value for module in unknown_modules(each, name, known)]
     if not isinstance(value, str):

@@ -132,12 +132,20 @@ def test_settings_file_builds_no_object(command, tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"plugins": ["harm_me"]}, {"search": {"env_id": "harm_me:X-v0"}}, {"agents": ["harm_me:"]}]
+    "settings",
+    [{"plugins": ["harm_me"]}, {"search": {"agent": "harm_me:"}}, {"search.agent": "harm_me:"}, {"agents": ["harm_me:"]}],
 )
 def test_settings_file_chooses_no_module(command, tmp_path: Path, settings):
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(settings))
     with pytest.raises(RunError, match=r"settings\.json .*`plugins=harm_me`"):
+        command.run({"runs_dir": str(tmp_path)}, named_configs=[str(path)])
+
+
+def test_settings_file_may_name_a_device(command, tmp_path: Path):
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"problem": {"device": "cuda:0"}}))
+    with pytest.raises(RunError, match="unknown setting 'problem'"):  # of this command, and not an unknown module
         command.run({"runs_dir": str(tmp_path)}, named_configs=[str(path)])
 
 
