@@ -28,10 +28,10 @@ from das_gym.adapt.shrink.measuring import loss_of
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrink.settings import LINEAR, REFIT, RecoveryConfig
 
+from benchmarks.fidelity import spearman_with_interval
 from benchmarks.machine import describe_machine, make_parser
 from das_gym.drawing.table import markdown_table
 from das_gym.files import read_json, write_json
-from das_gym.intervals import bootstrap_interval, spearman
 from das_gym.models.transformers.inserted_adapters import copy_with_linear_skips
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.linear_skips import fit_skip_adapters
@@ -165,13 +165,8 @@ def table(record: dict[str, Any]) -> str:
         losses = np.array([row["recovered"][way]["loss"] for row in record["rows"]])
         for name in PREDICTORS:
             values = np.array(record["predictors"][name])
-
-            def of_rows(sampled: np.ndarray, values: np.ndarray = values, losses: np.ndarray = losses) -> np.ndarray:
-                return np.array([spearman(values[some], losses[some]) for some in sampled])
-
-            low, high = bootstrap_interval(of_rows, len(losses))
             regret = losses[values.argmin()] - losses.min()
-            rows.append([way, name, f"{spearman(values, losses):.2f} ({low:.2f} to {high:.2f})", f"{regret:.4f}"])
+            rows.append([way, name, spearman_with_interval(values, losses), f"{regret:.4f}"])
     return "\n".join(markdown_table(("recovery", "predictor", "Spearman", "regret, nats"), rows, (0, 1)))
 
 

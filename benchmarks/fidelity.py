@@ -83,7 +83,7 @@ def fine_tuned(context: ComparisonContext, mask: np.ndarray, start: str, config:
     return subnet
 
 
-def with_interval(a: np.ndarray, b: np.ndarray) -> str:
+def spearman_with_interval(a: np.ndarray, b: np.ndarray) -> str:
     """Return Spearman's rho of two arrays with its bootstrap interval, as text."""
     rho = spearman(a, b)
     if not np.isfinite(rho):
@@ -116,7 +116,14 @@ def report(
     cells = []
     for name, (values, result) in sorted(rows.items(), key=lambda row: -np.nan_to_num(spearman(*row[1]), nan=-2.0)):
         shortfall = 100 * (result.max() - result[values.argmax()])
-        cells.append((name, with_interval(values, result), with_interval(values[top], result[top]), f"{shortfall:.1f}"))
+        cells.append(
+            (
+                name,
+                spearman_with_interval(values, result),
+                spearman_with_interval(values[top], result[top]),
+                f"{shortfall:.1f}",
+            )
+        )
     heads = ("predictor", "rho, all", "rho, best tenth", "shortfall, points")
     lines = markdown_table(heads, cells, text_columns=(0, 1, 2))
     return "\n".join([f"{len(masks)} masks, {metrics.shape[1]} seeds; metric after fine-tuning: {words}", "", *lines])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -149,7 +149,6 @@ def compare_agents(
     evaluations: int = 120,
     masks_per_turn: int = 3,
     agent_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
-    on_agent: Callable[[str], Any] | None = None,
 ) -> list[AgentResult]:
     """Compare agents.
 
@@ -160,7 +159,6 @@ def compare_agents(
         evaluations: Evaluations per search.
         masks_per_turn: Masks between two answers.
         agent_kwargs: Hyperparameters by agent; `SEARCH_DEFAULTS` are filled in.
-        on_agent: Called with the name of each agent when it is done.
 
     Returns:
         One result per agent, in the order of `agents`.
@@ -175,12 +173,7 @@ def compare_agents(
     settings = {agent: (agent_kwargs or {}).get(agent, {}) for agent in agents}
     for agent in agents:
         check_agent(oracle, agent, settings[agent], masks_per_turn)
-    results = []
-    for agent in agents:
-        results.append(run_agent(oracle, agent, seeds, evaluations, masks_per_turn, settings[agent]))
-        if on_agent is not None:
-            on_agent(agent)
-    return judge(oracle, results)
+    return judge(oracle, [run_agent(oracle, agent, seeds, evaluations, masks_per_turn, settings[agent]) for agent in agents])
 
 
 def run_agent(

@@ -5,8 +5,8 @@
     trained = train_sb3(SearchConfig("DAS-METER-VQA-v0", agent="ppo", skip_num=4, evaluations=500, masks_per_turn=4))
 
 `masks_per_turn` is the number of parallel environments, whose masks are scored in one engine call. A run folder holds
-`agent.zip`, which SB3's `load` and our `load_sb3` read; its description `sb3.json`; the record of the search, as for every
-other agent; and TensorBoard's files, if it is installed.
+`agent.zip`, which `load` of SB3's class reads; the record of the search, as for every other agent; and TensorBoard's files,
+if it is installed.
 
 **Resuming.** SB3 saves neither random generators nor rollouts and replay buffers. So a resumed search starts again with its
 seed: its networks train as before, and the masks in `checkpoint.json`, written every `save_every` turns, need not be scored
@@ -29,7 +29,6 @@ from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_mo
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.record import (
-    FORMAT,
     Checkpoint,
     OnTurn,
     SearchResult,
@@ -42,7 +41,7 @@ from das_gym.agents.searching.record import (
 from das_gym.agents.searching.scorer import OURS, OwnScorer, open_scorer
 
 from das_gym.envs.vector_env import ScoredVectorEnv
-from das_gym.files import explain_damage, read_json, write_bytes, write_json
+from das_gym.files import write_bytes
 from das_gym.problem.loading import Problem
 
 if TYPE_CHECKING:
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
     from stable_baselines3.common.logger import KVWriter
 
 AGENT = "agent.zip"
-DESCRIPTION = "sb3.json"
 LOGS = 20
 """Lines of metrics that an algorithm with a replay buffer logs in a search."""
 
@@ -123,8 +121,6 @@ def train_sb3(
         buffer = io.BytesIO()
         model.save(buffer)
         write_bytes(run_folder / AGENT, buffer.getvalue())
-        description = {"format": FORMAT, "algorithm": config.agent, "class": f"{cls.__module__}:{cls.__qualname__}"}
-        write_json(run_folder / DESCRIPTION, {**description, "action": action, "policy": policy})
         result.save(run_folder)
     return TrainedAgent(result, model, action, policy, recorder.starved)
 
@@ -152,21 +148,6 @@ def _learn(model: BaseAlgorithm, recorder: Recorder, action: str, writers: list[
             logger.dump(model.num_timesteps)
     finally:
         logger.close()
-
-
-def load_sb3(folder: str | os.PathLike[str], trust: bool = False) -> tuple[BaseAlgorithm, dict[str, Any]]:
-    """Load the trained algorithm of a run, and its description from `sb3.json`; ValueError without `trust=True`."""
-    path = Path(folder) / DESCRIPTION
-    if not path.is_file():
-        raise FileNotFoundError(f"no {DESCRIPTION} in {folder}: no algorithm of SB3 was trained there")
-    if not trust:
-        raise ValueError(
-            f"loading {Path(folder) / AGENT} unpickles it, which can run any code. Pass `trust=True` to confirm"
-        )
-    description = read_json(path)
-    with explain_damage(path, "train the agent again"):
-        cls, _ = find_algorithm(str(description["class"]))
-    return cls.load(Path(folder) / AGENT, device="cpu"), description
 
 
 def play_episode(model: BaseAlgorithm, env: ScoredVectorEnv, seed: int) -> np.ndarray:

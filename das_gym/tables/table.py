@@ -28,7 +28,6 @@ from das_gym.engine.scores import Scores
 from das_gym.files import parse_json, read_arrays, write_bytes
 from das_gym.names import check_names
 from das_gym.problem.budget import Budget
-from das_gym.problem.front import front_rows
 from das_gym.problem.mask_cost import MaskCost, given_costs
 from das_gym.problem.mask_space import masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
@@ -280,10 +279,6 @@ class SubnetTable:
         within = self._competing(by, **budget)
         goodness = self._goodness(by, split)
         return goodness[within].max() - goodness[self._rows_within(masks, within)]
-
-    def pareto_front(self, by: str | Objective = "metric", split: str = "test") -> np.ndarray:
-        """Return (p, n_layers) bool: the Pareto front of value and MACs, from the fewest MACs up."""
-        return self.masks[front_rows(self.macs_saved, -self._goodness(by, split))[::-1]]
 
     def describe(self, mask: np.ndarray) -> dict[str, float | int]:
         """Return all numbers of one (n_layers,) mask, as plain values."""

@@ -15,7 +15,7 @@ from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.adapt.subnets import load_subnet
 from das_gym.agents import SearchConfig, search
 from das_gym.agents.commands import PROGRAM as AGENTS
-from das_gym.agents.sb3.train import load_sb3, train_sb3
+from das_gym.agents.sb3.train import train_sb3
 
 from das_gym.commands import runs
 from das_gym.commands.settings import settings_dict
@@ -254,12 +254,3 @@ def hostile_agent(canary: Path) -> dict[str, Any]:
 def test_search_does_not_unpickle_an_agent(canary: Path, hostile_agent: dict[str, Any]):
     assert search(SearchConfig(**hostile_agent), "runs/2", resume=True).masks_asked == 24
     assert not canary.exists()
-
-
-def test_load_sb3_unpickles_an_agent_only_if_it_is_trusted(canary: Path, hostile_agent: dict[str, Any]):
-    del hostile_agent
-    with pytest.raises(ValueError, match="`trust=True`"):
-        load_sb3("runs/2")
-    assert not canary.exists()
-    load_sb3("runs/2", trust=True)
-    assert canary.exists()

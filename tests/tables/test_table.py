@@ -102,18 +102,6 @@ def test_rank_rejects_masks_off_the_budget(table: SubnetTable):
             ask([1, 1, 0], skip_num=1)
 
 
-@pytest.mark.parametrize("by", ["metric", "loss"])
-def test_pareto_front_agrees_with_all_pairs(table: SubnetTable, by: str):
-    value = table.values(by) if by == "metric" else -table.values(by)
-    beaten = [
-        any(value[j] >= value[i] and MACS[j] <= MACS[i] and (value[j] > value[i] or MACS[j] < MACS[i]) for j in range(8))
-        for i in range(8)
-    ]
-    front = table.index(table.pareto_front(by, "reward"))
-    best = np.flatnonzero(np.isfinite(value) & ~np.array(beaten))  # a mask without a finite loss is on no front
-    assert front.tolist() == sorted(best, key=lambda row: MACS[row])
-
-
 def test_missing_divergences_are_rejected():
     reward = Scores(LOSSES, METRICS, np.full(8, np.nan))
     table = make_table(scores={"reward": reward, "test": reward})

@@ -106,7 +106,7 @@ def test_search_with_extreme_budgets_and_budgets_by_cost(agent):
     ("agent", "reward_batches", "stop", "save_every"),
     [
         *((agent, "fixed", 1, 1) for agent in AGENTS),
-        *((agent, "resample", stop, 3) for agent in SEARCHING for stop in (2, 4)),
+        *(("bandit", "resample", stop, 3) for stop in (2, 4)),
         ("bandit", "cycle", 4, 3),
     ],
 )
