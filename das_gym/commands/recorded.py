@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import logging
 import pkgutil
 import re
@@ -21,6 +22,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+import yaml
 
 from das_gym.commands.run_folder import RunError, RunFolder, lock_run
 
@@ -58,7 +61,7 @@ from das_gym.commands.runs import (
 )
 from das_gym.commands.settings import build, flatten_settings, full_names, plain, settings_dict
 from das_gym.commands.trust import ask_to_repeat, import_plugins, imported_plugins, sensitive_settings, unknown_modules
-from das_gym.files import explain_damage, read_json
+from das_gym.files import explain_damage, read_bytes, read_json
 from das_gym.names import check_names
 from das_gym.processes import is_main_process, run_on_main_process, world_size
 
@@ -143,7 +146,7 @@ class RecordedCommand(Generic[Settings]):
 
         Args:
             config_updates: Settings by name; those of a group in a mapping.
-            named_configs: Named configs, or JSON files of settings. Later ones win, `config_updates` over all.
+            named_configs: Named configs, or JSON and YAML files of settings. Later ones win, `config_updates` over all.
             options: Sacred's options by their long flags.
 
         Raises:
@@ -238,8 +241,8 @@ class RecordedCommand(Generic[Settings]):
         return (merged if reopen is None else self._resumed(reopen, merged)), reopen
 
     def _named_config(self, name: str) -> Mapping[str, Any]:
-        if Path(name).suffix == ".json":
-            settings = flatten_settings(read_config(Path(name)))
+        if Path(name).suffix in (".json", ".yaml", ".yml"):
+            settings = flatten_settings(read_settings_file(Path(name)))
             modules = dict.fromkeys(unknown_modules(settings))
             ask_to_repeat(f"{name} was written", {"plugins": ",".join(modules)} if modules else {})
             return settings
@@ -397,3 +400,26 @@ def check_mongodb(place: str | None) -> None:
     except (ValueError, pymongo.errors.PyMongoError) as error:
         reason = re.split(r",| \(configured", str(error))[0]
         raise ValueError(f"`--mongo_db` cannot be opened: got {place!r} ({reason}), expected host:port:database") from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads plain values. Aliases are rejected: nested ones expand a few hundred bytes to billions of values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(f"line {self.peek_event().start_mark.line + 1} has an alias (*): write the value itself")
+        return super().compose_node(parent, index)
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Return the settings in a JSON or YAML file given after `with`, as plain values."""
+    if path.suffix == ".json":
+        return read_config(path)
+    try:
+        settings = yaml.load(read_bytes(path), Loader=_PlainLoader)
+        settings = json.loads(json.dumps(settings, default=str))  # names that are numbers, and dates, become texts
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__}, expected settings by name")
+    return settings

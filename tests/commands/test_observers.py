@@ -108,6 +108,9 @@ def test_unsupported_option_is_rejected_before_the_run(command, tmp_path: Path):
     [
         ("bad.json", "{bad", "is not valid JSON"),
         ("list.json", "[1]", "expected settings by name"),
+        ("bad.yaml", "number: 1\n---\nnumber: 2", "is not valid YAML"),
+        ("long.yaml", f"number: 0x{'9' * 5000}", "4300 digits"),
+        ("alias.yaml", "a: &a [x, x]\nb: [*a, *a]", "line 2 has an alias"),  # nested ones expand without bound
     ],
 )
 def test_file_without_settings_is_named(command, tmp_path: Path, name: str, content: str, says: str):
@@ -119,11 +122,12 @@ def test_file_without_settings_is_named(command, tmp_path: Path, name: str, cont
     assert not (tmp_path / "runs").exists()
 
 
-def test_settings_file_builds_no_object(command, tmp_path: Path):
+@pytest.mark.parametrize("name", ["settings.json", "settings.yaml"])  # every JSON is YAML
+def test_settings_file_builds_no_object(command, tmp_path: Path, name: str):
     harm = {"py/reduce": [{"py/function": "os.mkdir"}, {"py/tuple": [f"{tmp_path}/MARK"]}]}
-    (tmp_path / "settings.json").write_text(json.dumps({"number": [harm]}))
+    (tmp_path / name).write_text(json.dumps({"number": [harm]}))
     with pytest.raises(RunError, match="py/reduce"):
-        command.run({"runs_dir": str(tmp_path / "runs")}, named_configs=[str(tmp_path / "settings.json")])
+        command.run({"runs_dir": str(tmp_path / "runs")}, named_configs=[str(tmp_path / name)])
     assert not (tmp_path / "MARK").exists()
 
 
