@@ -151,18 +151,22 @@ class Training:
 
 
 class Turns:
-    """The turns so far, kept with the trainer's checkpoints."""
+    """The turns of a chooser so far, kept with the trainer's checkpoints."""
 
-    def __init__(self) -> None:
+    def __init__(self, chooser: Agent) -> None:
+        self.chooser = chooser
         self.history: list[JointTurn] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the turns as JSON values."""
-        return {"history": [vars(turn) for turn in self.history]}
+        """Return the turns, and the chooser's random state, as JSON values."""
+        return {"history": [vars(turn) for turn in self.history], "rng": self.chooser.rng.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned, and tell a new chooser the rewards of all turns."""
         self.history = [build(JointTurn, turn) for turn in state["history"]]
+        for turn in self.history:
+            self.chooser.tell(np.array(turn.masks, dtype=bool), np.array(turn.rewards))
+        self.chooser.rng.bit_generator.state = state["rng"]
 
 
 def reward_examples(task: Task, splits: Splits[Any], settings: DASSettings) -> tuple[Any, ...]:
@@ -182,7 +186,7 @@ def joint_search(
     save_every: int = 100,
 ) -> tuple[np.ndarray, list[JointTurn]]:
     """Train the model while a chooser searches; return its best mask and all turns. An existing checkpoint is resumed."""
-    settings, turns = training.settings, Turns()
+    settings, turns = training.settings, Turns(chooser)
     examples = reward_examples(training.model.task, splits, settings)
     first_turn = settings.warmup_epochs * training.steps_per_epoch
 
@@ -196,7 +200,7 @@ def joint_search(
 
     training.model.head.train()
     steps = settings.search_epochs * training.steps_per_epoch
-    trainer = training.trainer(steps, checkpoint, save_every, chooser=chooser, turns=turns)
+    trainer = training.trainer(steps, checkpoint, save_every, turns=turns)
     trainer.run(step, "search while training", log, training.step_loss.describe_step)
     return chooser.best(), turns.history
 

@@ -41,7 +41,7 @@ adapt = RecordedCommand("adapt", AdaptSettings, "das_gym.adapt.adapt_experiment:
 das = RecordedCommand("adapt das", JointSearchSettings, "das_gym.adapt.das_experiment:run_pipeline", pipeline_configs)
 compare = RecordedCommand("adapt compare", CompareSettings, "das_gym.adapt.compare_experiment:compare", named_problems)
 supernet = RecordedCommand("adapt supernet", SupernetSettings, "das_gym.adapt.supernet_experiment:supernet", named_problems)
-shrink = RecordedCommand(
+shrink: RecordedCommand[Any] = RecordedCommand(
     "adapt shrink", "das_gym.adapt.shrink.settings:ShrinkSettings", "das_gym.adapt.shrink_experiment:shrink", named_configs
 )
 shrink_compare = RecordedCommand(

@@ -98,6 +98,7 @@ class ParetoSettings(EnvironmentSettings):
     @property
     def search(self) -> SearchConfig:
         """The search: by the loss, whatever the environment rewards."""
+        budget: dict[str, Any] = {COST_SETTINGS[self.cost]: 0.0}
         return SearchConfig(
             self.env_id,
             FRONT_AGENT,
@@ -107,7 +108,7 @@ class ParetoSettings(EnvironmentSettings):
             masks_per_turn=self.masks_per_turn,
             reward_examples=self.reward_examples,
             env_kwargs={**self.env_kwargs, "reward": "neg_loss", "macs_price": 0.0},
-            **{COST_SETTINGS[self.cost]: 0.0},
+            **budget,
         )
 
 

@@ -20,12 +20,13 @@ from das_gym.adapt.methods import METHODS
 from das_gym.adapt.subnets import load_with_overrides
 
 from das_gym.commands.runs import COMPARISON
-from das_gym.files import read_json
+from das_gym.files import at_home, read_json
 from das_gym.registration import MODELS, find_class
 
 
 def run_export(settings: ExportSettings) -> ExportedFolder:
     """Write the folder; ValueError if the run's method, `dtype` or `onnx` does not suit the model."""
+    out = at_home(settings.out)
     place, folder = find_subnet(settings.run, settings.runs_dir, settings.method)
     found = record_in(folder, (RECORD, JOINT_RECORD, COMPARISON))
     content = None if found is None else read_json(found)
@@ -45,12 +46,12 @@ def run_export(settings: ExportSettings) -> ExportedFolder:
     if subnet.backbone.config is None or not MODELS[subnet.backbone.config.model].reads_prompts:
         if settings.dtype != "auto":
             raise ValueError(f"`dtype` is not supported by {type(vlp).__name__}: got {settings.dtype}. Leave it out.")
-        return export(subnet, settings.out, settings.onnx, record)
+        return export(subnet, out, settings.onnx, record)
     if settings.onnx:
         raise ValueError(f"`onnx` is not supported for generative models: got {subnet.backbone.config.model}. Leave it out.")
     from das_gym.adapt.export.answering import export_answering
 
-    return export_answering(subnet, settings.out, record, settings.dtype)
+    return export_answering(subnet, out, record, settings.dtype)
 
 
 def _compared(record: Mapping[str, Any], trial: Trial) -> dict[str, Any]:

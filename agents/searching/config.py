@@ -85,10 +85,10 @@ class SearchConfig(BudgetSettings):
         entry = entry_of(self.env_id)
         if entry is not None and (self.problem.model, self.problem.task) != (entry.model, entry.task):
             object.__setattr__(self, "problem", replace(self.problem, model=entry.model, task=entry.task))
-        given = self.problem.env_kwargs
-        for name in given.keys() & self.env_kwargs.keys():
+        of_problem = self.problem.env_kwargs
+        for name in of_problem.keys() & self.env_kwargs.keys():
             raise ValueError(
-                f"{name}={given[name]} is given, and env_kwargs.{name}={self.env_kwargs[name]} too; give one of them"
+                f"{name}={of_problem[name]} is given, and env_kwargs.{name}={self.env_kwargs[name]} too; give one of them"
             )
         for name in {*BUDGET_SETTINGS, "num_envs", "action"} & self.env_kwargs.keys():
             own = "masks_per_turn" if name == "num_envs" else name

@@ -136,6 +136,7 @@ def run_turns(
 
 def run_turn(agent: Agent, scorer: MaskScorer, race: Race | None, masks: Masks) -> Turn:
     """Score the masks that an agent has asked for, (m, n_layers) bool, and report their rewards."""
+    scores: Mapping[str, np.ndarray]
     if race is None:
         rewards, scores = scorer.score(masks)
         shares = np.ones(len(masks))

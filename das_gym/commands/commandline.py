@@ -78,7 +78,7 @@ class Command:
         if list(words) == ["print_config"]:
             print(settings_text(cls, defaults_of(cls)))
             return 0
-        settings = parse(cls, words, name)
+        settings: Any = parse(cls, words, name)
         return pkgutil.resolve_name(self.target)(settings) or 0  # imported once the settings are checked
 
 

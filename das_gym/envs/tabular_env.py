@@ -45,6 +45,8 @@ class TableScorer(Scorer):
 
     scores_examples = False
 
+    table: SubnetTable
+
     def __init__(
         self,
         table: SubnetTable,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections import Counter
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet
-from das_gym.adapt.das import Training, joint_search, new_model, reward_examples
+from das_gym.adapt.das import JointTurn, Training, Turns, joint_search, new_model, reward_examples
 from das_gym.adapt.das_experiment import SUPERNET_FILE
 from das_gym.adapt.paper import DASSettings, das_settings
 from das_gym.adapt.run_commands import das as ex
@@ -67,6 +68,20 @@ def test_joint_search_takes_turns_after_warmup(problem: ProblemConfig):
 
 
 @pytest.mark.slow
+def test_turns_restore_the_chooser_of_a_stopped_search():
+    stopped, resumed = paper_bandit(12, 4, 0, 1.0), paper_bandit(12, 4, 1, 1.0)
+    turns, again = Turns(stopped), Turns(resumed)
+    for step in range(3):
+        masks = stopped.ask(3)
+        rewards = 1 / (1 + masks @ np.arange(12.0))
+        stopped.tell(masks, rewards)
+        turns.history.append(JointTurn(step, masks.astype(int).tolist(), [1.0] * 3, rewards.tolist(), None))
+    again.load_state_dict(json.loads(json.dumps(turns.state_dict())))
+    assert again.history == turns.history
+    np.testing.assert_array_equal(resumed.preferences, stopped.preferences)
+    np.testing.assert_array_equal(resumed.ask(5), stopped.ask(5))
+
+
 def test_joint_search_trains_tunable_parameters_alone(problem: ProblemConfig):
     settings = settings_of("das_gym", search_epochs=1, warmup_epochs=0)
     training, splits = new_training(problem, settings)
