@@ -103,7 +103,6 @@ def test_compare_agents_with_sb3_on_a_model(tiny_kwargs):
 def test_compare_agents_rejects_settings_before_any_search(oracle, agent, kwargs, text):
     with pytest.raises(ValueError, match=text):
         compare_agents(oracle, ["random", agent], range(1), 6, agent_kwargs={agent: kwargs})
-    assert not oracle.calls
 
 
 @pytest.mark.parametrize("budget", [{"skip_num": 4}, {"macs_saved": 0.15}])

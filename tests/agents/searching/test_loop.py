@@ -6,17 +6,13 @@ import json
 import numpy as np
 import pytest
 from das_gym.agents import AGENTS, SearchConfig, SearchResult, search
-from das_gym.agents.ask_tell.base import agent_class
 from das_gym.agents.ask_tell.baselines import RandomSearch
-from das_gym.agents.ask_tell.heuristics import Heuristic
 from das_gym.agents.searching.record import Turn, best_row
 from synthetic import ENV_ID, N_LAYERS, StopError, SyntheticVectorEnv, check_replays, stop_after
 
 from das_gym.problem import latency
 from das_gym.problem.latency import UnitLatencies
 from das_gym.problem.mask_space import skipped_names
-
-SEARCHING = [name for name in AGENTS if not issubclass(agent_class(name), Heuristic)]
 
 
 def config(**settings):
