@@ -103,16 +103,7 @@ def run_turns(
         agent = agent_of(config, scorer, scorer.statistics)
         bar.update()
     race = race_of(config, scorer, agent)
-    checkpoint = None
-    if resume and folder is not None:
-        checkpoint = Checkpoint.load(folder, config, len(scorer.layer_names))
-    known: tuple[Turn, ...] = ()
-    if folder is not None and checkpoint is not None:
-        known = checkpoint.turns
-        with explain_damage(folder / CHECKPOINT, "start a new search"):
-            scorer.set_state(checkpoint.scorer)
-            if race is not None:
-                race.load_state_dict(checkpoint.race)
+    known = restore(folder, config, scorer, race) if resume and folder is not None else ()
     history: list[Turn] = []
     # A mask scored on a share of the examples costs that share. Less than one full evaluation is not spent.
     while (left := math.floor(config.evaluations - spent(history))) > 0:
@@ -132,6 +123,18 @@ def run_turns(
         if on_turn is not None:
             on_turn(history[-1])
     return agent, history
+
+
+def restore(folder: Path, config: SearchConfig, scorer: MaskScorer, race: Race | None) -> tuple[Turn, ...]:
+    """Restore scorer and race from the checkpoint in a folder, and return its turns; none without a checkpoint."""
+    checkpoint = Checkpoint.load(folder, config, len(scorer.layer_names))
+    if checkpoint is None:
+        return ()
+    with explain_damage(folder / CHECKPOINT, "start a new search"):
+        scorer.set_state(checkpoint.scorer)
+        if race is not None:
+            race.load_state_dict(checkpoint.race)
+    return checkpoint.turns
 
 
 def run_turn(agent: Agent, scorer: MaskScorer, race: Race | None, masks: Masks) -> Turn:
