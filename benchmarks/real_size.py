@@ -30,12 +30,13 @@ from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE
 from das_gym.adapt.shrink.recovery import insert_trainable
 
 from benchmarks.machine import describe_machine, make_parser, memory_mib, restart_peak
+from benchmarks.pretrain.answering_models import SMOLVLM_TEMPLATE, SMOLVLM_TOKENS
+from benchmarks.pretrain.tokenizer import Tokens, train_chat_tokenizer
 from das_gym.engine.tree_memory import saved_bytes
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import count_macs
 from das_gym.models.transformers.layer_removal import prune, pruned_copy
 from das_gym.models.transformers.model import VLM
-from das_gym.registration import ASSETS
 
 BUNDLED = {
     "search METER": "agents with evaluations=60",
@@ -54,11 +55,17 @@ SHRINK = f"adapt;shrink;with;mask={[0, 0, 0, 1, 0] * 6};train.steps=2;train.batc
 COMMANDS = {"smolvlm-256m": {"search": SEARCH, "shrink": SHRINK}, "qwen2-vl-2b": {"search": SEARCH}}
 """Shortened commands for models of real size: words, separated by semicolons."""
 
-SMOLVLM_MINI = ASSETS / "smolvlm_mini"
-"""Whose tokenizer and template the models have."""
-
-QWEN_MARKS = ("image_pad", "video_pad", "vision_start", "vision_end")
-"""Special tokens of Qwen2-VL, which are added to the tokenizer."""
+QWEN_TOKENS = Tokens(
+    special=(
+        *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+        *("<|image_pad|>", "<|video_pad|>"),
+    ),
+    phrases=(),
+    speakers=("user", "assistant"),
+    bos="<|im_start|>",
+    eos="<|im_end|>",
+    pad="<|endoftext|>",
+)
 
 QWEN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
@@ -71,10 +78,11 @@ QWEN_TEMPLATE = (
 def smolvlm_256m() -> tuple[Any, Any]:
     """SmolVLM-256M's configuration and processor: images whole at 512 px, 64 tokens each."""
     import transformers as t
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
+    tokenizer = train_chat_tokenizer(SMOLVLM_TOKENS)
     side = {"longest_edge": 512}
-    processor = t.AutoProcessor.from_pretrained(SMOLVLM_MINI, size=side, max_image_size=side, image_seq_len=64)
-    tokenizer = processor.tokenizer
+    images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
     vision = t.SmolVLMVisionConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=512, patch_size=16
     )
@@ -87,16 +95,16 @@ def smolvlm_256m() -> tuple[Any, Any]:
     config = t.SmolVLMConfig(
         vision_config=vision, text_config=decoder, image_token_id=image, scale_factor=4, tie_word_embeddings=False
     )
-    return config, processor
+    return config, t.Idefics3Processor(images, tokenizer, image_seq_len=64, chat_template=SMOLVLM_TEMPLATE)
 
 
 def qwen2_vl_2b() -> tuple[Any, Any]:
     """Qwen2-VL-2B's configuration and processor: images at 224 px, 64 tokens each."""
     import transformers as t
 
-    tokenizer = t.AutoTokenizer.from_pretrained(SMOLVLM_MINI)
-    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{mark}|>" for mark in QWEN_MARKS]})
-    ids = {f"{mark.removesuffix('_pad')}_token_id": tokenizer.convert_tokens_to_ids(f"<|{mark}|>") for mark in QWEN_MARKS}
+    tokenizer = train_chat_tokenizer(QWEN_TOKENS)
+    marks = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in marks.items()}
     vision = {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio": 4, "patch_size": 14}
     decoder = {
         **{"vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28},
