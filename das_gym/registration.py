@@ -215,6 +215,7 @@ REWARD_THRESHOLDS = {
     "DAS-ViLT-F30K-Tabular-v0": 0.7173,
     "DAS-VLM-Answering-Tabular-v0": 0.9224,
     "DAS-LLaVA-Answering-Tabular-v0": 0.8897,
+    "DAS-SmolLM2-Text-Tabular-v0": 0.7959,
 }
 """`reward_threshold` of the specs: the best reward in each bundled table at the default settings, rounded down.
 
@@ -228,6 +229,7 @@ ENVIRONMENTS: dict[str, EnvEntry] = {}
 
 CHECKPOINT_TABLES = {
     "DAS-LLaVA-Answering-Tabular-v0": ("DAS-VLM-Answering-v0", "llava_mini"),
+    "DAS-SmolLM2-Text-Tabular-v0": ("DAS-VLM-Text-v0", "smollm2"),
 }
 """Ids of bundled tables of further checkpoints, to their environment and folder in `ASSETS`."""
 

@@ -4,6 +4,7 @@
     python -m benchmarks.real_model landscape FOLDER    perplexity without each layer
     python -m benchmarks.real_model compare FOLDER      searches for 3, 6 and 9 layers, about two hours on one core
     python -m benchmarks.real_model report FOLDER       the table of all searches that are done
+    python -m benchmarks.real_model speed FOLDER --layers 3 4 5     tokens a second without some layers
     python -m benchmarks.real_model train FOLDER        teaches the decoder to answer questions about images; an hour
     python -m benchmarks.real_model assemble FOLDER     builds that model from the weights that are shipped
     python -m benchmarks.real_model evaluate FOLDER     its exact match
@@ -22,10 +23,11 @@ from benchmarks.machine import make_parser
 from benchmarks.real_model.assembling import assemble, evaluate, write_weights
 from benchmarks.real_model.comparing import EVALUATIONS, RULES, SEARCHES, compare, landscape, report
 from benchmarks.real_model.prepare import prepare
+from benchmarks.real_model.speed import speed
 from benchmarks.real_model.training import train
 
 WEIGHTS = Path(__file__).parent / "weights" / "smolvlm135m.safetensors"
-COMMANDS = ("prepare", "landscape", "compare", "report", "train", "assemble", "evaluate")
+COMMANDS = ("prepare", "landscape", "compare", "report", "speed", "train", "assemble", "evaluate")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("folder", type=Path, help="of the model, the texts and all results")
     parser.add_argument("--skipped", type=int, nargs="+", default=list(EVALUATIONS), help="numbers of layers")
+    parser.add_argument("--layers", type=int, nargs="+", default=[], help="that `speed` removes")
     parser.add_argument("--skip", default="delete", choices=("delete", "linear"), help="what replaces a skipped layer")
     parser.add_argument("--methods", nargs="+", default=[*RULES, *SEARCHES], help="of `compare`")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the scores of a search")
@@ -51,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compare(given.folder, given.skipped, given.dtype, given.skip, given.methods)
     elif given.command == "report":
         report(given.folder, given.skip)
+    elif given.command == "speed":
+        speed(given.folder, given.layers)
     elif given.command == "train":
         train(given.folder / "smollm2", given.folder / "vision", given.steps)
         write_weights(given.folder / "vision" / "trained.pt", given.weights)

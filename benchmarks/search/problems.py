@@ -30,6 +30,7 @@ LONG_TABLES = {
         4,
     ),
     "llava_mini, 24 layers, 4 skipped": ("DAS-LLaVA-Answering-Tabular-v0", "llava_mini/answering_table.npz", 4),
+    "SmolLM2-135M, 30 layers, 3 skipped": ("DAS-SmolLM2-Text-Tabular-v0", "smollm2/text_table.npz", 3),
 }
 """Environment, file and number of skipped units of tables that hold all masks of at most this number of units."""
 
@@ -116,7 +117,7 @@ def suite_oracle(problem: SuiteProblem, folder: Path) -> TableOracle:
 
 
 def long_problems(seeds: Sequence[int]) -> list[SearchProblem]:
-    """Return the problems of 24 units, in the order of `LONG_TABLES`."""
+    """Return the problems of 24 and 30 units, in the order of `LONG_TABLES`."""
     found = []
     for env_id, file, skip_num in LONG_TABLES.values():
         path = ASSETS / file
