@@ -67,7 +67,7 @@ PROGRAM = Program(
     },
     main="run",
     examples=(
-        ("", "search, fine-tune, compare: bundled model and data, one minute"),
+        ("", "search, fine-tune, compare: bundled model and data, two minutes"),
         ("with search_run=3", "fine-tune what search 3 found"),
         ("shrink with checkpoint=DIR data_root=DIR macs_saved=0.2", "a smaller folder of transformers"),
         ("das with meter_vqa paper", "the paper's pipeline with its settings"),

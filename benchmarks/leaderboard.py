@@ -71,19 +71,19 @@ Differences in the first row may be chance. In the second row, greedy removal wo
 
 Perplexity without 6 or 9 of the 30 layers of a [pretrained model](docs/real_model.md), on the 12 reward texts of
 documentation that were searched on, 16 held-out texts and 16 of news, from `python -m benchmarks.real_model compare FOLDER
---skipped 9 6 --dtype bfloat16` and `report` (2026-11-30). Two seeds are given one by one. The full model has 25.0, 23.4 and
-49.8. Without the last 6 or 9 layers it is more than 100,000.
+--skipped 9 6 --dtype bfloat16` and `report` (2026-11-30). Where there are two seeds, both are given. The full model has
+25.0, 23.4 and 49.8. Without the last 6 or 9 layers it is more than 100,000.
 
 | layers removed | chosen by | masks scored | reward texts | held out | news |
 |---:|---|---:|---:|---:|---:|
 | 6 | `bayes` | 120 | 44.5 | 44.3 | 95 |
 | 6 | leave-one-out | 30 | 47.5 | 47.9 | 103 |
 | 6 | ShortGPT | 1 | 58.7 | 58.2 | 114 |
-| 9 | `bayes`, 2 seeds | 120 | 67.4, 67.8 | 64.4, 66.1 | 133, 149 |
+| 9 | `bayes`, 2 seeds | 120 | 67.4, 67.8 | 66.2, 64.4 | 133, 149 |
 | 9 | greedy (SLEB) | 234 | 67.5 | 65.6 | 154 |
 | 9 | ShortGPT | 1 | 74.7 | 71.9 | 167 |
 | 9 | leave-one-out | 30 | 81.9 | 81.1 | 186 |
-| 9 | random, 2 seeds | 120 | 210, 223 | 187, 216 | 394, 426 |
+| 9 | random, 2 seeds | 120 | 223, 210 | 187, 216 | 426, 394 |
 """
 """Measured once: a search takes minutes of processor time."""
 

@@ -219,7 +219,7 @@ REWARD_THRESHOLDS = {
 }
 """`reward_threshold` of the specs: the best reward in each bundled table at the default settings, rounded down.
 
-A test compares them with the tables. Specs have no `max_episode_steps`: every episode ends after at most n_layers steps, and
+A test compares them with the tables. Specs have no `max_episode_steps`: every episode ends by itself, and
 a limit would wrap the environment.
 """
 

@@ -16,7 +16,7 @@ from figures import search_figure
 from mkdocs.structure.files import File, Files
 
 from das_gym import ENVIRONMENTS
-from das_gym.registration import MODELS, SUITE_IDS, TASKS, EnvEntry, find_class, many_objectives
+from das_gym.registration import CHECKPOINT_TABLES, MODELS, SUITE_IDS, TASKS, EnvEntry, find_class, many_objectives
 
 ROOT = Path(__file__).parents[1]
 COPIES = {
@@ -82,7 +82,11 @@ def overview() -> str:
     """All environments in a table."""
     lines = ["# Environments", "", "| id | model | task | data | from a table |", "|---|---|---|---|---|"]
     for e in ENVIRONMENTS.values():
-        table = "no table is bundled" if e.table is None else f"[{e.tabular_id}](tabular.md)"
+        ids = [
+            *([e.tabular_id] if e.table is not None else []),
+            *(id for id, (live, _) in CHECKPOINT_TABLES.items() if live == e.id),
+        ]
+        table = ", ".join(f"[{id}](tabular.md)" for id in ids) or "no table is bundled"
         lines.append(f"| [{e.id}]({e.id}.md) | {e.model} | {e.task} | {e.data} | {table} |")
     lines += ["", "Custom models and tasks get ids, too: [Extend das_gym](../extending.md)."]
     return "\n".join(lines)
@@ -99,7 +103,7 @@ def environment_page(entry: EnvEntry) -> str:
         "named config": f"`python -m agents with {entry.short}`",
     }
     if needs_data:
-        facts["data"] = "none are bundled, see [data](../data.md#text)"
+        facts["data"] = "none are bundled, see [data](../data.md)"
         lines = []
     elif entry.table is None:
         facts["supernet"] = f"none is bundled: `python -m adapt supernet with {entry.short}` trains one"
@@ -133,10 +137,9 @@ def _table_facts(entry: EnvEntry) -> dict[str, str]:
 def tabular_page() -> str:
     """All environments that answer from a bundled table."""
     lines = ["# Tabular environments", "", "| id | masks | layers | reward of the best mask |", "|---|---:|---:|---:|"]
-    for entry in (entry for entry in ENVIRONMENTS.values() if entry.table is not None):
-        env = gymnasium.make(entry.tabular_id)
-        table, best = env.get_wrapper_attr("table"), gymnasium.spec(entry.tabular_id).reward_threshold
-        lines.append(f"| `{entry.tabular_id}` | {len(table.macs):,} | {table.n_layers} | {best} |")
+    for id in (*(entry.tabular_id for entry in ENVIRONMENTS.values() if entry.table is not None), *CHECKPOINT_TABLES):
+        table = gymnasium.make(id).get_wrapper_attr("table")
+        lines.append(f"| `{id}` | {len(table.macs):,} | {table.n_layers} | {gymnasium.spec(id).reward_threshold} |")
     return "\n".join([*lines, "", _docstring(find_class("das_gym.envs.tabular_env:TabularEnv"))])
 
 

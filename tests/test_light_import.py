@@ -77,7 +77,7 @@ def test_sacred_is_imported_only_by_commands():
     code = (
         "import sys, das_gym.agents, das_gym.adapt.finetune, gymnasium\n"
         "import das_gym.commands.runs, das_gym.commands.commandline\n"
-        "import das_gym.agents.searching.validate, das_gym.agents.listing\n"
+        "import das_gym.agents.searching.loop, das_gym.agents.listing\n"
         "gymnasium.make('DAS-METER-VQA-Tabular-v0').reset(seed=0)\n"
         "print('sacred' in sys.modules)"
     )

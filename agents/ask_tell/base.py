@@ -44,7 +44,7 @@ class Agent(ABC):
 
     Hyperparameters are keyword arguments after `space` and `seed`, which every agent has. Two names are filled in by
     searches instead: `statistics` receives the layer statistics of the environment (name to (n_layers,) values), `blocks`
-    the distances that `Angular` describes.
+    the distances between hidden states (`heuristics.Blocks`).
 
     Args:
         space: The masks to choose from.

@@ -20,8 +20,8 @@
 7. Under a budget by cost, masks skip few layers or many. Skipping nothing is then assumed to be better than any mask, and
    skipping everything worse, unless the scored masks say the opposite. Nothing else is assumed about a model.
 
-An ask takes milliseconds: with more than `OFTEN` masks, which change little from turn to turn, it improves only one of the
-processes, and by one step.
+An ask takes milliseconds: with more than `OFTEN` masks, the settings change little from turn to turn, and an ask improves
+only one of the processes, by one step.
 """
 
 from __future__ import annotations

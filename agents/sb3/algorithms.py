@@ -1,8 +1,8 @@
 """The algorithms of Stable-Baselines3: their action spaces, and settings for searches of a thousand masks.
 
 SB3's own defaults are for millions of steps: PPO's 2,048 steps per rollout would end a search of 1,000 masks before its
-first update. The settings here update every 32 to 64 steps, do not discount (a mask is rewarded only at its end) and keep
-networks small. Each can be changed by name, `hyperparameters.learning_rate=...`.
+first update. The settings here update every 16 to 64 steps, do not discount (a mask is rewarded only at its end) and keep
+networks small. Each can be changed by name, `agent_kwargs.learning_rate=...`.
 """
 
 from __future__ import annotations

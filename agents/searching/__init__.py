@@ -1,1 +1,1 @@
-"""The search loop, its record, and replaying a record."""
+"""The search loop, its settings and its record, and what scores masks."""

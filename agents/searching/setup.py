@@ -14,7 +14,7 @@ from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS
 
 SEARCH_DEFAULTS: dict[str, dict[str, Any]] = {"bandit": {"learning_rate": 20.0}}
-"""Agent settings for searches of a few hundred masks; the paper's rate of 1 is for thousands of turns."""
+"""Agent settings for searches of a few hundred masks; the paper's rate of 1 is for hundreds of turns."""
 
 
 def make_search_agent(
