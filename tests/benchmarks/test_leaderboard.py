@@ -39,7 +39,7 @@ def test_leaderboard_from_one_command(tmp_path, monkeypatch):
     for heading in ("## Up to 12 units", "### llava_mini, 24 layers", "### 36 layers, 12 skipped"):
         assert heading in text
     assert text.count("\n| random |") == 1 + 2 + 3 + 2  # first table, short ones, long ones, planted ones
-    assert text.count("\n| block_influence |") == 2 + 2  # planted problems have no statistics
+    assert text.count("\n| block_influence |") == 2 + 3  # planted problems have no statistics
     assert text.index("\n| agent |") < text.index("First are:") < text.index("## How to read")
     monkeypatch.setattr(runs, "run_agent", None)
     monkeypatch.setattr(runs, "run_optuna", None)
