@@ -93,6 +93,10 @@ def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str,
     if (entry := entry_of(record["env_id"])) is not None:
         _, folder = CHECKPOINT_TABLES.get(record["env_id"], (entry.id, ""))
         named = {"checkpoint": folder} if folder in MODELS[entry.model].named else {}
+        if record["env_id"] in CHECKPOINT_TABLES and not {**named, **trusted, **given}.get("checkpoint"):
+            raise ValueError(
+                f"`checkpoint` is missing: {record['env_id']} is a table of a model that is not bundled. Give its folder."
+            )
         return build(ProblemConfig, {"model": entry.model, "task": entry.task, **named, **trusted, **given})
     raise ValueError(
         f"{path} is of {record['env_id']}, which is not registered: import the module that registers its model and task "

@@ -1,12 +1,14 @@
-"""Which problem scores the masks of a search that runs first."""
+"""Which problem scores the masks of a search that runs first, and which problem a search of before has."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from das_gym.adapt.choosing import scored_problem
+from das_gym.adapt.choosing import choice_from_run, scored_problem
+from das_gym.agents.run_commands import search as search_command
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.scorer import open_scorer
 
@@ -32,3 +34,13 @@ def test_other_settings_of_the_search_are_not_ignored(other: SearchConfig):
 def test_an_unknown_setting_of_a_search_on_a_loaded_problem():
     with pytest.raises(TypeError, match="reward_exampels"):
         open_scorer(DEFAULT_ENV, {"reward_exampels": 8}, problem=LOADED)
+
+
+def test_a_search_on_a_table_of_a_model_that_is_not_bundled_needs_its_checkpoint(tmp_path: Path):
+    found = {"env_id": "DAS-SmolLM2-Text-Tabular-v0", "agent": "random", "skip_num": 3, "evaluations": 3}
+    search_command.run({**found, "runs_dir": str(tmp_path)})
+    with pytest.raises(ValueError, match=r"`checkpoint` is missing: DAS-SmolLM2-Text-Tabular-v0"):
+        choice_from_run(str(tmp_path), 1, {})
+    choice = choice_from_run(str(tmp_path), 1, {"checkpoint": str(tmp_path)})
+    assert choice.problem.checkpoint == str(tmp_path)
+    assert choice.mask.shape == (30,)
