@@ -74,12 +74,22 @@ def draw(found: Mapping[str, Sequence[Point]], path: Path) -> None:
         line = marker if name == "optimum" else f"{marker}-"
         axes.plot(macs, accuracy, line, color=color, linewidth=2 if name == "optimum" else 1, label=label)
     axes.invert_xaxis()
-    axes.set_xlabel("MACs of an example, % of the model without adapters")
-    axes.set_ylabel("accuracy on the test split, %")
-    axes.set_title("METER-mini (1.2 M parameters) on questions about shapes", fontsize=11)
+    label_axes(
+        axes,
+        "METER-mini (1.2 M parameters) on questions about shapes",
+        "MACs of an example, % of the model without adapters",
+        "accuracy on the test split, %",
+    )
+    save_figure(figure, path)
+
+
+def label_axes(axes: Any, title: str, x: str, y: str) -> None:
+    """Give axes a title, the names of what is drawn along x and y, a grid and a legend."""
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    save_figure(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

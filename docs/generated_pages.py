@@ -16,7 +16,7 @@ from figures import search_figure
 from mkdocs.structure.files import File, Files
 
 from das_gym import ENVIRONMENTS
-from das_gym.registration import CHECKPOINT_TABLES, MODELS, SUITE_IDS, TASKS, EnvEntry, find_class, many_objectives
+from das_gym.registration import MODELS, REWARD_THRESHOLDS, SUITE_IDS, TASKS, EnvEntry, entry_of, find_class, many_objectives
 
 ROOT = Path(__file__).parents[1]
 COPIES = {
@@ -82,11 +82,8 @@ def overview() -> str:
     """All environments in a table."""
     lines = ["# Environments", "", "| id | model | task | data | from a table |", "|---|---|---|---|---|"]
     for e in ENVIRONMENTS.values():
-        ids = [
-            *([e.tabular_id] if e.table is not None else []),
-            *(id for id, (live, _) in CHECKPOINT_TABLES.items() if live == e.id),
-        ]
-        table = ", ".join(f"[{id}](tabular.md)" for id in ids) or "no table is bundled"
+        tables = [f"[{id}](tabular.md)" for id in REWARD_THRESHOLDS if entry_of(id) is e]
+        table = ", ".join(tables) or "no table is bundled"
         lines.append(f"| [{e.id}]({e.id}.md) | {e.model} | {e.task} | {e.data} | {table} |")
     lines += ["", "Custom models and tasks get ids, too: [Extend das_gym](../extending.md)."]
     return "\n".join(lines)
@@ -137,9 +134,9 @@ def _table_facts(entry: EnvEntry) -> dict[str, str]:
 def tabular_page() -> str:
     """All environments that answer from a bundled table."""
     lines = ["# Tabular environments", "", "| id | masks | layers | reward of the best mask |", "|---|---:|---:|---:|"]
-    for id in (*(entry.tabular_id for entry in ENVIRONMENTS.values() if entry.table is not None), *CHECKPOINT_TABLES):
+    for id, best in REWARD_THRESHOLDS.items():
         table = gymnasium.make(id).get_wrapper_attr("table")
-        lines.append(f"| `{id}` | {len(table.macs):,} | {table.n_layers} | {gymnasium.spec(id).reward_threshold} |")
+        lines.append(f"| `{id}` | {len(table.macs):,} | {table.n_layers} | {best} |")
     return "\n".join([*lines, "", _docstring(find_class("das_gym.envs.tabular_env:TabularEnv"))])
 
 

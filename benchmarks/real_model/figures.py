@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.first_figure import label_axes
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.files import read_json
 from das_gym.registration import ASSETS
@@ -26,10 +27,13 @@ CHOOSERS = {
 LEAST = 1e-3
 """Smaller added losses, which may be negative, are drawn here."""
 
-REPAIRS = {"none": "removed", "lora, 70 steps": "removed", "linear": "linear maps", "linear+lora, 70 steps": "linear maps"}
-"""Repair to the row of `speed.txt` that generates as fast."""
-
-LABELS = {"none": "no repair", "lora, 70 steps": "LoRA", "linear": "linear maps", "linear+lora, 70 steps": "both"}
+REPAIRS = {
+    "none": ("no repair", "removed"),
+    "lora, 70 steps": ("LoRA", "removed"),
+    "linear": ("linear maps", "linear maps"),
+    "linear+lora, 70 steps": ("both", "linear maps"),
+}
+"""Repair to its label, and to the row of `speed.txt` that generates as fast."""
 
 
 def single_layers() -> dict[str, np.ndarray]:
@@ -37,9 +41,16 @@ def single_layers() -> dict[str, np.ndarray]:
     table = SubnetTable.load(ASSETS / "smollm2" / "text_table.npz")
     losses = table.values("loss")
     alone = table.index(np.eye(table.n_layers, dtype=bool))
-    lines = (RECORDS / "answering_layers.txt").read_text(encoding="utf-8").splitlines()[1:]
-    answering = np.array([float(re.search(r"loss ([\d.]+)", line)[1]) for line in lines])  # type: ignore[index]
+    record = (RECORDS / "answering_layers.txt").read_text(encoding="utf-8")
+    answering = np.array([float(loss) for loss in re.findall(r"^without .* loss ([\d.]+)", record, re.MULTILINE)])
     return {"text": losses[alone] - losses[0], "answers about images": answering[1:] - answering[0]}
+
+
+def rows_of(record: str) -> dict[str, list[str]]:
+    """Return the rows of the Markdown table in a record, by their first cell."""
+    lines = (RECORDS / record).read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {name: cells for name, *cells in rows[2:]}
 
 
 def draw_landscape(path: Path) -> None:
@@ -49,40 +60,32 @@ def draw_landscape(path: Path) -> None:
     for (name, added), color, marker in zip(single_layers().items(), ("#0072b2", "#b34700"), "os", strict=True):
         axes.plot(np.maximum(added, LEAST), f"{marker}-", color=color, linewidth=1, markersize=4, label=name)
     axes.set_yscale("log")
-    axes.set_xlabel("removed layer")
-    axes.set_ylabel("added loss, nats")
-    axes.set_title("SmolLM2-135M without one layer", fontsize=11)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    label_axes(axes, "SmolLM2-135M without one layer", "removed layer", "added loss, nats")
     save_figure(figure, path)
 
 
 def draw_speed(path: Path) -> None:
     """Draw perplexity on news against tokens a second, without nine layers, before and after each repair."""
-    rows = (RECORDS / "speed.txt").read_text(encoding="utf-8").splitlines()[3:]
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    tokens = {row[0]: float(row[2].split()[0]) for row in cells}
+    tokens = {name: float(row[1].split()[0]) for name, row in rows_of("speed.txt").items()}
+    full_perplexity = float(rows_of("real_model_report.txt")["full model"][-1])
     record = read_json(RECORDS / "after_recovery_mixed.json")
     figure = new_figure(6.4, 4.0)
     axes: Any = figure.add_subplot()
-    axes.plot(tokens["full model"], 49.78, "*", color="#1b1b1b", markersize=14, label="full model")
+    axes.plot(tokens["full model"], full_perplexity, "*", color="#1b1b1b", markersize=14, label="full model")
     for row in record["rows"]:
         layers = tuple(np.flatnonzero(row["mask"]).tolist())
         if layers not in CHOOSERS:
             continue
         name, color, marker = CHOOSERS[layers]
+        speeds = [tokens[kind] for _, kind in REPAIRS.values()]
         perplexities = [np.exp(row["recovered"][repair]["losses"][1]) for repair in REPAIRS]
-        axes.plot([tokens[kind] for kind in REPAIRS.values()], perplexities, marker, color=color, label=name)
+        axes.plot(speeds, perplexities, marker, color=color, label=name)
         if name == "bayes":
-            for repair, value in zip(REPAIRS, perplexities, strict=True):
-                place = (tokens[REPAIRS[repair]] - 0.12, value)
-                axes.annotate(LABELS[repair], place, ha="right", va="center", fontsize=8)
+            for (label, _), place in zip(REPAIRS.values(), zip(speeds, perplexities, strict=True), strict=True):
+                axes.annotate(label, place, (-8, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
     axes.set_yscale("log")
     axes.minorticks_off()
     axes.set_yticks([50, 100, 200, 400], ["50", "100", "200", "400"])
-    axes.set_xlabel("tokens a second, one thread of a CPU")
-    axes.set_ylabel("perplexity on news")
-    axes.set_title("SmolLM2-135M without nine of 30 layers", fontsize=11)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    title = "SmolLM2-135M without nine of 30 layers"
+    label_axes(axes, title, "tokens a second, one thread of a CPU", "perplexity on news")
     save_figure(figure, path)

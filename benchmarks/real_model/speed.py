@@ -1,4 +1,4 @@
-"""How many tokens a second the real model generates without some of its layers, and with linear maps in their places."""
+"""Measure tokens a second of the real model: full, without some of its layers, and with linear maps for these layers."""
 
 from __future__ import annotations
 
