@@ -162,7 +162,7 @@ class Turns:
         return {"history": [vars(turn) for turn in self.history], "rng": self.chooser.rng.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned, and tell a new chooser the rewards of all turns."""
+        """Restore the turns that `state_dict` returned; a new chooser receives the rewards of all of them."""
         self.history = [build(JointTurn, turn) for turn in state["history"]]
         for turn in self.history:
             self.chooser.tell(np.array(turn.masks, dtype=bool), np.array(turn.rewards))

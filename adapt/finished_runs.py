@@ -37,7 +37,7 @@ ONNX_TORCH = (2, 11)
 
 @dataclass(frozen=True)
 class SubnetSettings(PluginSettings):
-    """What the commands have in common that take a finished run.
+    """Settings shared by the commands that take a finished run.
 
     Attributes:
         run: Id of a finished run of `adapt`, `adapt das` or `adapt compare`, or the folder of one.

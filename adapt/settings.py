@@ -123,7 +123,7 @@ class SupernetConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class SearchingSettings(ResumableSettings):
-    """What commands have in common that search masks of their own model and data.
+    """Settings shared by the commands that search masks of a model and its data.
 
     Attributes:
         problem: Model and data.

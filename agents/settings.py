@@ -54,7 +54,7 @@ def complete_search(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class EnvironmentSettings(ResumableSettings):
-    """What commands have in common that run searches of their own on an environment.
+    """Settings shared by the commands that run several searches on an environment.
 
     Attributes:
         env_id: Id of the environment; `DAS-METER-VQA-Tabular-v0` and the like read a table.

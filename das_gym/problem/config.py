@@ -149,7 +149,7 @@ class ProblemConfig(Settings):
 
     @property
     def n_units(self) -> int | None:
-        """Number of skippable units, if config.json tells it; None if the model has to be loaded for it.
+        """Number of skippable units according to config.json; None if only the loaded model has it.
 
         In a transformers model that is not bundled, some layers may have to stay. Official METER and ViLT files have none.
         """
