@@ -46,7 +46,7 @@ from das_gym.commands.recorded import Run, required_folder
 from das_gym.commands.runs import runs_dir_words
 from das_gym.data.bad_examples import require_readable
 from das_gym.data.splits import Splits
-from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.engine.caches import EncoderCache
 from das_gym.models.adapters import parallel_adapters
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, check_prompts

@@ -15,7 +15,7 @@ from das_gym.adapt.settings import RANKED_IMAGES
 from torch import Tensor
 
 from das_gym.commands.progress import progress
-from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.engine.caches import EncoderCache
 from das_gym.engine.ranking import recalls, score_pairs
 from das_gym.engine.scores import format_examples, format_mask
 from das_gym.problem.loading import AdaptedModel

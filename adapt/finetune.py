@@ -19,7 +19,7 @@ from das_gym.adapt.step_loss import make_loss_and_trainer
 from das_gym.adapt.training import Log
 
 from das_gym.data.splits import Splits
-from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.engine.caches import EncoderCache
 from das_gym.models.macs import without_adapters
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import COMPUTE_SETTINGS, ProblemConfig

@@ -21,7 +21,7 @@ from das_gym.agents.searching.scorer import open_scorer
 
 from das_gym.commands.progress import Phase
 from das_gym.data.splits import Splits
-from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.engine.caches import EncoderCache
 from das_gym.engine.ranking import score_pairs
 from das_gym.problem.budget import pick_budget
 from das_gym.problem.latency import BLOCKS, RUNS

@@ -17,9 +17,9 @@ from das_gym.adapt.settings import Hardware, TrainingConfig
 from das_gym.adapt.training import WEIGHT_DECAY, StepResult, Trainer, adamw, learning_rate_factor
 from torch import Tensor
 
-from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.engine.caches import EncoderCache
 from das_gym.engine.scores import format_examples, format_mask
-from das_gym.engine.tree_memory import saved_bytes
+from das_gym.engine.tree import saved_bytes
 from das_gym.models.inputs import Requests
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.loading import AdaptedModel, Backbone

@@ -26,7 +26,7 @@ from das_gym.commands.progress import Phase, print_estimate, progress
 from das_gym.commands.recorded import Run, required_folder
 from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.scores import Spending
-from das_gym.engine.tree_memory import saved_bytes
+from das_gym.engine.tree import saved_bytes
 from das_gym.files import at_home, write_json
 from das_gym.intervals import spearman
 from das_gym.problem.loading import Problem, load_problem

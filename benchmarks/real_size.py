@@ -32,7 +32,7 @@ from das_gym.adapt.shrink.recovery import insert_trainable
 from benchmarks.machine import describe_machine, make_parser, memory_mib, restart_peak
 from benchmarks.pretrain.answering_models import SMOLVLM_TEMPLATE, SMOLVLM_TOKENS
 from benchmarks.pretrain.tokenizer import Tokens, train_chat_tokenizer
-from das_gym.engine.tree_memory import saved_bytes
+from das_gym.engine.tree import saved_bytes
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import count_macs
 from das_gym.models.transformers.layer_removal import prune, pruned_copy

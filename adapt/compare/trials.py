@@ -26,7 +26,7 @@ from das_gym.agents.compare.runner import Comparison
 
 from das_gym.commands.progress import Phase
 from das_gym.data.splits import Splits
-from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.engine.caches import EncoderCache
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.latency import Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, new_head, shuffled

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from das_gym.commands.progress import progress
-from das_gym.engine.tree_memory import saved_bytes
+from das_gym.engine.tree import saved_bytes
 from das_gym.models.base import HALVES
 from das_gym.models.inputs import Requests
 from das_gym.models.transformers.features import find_projectors

@@ -1,7 +1,7 @@
 """Score many masks of one frozen model on the same examples, exactly and for the price of a few.
 
-Encoder outputs are computed once and cached (`encoder_cache`), masks share what they have in common (`tree`), scores are
-cached until an adapter or the head changes (`memory`), and everything that runs is counted (`scores`).
+Encoder outputs are computed once and cached (`caches`), masks share what they have in common (`tree`), scores are
+cached until an adapter or the head changes, and everything that runs is counted (`scores`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.engine.memory import LOGITS_BYTES, Score, ScoreMemory, TrunkMemory
+from das_gym.engine.caches import LOGITS_BYTES, EncoderCache, Score, ScoreMemory, TrunkMemory
 from das_gym.engine.precision import resolve_precision, with_bfloat16_layers
 from das_gym.engine.scores import Scores, Spending, warn_of_broken
 from das_gym.engine.tree import MaskTree

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.data.images import ImageSource
-from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.engine.caches import EncoderCache
 from das_gym.models.base import VLP, State
 from das_gym.models.inputs import Processor, padded_length
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.precision import resolve_precision
-from das_gym.engine.tree_memory import WalkMemory
+from das_gym.engine.tree import WalkMemory
 from das_gym.models.base import VLP, State, check_model, fingerprint
 from das_gym.models.inputs import Processor, PromptError
 from das_gym.models.macs import MacCounter, meta_twin
@@ -104,7 +104,7 @@ class Problem:
         splits: Train, reward and test examples.
         costs: MACs and parameters at the longest text of the data.
         evaluator: Scores masks of this model.
-        walk_bytes: The most bytes that scoring holds for one pair of that text; see `das_gym.engine.tree_memory`.
+        walk_bytes: The most bytes that scoring holds for one pair of that text; see `das_gym.engine.tree`.
     """
 
     backbone: Backbone

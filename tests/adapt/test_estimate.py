@@ -16,7 +16,7 @@ from das_gym.adapt.shrink.recovery import Teacher, checkpointed_layers, insert_t
 from das_gym.adapt.shrink.settings import RecoveryConfig
 from das_gym.agents.run_commands import compare, pareto, search, table
 
-from das_gym.engine.tree_memory import saved_bytes
+from das_gym.engine.tree import saved_bytes
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.problem.loading import Problem
 from tests.adapt.shrink.conftest import MASK, data, folder_of, problem_of  # noqa: F401 - fixtures

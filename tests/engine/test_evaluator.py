@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from das_gym.engine import evaluator as engine
-from das_gym.engine.memory import Score, ScoreMemory, TrunkMemory
+from das_gym.engine.caches import Score, ScoreMemory, TrunkMemory
 from das_gym.engine.scores import Spending
 
 EVERY = np.array(list(itertools.product((False, True), repeat=12)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from das_gym.engine.evaluator import Evaluator
-from das_gym.engine.tree_memory import LiveBytes, WalkMemory
+from das_gym.engine.tree import LiveBytes, WalkMemory
 from das_gym.models.macs import meta_twin
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.engine.caches import EncoderCache
 from das_gym.models.inputs import Pair
 from das_gym.problem.loading import Problem
 
