@@ -43,7 +43,9 @@ def choose(settings: Any) -> Choice | None:
         return Choice(np.array(settings.mask, dtype=bool), settings.problem)
     if settings.search_run is None:
         return None
-    return choice_from_run(settings.runs_dir, settings.search_run, settings.problem.changed, settings.point)
+    default = type(settings)().problem  # a command's own default, such as shrink's `answering`, is not given
+    given = {name: value for name, value in settings.problem.changed.items() if value != getattr(default, name)}
+    return choice_from_run(settings.runs_dir, settings.search_run, given, settings.point)
 
 
 def choice_from_run(runs_dir: str, run: int, given: Mapping[str, Any], point: int | None = None) -> Choice:

@@ -18,16 +18,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from das_gym.agents.search_experiment import search_phases
+from das_gym.agents.search_experiment import print_next, search_phases
 from das_gym.agents.searching.loop import check_search, open_for_search, run_turns
 from das_gym.agents.searching.record import FRONT, Turn, plain_numbers, with_costs
 from das_gym.agents.searching.scorer import OURS, open_scorer
 from das_gym.agents.settings import COST_SETTINGS, ParetoSettings
 
-from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import print_estimate, progress
 from das_gym.commands.recorded import Run, run_folder
-from das_gym.commands.runs import library_versions, runs_dir_words
+from das_gym.commands.runs import library_versions
 from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
@@ -141,8 +140,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         for name in (FRONT, FIGURE):
             run.add_artifact(folder / name)
         print(f"record: {folder / FRONT}\nfigure: {folder / FIGURE}")
-        then = "adapt shrink" if loses_layers else "adapt"
-        print(f"Next: {format_command(then, f'search_run={folder.name}', 'point=...', runs_dir_words(folder))}")
+        print_next(settings.env_id, folder, "point=...")
     return float(record["hypervolume"])
 
 

@@ -32,6 +32,7 @@ from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import check_search, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row, with_costs
 from das_gym.agents.searching.scorer import open_scorer
+from das_gym.agents.searching.setup import is_tabular
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import Phase, print_estimate, progress
@@ -42,6 +43,7 @@ from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.statistic_inputs import measure_activity
 from das_gym.problem.statistics import single_removals
+from das_gym.registration import MODELS, TASKS, entry_of
 
 if TYPE_CHECKING:
     from das_gym.agents.settings import SearchSettings
@@ -99,8 +101,19 @@ def search_mask(settings: SearchSettings, run: Run) -> float | None:
     folder = run_folder(run)
     result = search_in_run(settings, run, folder, settings.resume is not None)
     if folder is not None:
-        print(f"Next: {format_command('adapt', f'search_run={folder.name}', runs_dir_words(folder))}")
+        print_next(settings.env_id, folder)
     return result.reward
+
+
+def print_next(env_id: str, folder: Path, *words: str) -> None:
+    """Print the command that uses the result of a search in the folder of a run; `words` are further settings of it."""
+    entry = entry_of(env_id)
+    if entry is None:  # of another package
+        return
+    command = "adapt shrink" if MODELS[entry.model].reads_prompts else "adapt"
+    if is_tabular(env_id) and TASKS[entry.task].needs_data:  # a table does not say where model and data are
+        words += ("checkpoint=DIR", "data_root=DIR")
+    print(f"Next: {format_command(command, f'search_run={folder.name}', *words, runs_dir_words(folder))}")
 
 
 def search_in_run(

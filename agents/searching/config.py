@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import gymnasium
 from das_gym.agents.ask_tell.base import AGENTS, agent_class, check_agent_kwargs, check_agent_name
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, is_algorithm
-from das_gym.agents.searching.setup import SEARCH_DEFAULTS
+from das_gym.agents.searching.setup import SEARCH_DEFAULTS, is_tabular
 
 from das_gym.commands.settings import PositiveInt, Seed, choice, nested
 from das_gym.envs.actions import ACTION_MODES
@@ -108,6 +109,15 @@ class SearchConfig(BudgetSettings):
         if self.masks_per_turn < least:
             given = f"got {self.masks_per_turn}, expected {least} or more"
             raise ValueError(f"`masks_per_turn` is too small for agent {self.agent!r}: {given}")
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """See `BudgetSettings.budget`; by default, no more units are skipped than a table has masks of."""
+        budget = super().budget
+        if self.skip_num == "auto" and budget["skip_num"] is not None and is_tabular(self.env_id):
+            env: Any = gymnasium.make(self.env_id, **self.all_env_kwargs)
+            budget["skip_num"] = env.unwrapped.budget.skip_num
+        return budget
 
     @property
     def mask_kwargs(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from das_gym.agents.run_commands import search as search_command
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.scorer import open_scorer
 
+from das_gym.commands.recorded import RunError
 from das_gym.problem.config import ProblemConfig
 from das_gym.registration import DEFAULT_ENV
 
@@ -36,11 +37,14 @@ def test_an_unknown_setting_of_a_search_on_a_loaded_problem():
         open_scorer(DEFAULT_ENV, {"reward_exampels": 8}, problem=LOADED)
 
 
-def test_a_search_on_a_table_of_a_model_that_is_not_bundled_needs_its_checkpoint(tmp_path: Path):
-    found = {"env_id": "DAS-SmolLM2-Text-Tabular-v0", "agent": "random", "skip_num": 3, "evaluations": 3}
+def test_a_search_on_a_table_of_a_model_that_is_not_bundled_needs_its_checkpoint(tmp_path: Path, capsys: Any):
+    found: dict[str, Any] = {"env_id": "DAS-SmolLM2-Text-Tabular-v0", "agent": "random", "evaluations": 3}
+    with pytest.raises(RunError, match="`skip_num` is out of range"):
+        search_command.run({**found, "skip_num": 4, "runs_dir": str(tmp_path)})
     search_command.run({**found, "runs_dir": str(tmp_path)})
+    assert "Next: das-adapt shrink with search_run=1 checkpoint=DIR data_root=DIR" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"`checkpoint` is missing: DAS-SmolLM2-Text-Tabular-v0"):
         choice_from_run(str(tmp_path), 1, {})
     choice = choice_from_run(str(tmp_path), 1, {"checkpoint": str(tmp_path)})
     assert choice.problem.checkpoint == str(tmp_path)
-    assert choice.mask.shape == (30,)
+    assert (choice.mask.shape, choice.mask.sum()) == ((30,), 3)

@@ -16,6 +16,7 @@ from das_gym.adapt.shrink import measuring, recovery
 from das_gym.adapt.shrink.measuring import score_model
 from das_gym.adapt.shrink.recovery import Teacher, recover
 from das_gym.adapt.shrink.settings import RecoveryConfig
+from das_gym.agents.run_commands import search, table
 
 from das_gym.commands.recorded import run_folder
 from das_gym.files import read_json
@@ -59,6 +60,23 @@ def test_recovery_learns_every_token_from_a_teacher_that_keeps_no_states(problem
     before = score_model(student, problem.task, examples, "")[0].loss
     recover(student, replace(problem, splits=replace(problem.splits, train=examples)), config, teacher=teacher)
     assert score_model(student, problem.task, examples, "")[0].loss < before
+
+
+@pytest.mark.slow
+def test_shrink_takes_the_result_of_a_search_on_a_table(
+    settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(measuring, "LATENCY_BLOCKS", 1)
+    kept: dict[str, Any] = {"runs_dir": str(tmp_path)}
+    problem = {"model": "VLM", "task": "text", **settings, "context": CONTEXT, "device": "cpu"}
+    table.run({**kept, "problem": problem, "max_skipped": 1, "reward_examples": 3, "test_examples": 2})
+    env_kwargs = {"table": str(tmp_path / "1" / "table.npz")}
+    search.run({**kept, "env_id": "DAS-VLM-Text-Tabular-v0", "env_kwargs": env_kwargs, "evaluations": 4})
+    assert "adapt shrink with search_run=2 checkpoint=DIR data_root=DIR" in capsys.readouterr().out.partition("Next: ")[2]
+    ex.run({**kept, **settings, "search_run": 2, "recover": "none", "test_examples": 2})
+    mask = read_json(tmp_path / "2" / "search.json")["mask"]
+    assert sum(mask) == 1
+    assert read_json(tmp_path / "3" / "shrink.json")["report"]["mask"] == mask
 
 
 @pytest.mark.slow
