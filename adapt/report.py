@@ -25,8 +25,7 @@ from das_gym.engine.caches import EncoderCache
 from das_gym.files import write_json
 from das_gym.intervals import difference_interval
 from das_gym.models.macs import share_copy, without_adapters
-from das_gym.problem.chance import warn_at_chance
-from das_gym.problem.config import ProblemConfig
+from das_gym.problem.config import ProblemConfig, warn_at_chance
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, shuffled

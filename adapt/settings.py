@@ -25,8 +25,8 @@ from das_gym.commands.settings import (
     nested,
 )
 from das_gym.names import check_names
+from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.mask_cost import BUDGET_SETTINGS
 from das_gym.registration import MODELS
 
 TRACKERS = ("tensorboard", "wandb")

@@ -32,11 +32,9 @@ from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.files import write_json
-from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.budget import Floats, MaskCost, Masks
 from das_gym.problem.config import recorded_settings
-from das_gym.problem.front import front_rows, hypervolume, reference_point
-from das_gym.problem.mask_cost import MaskCost
-from das_gym.problem.mask_space import skipped_names
+from das_gym.problem.mask_space import front_rows, hypervolume, reference_point, skipped_names
 from das_gym.registration import MODELS, entry_of
 from das_gym.text import counted
 

@@ -20,8 +20,7 @@ from das_gym.drawing.picture import draw
 from das_gym.drawing.report import CostChart, Heat, Progress, RunReport
 from das_gym.drawing.table import Table
 from das_gym.files import replacing
-from das_gym.problem.budget import keeps_budget
-from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, given_costs
+from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, given_costs, keeps_budget
 
 if TYPE_CHECKING:
     from das_gym.tables.table import SubnetTable

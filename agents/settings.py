@@ -16,8 +16,8 @@ from das_gym.agents.searching.config import SearchConfig, add_environment
 from das_gym.commands.runs import ResumableSettings
 from das_gym.commands.settings import NonNegativeInt, PositiveInt, Range, Seed, choice, nested
 from das_gym.files import at_home
+from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, BudgetSettings
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, BudgetSettings
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
 
 FRONT_AGENT = "das_gym.agents.ask_tell.front:FrontSearch"

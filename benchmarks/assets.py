@@ -29,9 +29,9 @@ from das_gym.commands.commandline import read_settings
 from das_gym.commands.settings import build
 from das_gym.envs.tabular_env import blocks_file, load_table
 from das_gym.files import write_json
-from das_gym.problem.blocks import measure_blocks
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone, load_problem, load_splits
+from das_gym.problem.statistic_inputs import measure_blocks
 from das_gym.registration import ENVIRONMENTS
 from das_gym.tables.build import check_table, table_examples
 

@@ -22,9 +22,9 @@ from benchmarks.machine import make_parser
 from benchmarks.models import DAS, load_subject
 from das_gym.models.base import VLP
 from das_gym.models.macs import MacCounter, share_copy
+from das_gym.problem.budget import MaskCost
 from das_gym.problem.costs import count_costs
 from das_gym.problem.latency import Spread, Timed, UnitTimer, make_timed_forward, without_adapters_sharing
-from das_gym.problem.mask_cost import MaskCost
 
 ROUNDS = {"base": 8, "mini": 40}
 """Timed runs of each subnet, by model size."""

@@ -24,8 +24,7 @@ from das_gym.agents.ask_tell.front import DRAWN, FrontSearch
 from benchmarks.machine import make_parser
 from benchmarks.search.problems import find_tables
 from das_gym.problem.budget import Budget, Masks
-from das_gym.problem.front import front_rows, hypervolume, reference_point
-from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.mask_space import MaskSpace, front_rows, hypervolume, reference_point
 from das_gym.registration import ENVIRONMENTS
 from das_gym.tables.table import SubnetTable
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from das_gym.engine.scores import Scores
 from das_gym.files import write_json
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.budget import MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.problem.statistics import DEFAULT_STATISTICS
 from das_gym.tables.examples import ExampleScores

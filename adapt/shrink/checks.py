@@ -34,10 +34,9 @@ from das_gym.models.transformers.refitting import check_refit
 from das_gym.models.transformers.stack import IMAGE, JOINT
 from das_gym.models.transformers.units import MLP
 from das_gym.models.transformers.weights import loaded_dtype
-from das_gym.problem.budget import Budget, pick_budget
+from das_gym.problem.budget import Budget, measure_cost, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, pick_device, shuffled
-from das_gym.problem.mask_cost import measure_cost
 from das_gym.registration import MODELS
 from das_gym.tasks.base import Task
 

@@ -25,9 +25,8 @@ from das_gym.commands.settings import (
 )
 from das_gym.files import at_home
 from das_gym.names import check_names
-from das_gym.problem.budget import check_budget
+from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.mask_cost import BUDGET_SETTINGS, BudgetSettings
 from das_gym.registration import MODELS
 from das_gym.tasks.metrics import METRICS
 

@@ -27,8 +27,7 @@ from das_gym.agents.ask_tell.gaussian_process import (
 )
 
 from das_gym.problem.budget import Floats, Masks
-from das_gym.problem.front import front_rows
-from das_gym.problem.mask_space import MaskSpace, every_mask
+from das_gym.problem.mask_space import MaskSpace, every_mask, front_rows
 from das_gym.problem.rewards import MAX_LOSS
 
 DRAWN = 12

@@ -88,7 +88,7 @@ class Blocks:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], n_layers: int) -> Blocks:
-        """Read what `das_gym.problem.blocks.measure_blocks` returns; ValueError for another number of layers."""
+        """Read what `das_gym.problem.statistic_inputs.measure_blocks` returns; ValueError for another number of layers."""
         blocks = cls(**record)
         if any(len(rows) != n_layers for rows in (blocks.streams, blocks.angular, blocks.cosine)):
             raise ValueError(f"`blocks` is of another model: got {len(blocks.streams)} layers, expected {n_layers}")
@@ -133,8 +133,8 @@ class BlockHeuristic(Heuristic):
 
     Args:
         statistics: Statistic name to (n_layers,) values, for `Blocks.estimate`.
-        blocks: What `das_gym.problem.blocks.measure_blocks` returns. Searches fill it in where the model is at hand. None
-            estimates the blocks.
+        blocks: What `das_gym.problem.statistic_inputs.measure_blocks` returns. Searches fill it in where the model is at
+            hand. None estimates the blocks.
     """
 
     def __init__(

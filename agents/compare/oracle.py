@@ -75,7 +75,7 @@ class Oracle(ABC):
         return regrets / max(self.best_reward - self.random_reward, 1e-12)
 
     def blocks(self) -> dict[str, Any] | None:
-        """Return what `das_gym.problem.blocks.measure_blocks` returns of the full model; None if it is unknown."""
+        """Return what `das_gym.problem.statistic_inputs.measure_blocks` returns of the full model; None if it is unknown."""
         return None
 
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64] | None:

@@ -15,9 +15,8 @@ from das_gym.agents.searching.setup import SEARCH_DEFAULTS, is_tabular
 
 from das_gym.commands.settings import PositiveInt, Seed, choice, nested
 from das_gym.envs.actions import ACTION_MODES
-from das_gym.problem.budget import check_budget
+from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, BudgetSettings, check_budget
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, BudgetSettings
 from das_gym.problem.rewards import REWARDS
 from das_gym.registration import (
     DEFAULT_ENV,

@@ -20,10 +20,9 @@ from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.architecture import Unit
 from das_gym.engine.scores import Scores
 from das_gym.files import explain_damage, read_json, write_json
-from das_gym.problem.budget import Masks, keeps_budget
+from das_gym.problem.budget import SAVED, Masks, keeps_budget
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.loading import Problem
-from das_gym.problem.mask_cost import SAVED
 from das_gym.problem.mask_space import skipped_names
 
 FORMAT = 1

@@ -20,11 +20,9 @@ from das_gym.envs.scoring import Scorer
 from das_gym.envs.skip_env import EngineScorer, SkipEnv
 from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.names import check_arguments
-from das_gym.problem.budget import Floats, Masks
-from das_gym.problem.chance import warn_at_chance
-from das_gym.problem.config import ProblemConfig
+from das_gym.problem.budget import BUDGET_SETTINGS, Floats, MaskCost, Masks
+from das_gym.problem.config import ProblemConfig, warn_at_chance
 from das_gym.problem.loading import Problem
-from das_gym.problem.mask_cost import BUDGET_SETTINGS, MaskCost
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import DEFAULT_ENV, SUITE_IDS, many_objectives, named_environments
 
@@ -85,7 +83,7 @@ class MaskScorer(ABC):
 
     @abstractmethod
     def cost_of(self, setting: str) -> MaskCost:
-        """Return the cost of masks by a key of `das_gym.problem.mask_cost.SAVED`."""
+        """Return the cost of masks by a key of `das_gym.problem.budget.SAVED`."""
 
     def warn_at_chance(self) -> None:  # noqa: B027 - the scores of a table or of another package are what they are
         """Score the full model, and warn where it is no better than chance on the reward examples."""
@@ -96,7 +94,7 @@ class MaskScorer(ABC):
         return 0
 
     def blocks(self) -> dict[str, Any] | None:
-        """Return what `das_gym.problem.blocks.measure_blocks` returns of the full model; None if it is unknown."""
+        """Return what `das_gym.problem.statistic_inputs.measure_blocks` returns of the full model; None if it is unknown."""
         return None
 
     def layout(self) -> dict[str, Any]:

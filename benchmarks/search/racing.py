@@ -31,10 +31,9 @@ from benchmarks.machine import make_parser
 from das_gym.drawing.table import markdown_table
 from das_gym.engine.scores import Scores
 from das_gym.envs.skip_env import EngineScorer
-from das_gym.problem.budget import Budget, Floats, Masks
+from das_gym.problem.budget import Budget, Floats, MaskCost, Masks
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
-from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import MaskSpace
 
 MASKS = 120

@@ -10,7 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from das_gym.models.base import Layer
-    from das_gym.problem.mask_cost import MaskCost
+    from das_gym.problem.budget import MaskCost
     from das_gym.tables.table import SubnetTable
 
 

@@ -17,8 +17,7 @@ from gymnasium import spaces
 
 from das_gym.files import read_array
 from das_gym.names import check_names
-from das_gym.problem.budget import Budget
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.budget import Budget, MaskCost
 
 CACHED_MASKS = 2**14
 """Masks whose state `SequenceMode` keeps for a single episode; each takes about 1 KB."""

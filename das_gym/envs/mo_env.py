@@ -16,9 +16,8 @@ from gymnasium.vector import VectorWrapper
 
 from das_gym.envs.episodes import ScoredEnv
 from das_gym.names import check_names
-from das_gym.problem.budget import Floats, Masks
-from das_gym.problem.front import dominated_volume, undominated_rows
-from das_gym.problem.mask_cost import SAVED
+from das_gym.problem.budget import SAVED, Floats, Masks
+from das_gym.problem.mask_space import dominated_volume, undominated_rows
 from das_gym.registration import find_class
 
 TASK = "task"

@@ -14,8 +14,7 @@ from das_gym.commands.settings import convert
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
 from das_gym.names import check_names
-from das_gym.problem.budget import Budget
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.budget import Budget, MaskCost
 from das_gym.problem.rewards import Objective
 from das_gym.problem.statistics import check_statistics
 
@@ -103,7 +102,7 @@ class Scorer(ABC):
         return self.objective.rewards(masks, scores), self._info(masks, scores, feasible, evaluations)
 
     def blocks(self) -> dict[str, Any] | None:
-        """Return what `das_gym.problem.blocks.measure_blocks` returns of the full model; None if it is unknown."""
+        """Return what `das_gym.problem.statistic_inputs.measure_blocks` returns of the full model; None if it is unknown."""
         return None
 
     def remember(self, masks: np.ndarray, scores: Scores) -> None:  # noqa: B027 - looking up a table is quick

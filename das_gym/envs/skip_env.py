@@ -18,13 +18,11 @@ from das_gym.envs.episodes import ScoredEnv
 from das_gym.envs.scoring import Scorer
 from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.names import check_arguments
-from das_gym.problem.blocks import measure_blocks
-from das_gym.problem.budget import pick_budget
+from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, MaskCost, given_costs, measure_cost, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
-from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, MaskCost, given_costs, measure_cost
 from das_gym.problem.rewards import Objective, find_reward
-from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
+from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity, measure_blocks
 from das_gym.problem.statistics import DEFAULT_STATISTICS, check_statistics, compute_statistics, masks_needed
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, TASKS
 
@@ -209,7 +207,7 @@ class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
         render_mode: `ansi` (the units of each stage in words), `rgb_array` (an image of the architecture) or
             None; `gymnasium.make` takes `human`, too.
         latency_batch: Examples per forward pass when latency is measured.
-        costs: Costs of masks that are known already: as `das_gym.problem.mask_cost.given_costs` takes them, or the
+        costs: Costs of masks that are known already: as `das_gym.problem.budget.given_costs` takes them, or the
             path of a file. Records of searches hold them, so that budgets allow the same masks on any machine.
         settings: `latency_saved`, `parameters_saved`, `memory_saved`: budgets like `macs_saved`, of the latency that each
             unit has on this machine (`das_gym.problem.latency`), of parameters, or of the bytes of the weights. And

@@ -17,8 +17,7 @@ from das_gym.envs.episodes import Episodes
 from das_gym.envs.rendering import LastStep, View
 from das_gym.envs.scoring import first_row
 from das_gym.names import check_names
-from das_gym.problem.budget import Masks
-from das_gym.problem.mask_cost import SAVED
+from das_gym.problem.budget import SAVED, Masks
 from das_gym.problem.statistics import STATISTICS
 from das_gym.tables.suite import MAX_UNITS, Suite
 

@@ -21,8 +21,7 @@ from das_gym.envs.scoring import Info, Scorer
 from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.files import absolute, explain_damage, read_json
 from das_gym.names import check_arguments, check_names
-from das_gym.problem.budget import pick_budget
-from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, MaskCost, given_costs
+from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, MaskCost, given_costs, pick_budget
 from das_gym.problem.rewards import Objective, find_reward
 from das_gym.problem.statistics import DEFAULT_STATISTICS
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, default_reward, find_environment

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.settings import PositiveFloat, PositiveInt, Settings, choice
 from das_gym.commands.trust import REMOTE_CODE
 from das_gym.files import absolute, explain_damage, read_json
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
+
+if TYPE_CHECKING:
+    from das_gym.tasks.base import Task
 
 UNITS = ("layers", "sublayers")
 SKIPS = ("delete", "linear")
@@ -28,6 +33,9 @@ PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_ca
 
 COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "tree_gib", "encoder_cache", "latency_again", "workers")
 """Fields of `ProblemConfig` that control how masks are scored."""
+
+STANDARD_ERRORS = 2.0
+"""A score up to this many standard errors above chance counts as chance."""
 
 
 def setting_path(name: str, value: str, model: str | None = None) -> Path:
@@ -233,3 +241,37 @@ def problem_words(config: ProblemConfig, *more: str) -> str:
 def supernet_command(config: ProblemConfig) -> str:
     """Return the command that trains a supernet."""
     return format_command("adapt supernet", problem_words(config))
+
+
+def warn_at_chance(
+    config: ProblemConfig | None, task: Task, examples: Sequence[Any], score: float, split: str, name: str = "full model"
+) -> None:
+    """Warn where a model's mean score on some examples is not above that of answers drawn at random.
+
+    Args:
+        config: Model and data, for the command that fine-tunes; None for a model put together in Python, or one that was
+            fine-tuned.
+        task: The task.
+        examples: What was scored.
+        score: The model's mean metric, 0..1.
+        split: The examples' split, for the message.
+        name: The model, for the message.
+    """
+    chance = task.chance(examples)
+    if score > chance + STANDARD_ERRORS * math.sqrt(chance * (1 - chance) / len(examples)):
+        return
+    advice = "" if config is None else f" Train it on these data first: {training_command(config)}"
+    warnings.warn(
+        f"the {name} is no better than chance on these data: {100 * score:.1f} % {task.metric_name} on {len(examples)} "
+        f"{split} examples, where answers at random get {100 * chance:.1f} %. What is found and saved means little.{advice}",
+        stacklevel=3,
+    )
+
+
+def training_command(config: ProblemConfig) -> str:
+    """Return the command that trains the model of a configuration on its data, and what to do with the result."""
+    if not MODELS[config.model].reads_prompts:
+        return f"`{supernet_command(config)}`, then give supernet=<the file it writes>"
+    train = format_command("adapt compare", problem_words(config, "'methods=[\"lora\"]'"))
+    export = format_command("adapt export", "run=<id>", "method=lora", "out=FOLDER")
+    return f"`{train}`, `{export}`, then give checkpoint=FOLDER"

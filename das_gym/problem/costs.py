@@ -19,7 +19,7 @@ from das_gym.models.base import VLP, State, bytes_of
 from das_gym.models.macs import MacCounter, head_macs
 from das_gym.names import check_names
 from das_gym.problem.adaptation import own_parameters
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.budget import MaskCost
 
 Mask = Sequence[bool] | np.ndarray
 

@@ -40,8 +40,8 @@ from das_gym.files import read_json, write_json
 from das_gym.intervals import bootstrap_interval
 from das_gym.models.base import VLP, Mark, no_mark
 from das_gym.models.macs import share_copy, without_adapters
+from das_gym.problem.budget import MaskCost
 from das_gym.problem.loading import Problem, shuffled
-from das_gym.problem.mask_cost import MaskCost
 from das_gym.tasks.base import Task
 
 BLOCKS = 15

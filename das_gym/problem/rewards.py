@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from das_gym.names import add_entry, check_names
-from das_gym.problem.budget import Budget, is_from_zero
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.budget import Budget, MaskCost, is_from_zero
 
 if TYPE_CHECKING:
     from das_gym.engine.scores import Scores

@@ -17,7 +17,7 @@ from das_gym.data.cache import cache_folder
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP
 from das_gym.models.tensor_files import read_safetensors, write_tensors
-from das_gym.problem.content import content_hash
+from das_gym.tasks.base import content_hash
 
 MAX_CACHED = 4
 """Files of fitted skip adapters that the cache folder keeps; the one that was used least recently goes first."""

@@ -20,16 +20,15 @@ from das_gym.commands.settings import build
 from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.scores import Scores, Spending
 from das_gym.files import parse_json, read_arrays, write_bytes
-from das_gym.problem.content import content_hash
+from das_gym.problem.budget import COST_KINDS, measure_cost
 from das_gym.problem.latency import UnitLatencies, latency_of
 from das_gym.problem.loading import Problem, shuffled
-from das_gym.problem.mask_cost import COST_KINDS, measure_cost
 from das_gym.problem.mask_space import masks_up_to
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import STATISTICS, check_statistics, compute_statistics
 from das_gym.tables.examples import ExampleScores
 from das_gym.tables.table import SCORES, SPLITS, SubnetTable, TableMeta
-from das_gym.tasks.base import Task
+from das_gym.tasks.base import Task, content_hash
 
 CHECKPOINT_FORMAT = "das_gym table checkpoint 2"
 

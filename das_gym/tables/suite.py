@@ -19,8 +19,7 @@ import numpy as np
 from das_gym.commands.settings import build
 from das_gym.files import absolute, read_json
 from das_gym.names import check_names, nearest_name
-from das_gym.problem.budget import Budget, is_whole
-from das_gym.problem.mask_cost import SAVED, MaskCost
+from das_gym.problem.budget import SAVED, Budget, MaskCost, is_whole
 from das_gym.problem.rewards import find_reward
 from das_gym.problem.statistics import DEFAULT_STATISTICS, check_statistics
 from das_gym.registration import ASSETS

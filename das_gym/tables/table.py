@@ -27,8 +27,7 @@ from das_gym.commands.settings import build
 from das_gym.engine.scores import Scores
 from das_gym.files import parse_json, read_arrays, write_bytes
 from das_gym.names import check_names
-from das_gym.problem.budget import Budget
-from das_gym.problem.mask_cost import MaskCost, given_costs
+from das_gym.problem.budget import Budget, MaskCost, given_costs
 from das_gym.problem.mask_space import masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
 from das_gym.problem.statistics import STATISTICS, single_removals, statistics_of_removals
@@ -60,7 +59,7 @@ class TableMeta:
         hashes: What must be the same for the table to hold: `model`, `supernet`, `reward_data`, `test_data`.
         versions: Of Python and the libraries that made it.
         max_skipped: Masks of more skipped layers are not in it; None = every mask is.
-        costs: What masks cost besides MACs, as `das_gym.problem.mask_cost.given_costs` takes it; earlier tables have none.
+        costs: What masks cost besides MACs, as `das_gym.problem.budget.given_costs` takes it; earlier tables have none.
             Latency says under `measured` what its milliseconds hold for: machine, threads, type, examples at a time.
         groups: Names of the groups of examples, as `SubnetTable.examples` numbers them; empty in a table of means.
     """
@@ -149,7 +148,7 @@ class SubnetTable:
 
     @cached_property
     def costs(self) -> Mapping[str, MaskCost]:
-        """Costs of masks, by the keys of `das_gym.problem.mask_cost.SAVED` that the table holds."""
+        """Costs of masks, by the keys of `das_gym.problem.budget.SAVED` that the table holds."""
         return {"macs_saved": self.layer_macs, **given_costs(self.meta.costs)}
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -286,3 +287,17 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     if len(set(labels)) < max(2, len(labels)):
         raise ValueError(f"{path} is not an answer vocabulary: expected two or more different answers")
     return tuple(labels)
+
+
+def content_hash(task: Task, examples: Sequence[Any]) -> str:
+    """Return 16 hex digits of all texts and pixels of the examples, in order; every image is opened once."""
+    digest = hashlib.sha256()
+    known: dict[str, bytes] = {}
+    for pair in task.pairs(examples):
+        digest.update(pair.text.encode())
+        for image in pair.images:
+            if image.key not in known:
+                pixels = image.open()
+                known[image.key] = hashlib.sha256(str(pixels.size).encode() + pixels.tobytes()).digest()
+            digest.update(known[image.key])
+    return digest.hexdigest()[:16]

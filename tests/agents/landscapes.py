@@ -6,8 +6,7 @@ import numpy as np
 from das_gym.agents import MaskSpace
 
 from das_gym.engine.scores import Scores
-from das_gym.problem.budget import Budget
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.budget import Budget, MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.problem.statistics import DEFAULT_STATISTICS, STATISTICS
 from das_gym.tables.table import SubnetTable, TableMeta

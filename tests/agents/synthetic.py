@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.budget import MaskCost
 
 N_LAYERS = 12
 ENV_ID = "synthetic:Synthetic-v0"

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from benchmarks import latency
+from das_gym.problem.budget import MaskCost
 from das_gym.problem.latency import UnitTimer
-from das_gym.problem.mask_cost import MaskCost
 
 
 @pytest.mark.slow

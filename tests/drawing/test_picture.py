@@ -8,7 +8,7 @@ from PIL import ImageColor
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.picture import KEPT, SMALL, WIDTH, draw, font, layout
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.budget import MaskCost
 from das_gym.tables.table import SubnetTable
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from das_gym.envs.actions import MaskMode, ScoreMode, SequenceMode
-from das_gym.problem.budget import Budget
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.budget import Budget, MaskCost
 
 NAMES = ("text.0", "text.1", "image.0", "image.1")
 MACS = MaskCost(full=100, unskipped=104, savings=np.array([5, 20, 30, -1]))

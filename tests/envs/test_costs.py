@@ -12,8 +12,8 @@ import pytest
 
 from das_gym.files import write_json
 from das_gym.problem import latency
+from das_gym.problem.budget import MaskCost
 from das_gym.problem.latency import UnitLatencies
-from das_gym.problem.mask_cost import MaskCost
 
 LATENCY = MaskCost(20.0, 21.0, np.array([1.0, 2.0, 3.0, 4.0, 5.0, -1.0]), "latency_saved")
 COSTS = {"costs": {"latency_saved": LATENCY.as_dict()}}

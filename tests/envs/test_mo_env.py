@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from das_gym.envs.mo_env import MultiObjectiveReward
-from das_gym.problem.front import dominated_volume
+from das_gym.problem.mask_space import dominated_volume
 from das_gym.registration import ASSETS
 from tests.made_up_suite import write_made_up_suite
 

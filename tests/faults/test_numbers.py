@@ -25,12 +25,11 @@ from torch import nn
 from das_gym.engine import precision
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.blocks import measure_blocks
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, Problem, build_problem, load_splits
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.problem.statistic_inputs import measure_activity
+from das_gym.problem.statistic_inputs import measure_activity, measure_blocks
 
 HUGE = 3e38  # a number of float32 and of bfloat16; ten of them are none
 

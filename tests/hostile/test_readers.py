@@ -33,7 +33,7 @@ from das_gym.data.tables import CellImage, open_table, plain_rows
 from das_gym.files import read_json
 from das_gym.models.tensor_files import read_tensors, write_tensors
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.mask_cost import given_costs
+from das_gym.problem.budget import given_costs
 from das_gym.tables.suite import FORMAT, read_suite
 from das_gym.tables.table import SubnetTable
 from das_gym.tasks.answering.reading import load_answers

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from das_gym.problem.budget import Budget, keeps_budget, pick_budget
-from das_gym.problem.mask_cost import SAVED, MaskCost, given_costs
+from das_gym.problem.budget import SAVED, Budget, MaskCost, given_costs, keeps_budget, pick_budget
 
 MACS = MaskCost(full=100, unskipped=105, savings=np.array([30, 20, -5, 10]))
 SCORES = np.array([[0.1, 0.4, 0.3, 0.2], [0.5, -0.1, -0.5, 1.5]])

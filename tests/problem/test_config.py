@@ -1,13 +1,20 @@
+"""The settings of a problem, and the warning where a model is no better than chance."""
+
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from das_gym.agents import SearchConfig, search
 
 from das_gym.data.bad_examples import POLICIES
 from das_gym.engine import precision
 from das_gym.models.transformers import units
-from das_gym.problem.config import ON_BAD_EXAMPLE, PRECISIONS, UNITS, ProblemConfig
+from das_gym.problem.config import ON_BAD_EXAMPLE, PRECISIONS, UNITS, ProblemConfig, training_command, warn_at_chance
+from das_gym.problem.loading import task_class
+from tests.tasks.answering.making import llava_folder
 
 
 def test_listed_choices_are_those_that_are_read():
@@ -39,3 +46,40 @@ def test_missing_path_is_no_hub_id(tmp_path: Path, monkeypatch):
     for path in ("a/b", "/a/b"):
         with pytest.raises(FileNotFoundError, match=r"`data_root` does not exist.*for the bundled one\.$"):
             ProblemConfig("VLM", "answering", data_root=path)
+
+
+def test_chance_follows_from_options_and_classes():
+    options = [
+        SimpleNamespace(options=("a", "b")),
+        SimpleNamespace(options=("a", "b", "c", "d")),
+        SimpleNamespace(options=()),
+    ]
+    assert task_class("answering").chance(None, options) == pytest.approx(0.25)
+    assert task_class("nlvr2").chance(task_class("nlvr2"), options) == 0.5
+
+
+def test_scores_within_two_standard_errors_of_chance_warn():
+    task = SimpleNamespace(chance=lambda examples: 0.5, metric_name="accuracy")
+    with pytest.warns(UserWarning, match=r"no better than chance .* 54\.0 % accuracy on 400 reward"):
+        warn_at_chance(None, task, range(400), 0.54, "reward")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_at_chance(None, task, range(400), 0.56, "reward")
+
+
+def test_training_command_names_model_and_data(tmp_path: Path):
+    assert "adapt supernet with vilt_vqa data_root=" in training_command(
+        ProblemConfig(model="ViLT", data_root=str(tmp_path))
+    )
+    command = training_command(ProblemConfig(model="VLM", task="answering", data_root=str(tmp_path)))
+    assert "adapt compare with vlm_answering data_root=" in command
+    assert "adapt export with run=<id> method=lora out=FOLDER" in command
+
+
+def test_search_warns_of_a_model_at_zero_percent(tmp_path: Path):
+    """The bundled model has never seen such questions: `thing 3` is no answer of its."""
+    root = llava_folder(tmp_path / "mine", train=20, test=3)
+    settings = {"agent": "random", "evaluations": 2, "masks_per_turn": 2, "skip_num": 2}
+    config = SearchConfig("DAS-VLM-Answering-v0", env_kwargs={"data_root": str(root)}, **settings)
+    with pytest.warns(UserWarning, match=r"no better than chance .*0\.0 % exact_match on 2 reward .*adapt compare with"):
+        search(config)

@@ -7,8 +7,7 @@ import pytest
 
 import das_gym.problem.rewards as rewards_module
 from das_gym.engine.scores import Scores
-from das_gym.problem.budget import Budget
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.budget import Budget, MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.problem.rewards import REWARDS, Objective, Reward, find_reward, register_reward
 

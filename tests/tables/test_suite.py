@@ -10,8 +10,7 @@ import pytest
 
 from das_gym.engine.scores import Scores
 from das_gym.files import write_json
-from das_gym.problem.budget import Budget
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.budget import Budget, MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.tables.suite import (
     FORMAT,

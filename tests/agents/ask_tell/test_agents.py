@@ -7,8 +7,7 @@ import pytest
 from das_gym.agents import AGENTS, MaskSpace, make_agent
 from landscapes import SPACES, rewards, statistics
 
-from das_gym.problem.budget import Budget
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.budget import Budget, MaskCost
 
 SMALL = {
     "no layer": MaskSpace(Budget(5, 0)),

@@ -8,8 +8,7 @@ from das_gym.agents import MaskSpace
 from das_gym.agents.ask_tell.baselines import Greedy, LeaveOneOut, RandomSearch
 from landscapes import SPACES, rewards
 
-from das_gym.problem.budget import Budget
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.budget import Budget, MaskCost
 
 
 def play(agent, n=3):

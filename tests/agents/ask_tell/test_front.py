@@ -8,10 +8,8 @@ from das_gym.agents import MaskSpace
 from das_gym.agents.ask_tell.front import FrontSearch, log_goodness
 from landscapes import rewards
 
-from das_gym.problem.budget import Budget
-from das_gym.problem.front import front_rows, hypervolume, reference_point
-from das_gym.problem.mask_cost import MaskCost
-from das_gym.problem.mask_space import every_mask
+from das_gym.problem.budget import Budget, MaskCost
+from das_gym.problem.mask_space import every_mask, front_rows, hypervolume, reference_point
 
 SAVINGS = np.array([3, 3, 7, 7, 5, 5, 10, 10])
 

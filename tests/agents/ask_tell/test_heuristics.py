@@ -10,7 +10,7 @@ from das_gym.agents import Budget, MaskSpace
 from das_gym.agents.ask_tell.heuristics import Angular, BlockInfluence, Blocks, Interlace, Uniform
 from landscapes import SPACES
 
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.budget import MaskCost
 
 
 def skipped(agent):
