@@ -5,6 +5,7 @@
     python -m benchmarks.after_recovery --task text --checkpoint DIR --data-root DIR --context 96 --skip-num 9 --out FILE
     python -m benchmarks.after_recovery ... --layers 3,4,5 3,12,13 --steps 70 --out FILE       given masks instead
     python -m benchmarks.after_recovery ... --other-data-root DIR --out FILE    losses on other data, too
+    python -m benchmarks.after_recovery ... --layers 21,22,23 --recover last_layers --out FILE     a rival's recovery
 
 Each of `--masks` masks is removed and recovered in the same ways. A third of the masks are random; the others are the best
 of random ones, half by the loss after deletion and half by the loss with linear skip adapters, so that the masks that a
@@ -19,19 +20,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from das_gym.adapt.methods import METHODS
+from das_gym.adapt.methods.base import Method, register_method
 from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.measuring import loss_of
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrink.settings import LINEAR, REFIT, RecoveryConfig
+from torch import nn
 
 from benchmarks.fidelity import spearman_with_interval
 from benchmarks.machine import describe_machine, make_parser
 from das_gym.drawing.table import markdown_table
 from das_gym.files import read_json, write_json
+from das_gym.models.base import VLP
 from das_gym.models.transformers.inserted_adapters import copy_with_linear_skips
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.linear_skips import fit_skip_adapters
@@ -52,7 +58,26 @@ MIN_MASKS = 5
 
 RECOVERIES = ("none", "lora", LINEAR, f"{LINEAR}+lora", REFIT, f"{REFIT}+lora")
 
+TRAINED_LAYERS = 3
+"""The last layers that `LastLayers` trains."""
+
 PREDICTORS = ("deletion", "linear", "block_influence", "leave_one_out")
+
+
+@dataclass(frozen=True)
+class LastLayers(Method):
+    """Train the output head and the last three layers that are left (Lu et al., arXiv 2411.15558)."""
+
+    title: ClassVar[str] = "last layers"
+    trains_weights: ClassVar[bool] = True
+    recovery_rate: ClassVar[float] = 1e-4
+
+    def insert(self, vlp: VLP) -> list[nn.Parameter]:
+        """Insert nothing; return the parameters of the last layers and of the head."""
+        layers = [vlp.skippable_layer(index).module_for(False) for index in range(len(vlp.layers))]
+        head = vlp.own_head()
+        assert head is not None
+        return [p for module in (*layers[-TRAINED_LAYERS:], head) for p in module.parameters()]
 
 
 def predictors(problem: Problem, linear: Problem, masks: np.ndarray, examples: Any) -> dict[str, np.ndarray]:
@@ -118,7 +143,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         tests.append(task.open_ended(shuffled(task, other.test, options.examples)))
     ways = {}
     for name in options.recover:
-        for count in options.steps if "lora" in name else [0]:
+        for count in [0] if name in ("none", LINEAR, REFIT) else options.steps:
             settings = {"recover": name, "batch_size": options.batch_size, "seed": options.seed}
             label = f"{name}, {count} steps" if count else name
             ways[label] = RecoveryConfig(**settings, **({"steps": count} if count else {}))
@@ -184,6 +209,8 @@ def loss_table(record: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure and print; return the record."""
+    if "last_layers" not in METHODS:
+        register_method("last_layers", LastLayers)
     parser = make_parser("after_recovery", __doc__)
     parser.add_argument("--out", required=True, help="file of the results")
     parser.add_argument("--task", default="answering")
@@ -194,8 +221,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--masks", type=int, default=30)
     parser.add_argument("--layers", nargs="+", help="masks: layers to skip, from 0 on, separated by commas")
     parser.add_argument("--skip-num", type=int, default=4)
-    parser.add_argument("--steps", type=int, nargs="*", default=[70, 300], help="of LoRA")
-    parser.add_argument("--recover", nargs="+", default=list(RECOVERIES), help="ways of recovery")
+    parser.add_argument("--steps", type=int, nargs="*", default=[70, 300], help="of a recovery that trains")
+    parser.add_argument("--recover", nargs="+", default=list(RECOVERIES), help="ways of recovery; also `last_layers`")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--examples", type=int, default=500, help="largest number of examples of the reward and test split")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,0 +1,27 @@
+"""Losses of given masks after several recoveries, on a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import after_recovery
+from tests.models.transformers import tiny
+from tests.tasks.answering import making
+
+
+@pytest.mark.slow
+def test_losses_of_given_masks_after_recovery(tmp_path: Path):
+    making.llava_folder(tmp_path / "data", train=12, val=6, test=6)
+    folder = tiny.save("llava", tmp_path / "llava")
+    settings = ["--checkpoint", str(folder), "--data-root", str(tmp_path / "data"), "--layers", "1", "0"]
+    settings += ["--steps", "2", "4", "--batch-size", "4", "--recover", "none", "last_layers", "linear"]
+    first = after_recovery.main([*settings, "--out", str(tmp_path / "first.json")])
+    ways = ["none", "last_layers, 2 steps", "last_layers, 4 steps", "linear"]
+    assert [list(row["recovered"]) for row in first["rows"]] == [ways, ways]
+    for row in first["rows"]:
+        losses = [row["recovered"][way]["loss"] for way in ways]
+        assert len(set(losses)) == len(ways)
+    again = after_recovery.main([*settings, "--out", str(tmp_path / "first.json")])
+    assert again == first, "the same command reads what it has measured"
