@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.machine import make_parser
 from benchmarks.real_model.assembling import assemble, evaluate, write_weights
-from benchmarks.real_model.comparing import EVALUATIONS, RULES, SEARCHES, compare, landscape, report
+from benchmarks.real_model.comparing import RULES, SEARCHES, compare, landscape, report
 from benchmarks.real_model.figures import draw_landscape, draw_speed
 from benchmarks.real_model.prepare import prepare
 from benchmarks.real_model.speed import speed
@@ -37,9 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("real_model", __doc__)
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("folder", type=Path, help="of the model, the texts and all results")
-    parser.add_argument("--skipped", type=int, nargs="+", default=list(EVALUATIONS), help="numbers of layers")
+    parser.add_argument("--skipped", type=int, nargs="+", default=[3, 6, 9], help="numbers of units")
     parser.add_argument("--layers", type=int, nargs="+", default=[], help="that `speed` removes")
     parser.add_argument("--skip", default="delete", choices=("delete", "linear"), help="what replaces a skipped layer")
+    parser.add_argument("--units", default="layers", choices=("layers", "sublayers"), help="that `compare` removes")
     parser.add_argument("--methods", nargs="+", default=[*RULES, *SEARCHES], help="of `compare`")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the scores of a search")
     parser.add_argument("--steps", type=int, default=1050, help="of the training")
@@ -53,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif given.command == "landscape":
         landscape(given.folder)
     elif given.command == "compare":
-        compare(given.folder, given.skipped, given.dtype, given.skip, given.methods)
+        compare(given.folder, given.skipped, given.dtype, given.skip, given.methods, given.units)
     elif given.command == "report":
-        report(given.folder, given.skip)
+        report(given.folder, given.skip, given.units)
     elif given.command == "speed":
         speed(given.folder, given.layers)
     elif given.command == "figures":

@@ -16,8 +16,8 @@ from das_gym import ProblemConfig, load_problem
 from das_gym.drawing.table import markdown_table
 from das_gym.problem.statistic_inputs import measure_activity
 
-EVALUATIONS = {3: 87, 6: 120, 9: 120}
-"""Number of skipped layers to the evaluations of a search. Greedy removal takes 87, 165 and 234."""
+EVALUATIONS = {3: 87, 6: 120, 9: 120, 15: 120}
+"""Number of skipped units to the evaluations of a search. Greedy removal of layers takes 87, 165 and 234."""
 
 MASKS_PER_TURN = 3
 """The paper's. A turn of greedy removal is a whole round."""
@@ -38,9 +38,12 @@ class Scorer:
         split: `reward` or `test`.
         dtype: Of the model.
         skip: `delete`, or `linear` for linear skip adapters.
+        units: `layers`, or `sublayers` for attention and MLP by themselves.
     """
 
-    def __init__(self, folder: Path, data: str, split: str, dtype: str = "float32", skip: str = "delete") -> None:
+    def __init__(
+        self, folder: Path, data: str, split: str, dtype: str = "float32", skip: str = "delete", units: str = "layers"
+    ) -> None:
         config = ProblemConfig(
             model="VLM",
             task="text",
@@ -49,11 +52,12 @@ class Scorer:
             dtype=dtype,
             context=WINDOW,
             skip=skip,
+            units=units,
         )
         self.problem = load_problem(config)
         self.examples: Sequence[Any] = list(getattr(self.problem.splits, split))
         self.layers = len(self.problem.layer_names)
-        self.file = folder / f"{data}_{split}_{dtype}_{skip}.jsonl"
+        self.file = folder / f"{data}_{split}_{dtype}_{results_name(skip, units)}.jsonl"
         self.known = {entry["mask"]: entry["loss"] for entry in read_lines(self.file)}
 
     def losses(self, masks: np.ndarray) -> np.ndarray:
@@ -66,6 +70,11 @@ class Scorer:
                 self.known[keys[row]] = loss
                 append_line(self.file, {"mask": keys[row], "loss": loss})
         return np.array([self.known[key] for key in keys])
+
+
+def results_name(skip: str, units: str) -> str:
+    """Return the part of a file's name that tells its searches apart: `delete`, or `delete_sublayers`."""
+    return skip if units == "layers" else f"{skip}_{units}"
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
@@ -112,15 +121,17 @@ def landscape(folder: Path) -> None:
     print("without one layer, 0 to 29: " + ", ".join(f"{value:.4g}" for value in without))
 
 
-def compare(folder: Path, skip_numbers: Sequence[int], dtype: str, skip: str, methods: Sequence[str]) -> None:
+def compare(
+    folder: Path, skip_numbers: Sequence[int], dtype: str, skip: str, methods: Sequence[str], units: str = "layers"
+) -> None:
     """Run the searches that are not done, those that cost little first; print each answer and add it to a file."""
     register_rivals()
-    scorer = Scorer(folder, "prose", "reward", dtype, skip)
+    scorer = Scorer(folder, "prose", "reward", dtype, skip, units)
     influence = measure_activity(scorer.problem.evaluator, scorer.examples).block_influence_tokens
-    file = folder / f"answers_{skip}.jsonl"
+    file = folder / f"answers_{results_name(skip, units)}.jsonl"
     done = {(entry["method"], entry["skipped"], entry["seed"]) for entry in read_lines(file)}
     planned = [(method, k, 0) for method in RULES for k in skip_numbers if method in methods]
-    planned += [(method, k, seed) for method in SEARCHES for seed in SEEDS for k in skip_numbers if method in methods]
+    planned += [(method, k, seed) for seed in SEEDS for k in skip_numbers for method in SEARCHES if method in methods]
     for method, k, seed in planned:
         if (method, k, seed) in done:
             continue
@@ -130,10 +141,10 @@ def compare(folder: Path, skip_numbers: Sequence[int], dtype: str, skip: str, me
         print(f"{entry} perplexity {np.exp(scorer.losses(mask[None])[0]):.2f}", flush=True)
 
 
-def report(folder: Path, skip: str) -> None:
+def report(folder: Path, skip: str, units: str = "layers") -> None:
     """Print a table of the answers in float32: on the reward texts, held out, and on news, which nothing saw."""
-    answers = read_lines(folder / f"answers_{skip}.jsonl")
-    scorers = [Scorer(folder, data, split, skip=skip) for data, split in TEXTS]
+    answers = read_lines(folder / f"answers_{results_name(skip, units)}.jsonl")
+    scorers = [Scorer(folder, data, split, skip=skip, units=units) for data, split in TEXTS]
     masks = np.zeros((len(answers) + 1, scorers[0].layers), dtype=bool)
     for mask, answer in zip(masks[1:], answers, strict=True):
         mask[answer["layers"]] = True
