@@ -48,11 +48,11 @@ from das_gym.data.bad_examples import require_readable
 from das_gym.data.splits import Splits
 from das_gym.engine.caches import EncoderCache
 from das_gym.models.adapters import parallel_adapters
+from das_gym.names import escape_control_chars
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, check_prompts
 from das_gym.processes import is_main_process
 from das_gym.tasks.base import Task
-from das_gym.text import escape_control_chars
 
 FULL_MODEL_FILE = "full_model_adapter.safetensors"
 

@@ -49,6 +49,7 @@ from das_gym.commands.runs import runs_dir_words
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.models.base import VLP
+from das_gym.names import counted
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig, recorded_settings
 from das_gym.problem.loading import (
@@ -65,7 +66,6 @@ from das_gym.problem.loading import (
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.processes import is_main_process, run_on_main_process
 from das_gym.registration import find_environment
-from das_gym.text import counted
 
 GRID = (5e-4, 2e-3, 8e-3)
 """Learning rates to choose from for small models."""

@@ -47,13 +47,13 @@ from das_gym.commands.recorded import Run, required_folder
 from das_gym.data.splits import Splits
 from das_gym.drawing.report import Heat, Progress
 from das_gym.files import explain_damage, read_json, write_json
+from das_gym.names import counted
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import problem_words
 from das_gym.problem.loading import AdaptedModel, check_prompts, load_splits
 from das_gym.problem.mask_space import MaskSpace, skipped_names
 from das_gym.processes import is_main_process, run_on_main_process
-from das_gym.text import counted
 
 FOUND = "found.json"
 SUPERNET_FILE = "supernet.safetensors"

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from das_gym.lazy import lazy
+from das_gym.names import lazy
 
 _PLACES = {
     "AGENTS": "das_gym.agents.ask_tell.base",

@@ -32,11 +32,11 @@ from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.files import write_json
+from das_gym.names import counted
 from das_gym.problem.budget import Floats, MaskCost, Masks
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_space import front_rows, hypervolume, reference_point, skipped_names
 from das_gym.registration import MODELS, entry_of
-from das_gym.text import counted
 
 FIGURE = "front.png"
 MAX_NUMBERS = 15

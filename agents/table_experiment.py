@@ -29,13 +29,13 @@ from das_gym.engine.scores import Spending
 from das_gym.engine.tree import saved_bytes
 from das_gym.files import at_home, write_json
 from das_gym.intervals import spearman
+from das_gym.names import counted
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import masks_up_to, skipped_names
 from das_gym.problem.statistic_inputs import measure_activity, measure_sensitivity
 from das_gym.registration import find_environment
 from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.table import SubnetTable
-from das_gym.text import counted
 
 TABLE = "table.npz"
 RECORD = "table.json"

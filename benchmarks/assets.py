@@ -24,11 +24,10 @@ from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import resolve_defaults
 
 from benchmarks.machine import make_parser
-from das_gym.bundled import ASSETS, CHECKSUMS, checksum
 from das_gym.commands.commandline import read_settings
 from das_gym.commands.settings import build
 from das_gym.envs.tabular_env import blocks_file, load_table
-from das_gym.files import write_json
+from das_gym.files import ASSETS, CHECKSUMS, checksum, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone, load_problem, load_splits
 from das_gym.problem.statistic_inputs import measure_blocks

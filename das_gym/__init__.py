@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from das_gym.lazy import lazy
+from das_gym.names import lazy
 from das_gym.registration import ENVIRONMENTS, ModelEntry, TaskEntry, register_all, register_model, register_task
 
 _PLACES = {

@@ -1,4 +1,7 @@
-"""Read files of any origin safely, and write files atomically: a hidden temporary file replaces the target at the end."""
+"""Read files of any origin safely, and write files atomically: a hidden temporary file replaces the target at the end.
+
+Bundled files are compared with their checksums when they are read. `python -m benchmarks.assets checksums` writes those.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,12 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-
-from das_gym.bundled import check_bundled
 
 METADATA_KEY = "das_gym"
 """Key of the metadata of our safetensors files, and of an exported config.json."""
@@ -260,3 +262,34 @@ def check_new_folder(out: str | os.PathLike[str], source: Path | None = None) ->
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise ValueError(f"`out` is not writable: got {out}, in {parent}. Give another folder.")
     return out
+
+
+ASSETS = Path(__file__).parent / "assets"
+
+CHECKSUMS = ASSETS / "checksums.json"
+"""SHA-256 of every bundled file, by its path within `ASSETS`."""
+
+
+def check_bundled(path: Path) -> None:
+    """Check a bundled file, or every file of a bundled folder, against its checksum, once per process."""
+    if path.is_relative_to(ASSETS):
+        _compare(path)
+
+
+@cache
+def _compare(path: Path) -> None:
+    name = path.relative_to(ASSETS).as_posix()
+    for listed, wanted in json.loads(CHECKSUMS.read_bytes()).items():
+        if listed == name or listed.rpartition("/")[0] == name:
+            file = ASSETS / listed
+            if not file.is_file() or checksum(file) != wanted:
+                raise ValueError(
+                    f"{file} is not the file that came with das_gym: its SHA-256 differs from {CHECKSUMS.name}. Install "
+                    "das_gym again; if you regenerated the file, run `python -m benchmarks.assets checksums`"
+                )
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,10 +1,12 @@
-"""Names that users give: entries of registries, settings and arguments; an unknown name is answered with the nearest one."""
+"""Names that users give, where the nearest known one answers an unknown one; lazy names of packages; wording of messages."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, TypeVar
 
 Entry = TypeVar("Entry")
@@ -70,3 +72,31 @@ def _hint(name: Any, known: Sequence[str], listing: str | None = None) -> str:
         return f"{near}`{listing}` lists all {len(known)}"
     more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
     return f"{near}known: {', '.join(known[:MAX_LISTED]) or 'none'}{more}"
+
+
+def lazy(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a package's `__getattr__` and `__dir__`, given its names and the module that defines each."""
+
+    def get(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
+        value = getattr(import_module(places[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get, lambda: sorted({*vars(sys.modules[package]), *places})
+
+
+def escape_control_chars(text: str) -> str:
+    """Return a text with its control characters escaped, except line breaks: a file's content may be in it."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 mask`, `1,204 masks`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

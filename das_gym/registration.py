@@ -16,7 +16,7 @@ from typing import Any
 
 from gymnasium.envs.registration import register, registry
 
-from das_gym.bundled import ASSETS
+from das_gym.files import ASSETS
 
 DEFAULT_REWARD = "exp_neg_loss"
 """The reward of tasks that name no other."""

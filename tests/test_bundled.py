@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.assets import bundled_files
-from das_gym import bundled
-from das_gym.bundled import CHECKSUMS, check_bundled, checksum
-from das_gym.files import read_json
+from das_gym import files
+from das_gym.files import CHECKSUMS, check_bundled, checksum, read_json
 from das_gym.models.inputs import load_tokenizer
 from das_gym.models.tensor_files import read_tensors
 from das_gym.models.transformers.inputs import load_processor
@@ -44,8 +43,8 @@ READ = {
 @pytest.mark.parametrize("name", READ)
 def test_reading_a_changed_bundled_file_is_rejected(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder, file = Path(name).parts
-    shutil.copytree(bundled.ASSETS / folder, tmp_path / folder)
-    monkeypatch.setattr(bundled, "ASSETS", tmp_path)
+    shutil.copytree(files.ASSETS / folder, tmp_path / folder)
+    monkeypatch.setattr(files, "ASSETS", tmp_path)
     content = bytearray((tmp_path / name).read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / name).write_bytes(content)
@@ -54,8 +53,8 @@ def test_reading_a_changed_bundled_file_is_rejected(name: str, tmp_path: Path, m
 
 
 def test_check_bundled_names_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    shutil.copytree(bundled.ASSETS / "vilt_mini", tmp_path / "vilt_mini")
-    monkeypatch.setattr(bundled, "ASSETS", tmp_path)
+    shutil.copytree(files.ASSETS / "vilt_mini", tmp_path / "vilt_mini")
+    monkeypatch.setattr(files, "ASSETS", tmp_path)
     check_bundled(tmp_path / "vilt_mini")
     (tmp_path / "vilt_mini").rename(tmp_path / "moved")
     with pytest.raises(ValueError, match=r"config\.json is not the file"):

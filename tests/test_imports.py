@@ -14,17 +14,17 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ("data", "models", "shapes", "tasks", "engine", "problem", "tables", "drawing", "envs", "agents", "adapt")
 """From the ground up: a package imports itself and those before it; adapt may import agents."""
 
-LEAVES = ("bundled", "commands", "files", "intervals", "lazy", "names", "processes", "text")
+LEAVES = ("commands", "files", "intervals", "names", "processes")
 """The package of commands and the modules at the top that everybody may import; they import each other alone."""
 
-RUNS = ("das_gym.commands.recorded", "das_gym.commands.run_folder")
-"""Modules that import Sacred: these and commands alone import them."""
+RECORDED = "das_gym.commands.recorded"
+"""The module that imports Sacred: commands alone import it."""
 
 REGISTRATION_FROM = "problem"
 """`registration` is for this layer and those above; it imports those below, to check what is registered."""
 
 COMMAND = re.compile(r"(experiment|commands?|__main__)$")
-"""Ends of the names of commands: they alone import `RUNS`."""
+"""Ends of the names of commands: they alone import `RECORDED`."""
 
 FAMILY = re.compile(r"METER|ViLT|(?<![a-zA-Z])(?:meter|vilt)(?![a-z])|\bVLM\b|models\.transformers")
 """In names and in texts of one word; a help text may mention a family."""
@@ -90,8 +90,8 @@ def layer(name: str) -> str:
 def allowed(name: str, target: str) -> bool:
     """Whether a module may import another."""
     own, other = layer(name), layer(target)
-    if target in RUNS:
-        return name in RUNS or (own in ("agents", "adapt") and bool(COMMAND.search(name)))
+    if target == RECORDED:
+        return own in ("agents", "adapt") and bool(COMMAND.search(name))
     if other in LEAVES or (not other and own not in LAYERS[:-2]):  # das_gym itself: its version, its registrations
         return True
     if own in LEAVES:

@@ -37,9 +37,9 @@ from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, required_folder
 from das_gym.drawing.table import Table
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
+from das_gym.names import counted
 from das_gym.problem.budget import SAVED
 from das_gym.problem.loading import Problem, load_problem, shuffled
-from das_gym.text import counted
 
 FULL_MODEL = "full model"
 """The row that all others are compared with."""

@@ -33,12 +33,12 @@ from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import IMAGE
 from das_gym.models.transformers.units import ATTENTION, MLP
 from das_gym.models.transformers.weights import source_dtype
+from das_gym.names import escape_control_chars
 from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.problem.config import recorded_settings, warn_at_chance
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, shuffled
 from das_gym.processes import is_main_process, run_on_main_process
-from das_gym.text import escape_control_chars
 
 
 class ShrinkJob:

@@ -38,8 +38,8 @@ from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.own_code import own_code
 from das_gym.models.transformers.stack import replace_forwards
 from das_gym.models.transformers.weights import source_dtype
+from das_gym.names import first_line
 from das_gym.tasks.base import Task
-from das_gym.text import first_line
 
 PROMPTS = 3
 """Number of prompts that are compared."""

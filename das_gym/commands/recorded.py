@@ -10,8 +10,10 @@ import importlib.util
 import io
 import json
 import logging
+import os
 import pkgutil
 import re
+import shutil
 import sys
 import textwrap
 import traceback
@@ -24,31 +26,36 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import yaml
-
-from das_gym.commands.run_folder import RunError, RunFolder, lock_run
+from filelock import FileLock
 
 with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # as in run_folder
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # sacred 0.8.7 imports it
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # and calls pkgutil.find_loader on Python 3.12
     from docopt import DocoptExit, docopt
     from sacred import Experiment
     from sacred.dependencies import PackageDependency, gather_sources_and_dependencies
+    from sacred.observers import FileStorageObserver
     from sacred.run import Run
+    from sacred.serializer import flatten
 
 from das_gym.commands.commandline import (
     HELP,
+    WIDTH,
     UsageError,
     check_words,
     describe_error,
     format_command,
+    help_text,
     is_our_program,
     localize_commands,
+    module_docstring,
     read_settings,
     setting_words,
+    settings_text,
 )
-from das_gym.commands.help import WIDTH, help_text, module_docstring, settings_text
 from das_gym.commands.runs import (
     CONFIG,
+    LOCK,
     NOT_INSTALLED,
     USER_ERRORS,
     FailedResultError,
@@ -56,12 +63,13 @@ from das_gym.commands.runs import (
     check_links,
     find_run,
     library_versions,
+    lock_folder,
     read_config,
     runs_dir_words,
 )
 from das_gym.commands.settings import build, flatten_settings, full_names, plain, settings_dict
 from das_gym.commands.trust import ask_to_repeat, import_plugins, imported_plugins, sensitive_settings, unknown_modules
-from das_gym.files import explain_damage, read_bytes, read_json
+from das_gym.files import explain_damage, read_bytes, read_json, write_text
 from das_gym.names import check_names
 from das_gym.processes import is_main_process, run_on_main_process, world_size
 
@@ -95,6 +103,15 @@ Options before `with`, those of Sacred that apply here:
   -l LEVEL --loglevel=LEVEL   Level of Sacred's messages, such as WARNING
   -d --debug                  Print the traceback of an error
 """
+
+RUN = "run.json"
+"""What Sacred records of a run."""
+
+INFO = "info.json"
+"""Sacred writes it only if it has content; incense, which reads run folders, always needs it."""
+
+SACRED_FILES = {"config.json", "cout.txt", INFO, "metrics.json", RUN, LOCK}
+"""Files of a run folder before its command has written anything."""
 
 _LOGGER = logging.getLogger("das_gym.commands.recorded")
 
@@ -252,8 +269,8 @@ class RecordedCommand(Generic[Settings]):
 
     def _resumed(self, folder: Path, given: dict[str, Any]) -> dict[str, Any]:
         """Return all settings of the run in `folder`; raise RunError where this command cannot resume it with `given`."""
-        known = read_json(folder / "run.json")
-        with explain_damage(folder / "run.json", "start a new run"):
+        known = read_json(folder / RUN)
+        with explain_damage(folder / RUN, "start a new run"):
             name, status = str(known["experiment"]["name"]), known["status"]
         if name != self.name:
             original = format_command(name) if is_our_program(name) else repr(name)
@@ -423,3 +440,119 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds a {type(settings).__name__}, expected settings by name")
     return settings
+
+
+class RunError(ValueError):
+    """A user error: its message is printed without a traceback, and the exit code is 1."""
+
+
+def lock_run(folder: Path) -> FileLock:
+    """Lock a run folder for this process and return the lock, see `das_gym.commands.runs`."""
+    try:
+        return lock_folder(folder)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    except OSError as error:
+        raise not_writable(folder.parent, error) from None
+
+
+def not_writable(runs_dir: str | Path, error: OSError) -> RunError:
+    """Return the error of a folder of runs that cannot be written to."""
+    return RunError(f"runs_dir={runs_dir} cannot be written to ({error.strerror}); give another folder")
+
+
+class RunFolder(FileStorageObserver):
+    """Keeps a run in `<runs_dir>/<id>/`. Each of its JSON files is written completely or not at all.
+
+    A database numbers runs by itself. This observer comes last, so that the run's id is the folder's.
+
+    Args:
+        runs_dir: Folder of all runs.
+        reopen: Folder of a stopped run to continue, instead of a new one.
+        on_started: Called with the id, once the folder exists.
+    """
+
+    cout: str
+
+    def __init__(self, runs_dir: str | Path, reopen: Path | None, on_started: Callable[[str], object]) -> None:
+        super().__init__(runs_dir)
+        self.priority = -100
+        self.had_base = Path(runs_dir).exists()
+        self.reopen = reopen
+        self.on_started = on_started
+        self.lock: FileLock | None = None
+        self.keeps_traceback = True
+        self.run_entry: dict[str, Any] = {}  # Sacred reports the failure of a run whose folder could not be made here
+
+    def _make_run_dir(self, _id: str | None) -> None:
+        try:
+            if self.reopen is None:
+                super()._make_run_dir(_id)
+            else:
+                (self.reopen / "metrics.json").unlink(missing_ok=True)  # the run logs them again
+                self.dir = str(self.reopen)
+        except OSError as error:
+            raise not_writable(self.basedir, error) from None
+        if self.dir is not None and self.reopen is None:
+            self.lock = lock_run(Path(self.dir))
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the command has not written anything into its new folder yet."""
+        return self.reopen is None and {path.name for path in Path(self.dir).iterdir()} <= SACRED_FILES
+
+    @property
+    def traceback_hint(self) -> str:
+        """A line for error messages; empty where the disk was too full for the traceback."""
+        return f"\n(the whole traceback is in {Path(self.dir) / RUN})" if self.keeps_traceback else ""
+
+    def discard(self) -> None:
+        """Remove the folder, and Sacred's copies of the sources if no other run needs them."""
+        shutil.rmtree(self.dir)
+        base = Path(self.basedir)
+        if {path.name for path in base.iterdir()} <= {Path(self.source_dir).name}:
+            shutil.rmtree(self.source_dir, ignore_errors=True)
+            if not self.had_base:
+                base.rmdir()
+
+    def started_event(self, *args: Any, **kwargs: Any) -> Any:
+        """Start the run as Sacred does. Remove the run folder after an error or an interrupt."""
+        try:
+            id = super().started_event(*args, **{**kwargs, "_id": None})
+            if not (Path(self.dir) / INFO).exists():
+                self.save_json({}, INFO)
+            self.on_started(id)
+            return id
+        except (OSError, RunError, KeyboardInterrupt) as error:
+            if self.reopen is None and self.dir is not None:
+                shutil.rmtree(self.dir, ignore_errors=True)
+            self.dir = None  # type: ignore[assignment]  # as Sacred's own begins
+            raise not_writable(self.basedir, error) if isinstance(error, OSError) else error from None
+
+    def save_cout(self) -> None:
+        """Write the output as Sacred does, also where file names in it are not UTF-8."""
+        self.cout = self.cout.encode("utf-8", "replace").decode("utf-8")
+        super().save_cout()
+
+    def save_json(self, obj: Any, filename: str) -> None:
+        """Write a file atomically and as plain JSON: tuples become lists. A full disk does not keep a run's status back."""
+        if self.dir is None:
+            return
+        path = Path(self.dir) / os.fspath(filename)
+        values = flatten(plain(obj))
+        try:
+            write_text(path, json.dumps(values, sort_keys=True, indent=2))
+        except OSError:
+            if path.name != RUN or not write_in_place(path, json.dumps(values | {"fail_trace": []}, sort_keys=True)):
+                raise
+            self.keeps_traceback = False
+
+
+def write_in_place(path: Path, text: str) -> bool:
+    """Overwrite a file by a text that takes no more room than it; return False if it does."""
+    data, size = text.encode("utf-8", "replace"), path.stat().st_size if path.exists() else 0
+    if len(data) > size:
+        return False
+    with path.open("r+b") as file:
+        file.write(data.ljust(size))
+    return True

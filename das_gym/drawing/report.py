@@ -13,8 +13,8 @@ import numpy as np
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.page import write_page
 from das_gym.drawing.table import Table
+from das_gym.names import counted
 from das_gym.problem.mask_space import front_rows
-from das_gym.text import counted
 
 if TYPE_CHECKING:
     from das_gym.tables.table import SubnetTable

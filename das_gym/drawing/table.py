@@ -12,7 +12,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from das_gym.text import escape_control_chars
+from das_gym.names import escape_control_chars
 
 WIDTH = 80
 """Columns of a terminal that printed tables and sentences fit in."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.picture import draw
+from das_gym.names import counted
 from das_gym.problem.mask_space import skipped_names
-from das_gym.text import counted
 
 RENDER_MODES = ("ansi", "rgb_array")
 

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.bundled import check_bundled
 from das_gym.data.augment import augmentation_seed, randaugment
 from das_gym.data.images import ImageSource, OneImage
-from das_gym.files import check_plain
-from das_gym.text import first_line
+from das_gym.files import check_bundled, check_plain
+from das_gym.names import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image

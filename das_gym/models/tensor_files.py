@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from das_gym.bundled import check_bundled
-from das_gym.files import METADATA_KEY, at_home, parse_json, read_json, replacing, temporary_folder
+from das_gym.files import METADATA_KEY, at_home, check_bundled, parse_json, read_json, replacing, temporary_folder
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights of a folder."""

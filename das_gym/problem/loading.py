@@ -24,6 +24,7 @@ from das_gym.engine.tree import WalkMemory
 from das_gym.models.base import VLP, State, check_model, fingerprint
 from das_gym.models.inputs import Processor, PromptError
 from das_gym.models.macs import MacCounter, meta_twin
+from das_gym.names import escape_control_chars
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
 from das_gym.problem.costs import Costs, count_costs
@@ -38,7 +39,6 @@ from das_gym.registration import (
     register_task,
 )
 from das_gym.tasks.base import Task, check_task
-from das_gym.text import escape_control_chars
 
 PAIRS_PER_BATCH = 128
 """Pairs that go through the mask tree at a time, unless `eval_batch_size` is given."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pytest
 
-from das_gym.commands.help import defaults_of, settings_text
+from das_gym.commands.commandline import defaults_of, settings_text
 from das_gym.commands.settings import (
     PositiveFloat,
     PositiveInt,

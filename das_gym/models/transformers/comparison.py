@@ -23,7 +23,7 @@ from das_gym.models.transformers.recording import Recording, record
 from das_gym.models.transformers.stack import JOINT, Stack, note_layer_parts, replace_forwards, skip_forward
 from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
 from das_gym.models.transformers.units import ModelCapabilities
-from das_gym.text import first_line
+from das_gym.names import first_line
 
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference of logits, as a share of their largest; parts of some models, such as routers, compute in float32."""

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from das_gym.bundled import check_bundled
-from das_gym.files import check_plain, read_json
+from das_gym.files import check_bundled, check_plain, read_json
 from das_gym.models.inputs import Passage, Prompt, PromptError, Requests
-from das_gym.text import first_line
+from das_gym.names import first_line
 
 IMAGE_MARK = "<image>"
 """The place of an image in a question, as in LLaVA's data."""

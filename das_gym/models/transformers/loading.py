@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from das_gym.bundled import check_bundled
-from das_gym.files import check_plain, read_json
+from das_gym.files import check_bundled, check_plain, read_json
 from das_gym.models.formats import MAX_LAYERS
 from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.tensor_files import check_finite, unreadable
@@ -21,7 +20,7 @@ from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS
 from das_gym.models.transformers.probing import check_sublayers, find_tower_reads, probe_capabilities, with_tower
 from das_gym.models.transformers.units import UNITS
 from das_gym.models.transformers.weights import source_dtype, verify_checksums, weight_files
-from das_gym.text import first_line
+from das_gym.names import first_line
 
 LAYER_COUNT_ENDINGS = ("layer", "layers", "depth", "depths", "blocks")
 """Ends of the names of settings that count layers."""

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from das_gym.bundled import checksum
-from das_gym.files import read_json, write_text
+from das_gym.files import checksum, read_json, write_text
 from das_gym.models.tensor_files import read_tensors
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
