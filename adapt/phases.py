@@ -41,10 +41,10 @@ def search_first_phases(config: SearchConfig, problem: Problem | None) -> tuple[
     `problem` is the command's own, if it is loaded.
     """
     scorer = open_scorer(config.env_id, config.mask_kwargs, problem=scored_problem(config, problem))
-    budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of, scorer.max_skipped)
+    budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of)
     nothing = np.zeros(budget.n_layers, dtype=bool)
     mask = nothing if budget.is_free else MaskSpace(budget).sample(np.random.default_rng(0))
-    return search_phases(scorer.engine, config), mask
+    return search_phases(scorer, config), mask
 
 
 def training_phases(

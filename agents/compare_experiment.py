@@ -45,6 +45,7 @@ from das_gym.commands.recorded import Run, run_folder
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
 from das_gym.names import counted
+from das_gym.registration import is_tabular
 
 FIGURE = "compare.png"
 EXPLANATION = (
@@ -69,9 +70,9 @@ def phases(settings: CompareSettings, oracle: Oracle) -> Iterator[Phase]:
     """Yield the phases of a comparison: on a table the searches of each agent, else the masks that all of them score."""
     counts = {agent: settings.seeds if depends_on_seed(agent) else 1 for agent in settings.agents}
     config = settings.search(settings.agents[0])
-    engine = open_scorer(config.env_id, config.mask_kwargs).engine
-    if engine is not None:
-        yield from search_phases(engine, replace(config, evaluations=config.evaluations * sum(counts.values())))
+    if not is_tabular(config.env_id):
+        scorer = open_scorer(config.env_id, config.mask_kwargs)
+        yield from search_phases(scorer, replace(config, evaluations=config.evaluations * sum(counts.values())))
         return
 
     def run_search(agent: str, count: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from das_gym.agents.ask_tell.base import AGENTS, agent_class
 from das_gym.agents.sb3.algorithms import ALGORITHMS
-from das_gym.agents.searching.setup import SEARCH_DEFAULTS
+from das_gym.agents.searching.config import SEARCH_DEFAULTS
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import PluginSettings

@@ -15,13 +15,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from das_gym.agents.search_experiment import print_next, search_phases
 from das_gym.agents.searching.loop import check_search, open_for_search, run_turns
 from das_gym.agents.searching.record import FRONT, Turn, plain_numbers, with_costs
-from das_gym.agents.searching.scorer import OURS, open_scorer
+from das_gym.agents.searching.scorer import OURS
 from das_gym.agents.settings import COST_SETTINGS, ParetoSettings
 
 from das_gym.commands.progress import print_estimate, progress
@@ -30,6 +30,7 @@ from das_gym.commands.runs import library_versions
 from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
+from das_gym.envs.scoring import Scorer
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.files import write_json
 from das_gym.names import counted
@@ -62,8 +63,12 @@ class ScoredMasks:
 
     def record(self) -> dict[str, Any]:
         """Return plain JSON values, None for a loss that is not finite."""
-        columns = {name: getattr(self, name).tolist() for name in ("saved", "metrics")}
-        return {"masks": self.masks.astype(int).tolist(), "losses": plain_numbers(self.losses), **columns}
+        return {
+            "masks": self.masks.astype(int).tolist(),
+            "losses": plain_numbers(self.losses),
+            "saved": self.saved.tolist(),
+            "metrics": self.metrics.tolist(),
+        }
 
 
 def front_of(scored: ScoredMasks, keeps_a_layer: bool) -> ScoredMasks:
@@ -76,13 +81,12 @@ def front_of(scored: ScoredMasks, keeps_a_layer: bool) -> ScoredMasks:
     return ScoredMasks(scored.masks[rows], scored.saved[rows], scored.losses[rows], scored.metrics[rows])
 
 
-def hypervolume_share(tabular: TableScorer | None, cost: MaskCost, searched: ScoredMasks) -> float | None:
+def hypervolume_share(scorer: Scorer, cost: MaskCost, searched: ScoredMasks) -> float | None:
     """Return the fraction of the true front's hypervolume that the scored masks cover; None without a table."""
-    if tabular is None:
+    if not isinstance(scorer, TableScorer):
         return None
-    table = tabular.table
-    saved = cost.saved(table.masks)
-    losses = table.values("loss", tabular.split)
+    saved = cost.saved(scorer.table.masks)
+    losses = scorer.table.values("loss", scorer.split)
     reference = reference_point(saved, losses)
     return hypervolume(searched.saved, searched.losses, reference) / hypervolume(saved, losses, reference)
 
@@ -94,11 +98,11 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         raise ValueError(f"`env_id` is not an environment of das_gym: got {settings.env_id}, {OURS}")
     config = settings.search
     check_search(config)
-    tried = open_scorer(config.env_id, config.mask_kwargs, free=True)
     if settings.estimate:
-        print_estimate(search_phases(tried.engine, config))
+        print_estimate(search_phases(open_for_search(config), config))
         return None
-    folder, resumed = run_folder(run), settings.resume is not None
+    folder = run_folder(run)
+    resumed = settings.resume is not None
     config = with_costs(config, folder if resumed else None)
     with (
         progress(config.evaluations, "searching the front", unit="mask") as bar,
@@ -106,10 +110,10 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     ):
         _, turns = run_turns(config, scorer, folder, lambda turn: bar.update(len(turn.masks)), resumed)
         cost = scorer.cost_of(COST_SETTINGS[settings.cost])
+    own = cast(Scorer, scorer.own)  # of das_gym, since it has an entry
     searched = ScoredMasks.of(turns, cost)
-    layer_names = list(scorer.layer_names)
-    loses_layers = MODELS[entry.model].reads_prompts  # in other models, adapters replace skipped layers
-    front = front_of(searched, keeps_a_layer=loses_layers)
+    # In other models than those that read prompts, adapters replace skipped layers.
+    front = front_of(searched, keeps_a_layer=MODELS[entry.model].reads_prompts)
     reference = reference_point(searched.saved, searched.losses)
     env_kwargs = {**settings.problem.env_kwargs, **settings.env_kwargs}
     if settings.reward_examples is not None:
@@ -120,17 +124,17 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         "env_id": settings.env_id,
         "env_kwargs": recorded_settings(env_kwargs),
         "cost": settings.cost,
-        "hypervolume_share": hypervolume_share(scorer.tabular, cost, searched),
-        "layer_names": layer_names,
+        "hypervolume_share": hypervolume_share(own, cost, searched),
+        "layer_names": list(scorer.layer_names),
         "evaluations": len(searched.masks),
-        "points": points_of(front, layer_names),
+        "points": points_of(front, scorer.layer_names),
         "reference": dict(zip(("saved", "loss"), reference, strict=True)),
         "hypervolume": hypervolume(front.saved, front.losses, reference),
         "searched": searched.record(),
         "plugins": imported_plugins(),
         "versions": library_versions(),
     }
-    print_front(front, record, scorer.metric_name.replace("_", " "))
+    front_table(record, own.metric_name).print()
     if folder is not None:
         write_json(folder / FRONT, record)
         title = f"{settings.env_id}, {counted(len(searched.masks), 'mask')} scored"
@@ -144,27 +148,32 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
 
 def points_of(front: ScoredMasks, layer_names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the points of a front, as plain values."""
-    points = []
-    for number, mask in enumerate(front.masks):
-        scores = {"saved": front.saved[number], "loss": front.losses[number], "metric": front.metrics[number]}
-        point = {"point": number, "mask": mask.astype(int).tolist(), "skipped_layers": skipped_names(layer_names, mask)}
-        points.append({**point, **{name: float(value) for name, value in scores.items()}})
-    return points
+    return [
+        {
+            "point": number,
+            "mask": mask.astype(int).tolist(),
+            "skipped_layers": skipped_names(layer_names, mask),
+            "saved": float(front.saved[number]),
+            "loss": float(front.losses[number]),
+            "metric": float(front.metrics[number]),
+        }
+        for number, mask in enumerate(front.masks)
+    ]
 
 
-def print_front(front: ScoredMasks, record: Mapping[str, Any], metric: str) -> None:
-    """Print the points as a table, and how many masks were scored."""
+def front_table(record: Mapping[str, Any], metric: str) -> Table:
+    """Return the table of the points in the record of a front; its notes say how many masks were scored."""
     rows = []
-    for number, mask in enumerate(front.masks):
-        numbers = f"{100 * front.saved[number]:.1f} %", f"{front.losses[number]:.4f}", f"{100 * front.metrics[number]:.1f} %"
-        rows.append((str(number), *numbers, str(int(mask.sum()))))
-    columns = ("point", f"{record['cost']} saved", "loss", metric, "layers skipped")
+    for point in record["points"]:
+        numbers = f"{100 * point['saved']:.1f} %", f"{point['loss']:.4f}", f"{100 * point['metric']:.1f} %"
+        rows.append((str(point["point"]), *numbers, str(sum(point["mask"]))))
+    columns = ("point", f"{record['cost']} saved", "loss", metric.replace("_", " "), "layers skipped")
     notes = [f"Scored: {counted(record['evaluations'], 'mask')}."]
     if record["hypervolume_share"] is not None:
         share = f"{100 * record['hypervolume_share']:.2f} %"
         notes.append(f"The search found {share} of the true front's hypervolume (by the table).")
     title = f"{record['env_id']}: the front, seed {record['settings']['seed']}"
-    Table(columns, tuple(rows), title, tuple(notes)).print()
+    return Table(columns, tuple(rows), title, tuple(notes))
 
 
 def plot_front(

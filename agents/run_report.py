@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from das_gym.agents.searching.record import RECORD, SearchResult
 from das_gym.agents.searching.scorer import make_scored
-from das_gym.agents.searching.setup import is_tabular
 
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.runs import CONFIG, read_config
@@ -21,6 +20,7 @@ from das_gym.drawing.report import CostChart, Heat, Progress, RunReport
 from das_gym.drawing.table import Table
 from das_gym.files import replacing
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, given_costs, keeps_budget
+from das_gym.registration import is_tabular
 
 if TYPE_CHECKING:
     from das_gym.tables.table import SubnetTable

@@ -31,8 +31,7 @@ from das_gym.agents.sb3.algorithms import is_algorithm
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import check_search, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row, with_costs
-from das_gym.agents.searching.scorer import open_scorer
-from das_gym.agents.searching.setup import is_tabular
+from das_gym.agents.searching.scorer import MaskScorer, open_scorer
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import Phase, print_estimate, progress
@@ -43,7 +42,7 @@ from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.statistic_inputs import measure_activity
 from das_gym.problem.statistics import single_removals
-from das_gym.registration import MODELS, TASKS, entry_of
+from das_gym.registration import MODELS, TASKS, entry_of, is_tabular
 
 if TYPE_CHECKING:
     from das_gym.agents.settings import SearchSettings
@@ -51,9 +50,10 @@ if TYPE_CHECKING:
 FIGURE = "search.png"
 
 
-def search_phases(scorer: EngineScorer | None, config: SearchConfig) -> list[Phase]:
-    """Return the phases of a search; none if no model scores its masks (None), or Ray's workers do."""
-    if scorer is None:
+def search_phases(opened: MaskScorer, config: SearchConfig) -> list[Phase]:
+    """Return the phases of a search; none if no model of das_gym scores its masks, or Ray's workers do."""
+    scorer = opened.own
+    if not isinstance(scorer, EngineScorer):
         return []
     problem = scorer.problem
     if problem.backbone.config is not None and problem.backbone.config.workers is not None:
@@ -96,7 +96,7 @@ def search_mask(settings: SearchSettings, run: Run) -> float | None:
     check_search(settings)
     scorer = open_scorer(settings.env_id, settings.mask_kwargs)
     if settings.estimate:
-        print_estimate(search_phases(scorer.engine, settings))
+        print_estimate(search_phases(scorer, settings))
         return None
     folder = run_folder(run)
     result = search_in_run(settings, run, folder, settings.resume is not None)

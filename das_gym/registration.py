@@ -241,6 +241,11 @@ def entry_of(id: str) -> EnvEntry | None:
     return next((entry for entry in ENVIRONMENTS.values() if live in (entry.id, entry.tabular_id)), None)
 
 
+def is_tabular(id: str) -> bool:
+    """Return whether an id, or `module:id`, is an environment of das_gym that looks scores up in a table."""
+    return id.rpartition(":")[2] in {*(entry.tabular_id for entry in ENVIRONMENTS.values()), *CHECKPOINT_TABLES}
+
+
 def default_reward(id: str) -> str:
     """Return the name of the default reward of an environment's task, given the environment's id."""
     entry = entry_of(id)

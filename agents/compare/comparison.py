@@ -13,8 +13,7 @@ from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask
 from das_gym.agents.compare.oracle import Oracle
 from das_gym.agents.sb3.algorithms import is_algorithm
 from das_gym.agents.searching.config import SearchConfig
-from das_gym.agents.searching.loop import search
-from das_gym.agents.searching.setup import make_search_agent
+from das_gym.agents.searching.loop import make_search_agent, search
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.statistics import masks_needed

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from das_gym.agents.searching.scorer import OwnScorer, make_scored
-from das_gym.agents.searching.setup import is_tabular
 
 from das_gym.envs.suite_env import SuiteEnv
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.statistics import statistics_of_removals
-from das_gym.registration import SUITE_IDS
+from das_gym.registration import SUITE_IDS, is_tabular
 from das_gym.tables.suite import SuiteProblem, random_probabilities
 
 

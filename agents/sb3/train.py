@@ -18,27 +18,19 @@ from __future__ import annotations
 import inspect
 import io
 import os
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_model, with_defaults
-from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
 from das_gym.agents.searching.config import SearchConfig
-from das_gym.agents.searching.record import (
-    Checkpoint,
-    OnTurn,
-    SearchResult,
-    best_row,
-    better,
-    is_scored,
-    score_answers,
-    with_costs,
-)
-from das_gym.agents.searching.scorer import OURS, OwnScorer, open_scorer
+from das_gym.agents.searching.record import Checkpoint, OnTurn, SearchResult, Turn, conclude, with_costs
+from das_gym.agents.searching.scorer import OURS, SCORES, OwnScorer, open_scorer
+from gymnasium.vector import VectorEnv, VectorWrapper
 
 from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.files import write_bytes
@@ -51,6 +43,9 @@ if TYPE_CHECKING:
 AGENT = "agent.zip"
 LOGS = 20
 """Lines of metrics that an algorithm with a replay buffer logs in a search."""
+
+STEPS_PER_LAYER = 4
+"""A search ends after this many steps per layer and mask, even if masks are left to score."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +92,7 @@ def train_sb3(
     with closing(open_scorer(config.env_id, config.mask_kwargs, config.seed, problem=problem)) as scorer:
         if not isinstance(scorer, OwnScorer):
             raise ValueError(f"agent {config.agent!r} needs an environment of das_gym: got {config.env_id}, {OURS}")
-        env = ScoredVectorEnv(config.masks_per_turn, scorer=scorer.scorer, action=action)
+        env = ScoredVectorEnv(config.masks_per_turn, scorer=scorer.own, action=action)
         recorder = Recorder(env, config, run_folder, on_turn)
         model = make_model(cls, hyperparameters, VecMonitor(SB3VecEnv(recorder)), config.seed)
         known = Checkpoint.load(run_folder, config, len(scorer.layer_names)) if resume and run_folder is not None else None
@@ -106,17 +101,13 @@ def train_sb3(
         else:
             recorder.saved_turns = len(known.turns)  # a checkpoint with fewer turns would lose scores
             for turn in known.turns:
-                scorer.scorer.remember(np.array(turn.masks, dtype=bool), turn.known_scores())
+                scorer.own.remember(np.array(turn.masks, dtype=bool), turn.known_scores())
         with torch_threads(1):
             _learn(model, recorder, action, list(writers))
-            best = best_row(recorder.turns, config.mask_kwargs)
             state = env.get_state()
-            chosen = play_episode(model, ScoredVectorEnv(1, scorer=scorer.scorer, action=action), config.seed)
+            chosen = play_episode(model, ScoredVectorEnv(1, scorer=scorer.own, action=action), config.seed)
             scorer.set_state(state)  # the episode may have moved the reward examples on
-            rows = score_answers(scorer, chosen, best)
-        policy = rows[0]
-        more = 0 if is_scored(policy["mask"], recorder.turns) else 1
-        result = SearchResult.of(config, scorer, better(rows), recorder.turns, hyperparameters, None, more)
+            result, policy = conclude(config, scorer, chosen, recorder.turns, hyperparameters, None)
     if run_folder is not None:
         buffer = io.BytesIO()
         model.save(buffer)
@@ -162,3 +153,81 @@ def play_episode(model: BaseAlgorithm, env: ScoredVectorEnv, seed: int) -> np.nd
         observation, _, ended, _, _ = env.step(chosen)
         if ended[0]:
             return cast(np.ndarray, env.last_masks)[0]
+
+
+class BudgetSpentError(Exception):
+    """Raised in place of the next step when no evaluation is left."""
+
+
+class Recorder(VectorWrapper):
+    """Record every scored mask as a turn of the search, and end the search when its budget is spent.
+
+    A turn is one step: the masks that it scored, in one engine call. Masks beyond the evaluations of the search are left
+    out. Masks outside the environment's budget are not scored and do not count. `env` is a `ScoredVectorEnv`, wrapped or
+    not. A checkpoint is written to `folder` every `save_every` turns; it holds `saved_turns`.
+    """
+
+    def __init__(
+        self, env: VectorEnv[Any, Any, Any], config: SearchConfig, folder: Path | None = None, on_turn: OnTurn | None = None
+    ) -> None:
+        super().__init__(env)
+        self.config = config
+        self.folder = folder
+        self.on_turn = on_turn
+        self.turns: list[Turn] = []
+        self.saved_turns = 0
+        self.evaluations = self.steps = 0
+        self._threads = torch.get_num_threads()  # before `train_sb3` reduces them
+        self._base = cast(ScoredVectorEnv, env.unwrapped)
+        self.max_steps = config.evaluations * STEPS_PER_LAYER * len(self._base.layer_names)
+
+    @property
+    def starved(self) -> bool:
+        """Whether the search ended early because nearly none of its masks was within the environment's budget."""
+        return self.steps >= self.max_steps and self.evaluations < self.config.evaluations
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step the environments, or raise BudgetSpentError."""
+        if self.evaluations >= self.config.evaluations or self.steps >= self.max_steps:
+            raise BudgetSpentError
+        with torch_threads(self._threads):
+            observations, rewards, terminated, truncated, info = self.env.step(actions)
+        self.steps += self.num_envs
+        ended = terminated | truncated
+        if ended.any():
+            self._record(rewards, ended, info.get("final_info", info))
+        return observations, rewards, terminated, truncated, info
+
+    def _record(self, rewards: np.ndarray, ended: np.ndarray, info: dict[str, Any]) -> None:
+        masks = cast(np.ndarray, self._base.last_masks)
+        broken = np.flatnonzero(ended & ~np.isfinite(rewards))
+        if len(broken):
+            skipped = np.flatnonzero(masks[broken[0]]).tolist()
+            raise ValueError(f"the reward of the mask that skips layers {skipped} is not finite: got {rewards[broken[0]]}")
+        # A step may score more masks than are left: the surplus is not recorded, as if it had not been scored.
+        rows = np.flatnonzero(ended & info["feasible"])[: self.config.evaluations - self.evaluations]
+        if not len(rows):
+            return
+        turn = Turn.of(masks[rows], rewards[rows], {name: info[name][rows] for name in SCORES})
+        self.turns.append(turn)
+        self.evaluations += len(rows)
+        if self.folder is not None and len(self.turns) - self.saved_turns >= self.config.save_every:
+            self.saved_turns = len(self.turns)
+            Checkpoint(None, {}, tuple(self.turns)).save(self.folder, self.config)
+        if self.on_turn is not None:
+            self.on_turn(turn)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Set the number of torch's threads to `count` within the block.
+
+    SB3's networks are too small to be split over cores: they are several times faster with one thread. Only the engine uses
+    all.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import gymnasium
 from das_gym.agents.ask_tell.base import AGENTS, agent_class, check_agent_kwargs, check_agent_name
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, is_algorithm
-from das_gym.agents.searching.setup import SEARCH_DEFAULTS, is_tabular
 
 from das_gym.commands.settings import PositiveInt, Seed, choice, nested
 from das_gym.envs.actions import ACTION_MODES
@@ -27,7 +26,11 @@ from das_gym.registration import (
     TASKS,
     entry_of,
     find_environment,
+    is_tabular,
 )
+
+SEARCH_DEFAULTS: dict[str, dict[str, Any]] = {"bandit": {"learning_rate": 20.0}}
+"""Agent settings for searches of a few hundred masks; the paper's rate of 1 is for hundreds of turns."""
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask
+from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask, make_agent
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algorithm, with_defaults
-from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.config import SEARCH_DEFAULTS, SearchConfig
 from das_gym.agents.searching.racing import Race
 from das_gym.agents.searching.record import (
     CHECKPOINT,
@@ -19,15 +21,11 @@ from das_gym.agents.searching.record import (
     OnTurn,
     SearchResult,
     Turn,
-    best_row,
-    better,
-    is_scored,
-    score_answers,
+    conclude,
     spent,
     with_costs,
 )
 from das_gym.agents.searching.scorer import MaskScorer, open_scorer
-from das_gym.agents.searching.setup import make_search_agent
 
 from das_gym.commands.progress import progress
 from das_gym.files import explain_damage
@@ -77,11 +75,8 @@ def search(
     config = with_costs(config, run_folder if resume else None, problem)
     with closing(open_for_search(config, problem)) as scorer:
         agent, history = run_turns(config, scorer, run_folder, on_turn, resume)
-        best = best_row(history, config.mask_kwargs)
-        rows = score_answers(scorer, answer(agent, config.agent), best)
-        more = 0 if is_scored(rows[0]["mask"], history) else 1
-        settings = config.agent_settings()
-        result = SearchResult.of(config, scorer, better(rows), history, settings, agent.statistics_read, more)
+        mask = answer(agent, config.agent)
+        result, _ = conclude(config, scorer, mask, history, config.agent_settings(), agent.statistics_read)
     if folder is not None:
         result.save(folder)
     return result
@@ -184,6 +179,23 @@ def check_search(config: SearchConfig, problem: Problem | None = None) -> None:
 
 def agent_of(config: SearchConfig, scorer: MaskScorer, statistics: Mapping[str, Floats]) -> Agent:
     """Make the agent of a search that knows these layer statistics."""
-    budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of, scorer.max_skipped)
+    budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of)
     space = MaskSpace(budget)
     return make_search_agent(config.agent, space, config.seed, config.agent_settings(), statistics, scorer.blocks)
+
+
+def make_search_agent(
+    name: str,
+    space: MaskSpace,
+    seed: int,
+    agent_kwargs: Mapping[str, Any],
+    statistics: Mapping[str, Floats],
+    blocks: Callable[[], dict[str, Any] | None],
+) -> Agent:
+    """Make the agent of a search; `SEARCH_DEFAULTS` and, for agents that take them, `blocks()` are filled in."""
+    settings = {**SEARCH_DEFAULTS.get(name, {}), **agent_kwargs}
+    if "blocks" in inspect.signature(agent_class(name)).parameters and "blocks" not in settings:
+        settings["blocks"] = blocks()
+    # The agent draws from a child of the seed, since the environment draws from the seed itself.
+    rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
+    return make_agent(name, space, rng, settings, statistics)

@@ -33,6 +33,9 @@ FRONT = "front.json"
 HISTORY = "search_history.json"
 CHECKPOINT = "checkpoint.json"
 
+Row = dict[str, Any]
+"""A mask with its reward and scores, see `Turn.rows`."""
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -80,13 +83,13 @@ class Turn:
         return math.fsum(self.shares)
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """Each mask with its reward and scores."""
         columns = (self.masks, self.rewards, *(getattr(self, name) for name in SCORES))
         return [dict(zip(("mask", "reward", *SCORES), row, strict=True)) for row in zip(*columns, strict=True)]
 
     @property
-    def complete_rows(self) -> list[dict[str, Any]]:
+    def complete_rows(self) -> list[Row]:
         """`rows` of the masks that were scored on all reward examples."""
         return [row for row, share in zip(self.rows, self.shares, strict=True) if share == 1.0]
 
@@ -112,64 +115,31 @@ def plain_numbers(values: np.ndarray) -> list[Any]:
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
-def masks_of(turns: Iterable[Turn]) -> int:
-    """Return the evaluations that turns are worth, rounded up."""
-    return math.ceil(spent(turns))
-
-
 def spent(turns: Iterable[Turn]) -> float:
     """Return the evaluations on all reward examples that turns are worth."""
     # rounded, so that eight eighths are one
     return round(math.fsum(turn.cost for turn in turns), 9)
 
 
-def best_rows(turns: Iterable[Turn], budget: Mapping[str, Any]) -> list[dict[str, Any]]:
+def best_rows(turns: Iterable[Turn], budget: Mapping[str, Any]) -> list[Row]:
     """Return the masks that may be an answer, each once, the best first: scored on all examples and within the budget."""
     rows = [row for turn in turns for row in turn.complete_rows]
     allowed = [row for row in rows if keeps_budget(budget, row["mask"], row["macs_saved"])]
+    distinct: dict[tuple[int, ...], Row] = {}
     # The sort is stable: of masks with the same reward, the one that was scored first is the answer.
-    allowed.sort(key=lambda row: -math.inf if row["reward"] is None else row["reward"], reverse=True)
-    distinct: dict[tuple[int, ...], dict[str, Any]] = {}
-    for row in allowed:
+    for row in sorted(allowed, key=reward_of, reverse=True):
         distinct.setdefault(tuple(row["mask"]), row)
     return list(distinct.values())
 
 
-def best_row(turns: Iterable[Turn], budget: Mapping[str, Any]) -> dict[str, Any] | None:
+def reward_of(row: Row) -> float:
+    """Return the reward in a row, -inf if it is not finite."""
+    return -math.inf if row["reward"] is None else float(row["reward"])
+
+
+def best_row(turns: Iterable[Turn], budget: Mapping[str, Any]) -> Row | None:
     """Return the first of `best_rows`; None if there is none."""
     return next(iter(best_rows(turns, budget)), None)
-
-
-Row = dict[str, Any]
-"""A mask with its reward and scores, see `Turn.rows`."""
-
-
-def score_answers(scorer: MaskScorer, mask: Masks, best: Mapping[str, Any] | None) -> list[Row]:
-    """Score an agent's answer and the best mask that it asked for, together on the examples of the next step.
-
-    Args:
-        scorer: Scores the masks.
-        mask: (n_layers,) bool: the agent's answer.
-        best: The best mask that was scored on all examples, as `best_row` returns it; None if there is none.
-
-    Returns:
-        One or two rows, the answer's first; one if both are the same mask.
-    """
-    # Not part of the budget. It is the next step of the environment, so that a replay scores it on the same examples.
-    masks = mask[None]
-    if best is not None and best["mask"] != mask.astype(int).tolist():
-        masks = np.stack((mask, np.array(best["mask"], dtype=bool)))
-    return Turn.of(masks, *scorer.score(masks)).rows
-
-
-def better(rows: Sequence[Row]) -> Row:
-    """Return the row with the highest reward, the first of equals."""
-    return max(rows, key=lambda row: -math.inf if row["reward"] is None else row["reward"])
-
-
-def is_scored(mask: Sequence[int], turns: Sequence[Turn]) -> bool:
-    """Return True if a mask, 0/1 per layer, was scored on all reward examples in one of the turns."""
-    return any(row["mask"] == list(mask) for turn in turns for row in turn.complete_rows)
 
 
 @dataclass(frozen=True)
@@ -227,42 +197,6 @@ class SearchResult:
         """Masks that the agent asked for, to which the budget of a search applies."""
         return self.evaluations - self.statistic_masks - self.answer_masks
 
-    @classmethod
-    def of(
-        cls,
-        config: Any,
-        scorer: MaskScorer,
-        answer: Mapping[str, Any],
-        turns: Sequence[Turn],
-        agent_kwargs: dict[str, Any],
-        statistics_read: tuple[str, ...] | None,
-        answer_masks: int,
-    ) -> SearchResult:
-        """Make the record of a finished search with the settings `config`.
-
-        `answer` holds `mask`, `reward` and scores. `statistics_read` are the layer statistics that the agent read, None for
-        all that are observed.
-        """
-        names = list(scorer.layer_names)
-        statistic_masks = scorer.masks_for_statistics(statistics_read)
-        return cls(
-            **{name: getattr(config, name) for name in ("env_id", "agent", "seed", "masks_per_turn")},
-            **answer,
-            **scorer.layout(),
-            env_kwargs=recorded_settings(config.mask_kwargs),
-            agent_kwargs=agent_kwargs,
-            layer_names=names,
-            skipped_layers=skipped_names(names, answer["mask"]),
-            n_skipped=sum(answer["mask"]),
-            macs_full=scorer.macs_full,
-            evaluations=masks_of(turns) + statistic_masks + answer_masks,
-            statistic_masks=statistic_masks,
-            answer_masks=answer_masks,
-            versions=library_versions(),
-            plugins=imported_plugins(),
-            history=tuple(turns),
-        )
-
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `search_history.json` and then `search.json` into `folder`; return the path of the latter."""
         record = asdict(self)
@@ -287,6 +221,59 @@ class SearchResult:
             return build(cls, {**record, "history": turns})
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a search record of this version ({error}). Search again") from error
+
+
+def conclude(
+    config: SearchConfig,
+    scorer: MaskScorer,
+    mask: Masks,
+    turns: Sequence[Turn],
+    agent_kwargs: dict[str, Any],
+    statistics_read: Iterable[str] | None,
+) -> tuple[SearchResult, Row]:
+    """Score an agent's answer and the best mask that it asked for, and make the record of the search.
+
+    Args:
+        config: The settings of the search.
+        scorer: Scores both masks together, on the examples of its next step.
+        mask: (n_layers,) bool: the agent's answer.
+        turns: All turns.
+        agent_kwargs: Hyperparameters of the agent, with defaults.
+        statistics_read: Layer statistics that the agent read; None for all that are observed.
+
+    Returns:
+        The result, whose mask is the better of the two, and the row of the agent's own answer.
+    """
+    own = mask.astype(int).tolist()
+    best = best_row(turns, config.mask_kwargs)
+    masks = mask[None]
+    if best is not None and best["mask"] != own:
+        masks = np.stack((mask, np.array(best["mask"], dtype=bool)))
+    # Not part of the budget. It is the next step of the environment, so that a replay scores it on the same examples.
+    rows = Turn.of(masks, *scorer.score(masks)).rows
+    found = max(rows, key=reward_of)
+    asked = [row["mask"] for turn in turns for row in turn.complete_rows]
+    answer_masks = 0 if own in asked else 1
+    statistic_masks = scorer.masks_for_statistics(statistics_read)
+    names = list(scorer.layer_names)
+    result = SearchResult(
+        **{name: getattr(config, name) for name in ("env_id", "agent", "seed", "masks_per_turn")},
+        **found,
+        **scorer.layout(),
+        env_kwargs=recorded_settings(config.mask_kwargs),
+        agent_kwargs=agent_kwargs,
+        layer_names=names,
+        skipped_layers=skipped_names(names, found["mask"]),
+        n_skipped=sum(found["mask"]),
+        macs_full=scorer.macs_full,
+        evaluations=math.ceil(spent(turns)) + statistic_masks + answer_masks,
+        statistic_masks=statistic_masks,
+        answer_masks=answer_masks,
+        versions=library_versions(),
+        plugins=imported_plugins(),
+        history=tuple(turns),
+    )
+    return result, rows[0]
 
 
 def searched_settings(config: SearchConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from inspect import signature
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -26,9 +26,6 @@ from das_gym.problem.loading import Problem
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import DEFAULT_ENV, SUITE_IDS, many_objectives, named_environments
 
-if TYPE_CHECKING:
-    from das_gym.envs.tabular_env import TableScorer
-
 SCORES = ("loss", "metric", "macs", "macs_saved")
 """Scores of each mask that records keep."""
 
@@ -43,22 +40,13 @@ class MaskScorer(ABC):
         macs_full: MACs of one example through the full model.
         racing_examples: Number of reward examples if masks can be scored on single ones, and the reward depends on the
             losses alone; None otherwise.
-        metric_name: What the metric measures.
-        engine: What scores the masks if that is a model of das_gym; None for others.
-        tabular: What scores the masks if that is a table; None for others.
+        own: The scorer of the environment, if it is one of das_gym's: an `EngineScorer`, or a table's; None for others.
     """
 
     layer_names: tuple[str, ...]
     macs_full: int
     racing_examples: int | None = None
-    metric_name: str = "metric"
-    engine: EngineScorer | None = None
-    tabular: TableScorer | None = None
-
-    @property
-    def max_skipped(self) -> int | None:
-        """Most units that a mask may skip; None = any number."""
-        return None if self.tabular is None else self.tabular.table.meta.max_skipped
+    own: Scorer | None = None
 
     @property
     @abstractmethod
@@ -113,70 +101,64 @@ class MaskScorer(ABC):
 
 
 class OwnScorer(MaskScorer):
-    """Scores masks as an environment of das_gym does.
+    """Scores masks with the scorer of an environment of das_gym; `seed` is that of reward examples that are drawn."""
 
-    Args:
-        scorer: The scorer of the environment.
-        seed: Seed of the reward examples, where they are drawn.
-    """
+    own: Scorer
 
     def __init__(self, scorer: Scorer, seed: int = 0) -> None:
-        self.scorer = scorer
+        self.own = scorer
         self.layer_names = scorer.layer_names
         self.macs_full = int(scorer.macs.full)
         self.racing_examples = scorer.racing_examples
-        self.metric_name = scorer.metric_name
-        self.engine = scorer if isinstance(scorer, EngineScorer) else None
-        self.tabular = None if scorer.table is None else cast("TableScorer", scorer)
         self._rng = np.random.default_rng(seed)
         scorer.restart()
 
     @cached_property
     def statistics(self) -> Mapping[str, Floats]:
-        return LayerStatistics(self._observed(), self.scorer.statistic)
+        return LayerStatistics(self._observed(), self.own.statistic)
 
     def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
-        return kept_scores(*self.scorer.score(masks, self._rng))
+        return kept_scores(*self.own.score(masks, self._rng))
 
     def score_examples(self, masks: Masks, start: int, stop: int) -> Scores:
-        return self.scorer.score_examples(masks, start, stop)
+        return self.own.score_examples(masks, start, stop)
 
     def rewards_of(self, masks: Masks, losses: Floats, metrics: Floats) -> tuple[Floats, dict[str, np.ndarray]]:
-        return kept_scores(*self.scorer.rewards_of(masks, losses, metrics))
+        return kept_scores(*self.own.rewards_of(masks, losses, metrics))
 
     def cost_of(self, setting: str) -> MaskCost:
-        return self.scorer.cost_of(setting)
+        return self.own.cost_of(setting)
 
     def masks_for_statistics(self, statistics: Iterable[str] | None) -> int:
-        return self.scorer.observation_masks if statistics is None else self.scorer.masks_for_statistics(statistics)
+        return self.own.observation_masks if statistics is None else self.own.masks_for_statistics(statistics)
 
     def warn_at_chance(self) -> None:
         """See `MaskScorer.warn_at_chance`; it does not count as an evaluation."""
-        if self.engine is not None:
-            problem = self.engine.problem
-            score = self.engine.full_model_info()["metric"]
-            warn_at_chance(problem.backbone.config, problem.task, self.engine.fixed_examples, score, "reward")
+        if isinstance(self.own, EngineScorer):
+            problem = self.own.problem
+            score = self.own.full_model_info()["metric"]
+            warn_at_chance(problem.backbone.config, problem.task, self.own.fixed_examples, score, "reward")
 
     def blocks(self) -> dict[str, Any] | None:
-        return self.scorer.blocks()
+        return self.own.blocks()
 
     def layout(self) -> dict[str, Any]:
         statistics = {name: values.tolist() for name, values in self._observed().items()}
-        return {"units": self.scorer.architecture().units, "statistics": statistics}
+        return {"units": self.own.architecture().units, "statistics": statistics}
 
     def get_state(self) -> Any:
-        return {**self.scorer.get_state(), "rng": self._rng.bit_generator.state}
+        return {**self.own.get_state(), "rng": self._rng.bit_generator.state}
 
     def set_state(self, state: Any) -> None:
-        self.scorer.set_state(state)
+        self.own.set_state(state)
         self._rng.bit_generator.state = state["rng"]
 
     def close(self) -> None:
-        self.scorer.close()
+        self.own.close()
 
     def _observed(self) -> dict[str, Floats]:
-        columns = self.scorer.observation().reshape(self.scorer.n_layers, -1).astype(np.float64)
-        return {each.name: columns[:, index] for index, each in enumerate(self.scorer.statistics)}
+        columns = self.own.observation().reshape(self.own.n_layers, -1).astype(np.float64)
+        return {each.name: columns[:, index] for index, each in enumerate(self.own.statistics)}
 
 
 class ForeignScorer(MaskScorer):

@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.base import ask
-from das_gym.agents.searching.loop import run_turn
+from das_gym.agents.searching.loop import make_search_agent, run_turn
 from das_gym.agents.searching.racing import LEAST, STAGES, Race, Z
 from das_gym.agents.searching.scorer import SCORES, MaskScorer, OwnScorer
-from das_gym.agents.searching.setup import make_search_agent
 
 from benchmarks.machine import make_parser
 from das_gym.drawing.table import markdown_table

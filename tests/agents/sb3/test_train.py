@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from das_gym.agents import SearchConfig, search
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS
-from das_gym.agents.sb3.recorder import Recorder
-from das_gym.agents.sb3.train import AGENT, play_episode, train_sb3
+from das_gym.agents.sb3.train import AGENT, Recorder, play_episode, train_sb3
 from das_gym.agents.searching.record import CHECKPOINT, SearchResult
 from gymnasium.wrappers.vector import TransformReward
 from landscapes import rewards, write_table

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 from das_gym.agents import Budget, MaskSpace
+from das_gym.agents.searching.loop import make_search_agent
 from das_gym.agents.searching.scorer import open_scorer
-from das_gym.agents.searching.setup import make_search_agent
 from synthetic import ENV_ID
 
 from benchmarks.assets import main
