@@ -44,7 +44,7 @@ from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, required_folder
 from das_gym.commands.runs import runs_dir_words
-from das_gym.data.bad_examples import require_readable
+from das_gym.data.images import require_readable
 from das_gym.data.splits import Splits
 from das_gym.engine.caches import EncoderCache
 from das_gym.models.adapters import parallel_adapters

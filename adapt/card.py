@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from das_gym.commands.runs import library_versions
-from das_gym.drawing.table import Table
+from das_gym.drawing.report import Table
 
 PIPELINE_TAGS = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}
 TRUST = ", trust_remote_code=True"

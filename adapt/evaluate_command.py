@@ -22,7 +22,7 @@ from das_gym.adapt.evaluate import Evaluation, evaluate, generate_texts, predict
 from das_gym.adapt.finished_runs import EvaluateSettings, PredictSettings, find_subnet, is_transformers_model
 from das_gym.adapt.subnets import load_transformers_model, load_with_overrides
 
-from das_gym.drawing.table import Table
+from das_gym.drawing.report import Table
 from das_gym.files import write_json
 from das_gym.problem.loading import AdaptedModel, reader_options, reads_tokens, task_class
 from das_gym.tasks.metrics import score_texts

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import PluginSettings
-from das_gym.drawing.table import Table
+from das_gym.drawing.report import Table
 from das_gym.models.adapters import parallel_adapters
 from das_gym.models.base import VLP
 from das_gym.models.inputs import meta_batch

@@ -19,8 +19,7 @@ from das_gym.commands.settings import settings_dict
 from das_gym.commands.trust import imported_plugins
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.report import RunReport
-from das_gym.drawing.table import Table
+from das_gym.drawing.report import RunReport, Table
 from das_gym.engine.caches import EncoderCache
 from das_gym.files import write_json
 from das_gym.intervals import difference_interval

@@ -43,7 +43,7 @@ from das_gym.agents.settings import CompareSettings
 from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, run_folder
 from das_gym.drawing.charts import new_figure, save_figure
-from das_gym.drawing.table import Table
+from das_gym.drawing.report import Table
 from das_gym.names import counted
 from das_gym.registration import is_tabular
 

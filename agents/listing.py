@@ -11,7 +11,7 @@ from das_gym.agents.searching.config import SEARCH_DEFAULTS
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import PluginSettings
-from das_gym.drawing.table import Console, Table
+from das_gym.drawing.report import Console, Table
 from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS, SUITE_IDS, many_objectives

@@ -29,7 +29,7 @@ from das_gym.commands.recorded import Run, run_folder
 from das_gym.commands.runs import library_versions
 from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.charts import new_figure, save_figure
-from das_gym.drawing.table import Table
+from das_gym.drawing.report import Table
 from das_gym.envs.scoring import Scorer
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.files import write_json

@@ -14,10 +14,8 @@ from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.runs import CONFIG, read_config
 from das_gym.commands.settings import settings_dict
 from das_gym.commands.trust import trusted_settings
-from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.picture import draw
-from das_gym.drawing.report import CostChart, Heat, Progress, RunReport
-from das_gym.drawing.table import Table
+from das_gym.drawing.architecture import Architecture, draw
+from das_gym.drawing.report import CostChart, Heat, Progress, RunReport, Table
 from das_gym.files import replacing
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, given_costs, keeps_budget
 from das_gym.registration import is_tabular

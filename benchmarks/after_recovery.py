@@ -35,7 +35,7 @@ from torch import nn
 
 from benchmarks.fidelity import spearman_with_interval
 from benchmarks.machine import describe_machine, make_parser
-from das_gym.drawing.table import markdown_table
+from das_gym.drawing.report import markdown_table
 from das_gym.files import read_json, write_json
 from das_gym.models.base import VLP
 from das_gym.models.transformers.inserted_adapters import copy_with_linear_skips

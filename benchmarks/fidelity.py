@@ -31,7 +31,7 @@ from das_gym.adapt.step_loss import make_loss_and_trainer
 
 from benchmarks.machine import make_parser
 from das_gym.commands.progress import progress
-from das_gym.drawing.table import markdown_table
+from das_gym.drawing.report import markdown_table
 from das_gym.files import read_json, write_json
 from das_gym.intervals import bootstrap_interval, spearman
 from das_gym.problem.config import ProblemConfig

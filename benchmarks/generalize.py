@@ -26,7 +26,7 @@ from das_gym.agents.compare.oracle import SuiteOracle
 
 from benchmarks.machine import make_parser
 from das_gym.commands.progress import progress
-from das_gym.drawing.table import markdown_table
+from das_gym.drawing.report import markdown_table
 from das_gym.intervals import t_quantile
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, Suite, SuiteProblem, load_suite

@@ -37,7 +37,7 @@ from benchmarks.search.rivals import RIVALS, register_rivals
 from benchmarks.search.runs import MASKS_PER_TURN, SB3_SEEDS, compare
 from benchmarks.search.scores import WORST, Scores
 from das_gym.commands.runs import library_versions
-from das_gym.drawing.table import markdown_table
+from das_gym.drawing.report import markdown_table
 from das_gym.files import write_text
 from das_gym.intervals import mean_interval
 

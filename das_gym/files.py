@@ -25,6 +25,14 @@ from typing import Any
 import numpy as np
 import psutil
 
+ASSETS = Path(__file__).parent / "assets"
+
+CHECKSUMS = ASSETS / "checksums.json"
+"""SHA-256 of every bundled file, by its path within `ASSETS`."""
+
+CACHE_VARIABLE = "DAS_GYM_CACHE"
+"""The environment variable that moves the cache folder."""
+
 METADATA_KEY = "das_gym"
 """Key of the metadata of our safetensors files, and of an exported config.json."""
 
@@ -264,12 +272,6 @@ def check_new_folder(out: str | os.PathLike[str], source: Path | None = None) ->
     return out
 
 
-ASSETS = Path(__file__).parent / "assets"
-
-CHECKSUMS = ASSETS / "checksums.json"
-"""SHA-256 of every bundled file, by its path within `ASSETS`."""
-
-
 def check_bundled(path: Path) -> None:
     """Check a bundled file, or every file of a bundled folder, against its checksum, once per process."""
     if path.is_relative_to(ASSETS):
@@ -293,3 +295,22 @@ def checksum(path: Path) -> str:
     """Return the SHA-256 of a file, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return the absolute cache folder: DAS_GYM_CACHE, else the operating system's. ValueError if it cannot be one."""
+    setting = os.environ.get(CACHE_VARIABLE, "").strip()
+    if setting:
+        folder = absolute(setting)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{CACHE_VARIABLE} is not a folder: got {setting}, expected a writable folder")
+        return folder
+    import platformdirs  # not needed for environments from tables
+
+    try:
+        folder = platformdirs.user_cache_path("das_gym", appauthor=False)
+    except RuntimeError:  # newer versions of platformdirs; older ones return a relative path
+        folder = Path()
+    if not folder.is_absolute():
+        raise ValueError(f"there is no home folder for the cache. Set {CACHE_VARIABLE} to a writable folder")
+    return folder

@@ -14,8 +14,7 @@ from das_gym.agents.compare.runner import mean_in_words, read_trials
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import COMPARISON
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.report import RunReport
-from das_gym.drawing.table import Table
+from das_gym.drawing.report import RunReport, Table
 from das_gym.files import read_json
 from das_gym.intervals import t_interval
 from das_gym.names import check_names

@@ -21,9 +21,7 @@ from das_gym.adapt.shrink.settings import REFIT, AnsweringSettings
 from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logits, has_remote_code
 
 from das_gym.commands.progress import progress
-from das_gym.data.bad_examples import decode_errors
-from das_gym.data.decoding import file_pixels
-from das_gym.data.images import ImageFile, ImageSource
+from das_gym.data.images import ImageFile, ImageSource, decode_errors, file_pixels
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import share_copy

@@ -35,7 +35,7 @@ from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, required_folder
-from das_gym.drawing.table import Table
+from das_gym.drawing.report import Table
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.names import counted
 from das_gym.problem.budget import SAVED

@@ -14,8 +14,7 @@ from das_gym.adapt.shrink.settings import LINEAR, REFIT
 from das_gym.adapt.shrink.verifying import Verification, has_remote_code
 
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.report import RunReport
-from das_gym.drawing.table import Table
+from das_gym.drawing.report import RunReport, Table
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.stack import IMAGE
 from das_gym.models.transformers.units import ATTENTION, MLP

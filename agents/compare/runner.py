@@ -13,7 +13,7 @@ from das_gym.commands.progress import progress
 from das_gym.commands.runs import COMPARISON, library_versions
 from das_gym.commands.settings import build, settings_dict
 from das_gym.commands.trust import imported_plugins
-from das_gym.drawing.table import Console, Table
+from das_gym.drawing.report import Console, Table
 from das_gym.files import explain_damage, read_json, write_json, write_text
 from das_gym.intervals import t_interval
 from das_gym.processes import is_main_process

@@ -13,7 +13,7 @@ from das_gym.agents import Budget, MaskSpace, make_agent
 from benchmarks.real_model.prepare import WINDOW
 from benchmarks.search.rivals import register_rivals
 from das_gym import ProblemConfig, load_problem
-from das_gym.drawing.table import markdown_table
+from das_gym.drawing.report import markdown_table
 from das_gym.problem.statistic_inputs import measure_activity
 
 EVALUATIONS = {3: 87, 6: 120, 9: 120, 15: 120}

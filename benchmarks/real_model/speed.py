@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from das_gym import ProblemConfig, load_problem
-from das_gym.drawing.table import markdown_table
+from das_gym.drawing.report import markdown_table
 from das_gym.models.transformers.inserted_adapters import copy_with_linear_skips
 from das_gym.models.transformers.layer_removal import pruned_copy
 

@@ -25,7 +25,7 @@ from benchmarks.search.problems import LIVE, live_problems
 from benchmarks.search.rivals import register_rivals
 from benchmarks.search.runs import compare
 from benchmarks.search.scores import Scores
-from das_gym.drawing.table import markdown_table
+from das_gym.drawing.report import markdown_table
 from das_gym.intervals import mean_bootstrap_interval
 
 AGENTS = ("bayes", "heat_kernel", "quadratic_regression", "local_search", "greedy", "random")

@@ -27,7 +27,7 @@ from das_gym.agents.searching.racing import LEAST, STAGES, Race, Z
 from das_gym.agents.searching.scorer import SCORES, MaskScorer, OwnScorer
 
 from benchmarks.machine import make_parser
-from das_gym.drawing.table import markdown_table
+from das_gym.drawing.report import markdown_table
 from das_gym.engine.scores import Scores
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.budget import Budget, Floats, MaskCost, Masks

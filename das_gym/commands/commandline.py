@@ -44,6 +44,14 @@ Config = TypeVar("Config")
 HELP = ("-h", "--help", "help")
 SCRIPTS = ("das-agents", "das-adapt")
 
+WIDTH = 80
+
+GROUPS = (
+    *("Search", "Budget", "Layers", "Model and data", "Reward", "Stable-Baselines3"),
+    *("Recovery", "Training", "Evaluation", "Hardware", "Run"),
+)
+"""The order of headings. Those of a single command stand before them."""
+
 
 class UsageError(ValueError):
     """Words of a command line that cannot be read; the exit code is 2."""
@@ -294,15 +302,6 @@ def check_words(
         check_names([word], [*commands, "with"], "sub-command", listing=f"{format_command(command)} --help")
     except ValueError as error:
         raise UsageError(str(error)) from None
-
-
-WIDTH = 80
-
-GROUPS = (
-    *("Search", "Budget", "Layers", "Model and data", "Reward", "Stable-Baselines3"),
-    *("Recovery", "Training", "Evaluation", "Hardware", "Run"),
-)
-"""The order of headings. Those of a single command stand before them."""
 
 
 def describe_fields(cls: type) -> dict[str, str]:

@@ -28,6 +28,11 @@ REPEAT = 5.0
 _last_raised = -REPEAT
 _is_installed = False
 
+BROKEN_PIPE = 141
+"""Exit code of a command whose standard output was closed, as in `... | head`; shells use the same."""
+
+STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+
 
 class Terminated(KeyboardInterrupt):
     """Raised for SIGTERM and SIGHUP. Code that handles Ctrl-C handles it too."""
@@ -99,12 +104,6 @@ def _restore_defaults() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) in (raise_interrupt, _end):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-
-BROKEN_PIPE = 141
-"""Exit code of a command whose standard output was closed, as in `... | head`; shells use the same."""
-
-STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 
 def prepare_streams() -> None:

@@ -1,18 +1,152 @@
-"""Entries of JSON files: reading them, and checking their fields."""
+"""Entries of data sets: reading JSON files and arrow tables, checking each entry, and raising at or skipping bad ones.
+
+A data root may hold arrow tables as the scripts of ViLT and METER write them, for one or several tasks. They are read
+instead of original files. A single table may be the data root: a folder may hold two data sets of one task.
+"""
 
 from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from das_gym.data.bad_examples import BadExamples
-from das_gym.files import absolute, check_plain, read_json
+from das_gym.data.images import HINT as IMAGE_HINT
+from das_gym.data.images import FolderListings, ImageFile, ImageSource, decode_errors
+from das_gym.data.splits import Splits, content_keys, warn_of_repeated_questions, warn_of_shared_images
+from das_gym.data.tables import open_table, plain_rows
+from das_gym.files import absolute, at_home, check_plain, read_json
+
+Example = TypeVar("Example")
+
+POLICIES = ("raise", "skip")
+"""Values of `on_bad_example`."""
 
 Fields = Mapping[str, type | tuple[type, ...]]
 """The fields that an entry needs, with the type or types of each."""
+
+HINT = 'Correct it, or leave such examples out: on_bad_example="skip" (`on_bad_example=skip` on a command line)'
+
+
+class Illustrated(Protocol):
+    """An example with images."""
+
+    @property
+    def images(self) -> Sequence[ImageSource]:
+        """Its images; empty if it has none."""
+
+
+IllustratedExample = TypeVar("IllustratedExample", bound=Illustrated)
+
+
+class BadExamples:
+    """The policy for bad examples, and a record of those skipped so far.
+
+    A reader makes one per data set, turns entries into examples with `parse`, removes those without a usable image with
+    `drop_broken`, and ends with `splits`. A file that cannot be read at all always raises.
+
+    Example:
+        >>> from das_gym.data.entries import BadExamples
+        >>> bad = BadExamples("skip")
+        >>> bad.parse([("line 1", "3"), ("line 2", "x")], lambda entry, where: int(entry))
+        [3]
+        >>> len(bad.lines)
+        1
+    """
+
+    def __init__(self, on_bad_example: str = "raise") -> None:
+        if on_bad_example not in POLICIES:
+            raise ValueError(f"unknown `on_bad_example`: got {on_bad_example!r}, expected {' or '.join(POLICIES)}")
+        self.skips = on_bad_example == "skip"
+        self.lines: list[str] = []
+
+    def splits(
+        self,
+        train: Sequence[IllustratedExample],
+        reward: Sequence[IllustratedExample],
+        test: Sequence[IllustratedExample],
+        question: Callable[[Any], Hashable],
+        contents: Mapping[str, str] | None = None,
+    ) -> Splits[IllustratedExample]:
+        """Return the data set, with lines about the skipped examples.
+
+        Warn of images that are in two splits, and of test examples that repeat the `question` of another. `contents` are
+        the `content_keys` of all images, if they are known.
+        """
+        parts = {"train": train, "reward": reward, "test": test}
+        if contents is None:
+            contents = content_keys(image for part in parts.values() for e in part for image in e.images)
+        warn_of_shared_images(parts, contents)
+        warn_of_repeated_questions(test, question, contents)
+        return Splits(train, reward, test, tuple(self.lines))
+
+    @property
+    def last_skipped(self) -> str:
+        """A sentence to append to an error that skipped examples may have caused; empty where none was skipped."""
+        return f". {len(self.lines)} entries were skipped, the last because: {self.lines[-1]}" if self.lines else ""
+
+    def report(self, error: Exception) -> None:
+        """Raise an error, whose message names file and entry, with a hint; or keep its message and skip the entry."""
+        if not self.skips:
+            raise type(error)(f"{error}. {HINT}") from error.__cause__  # the reader's own error would be shown twice
+        self.lines.append(str(error))
+
+    def parse(self, entries: Iterable[tuple[str, Any]], make: Callable[[Any, str], Example | None]) -> list[Example]:
+        """Return the examples that `make` makes of entries and their places, and report bad ones.
+
+        It raises ValueError for a bad entry, and returns None for one that is left out on purpose.
+        """
+        made = []
+        for where, entry in entries:
+            try:
+                example = make(entry, where)
+            except ValueError as error:
+                self.report(error)
+                continue
+            if example is not None:
+                made.append(example)
+        return made
+
+    def _broken_images(self, images: Iterable[ImageSource]) -> dict[str, Exception]:
+        """Return the errors of the images that cannot be used, by key.
+
+        With `skip`, every image is decoded. With `raise`, only missing files are found; damage is reported when an image is
+        opened.
+        """
+        distinct = {image.key: image for image in images}
+        listings = FolderListings()
+        if self.skips:  # without the advice: the example is being skipped
+            return {key: type(error)(str(error).removesuffix(f". {IMAGE_HINT}")) for key, error in decode_errors(distinct)}
+        # On network file systems, a listing is much faster than asking for each of 100,000 files.
+        files = [image for image in distinct.values() if isinstance(image, ImageFile) and not listings.has(image.path)]
+        return {file.key: FileNotFoundError(f"the image {file.key} does not exist") for file in files}
+
+    def drop_broken(
+        self, examples: Sequence[IllustratedExample], source: str, name: Callable[[Any], str] = attrgetter("key")
+    ) -> list[IllustratedExample]:
+        """Return the examples whose `image` or `images` can be used; report the others, and raise where none is left.
+
+        Errors name `source`, the file, and the example by `name`.
+        """
+        broken = self._broken_images(image for example in examples for image in example.images)
+        kept = []
+        for example in examples:
+            error = next((broken[image.key] for image in example.images if image.key in broken), None)
+            if error is None:
+                kept.append(example)
+                continue
+            counted = "" if self.skips else f" ({len(broken)} images are missing)"
+            self.report(type(error)(f"{source}: {name(example)}: {error}{counted}"))
+        self.require(kept, source)
+        return kept
+
+    def require(self, examples: Sized, source: str) -> None:
+        """Raise ValueError where nothing is left of a part of the data."""
+        if not len(examples):
+            raise ValueError(f"{source} holds no usable example, expected one or more{self.last_skipped}")
 
 
 def read_entries(path: Path, bad: BadExamples) -> Iterator[tuple[str, Any]]:
@@ -127,3 +261,79 @@ def find_file(root: Path, names: Sequence[str], folders: Sequence[str] = ("",)) 
 def content_of(folder: Path) -> str:
     """Return the first names in a folder, for errors."""
     return first_few(sorted(path.name for path in folder.iterdir())) or "an empty folder"
+
+
+@dataclass(frozen=True, slots=True)
+class ArrowFormat:
+    """How the arrow tables of a task are named, and their columns.
+
+    Attributes:
+        task: The task.
+        prefixes: How the file names begin; `_<split>.arrow` follows.
+        columns: The kind of each column that is read, see `das_gym.data.tables.open_table`.
+    """
+
+    task: str
+    prefixes: tuple[str, ...]
+    columns: Mapping[str, str]
+
+    def is_in(self, data_root: str | Path) -> bool:
+        """Return whether a data root holds tables of this format, or is one."""
+        root = at_home(data_root)
+        return root.suffix == ".arrow" or any(any(root.glob(f"{prefix}_*.arrow")) for prefix in self.prefixes)
+
+    def find(self, data_root: str | Path) -> dict[str, Path]:
+        """Return the tables of a data root, or of the table that it is, by split; ValueError for several data sets."""
+        root = absolute(data_root)
+        folder = root.parent if root.suffix == ".arrow" else root
+        names = [root.name] if root.suffix == ".arrow" else [path.name for path in folder.glob("*.arrow")]
+        found = [prefix for prefix in self.prefixes if any(name.startswith(f"{prefix}_") for name in names)]
+        if len(found) > 1:
+            raise ValueError(f"{root} holds several data sets: got {' and '.join(found)}. Pass one table as `data_root`")
+        if not found:
+            patterns = " or ".join(f"{prefix}_<split>.arrow" for prefix in self.prefixes)
+            raise FileNotFoundError(f"{root} is or holds no table of {self.task}, expected {patterns}")
+        paths = sorted(folder.glob(f"{found[0]}_*.arrow"))
+        return {path.stem.removeprefix(f"{found[0]}_"): path for path in paths}
+
+    def read(
+        self, path: Path, make: Callable[[dict[str, Any], str], IllustratedExample], bad: BadExamples
+    ) -> list[IllustratedExample]:
+        """Return the examples that `make` makes of a table's entries and their places, if their images can be used."""
+        return bad.drop_broken(bad.parse(read_items(path, self.columns, bad), make), str(path))
+
+
+def require_table(tables: Mapping[str, Path], *splits: str) -> Path:
+    """Return the first table that exists of some splits; raise FileNotFoundError for none."""
+    for split in splits:
+        if split in tables:
+            return tables[split]
+    path = next(iter(tables.values()))
+    got = first_few([path.name for path in tables.values()])
+    raise FileNotFoundError(f"{path.parent} has no table of {' or '.join(splits)}: got {got}")
+
+
+def read_items(path: Path, columns: Mapping[str, str], bad: BadExamples) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the entries of a table whose rows are an image with lists of questions, answers or captions.
+
+    Columns of bytes are checked and left out. `bad` receives rows whose lists are empty or differ in length.
+
+    Yields:
+        The place of an entry, for errors, and its values: one of each list, those of the other columns, `row`, and its
+            `number` in the row.
+    """
+    table = open_table(path, [name for name, kind in columns.items() if kind != "bytes"], columns)
+    if not table.num_rows:
+        raise ValueError(f"{path} has no rows, expected one or more")
+    lists = [name for name, kind in columns.items() if kind.startswith("list")]
+    for row, values in enumerate(plain_rows(table)):
+        where = f"{path}: row {row}"
+        lengths = [len(values[name] or ()) for name in lists]
+        if not lengths[0] or len(set(lengths)) > 1:
+            got = ", ".join(f"{length} in {name}" for name, length in zip(lists, lengths, strict=True))
+            error = ValueError(f"{where}: lists of different lengths: got {got}, expected equal numbers of one or more")
+            bad.report(error)
+            continue
+        for number, entry in enumerate(zip(*(values[name] for name in lists), strict=True)):
+            one = {**values, **dict(zip(lists, entry, strict=True)), "row": row, "number": number}
+            yield f"{where}, entry {number}", one

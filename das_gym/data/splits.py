@@ -1,11 +1,27 @@
-"""The three parts of a data set, and how to divide data so that examples with a common image stay together."""
+"""The three parts of a data set: how to divide data so that equal images stay together, and what is in two parts.
+
+Images may hold the same bytes under different names. Reading all 20 GB of VQAv2 to find them would take minutes. Of images
+of equal size, the last few kilobytes are compared first: they are compressed data, which differ if the images do. Only
+images that agree in these are read as a whole. The hashes are kept in the cache folder with size and modification time, so
+that later starts read no image again.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
+
+from das_gym.data.images import ImageFile, ImageSource, digest_of
+from das_gym.data.tables import CellImage
+from das_gym.files import cache_folder, read_json, write_json
 
 Example = TypeVar("Example", covariant=True)
 
@@ -17,6 +33,14 @@ REWARD_SHARE = TEST_SHARE = 0.1
 
 VALIDATION_SHARE = 0.5
 """Share of the groups of a validation file that become the reward split, where it also has to serve as another split."""
+
+TAIL = 4096
+"""Bytes at the end of an image that are compared first."""
+
+THREADS = 8
+"""Files are read by this many threads: a network file system takes milliseconds for each."""
+
+StoredImage = ImageFile | CellImage
 
 
 @dataclass(frozen=True)
@@ -147,3 +171,148 @@ def fill_parts(
     elif not train:
         (reward,), train = divide(reward, (VALIDATION_SHARE,))
     return train, reward, test
+
+
+@dataclass(slots=True)
+class _Record:
+    """Size and hashes of an image, as far as they were needed.
+
+    Attributes:
+        stamp: Changes when the image changes.
+        size: Its bytes.
+        tail, whole: Hashes of its last `TAIL` bytes and of all bytes; empty where they were not needed.
+    """
+
+    stamp: str
+    size: int
+    tail: str = ""
+    whole: str = ""
+
+
+def content_keys(images: Iterable[ImageSource]) -> dict[str, str]:
+    """Return for the key of each image a text that is the same for images with the same bytes.
+
+    It is the image's own key, unless another image has the same size and ending: then it is a hash of all bytes. Images that
+    cannot be read keep their own key, and so do images that are neither files nor cells of a table.
+    """
+    # Many examples share an image object: keys are made once for each.
+    distinct = {image.key: image for image in {id(image): image for image in images}.values()}
+    stored = {
+        key: image
+        for key, image in distinct.items()
+        if isinstance(image, ImageFile) or (isinstance(image, CellImage) and not image.digest)
+    }
+    contents = {key: key for key in distinct}
+    if len(stored) < 2:
+        return contents
+    path = _cache_path(stored.values())
+    before = _read_cache(path)
+    records = _measure(stored, before)
+    same_size = _repeated({key: record.size for key, record in records.items() if record.size})
+    for key, digest in _digests({key: stored[key] for key in same_size if not records[key].tail}, TAIL).items():
+        records[key].tail = digest
+    same_tail = _repeated({key: (records[key].size, records[key].tail) for key in same_size if records[key].tail})
+    for key, digest in _digests({key: stored[key] for key in same_tail if not records[key].whole}).items():
+        records[key].whole = digest
+    after = before | {key: [record.stamp, record.size, record.tail, record.whole] for key, record in records.items()}
+    if path is not None and after != before:
+        with suppress(OSError):  # without a writable cache, images are read again the next time
+            write_json(path, after, indent=None)
+    return contents | {key: f"content {records[key].whole}" for key in same_tail if records[key].whole}
+
+
+def _cache_path(images: Iterable[StoredImage]) -> Path | None:
+    """Return the file that keeps the hashes of a data set's images; None without a cache folder."""
+    folder = os.path.commonpath({os.path.dirname(image.path.absolute()) for image in images})  # noqa: PTH120  (much faster)
+    name = hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()
+    try:
+        return cache_folder() / "images" / f"{name}.json"
+    except ValueError:
+        return None
+
+
+def _read_cache(path: Path | None) -> dict[str, list[Any]]:
+    """Return the fields of the record of each image in a file that `content_keys` wrote; none where it is damaged."""
+    if path is None or not path.is_file():
+        return {}
+    with suppress(OSError, ValueError):
+        return dict(read_json(path))
+    return {}
+
+
+def _measure(images: Mapping[str, StoredImage], before: Mapping[str, list[Any]]) -> dict[str, _Record]:
+    """Return the record of each image that exists: the one from `before` if the image is unchanged, else a new one."""
+
+    def measure(image: StoredImage) -> _Record:
+        stamp = image.stamp()
+        known = before.get(image.key)
+        return _Record(*known) if known is not None and known[0] == stamp else _Record(stamp, image.size())
+
+    return _in_threads(measure, images)
+
+
+def _digests(images: Mapping[str, StoredImage], last: int | None = None) -> dict[str, str]:
+    """Return the hash of all bytes, or of the `last` ones, of each image that can be read."""
+    return _in_threads(lambda image: digest_of(image.read(last)), images)
+
+
+def _in_threads(work: Callable[[StoredImage], Any], images: Mapping[str, StoredImage]) -> dict[str, Any]:
+    """Return what `work` returns for each image, by key, without the images that cannot be read."""
+
+    def do(block: Sequence[str]) -> dict[str, Any]:
+        results = {}
+        for key in block:
+            with suppress(OSError, ValueError):  # a missing or damaged image is reported when it is opened
+                results[key] = work(images[key])
+        return results
+
+    keys = list(images)
+    with ThreadPoolExecutor(THREADS) as pool:
+        blocks = list(pool.map(do, (keys[start::THREADS] for start in range(THREADS))))
+    found = {key: result for block in blocks for key, result in block.items()}
+    return {key: found[key] for key in keys if key in found}
+
+
+def _repeated(values: Mapping[str, Hashable]) -> list[str]:
+    """Return the keys whose value another key has too."""
+    keys_of: defaultdict[Hashable, list[str]] = defaultdict(list)
+    for key, value in values.items():
+        keys_of[value].append(key)
+    return [key for keys in keys_of.values() if len(keys) > 1 for key in keys]
+
+
+def warn_of_shared_images(parts: Mapping[str, Sequence[Any]], contents: Mapping[str, str]) -> None:
+    """Warn where two of the parts of a data set have images with the same content, as `content_keys` gives it."""
+    names = list(parts)
+    images = {name: {contents[i.key]: i.key for example in parts[name] for i in example.images} for name in names}
+    for number, first in enumerate(names):
+        for second in names[number + 1 :]:
+            shared = [content for content in images[first] if content in images[second]]
+            if shared:
+                one = images[first][shared[0]]
+                other = images[second][shared[0]]
+                example = one if one == other else f"{one} is {other}"
+                warnings.warn(
+                    f"{len(shared)} images of the {first} split are in the {second} split too, such as {example}: scores on "
+                    f"{second} look better than they are. Remove their examples from one of the two",
+                    stacklevel=4,
+                )
+
+
+def warn_of_repeated_questions(
+    examples: Sequence[Any], question: Callable[[Any], Hashable], contents: Mapping[str, str]
+) -> None:
+    """Warn where the test split asks the same question about the same images more than once."""
+    first: dict[Hashable, str] = {}
+    repeated: list[tuple[str, str]] = []
+    for example in examples:
+        asked = (tuple(contents[image.key] for image in example.images), question(example))
+        before = first.setdefault(asked, example.key)
+        if before != example.key:
+            repeated.append((before, example.key))
+    if repeated:
+        warnings.warn(
+            f"{len(repeated)} of {len(examples)} test examples repeat the question of another about the same image, such as "
+            f"{repeated[0][1]}, which repeats {repeated[0][0]}: they count twice in every score. Remove them",
+            stacklevel=4,
+        )

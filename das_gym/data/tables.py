@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from das_gym.data.cache import cache_folder
-from das_gym.data.decoding import decode_image
-from das_gym.files import MIN_UNPACKED, check_plain, replacing
+from das_gym.data.images import decode_image, digest_of
+from das_gym.files import MIN_UNPACKED, cache_folder, check_plain, replacing
 
 if TYPE_CHECKING:
     import pyarrow
@@ -244,8 +243,3 @@ class CellImage:
         if found is None or (self.digest and digest_of(found[0] if found else b"") != self.digest):
             raise ValueError(f"{self.name} has changed since it was loaded")
         return found[0] if found else b""
-
-
-def digest_of(data: Any) -> str:
-    """Return a text that identifies the bytes in a buffer."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

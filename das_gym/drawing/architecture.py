@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,30 @@ if TYPE_CHECKING:
     from das_gym.models.base import Layer
     from das_gym.problem.budget import MaskCost
     from das_gym.tables.table import SubnetTable
+
+WIDTH = 960
+MARGIN = 24
+TOP = MARGIN + 60
+"""Pixels of title and legend."""
+
+LANE = 44
+"""Height of a lane in pixels, including its labels and the gap below."""
+
+BOX = 22
+BAND_STAGES = 24
+"""Largest number of stages side by side; further ones are drawn in another band below."""
+
+LINE = 22
+FACTS = 6
+"""Height of a line of text in pixels, and the number of lines below the units."""
+
+TEXT, SMALL, TITLE, SMALLEST = 15, 12, 20, 9
+
+INK, GREY, PAPER, KEPT, CURVE = "#1b1b1b", "#595959", "#ffffff", "#0072b2", "#b34700"
+"""Each has a contrast ratio of at least 4.5 to `PAPER`. Blue and orange are distinguishable with colour blindness."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +116,126 @@ def _split(name: str) -> tuple[str, str]:
 def _word(unit: Unit, skipped: bool) -> str:
     share = "" if unit.share is None else f" ({100 * unit.share:.1f} %)"
     return f"{'SKIP' if skipped else 'keep'} {unit.name}{share}"
+
+
+class Layout(NamedTuple):
+    """The box of each unit, top and name of each lane, and the end of the lowest band."""
+
+    boxes: tuple[Box, ...]
+    lanes: tuple[tuple[float, str], ...]
+    bottom: int
+
+
+@lru_cache(maxsize=64)
+def layout(architecture: Architecture) -> Layout:
+    """Return the places of units: stages from left to right, a lane for each kind of unit."""
+    units = architecture.units
+    stages = architecture.stages
+    shares = [1.0 if unit.share is None else unit.share for unit in units]
+    # Bands of the same length, so that no last band has a single stage.
+    n_bands = max(1, -(-len(stages) // BAND_STAGES))
+    each = max(1, -(-len(stages) // n_bands))
+    indent = MARGIN + 12 + int(max(font(TEXT).getlength(_clipped(lane)) for lane in architecture.lanes))
+    column = (WIDTH - indent - MARGIN) / each
+    scale = (column - 6) / max(*shares, 1e-9)  # all shares are 0 if adapters cost more than the layers
+    boxes: list[Box] = [(0, 0, 0, 0)] * len(units)
+    lanes = []
+    top = TOP
+    for start in range(0, len(stages), each):
+        band = stages[start : start + each]
+        present = {units[i].lane for stage in band for i in stage}
+        names = [lane for lane in architecture.lanes if lane in present]
+        lanes += [(top + row * LANE + 2, name) for row, name in enumerate(names)]
+        for place, stage in enumerate(band):
+            middle = indent + (place + 0.5) * column
+            for i in stage:
+                half = max(4.0, scale * shares[i]) / 2
+                y = top + names.index(units[i].lane) * LANE
+                boxes[i] = (middle - half, y, middle + half, y + BOX)
+        top += len(names) * LANE + 16
+    return Layout(tuple(boxes), tuple(lanes), top)
+
+
+def _clipped(text: str, limit: int = 22) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def height_of(architecture: Architecture) -> int:
+    """Return the height of an image in pixels; even, as video codecs need it."""
+    height = layout(architecture).bottom + FACTS * LINE + MARGIN
+    return height + height % 2
+
+
+def draw(
+    architecture: Architecture,
+    mask: np.ndarray,
+    title: str,
+    facts: Sequence[str],
+    height: int | None = None,
+    best: Sequence[float] = (),
+) -> np.ndarray:
+    """Return a (height, WIDTH, 3) uint8 image.
+
+    Args:
+        architecture: The model's units.
+        mask: (n_units,) bool, True = skipped.
+        title: One line.
+        facts: Up to `FACTS` lines.
+        height: In pixels; None takes what the architecture needs.
+        best: The best reward after each evaluation, which is drawn as a curve.
+    """
+    from PIL import Image, ImageDraw
+
+    places = layout(architecture)
+    image = Image.new("RGB", (WIDTH, height or height_of(architecture)), PAPER)
+    canvas = ImageDraw.Draw(image)
+    canvas.text((MARGIN, MARGIN - 6), title, INK, font(TITLE))
+    top = MARGIN + 26
+    for x, word, skipped in ((MARGIN, "kept", False), (MARGIN + 84, "skipped", True)):
+        _draw_box(canvas, (x, top + 2, x + 18, top + 14), "", skipped)
+        canvas.text((x + 24, top), word, INK, font(SMALL))
+    canvas.text((MARGIN + 168, top), "width: share of the model's MACs", GREY, font(SMALL))
+    for y, name in places.lanes:
+        canvas.text((MARGIN, y), _clipped(name), INK, font(TEXT))
+    for unit, box, skipped in zip(architecture.units, places.boxes, mask, strict=True):
+        _draw_box(canvas, box, unit.label, bool(skipped))
+    for number, fact in enumerate(facts):
+        fits = not len(best) or font(TEXT).getlength(fact) <= WIDTH // 2 - MARGIN - 8
+        canvas.text((MARGIN, places.bottom + LINE * number), fact, INK, font(TEXT if fits else SMALLEST))
+    if len(best):
+        _draw_curve(canvas, np.asarray(best), (WIDTH // 2 + 70, places.bottom, WIDTH - MARGIN - 10, places.bottom + 124))
+    return np.asarray(image)
+
+
+def _draw_box(canvas: Any, box: Box, label: str, skipped: bool) -> None:
+    left, top, right, bottom = box
+    if skipped:
+        canvas.rectangle(box, PAPER, GREY, 1)
+        canvas.line((left, bottom, right, top), GREY, 1)
+        canvas.line((left, top, right, bottom), GREY, 1)
+    else:
+        canvas.rectangle(box, KEPT, KEPT, 1)
+    canvas.text(((left + right) / 2, bottom + 2), label, GREY if skipped else INK, font(SMALL), anchor="ma")
+
+
+def _draw_curve(canvas: Any, best: np.ndarray, box: Box) -> None:
+    left, top, right, bottom = box
+    canvas.text((left - 70, top), "best reward so far, over evaluations", GREY, font(SMALL))
+    canvas.line((left, top + 24, left, bottom, right, bottom), GREY, 1)
+    low = float(best[0])
+    high = float(best[-1])
+    x = left + (right - left) * np.arange(1, len(best) + 1) / len(best)
+    y = bottom - 8 - (bottom - top - 36) * (best - low) / (high - low or 1.0)
+    for value, at in ((low, y[0]), (high, y[-1])):
+        canvas.text((left - 8, at), f"{value:.4g}", GREY, font(SMALL), anchor="rm")
+    canvas.text((right, bottom + 4), str(len(best)), GREY, font(SMALL), anchor="ra")
+    steps = np.stack((np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]), axis=1)
+    canvas.line(steps.flatten().tolist(), CURVE, 3)
+
+
+@lru_cache(maxsize=8)
+def font(size: int) -> Any:
+    """Return the font in a size in pixels."""
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)

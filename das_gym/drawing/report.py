@@ -1,23 +1,33 @@
-"""The report of one or more runs, side by side, as one HTML file."""
+"""Tables of text cells: printed, written as Markdown, and shown in reports."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich import box
+from rich.console import Console as RichConsole
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.page import write_page
-from das_gym.drawing.table import Table
-from das_gym.names import counted
+from das_gym.files import write_text
+from das_gym.names import counted, escape_control_chars
 from das_gym.problem.mask_space import front_rows
 
 if TYPE_CHECKING:
     from das_gym.tables.table import SubnetTable
+
+WIDTH = 80
+"""Columns of a terminal that printed tables and sentences fit in."""
 
 MAX_DOTS = 1500
 """Largest number of a table's masks in a chart. The front and the masks that the search scored are always shown."""
@@ -26,6 +36,83 @@ MAX_TURNS = 120
 """Largest number of columns of a heat map, evenly spaced over the turns."""
 
 MAX_ANSWERS = 12
+
+Point = tuple[float, float]
+"""Share of MACs saved, and loss in nats."""
+
+LIBRARIES = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
+"""D3 and Observable Plot as published; their licences are in `pages/vendor/LICENSES.txt`."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text cells.
+
+    Attributes:
+        columns: Headings. The first column names the rows.
+        rows: The cells of each row.
+        title: One line above the table.
+        notes: Sentences below the table.
+        text_columns: Numbers of the columns that are aligned left, -1 is the last; all others are aligned right.
+
+    Example:
+        >>> table = Table(("model", "score"), (("full", "0.9"), ("subnet", "0.8")))
+        >>> print(table.markdown())
+        | model | score |
+        |---|---:|
+        | full | 0.9 |
+        | subnet | 0.8 |
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+    notes: tuple[str, ...] = ()
+    text_columns: tuple[int, ...] = (0,)
+
+    def markdown(self) -> str:
+        """Return the table and its notes, without the title, as Markdown."""
+        lines = markdown_table(self.columns, self.rows, self.text_columns)
+        for note in self.notes:
+            lines += ["", note]
+        return "\n".join(lines)
+
+    def print(self, width: int = WIDTH, heading_width: int = 14) -> None:
+        """Print the table and its notes.
+
+        Args:
+            width: Columns of the terminal. Wide tables need more than 80.
+            heading_width: Headings are wrapped at this width.
+        """
+        table = RichTable(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+        left = {column % len(self.columns) for column in self.text_columns}
+        for number, heading in enumerate(self.columns):
+            wrapped = "\n".join(textwrap.wrap(heading, heading_width)) if number else heading
+            table.add_column(wrapped, justify="left" if number in left else "right", no_wrap=number == 0)
+        for row in self.rows:
+            table.add_row(*row)
+        Console(width=width).print(table)
+        for note in self.notes:
+            print(textwrap.fill(note, WIDTH))
+
+
+class Console(RichConsole):
+    """A console of rich that raises BrokenPipeError as `print` does, where rich would end the process."""
+
+    def render_str(self, text: str, **kwargs: Any) -> Text:
+        """Render a text literally: without markup, emoji codes and control characters, since it may come from a file."""
+        return super().render_str(escape_control_chars(text), **{**kwargs, "markup": False, "emoji": False})
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error again."""
+        raise
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = (0,)) -> list[str]:
+    """Return the lines of a Markdown table."""
+    left = {column % len(headings) for column in text_columns}
+    rule = "".join("---|" if column in left else "---:|" for column in range(len(headings)))
+    return [f"| {' | '.join(headings)} |", f"|{rule}", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 @dataclass(frozen=True)
@@ -50,10 +137,6 @@ class Heat:
             return None
         kept = np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_TURNS)).round().astype(int)).tolist()
         return cls([turn + 1 for turn in kept], [np.round(values[turn], 4).tolist() for turn in kept])
-
-
-Point = tuple[float, float]
-"""Share of MACs saved, and loss in nats."""
 
 
 @dataclass(frozen=True)
@@ -203,3 +286,42 @@ def write_report(path: str | os.PathLike[str], reports: Sequence[RunReport]) -> 
         runs.append({"units": values["architecture"]["units"], **{name: values[name] for name in names}})
     title = reports[0].title if len(reports) == 1 else f"{len(reports)} runs: {', '.join(r.name for r in reports)}"
     return write_page(path, {"runs": runs}, title=title, reports=reports)
+
+
+def write_page(path: str | os.PathLike[str], data: dict[str, Any], **context: Any) -> Path:
+    """Write the page of `pages/report.html.jinja`. `data` is JSON for the script; `context` is escaped."""
+    from markupsafe import Markup  # marks our own scripts and style, which are not escaped
+
+    scripts = [Markup(_text(file)) for file in (*LIBRARIES, "shared.js", "report.js")]
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")  # no "</script>" in it
+    page = (
+        _templates()
+        .get_template("report.html.jinja")
+        .render(
+            style=Markup(_text("style.css")),
+            scripts=scripts,
+            data=Markup(text),
+            licences=_text("vendor/LICENSES.txt"),
+            **context,
+        )
+    )
+    write_text(path, page)
+    return Path(path)
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Any:
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_text),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+@lru_cache(maxsize=16)
+def _text(file: str) -> str:
+    return resources.files("das_gym.drawing").joinpath("pages", file).read_text(encoding="utf-8")

@@ -22,6 +22,18 @@ HIDDEN = "hidden"
 FORM = "form"
 """In a file: the name of a single tensor; the key of the metadata for the form of a structure of tensors."""
 
+FULL_LOGITS = 4
+"""For how many sets of examples the full model's logits are kept: 12.5 MB for 1,000 examples of VQAv2's 3,129 answers."""
+
+LOGITS_BYTES = 2**28
+"""Most bytes of these logits for a set of examples: a language model has a vocabulary for each token of each answer."""
+
+Key = tuple[int, bytes]
+"""The hash of some examples, and the bits of a mask."""
+
+Batch = tuple[int, int]
+"""The place of a batch's first example, and its number of examples."""
+
 
 class EncoderCache:
     """Encoder outputs by text and by image; beyond a bound the least recently used are dropped.
@@ -143,19 +155,6 @@ class _Disk:
         name = item if isinstance(item, str) else " ".join(f"{image.key} {image.stamp()}" for image in images)
         digest = hashlib.sha256(name.encode()).hexdigest()
         return self.folder / stream / digest[:2] / f"{digest[:40]}.safetensors"
-
-
-FULL_LOGITS = 4
-"""For how many sets of examples the full model's logits are kept: 12.5 MB for 1,000 examples of VQAv2's 3,129 answers."""
-
-LOGITS_BYTES = 2**28
-"""Most bytes of these logits for a set of examples: a language model has a vocabulary for each token of each answer."""
-
-Key = tuple[int, bytes]
-"""The hash of some examples, and the bits of a mask."""
-
-Batch = tuple[int, int]
-"""The place of a batch's first example, and its number of examples."""
 
 
 class Score(NamedTuple):

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.picture import draw
+from das_gym.drawing.architecture import Architecture, draw
 from das_gym.names import counted
 from das_gym.problem.mask_space import skipped_names
 

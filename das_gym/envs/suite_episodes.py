@@ -10,8 +10,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.picture import height_of
+from das_gym.drawing.architecture import Architecture, height_of
 from das_gym.envs.actions import Moves, find_action_mode
 from das_gym.envs.episodes import Episodes
 from das_gym.envs.rendering import LastStep, View

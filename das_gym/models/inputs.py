@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.data.augment import augmentation_seed, randaugment
 from das_gym.data.images import ImageSource, OneImage
 from das_gym.files import check_bundled, check_plain
 from das_gym.names import first_line
@@ -31,6 +31,10 @@ TEXT_BLOCK = 16
 
 BLOCK = 8
 """Largest number of texts or images that go through their encoder at a time."""
+
+NUM_OPS = 2
+MAGNITUDE = 9
+"""RandAugment: operations per image, and their strength, 0..30. Source: ViLT (arXiv 2102.03334), section 4.1, and METER."""
 
 
 def padded_length(tokens: int) -> int:
@@ -322,3 +326,30 @@ def find_tokenizer(
             "name the folder of the right one with tokenizer="
         )
     return tokenizer
+
+
+def randaugment(image: Image, seed: int, num_ops: int = NUM_OPS, magnitude: int = MAGNITUDE) -> Image:
+    """Return the image changed by torchvision's RandAugment; it keeps its size.
+
+    torchvision's operations are nearly, but not all, those of the code of ViLT and METER. The seed, see `augmentation_seed`,
+    draws operations and signs; torch's global generator is not advanced.
+    """
+    augment = _augment(num_ops, magnitude)
+    with torch.random.fork_rng(devices=[]):  # RandAugment takes no generator
+        torch.manual_seed(seed)
+        return augment(image)
+
+
+def augmentation_seed(seed: int, step: int, key: str) -> int:
+    """Return a seed for `randaugment`, 0..2^63 - 1, from the run's seed, the training step and the key of the image."""
+    digest = hashlib.blake2b(f"{seed} {step} {key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@lru_cache(maxsize=8)
+def _augment(num_ops: int, magnitude: int) -> Any:
+    try:
+        from torchvision.transforms import RandAugment
+    except ImportError as error:
+        raise ImportError("RandAugment needs torchvision: run pip install 'das_gym[augment]'") from error
+    return RandAugment(num_ops, magnitude)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 DEFAULT_SKIP_NUM = 4
 """The paper's k: layers to skip unless a budget is given."""
 
+Masks = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True, eq=False)
 class MaskCost:
@@ -166,10 +169,6 @@ def _given(setting: str, figures: Mapping[str, Any]) -> MaskCost:
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"`{setting}` needs finite `full` above 0, `unskipped` and `savings` ({error!r})") from error
     return MaskCost(full, unskipped, savings, setting)
-
-
-Masks = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,8 +35,7 @@ from torch.utils.benchmark import Timer
 
 from das_gym.commands.progress import progress
 from das_gym.commands.settings import build
-from das_gym.data.cache import cache_folder
-from das_gym.files import read_json, write_json
+from das_gym.files import cache_folder, read_json, write_json
 from das_gym.intervals import bootstrap_interval
 from das_gym.models.base import VLP, Mark, no_mark
 from das_gym.models.macs import share_copy, without_adapters

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from das_gym.commands.progress import progress
-from das_gym.data.cache import cache_folder
 from das_gym.engine.evaluator import Evaluator
+from das_gym.files import cache_folder
 from das_gym.models.base import VLP
 from das_gym.models.tensor_files import read_safetensors, write_tensors
 from das_gym.tasks.base import content_hash

@@ -13,8 +13,7 @@ from PIL.Image import Image
 from tqdm import tqdm
 
 from das_gym.commands.progress import progress
-from das_gym.data.cache import CACHE_VARIABLE, cache_folder
-from das_gym.files import absolute, replacing_folder
+from das_gym.files import CACHE_VARIABLE, absolute, cache_folder, replacing_folder
 
 JPEG_QUALITY = 95
 

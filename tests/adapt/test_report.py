@@ -12,8 +12,7 @@ from das_gym.adapt.evaluate import Evaluation
 from das_gym.adapt.finetune import cut
 from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, TunedModelResult, compare, report_of
 
-from das_gym.drawing.report import RunReport
-from das_gym.drawing.table import WIDTH
+from das_gym.drawing.report import WIDTH, RunReport
 from das_gym.intervals import difference_interval
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup

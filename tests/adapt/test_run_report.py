@@ -13,8 +13,7 @@ from das_gym.adapt.run_report import run_report
 from das_gym.agents.run_commands import search
 
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.report import Answers, Question, RunReport
-from das_gym.drawing.table import Table
+from das_gym.drawing.report import Answers, Question, RunReport, Table
 from das_gym.files import write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.registration import ASSETS

@@ -16,8 +16,7 @@ import das_gym
 from das_gym.commands.progress import progress
 from das_gym.commands.recorded import RecordedCommand, Run, RunError, lock_run, run_folder
 from das_gym.commands.runs import ResumableSettings, RunSettings, library_versions, read_config
-from das_gym.data.cache import cache_folder
-from das_gym.files import read_json, write_json
+from das_gym.files import cache_folder, read_json, write_json
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from das_gym.drawing.report import (
     Progress,
     Question,
     RunReport,
+    Table,
     write_report,
 )
-from das_gym.drawing.table import Table
 from tests.browser import check_accessible, check_fits, needs_browser, open_page
 
 NAMES = ["text.0", "text.1", "image.0", "image.1"]

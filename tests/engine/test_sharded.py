@@ -15,10 +15,10 @@ import torch
 from das_gym.agents import SearchConfig, search
 from das_gym.agents.run_commands import table as ex
 
-from das_gym.data.cache import CACHE_VARIABLE
 from das_gym.engine import sharded
 from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.scores import Scores
+from das_gym.files import CACHE_VARIABLE
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.tables.build import build_table

@@ -12,8 +12,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordVideo
 
-from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.picture import WIDTH
+from das_gym.drawing.architecture import WIDTH, Architecture
 from das_gym.envs.rendering import RENDER_MODES
 
 TABULAR, LIVE = "DAS-METER-VQA-Tabular-v0", "DAS-METER-VQA-v0"

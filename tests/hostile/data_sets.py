@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.bad_examples import BadExamples
+from das_gym.data.entries import BadExamples
 from das_gym.data.images import ImageFile
 from das_gym.tasks.answering.llava_json import load_questions
 from das_gym.tasks.answering.reading import load_answers

@@ -26,9 +26,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from das_gym.commands.runs import read_config
-from das_gym.data.bad_examples import BadExamples
-from das_gym.data.decoding import load_image
-from das_gym.data.entries import read_entries
+from das_gym.data.entries import BadExamples, read_entries
+from das_gym.data.images import load_image
 from das_gym.data.tables import CellImage, open_table, plain_rows
 from das_gym.files import read_json
 from das_gym.models.tensor_files import read_tensors, write_tensors

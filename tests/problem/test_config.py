@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from das_gym.agents import SearchConfig, search
 
-from das_gym.data.bad_examples import POLICIES
+from das_gym.data.entries import POLICIES
 from das_gym.engine import precision
 from das_gym.models.transformers import units
 from das_gym.problem.config import ON_BAD_EXAMPLE, PRECISIONS, UNITS, ProblemConfig, training_command, warn_at_chance

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from das_gym.data.cache import CACHE_VARIABLE, cache_folder
+from das_gym.files import CACHE_VARIABLE, cache_folder
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import build_problem
 from das_gym.problem.skip_adapters import calibration_examples, skip_adapter_tensors

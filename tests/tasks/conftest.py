@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from das_gym.data.cache import CACHE_VARIABLE
+from das_gym.files import CACHE_VARIABLE
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 
-from das_gym.data.bad_examples import BadExamples
-from das_gym.data.duplicates import content_keys
+from das_gym.data.entries import BadExamples
 from das_gym.data.images import ImageSource
-from das_gym.data.splits import FILE_PARTS, LazySequence, Splits, fill_parts, linked_groups, split_off
+from das_gym.data.splits import FILE_PARTS, LazySequence, Splits, content_keys, fill_parts, linked_groups, split_off
 
 IMAGE_MARK = "<image>"
 """Stands in a text where an image does. Source: LLaVA's conversations."""

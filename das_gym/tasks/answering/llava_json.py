@@ -20,8 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import check_fields, check_new, check_text, read_entries
+from das_gym.data.entries import BadExamples, check_fields, check_new, check_text, read_entries
 from das_gym.data.splits import Splits
 from das_gym.tasks.answering.examples import IMAGE_MARK, AnswerExample, Conversation, check_options, divide, drop_broken
 from das_gym.tasks.answering.files import MISSPELLED, ImageFinder, plain_name

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from das_gym.data.bad_examples import BadExamples
+from das_gym.data.entries import BadExamples
 from das_gym.data.splits import LazySequence, Splits
 from das_gym.tasks.answering.examples import TRUE_OR_FALSE, AnswerExample, instructed
 from das_gym.tasks.nlvr2.files import NLVR2Example, load_nlvr2

@@ -18,8 +18,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import Fields, check_characters, check_fields, check_new, check_text, first_few, read_entries
+from das_gym.data.entries import (
+    BadExamples,
+    Fields,
+    check_characters,
+    check_fields,
+    check_new,
+    check_text,
+    first_few,
+    read_entries,
+)
 from das_gym.data.images import SUFFIXES, ImageFile, files_in
 from das_gym.data.splits import Splits
 from das_gym.files import read_json

@@ -16,11 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import check_text, first_few
-from das_gym.data.images import ImageSource
+from das_gym.data.entries import BadExamples, check_text, first_few
+from das_gym.data.images import ImageSource, digest_of
 from das_gym.data.splits import Splits
-from das_gym.data.tables import CellImage, class_names, digest_of, images_in, open_table, plain_rows, read_schema
+from das_gym.data.tables import CellImage, class_names, images_in, open_table, plain_rows, read_schema
 from das_gym.files import explain_damage, read_json
 from das_gym.tasks.answering.examples import (
     IMAGE_MARK,

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import check_text, first_few, read_entries
-from das_gym.data.images import ImageSource
+from das_gym.data.entries import BadExamples, check_text, first_few, read_entries
+from das_gym.data.images import ImageSource, digest_of
 from das_gym.data.splits import Splits
-from das_gym.data.tables import CellImage, digest_of, images_in, open_table, plain_rows, read_schema
+from das_gym.data.tables import CellImage, images_in, open_table, plain_rows, read_schema
 from das_gym.tasks.answering.examples import LETTERS, AnswerExample, Conversation, check_options, divide, drop_broken
 from das_gym.tasks.answering.files import ImageFinder, plain_name
 from das_gym.tasks.text.documents import find_parts

@@ -23,9 +23,18 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.arrow import ArrowFormat, require_table
-from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import Fields, check_fields, check_new, check_text, data_folder, find_file, read_entries
+from das_gym.data.entries import (
+    ArrowFormat,
+    BadExamples,
+    Fields,
+    check_fields,
+    check_new,
+    check_text,
+    data_folder,
+    find_file,
+    read_entries,
+    require_table,
+)
 from das_gym.data.images import ImageFile, ImageSource, is_folder
 from das_gym.data.splits import Splits, hash_order, share_of
 from das_gym.data.tables import CellImage

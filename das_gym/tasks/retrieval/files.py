@@ -21,9 +21,18 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.arrow import ArrowFormat, read_items, require_table
-from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import Fields, check_fields, check_new, check_text, content_of, read_list
+from das_gym.data.entries import (
+    ArrowFormat,
+    BadExamples,
+    Fields,
+    check_fields,
+    check_new,
+    check_text,
+    content_of,
+    read_items,
+    read_list,
+    require_table,
+)
 from das_gym.data.images import FolderListings, ImageFile
 from das_gym.data.splits import Splits
 from das_gym.data.tables import CellImage

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import check_characters, check_fields, read_entries
+from das_gym.data.entries import BadExamples, check_characters, check_fields, read_entries
 from das_gym.data.splits import Splits, fill_parts, split_off
 from das_gym.data.tables import open_table, plain_rows
 from das_gym.files import absolute, check_plain

@@ -19,9 +19,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.arrow import ArrowFormat, read_items, require_table
-from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import check_new, check_text
+from das_gym.data.entries import ArrowFormat, BadExamples, check_new, check_text, read_items, require_table
 from das_gym.data.splits import Splits
 from das_gym.data.tables import CellImage
 from das_gym.tasks.vqa.accuracy import normalize_answer

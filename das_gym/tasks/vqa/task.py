@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.data.bad_examples import BadExamples
+from das_gym.data.entries import BadExamples
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
 from das_gym.shapes.vqa import shapes_root

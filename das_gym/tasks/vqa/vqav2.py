@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.bad_examples import BadExamples
 from das_gym.data.entries import (
+    BadExamples,
     Fields,
     check_characters,
     check_fields,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from das_gym.data.bad_examples import BadExamples
+from das_gym.data.entries import BadExamples
 from das_gym.data.images import ImageFile
 from das_gym.shapes.nlvr2 import write_shapes_nlvr2
 from das_gym.tasks.answering.examples import SHORT_ANSWER, Conversation, divide

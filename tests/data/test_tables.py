@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from das_gym.data.arrow import read_items, require_table
-from das_gym.data.bad_examples import BadExamples
+from das_gym.data.entries import BadExamples, read_items, require_table
 from das_gym.data.tables import CellImage, open_table
 from das_gym.problem.loading import task_class
 from das_gym.tasks.nlvr2 import files as nlvr2

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from das_gym.data.augment import randaugment
+from das_gym.models.inputs import randaugment
 
 
 @pytest.fixture

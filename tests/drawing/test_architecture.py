@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import ImageColor
 
-from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.picture import KEPT, SMALL, WIDTH, draw, font, layout
+from das_gym.drawing.architecture import KEPT, SMALL, WIDTH, Architecture, draw, font, layout
 from das_gym.problem.budget import MaskCost
 from das_gym.tables.table import SubnetTable
 

@@ -11,7 +11,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from das_gym.data.decoding import decode_image, load_image
+from das_gym.data.images import decode_image, load_image
 
 SIZE = (160, 120)
 
