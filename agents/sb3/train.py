@@ -32,7 +32,7 @@ from das_gym.agents.searching.record import Checkpoint, OnTurn, SearchResult, Tu
 from das_gym.agents.searching.scorer import OURS, SCORES, OwnScorer, open_scorer
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from das_gym.envs.vector_env import ScoredVectorEnv
+from das_gym.envs.episodes import ScoredVectorEnv
 from das_gym.files import write_bytes
 from das_gym.problem.loading import Problem
 

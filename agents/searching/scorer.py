@@ -15,10 +15,9 @@ import numpy as np
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commands.commandline import format_command
 from das_gym.engine.scores import Scores
-from das_gym.envs.episodes import ScoredEnv
+from das_gym.envs.episodes import ScoredEnv, ScoredVectorEnv
 from das_gym.envs.scoring import Scorer
 from das_gym.envs.skip_env import EngineScorer, SkipEnv
-from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.names import check_arguments
 from das_gym.problem.budget import BUDGET_SETTINGS, Floats, MaskCost, Masks
 from das_gym.problem.config import ProblemConfig, warn_at_chance

@@ -18,8 +18,8 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
+from das_gym.envs.episodes import MaskVectorEnv
 from das_gym.envs.mo_env import MultiObjectiveVectorReward
-from das_gym.envs.vector_env import MaskVectorEnv
 from das_gym.registration import many_objectives
 
 METHODS_BY_ENV = ("action_masks", "render")

@@ -14,9 +14,8 @@ from gymnasium.vector import VectorEnv
 from das_gym.commands.settings import build
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
-from das_gym.envs.episodes import ScoredEnv
+from das_gym.envs.episodes import ScoredEnv, ScoredVectorEnv
 from das_gym.envs.scoring import Scorer
-from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.names import check_arguments
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, MaskCost, given_costs, measure_cost, pick_budget
 from das_gym.problem.config import ProblemConfig

@@ -16,9 +16,8 @@ from gymnasium.vector import VectorEnv
 from das_gym.commands.commandline import format_command
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
-from das_gym.envs.episodes import ScoredEnv
+from das_gym.envs.episodes import ScoredEnv, ScoredVectorEnv
 from das_gym.envs.scoring import Info, Scorer
-from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.files import absolute, explain_damage, read_json
 from das_gym.names import check_arguments, check_names
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, MaskCost, given_costs, pick_budget
