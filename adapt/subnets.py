@@ -13,6 +13,7 @@ from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SUBNET_FILE, is_ex
 from das_gym.adapt.methods.base import restore_adaptation
 
 from das_gym.commands.commandline import format_command
+from das_gym.commands.progress import quiet_loading
 from das_gym.commands.runs import COMPARISON, PluginSettings, library_versions
 from das_gym.commands.settings import build
 from das_gym.commands.trust import import_plugins, imported_plugins, trusted_settings
@@ -20,7 +21,6 @@ from das_gym.files import METADATA_KEY, at_home, explain_damage, read_json, writ
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.formats import MAX_SIDE
-from das_gym.models.quiet import quiet_loading
 from das_gym.names import check_names
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, recorded_settings

@@ -21,10 +21,10 @@ from benchmarks.pretrain.conversations import ConversationBatches
 from benchmarks.pretrain.family import AnsweringRecipe
 from benchmarks.pretrain.losses import features, words_losses
 from benchmarks.pretrain.recipe import RECIPES
+from das_gym.commands.progress import bars_on_terminals
 from das_gym.files import replacing_folder
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
-from das_gym.models.quiet import bars_on_terminals
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone, load_splits, restore

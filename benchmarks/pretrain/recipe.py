@@ -42,9 +42,9 @@ from benchmarks.pretrain.losses import (
 )
 from benchmarks.pretrain.pair_models import MeterMini, ViltMini
 from benchmarks.pretrain.tokenizer import tokenizer_files, train_chat_tokenizer, train_tokenizer
+from das_gym.commands.progress import bars_on_terminals
 from das_gym.files import write_json
 from das_gym.models.checkpoints import save_checkpoint
-from das_gym.models.quiet import bars_on_terminals
 
 RECIPES: dict[str, Recipe] = {"METER": MeterMini(), "ViLT": ViltMini(), "SmolVLM": SmolVLMMini(), "LLaVA": LlavaMini()}
 """The models that can be pre-trained. A new one is a file next to these and an entry here."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks.real_model.fast_decoder import GROUPS, LORA_SCALE, projections
 from benchmarks.real_model.vision_language import build_model, load_tokenizer, make_processor
 from das_gym import ProblemConfig, load_problem
+from das_gym.commands.progress import bars_on_terminals
 from das_gym.intervals import mean_interval
-from das_gym.models.quiet import bars_on_terminals
 from das_gym.problem.loading import shuffled
 
 TOWER, CONNECTOR = "model.vision_model.", "model.connector."

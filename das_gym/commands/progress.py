@@ -1,7 +1,8 @@
 """Progress and estimates of long commands.
 
 Progress is a bar on a terminal, else a line a minute, as for the log of a job on a cluster. With `estimate=True`, a command
-times some examples of each of its phases instead, and prints how long all of them take and how much memory.
+times some examples of each of its phases instead, and prints how long all of them take and how much memory. Progress bars
+of transformers are silenced here, too.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -215,3 +216,35 @@ def _now() -> float:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Suppress progress bars and warnings of transformers."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with _no_bars():
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def bars_on_terminals() -> AbstractContextManager[None]:
+    """Show progress bars of transformers only on a terminal."""
+    return nullcontext() if sys.stderr.isatty() else _no_bars()
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from das_gym.commands.progress import bars_on_terminals
 from das_gym.files import check_bundled, check_plain, read_json
 from das_gym.models.formats import MAX_LAYERS
-from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.tensor_files import check_finite, unreadable
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import VLM, prepare_experts

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from das_gym.commands.progress import quiet_loading
 from das_gym.models.macs import MacCounter, share_copy
-from das_gym.models.quiet import quiet_loading
 from das_gym.models.transformers.comparison import ANSWERS, Comparison
 from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
