@@ -212,7 +212,7 @@ REWARD_THRESHOLDS = {
     "DAS-METER-F30K-Tabular-v0": 0.7418,
     "DAS-ViLT-VQA-Tabular-v0": 0.6655,
     "DAS-ViLT-NLVR2-Tabular-v0": 0.7712,
-    "DAS-ViLT-F30K-Tabular-v0": 0.7173,
+    "DAS-ViLT-F30K-Tabular-v0": 0.7279,
     "DAS-VLM-Answering-Tabular-v0": 0.9224,
     "DAS-LLaVA-Answering-Tabular-v0": 0.8897,
     "DAS-SmolLM2-Text-Tabular-v0": 0.7959,

@@ -23,9 +23,6 @@ from das_gym.registration import CHECKPOINT_TABLES, REWARD_THRESHOLDS, EnvEntry
 from das_gym.tables.table import SubnetTable
 
 ID = "DAS-METER-VQA-Tabular-v0"
-LARGER_TABLES = ("DAS-ViLT-F30K-v0",)
-"""Environments whose table averages over more reward examples than they score by default."""
-
 BUDGETS = [{"skip_num": 2}, {"skip_num": None}, {"skip_num": None, "macs_saved": 0.1}]
 
 
@@ -174,7 +171,7 @@ def test_only_the_best_mask_reaches_the_reward_threshold():
 
 def bundled_entries() -> list[Any]:
     """Return the environments with a bundled table; those other than the first take half a minute each."""
-    entries = [entry for entry in ENVIRONMENTS.values() if entry.table and entry.id not in LARGER_TABLES]
+    entries = [entry for entry in ENVIRONMENTS.values() if entry.table]
     marks = [pytest.mark.slow, *[(pytest.mark.slow, pytest.mark.long)] * (len(entries) - 1)]
     return [pytest.param(entry, marks=mark, id=entry.id) for entry, mark in zip(entries, marks, strict=True)]
 
