@@ -4,6 +4,7 @@
     python -m benchmarks.real_size smolvlm-256m     one turn of a search, removal, and `shrink` with two steps of recovery
     python -m benchmarks.real_size qwen2-vl-2b      in bfloat16: one turn of a search, then removal and saving of the rest
     python -m benchmarks.real_size llava-1.5-7b     memory of search and recovery from shapes, on the meta device
+    python -m benchmarks.real_size linear-maps      fitting one layer's linear map at widths 576, 2,048 and 4,096
 
 The models have the published sizes of their types and random weights, in folders that are written to `--folder` first:
 their own configuration classes, processors and image sizes, and the tokenizers of the bundled models. The data are bundled.
@@ -37,6 +38,7 @@ from das_gym.models.base import bytes_of
 from das_gym.models.macs import count_macs
 from das_gym.models.transformers.layer_removal import prune, pruned_copy
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.ridge import fit_ridge
 
 BUNDLED = {
     "search METER": "agents with evaluations=60",
@@ -253,10 +255,28 @@ def estimate_7b(tokens: int, batch: int, removed: int, cached_images: int, tree_
     say(f"({cache / gib:.1f} GiB)")
 
 
+def time_linear_maps(widths: Sequence[int] = (576, 2048, 4096), tokens: int = 16_384, batch: int = 1024) -> None:
+    """Print processor time and memory of fitting one layer's linear map to random hidden states, by width."""
+    for width in widths:
+        restart_peak()
+        before = memory_mib("VmRSS")
+        pairs = [(torch.randn(batch, width), torch.randn(batch, width)) for _ in range(tokens // batch)]
+        states = memory_mib("VmRSS") - before
+        start = time.process_time()
+        fit_ridge(pairs)
+        seconds = time.process_time() - start
+        peak = memory_mib("VmHWM") - before
+        print(
+            f"width {width}: {seconds:.1f} s of processor time for a layer and {tokens} tokens; hidden states "
+            f"{states / 1024:.2f} GiB, at the peak {peak / 1024:.2f} GiB",
+            flush=True,
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one of the comparisons."""
     parser = make_parser("real_size", __doc__)
-    parser.add_argument("what", choices=("bundled", "smolvlm-256m", "qwen2-vl-2b", "llava-1.5-7b"))
+    parser.add_argument("what", choices=("bundled", "smolvlm-256m", "qwen2-vl-2b", "llava-1.5-7b", "linear-maps"))
     parser.add_argument("--folder", type=Path, default=Path("runs/real_size"), help="for checkpoints and runs")
     parser.add_argument("--only", default="", help="commands whose name contains this")
     options = parser.parse_args(arguments)
@@ -268,6 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 compare_with_clock(name, [*command.split(), f"runs_dir={runs}"])
     elif options.what == "llava-1.5-7b":
         estimate_7b(tokens=640, batch=16, removed=6, cached_images=500, tree_gib=3.0)
+    elif options.what == "linear-maps":
+        time_linear_maps()
     else:
         made, dtype = MODELS[options.what]
         folder = write_checkpoint(made(), options.folder / options.what, dtype)
