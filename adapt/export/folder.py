@@ -24,7 +24,7 @@ from das_gym.commands.runs import library_versions
 from das_gym.commands.trust import imported_plugins
 from das_gym.files import METADATA_KEY, check_new_folder, write_text
 from das_gym.models.checkpoints import families, family_of
-from das_gym.models.exporting import ExportedModel, copy_code, export_head, layer_kinds, remove_code_settings
+from das_gym.models.formats import ExportedModel, copy_code, export_head, layer_kinds, remove_code_settings
 from das_gym.models.tensor_files import CHECKSUM, checksum, write_safetensors
 from das_gym.problem.loading import AdaptedModel
 from das_gym.problem.mask_space import skipped_names

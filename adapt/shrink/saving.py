@@ -15,7 +15,7 @@ from torch import Tensor
 
 from das_gym.commands.progress import bars_on_terminals
 from das_gym.files import read_json, replacing_folder, write_json
-from das_gym.models.exporting import remove_code_settings
+from das_gym.models.formats import remove_code_settings
 from das_gym.models.transformers.own_code import VARIANT, own_code, write_code
 from das_gym.models.transformers.weights import DTYPE_KEYS, SUMS, weight_files, write_checksums
 

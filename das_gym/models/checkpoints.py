@@ -24,7 +24,7 @@ from das_gym.models.macs import structure_key, without_content
 from das_gym.models.tensor_files import TensorFile, check_finite, read_tensors, write_tensors
 from das_gym.names import check_names
 
-FAMILIES = {"meter": "das_gym.models.meter.checkpoint:FAMILY", "vilt": "das_gym.models.vilt.checkpoint:FAMILY"}
+FAMILIES = {"meter": "das_gym.models.meter.model:FAMILY", "vilt": "das_gym.models.vilt.model:FAMILY"}
 """Every family whose checkpoints are read, by its name in config.json, as "module:name": imported when it is needed."""
 
 ADAPTER_FIELDS = ("bottleneck", "skip_bottleneck")

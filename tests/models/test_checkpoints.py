@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from das_gym.models.checkpoints import assemble, load_checkpoint, save_checkpoint
-from das_gym.models.meter.checkpoint import METER_FORMAT
-from das_gym.models.meter.model import METER
+from das_gym.models.meter.model import METER, METER_FORMAT
 from das_gym.models.meter.network import METERConfig
 from das_gym.models.tensor_files import TensorFile, checksum, load_plain, read_tensors
 from das_gym.models.vilt.model import ViLT

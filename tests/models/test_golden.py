@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from das_gym.models.formats import HEADS
-from das_gym.models.meter.checkpoint import METER_FORMAT
-from das_gym.models.meter.model import QuickGELU
+from das_gym.models.meter.model import METER_FORMAT, QuickGELU
 from das_gym.models.meter.network import gelu
-from das_gym.models.vilt.checkpoint import VILT_FORMAT
+from das_gym.models.vilt.model import VILT_FORMAT
 from tests.models import golden_cases as golden
 
 FORMATS = {"meter": METER_FORMAT, "vilt": VILT_FORMAT}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from das_gym.files import read_json, write_json, write_text
-from das_gym.models.exporting import copy_code
+from das_gym.models.formats import copy_code
 from das_gym.models.transformers.loading import ADAPTED, auto_class
 from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS
 

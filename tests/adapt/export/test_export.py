@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from das_gym.models.checkpoints import load_checkpoint
-from das_gym.models.exporting import export_head
+from das_gym.models.formats import export_head
 from das_gym.models.macs import without_adapters
 from das_gym.models.meter.model import METER
 from das_gym.models.meter.network import METERConfig
