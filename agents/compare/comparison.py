@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask
+from das_gym.agents.ask_tell.base import agent_class, answer, ask
 from das_gym.agents.compare.oracle import Oracle
 from das_gym.agents.sb3.algorithms import is_algorithm
 from das_gym.agents.searching.config import SearchConfig
@@ -202,32 +202,36 @@ def check_agent(oracle: Oracle, agent: str, agent_kwargs: Mapping[str, Any], mas
     if is_algorithm(agent):
         _train_once(oracle, agent, 0, 1, masks_per_turn, agent_kwargs)
     else:
-        _make(oracle, agent, 0, agent_kwargs)
-
-
-def _make(oracle: Oracle, name: str, seed: int, agent_kwargs: Mapping[str, Any]) -> Agent:
-    return make_search_agent(name, oracle.space, seed, agent_kwargs, oracle.statistics, oracle.blocks)
+        make_search_agent(agent, oracle.space, 0, agent_kwargs, oracle.statistics, oracle.blocks)
 
 
 def _search_once(
     oracle: Oracle, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
 ) -> SearchTrial:
-    agent = _make(oracle, name, seed, agent_kwargs)
-    scored = _Scored(oracle, evaluations, masks_needed(agent.statistics_read, agent.n_layers))
-    turns, seconds = 0, 0.0
-    while scored.used < evaluations:
+    agent = make_search_agent(name, oracle.space, seed, agent_kwargs, oracle.statistics, oracle.blocks)
+    needed = masks_needed(agent.statistics_read, agent.n_layers)
+    masks = np.zeros((0, agent.n_layers), dtype=bool)
+    rewards = np.zeros(0)
+    turns = 0
+    seconds = 0.0
+    while (left := evaluations - needed - len(masks)) > 0:
         started = time.process_time()
-        masks = ask(agent, name, min(masks_per_turn, evaluations - scored.used))
+        asked = ask(agent, name, min(masks_per_turn, left))
         seconds += time.process_time() - started
-        if len(masks) == 0:
+        if len(asked) == 0:  # the agent is done, and may answer with a mask that it did not ask for
+            asked = answer(agent, name)[None]
+            if not (masks == asked).all(axis=1).any():
+                masks = np.concatenate((masks, asked))
+                rewards = np.append(rewards, oracle.rewards(asked))
             break
-        rewards, started = scored.score(masks), time.process_time()
-        agent.tell(masks, rewards)
+        earned = oracle.rewards(asked)
+        started = time.process_time()
+        agent.tell(asked, earned)
         seconds += time.process_time() - started
+        masks = np.concatenate((masks, asked))
+        rewards = np.append(rewards, earned)
         turns += 1
-    if scored.used < evaluations:  # the agent is done, and may answer with a mask that it did not ask for
-        scored.score_answer(answer(agent, name))
-    return scored.trial(name, seed, 1e3 * seconds / max(turns, 1))
+    return _trial_of(oracle, name, seed, masks, rewards, needed, evaluations, 1e3 * seconds / max(turns, 1))
 
 
 def _train_once(
@@ -251,50 +255,30 @@ def _train_once(
     )
     result = search(config)
     milliseconds = 1e3 * (time.process_time() - started) / max(len(result.history), 1)
-    scored = _Scored(oracle, evaluations, masks_needed(oracle.statistics, oracle.space.n_layers))
-    for turn in result.history:
-        scored.score(np.array(turn.masks, dtype=bool))
-    trial, final = scored.trial(name, seed, milliseconds), np.array(result.mask, dtype=bool)
-    if oracle.space.contains(final[None])[0]:  # a policy that never satisfied the budget has no answer
-        trial = replace(trial, improvements=(*trial.improvements, (evaluations, float(oracle.rewards(final[None])[0]))))
+    n_layers = oracle.space.n_layers
+    needed = masks_needed(oracle.statistics, n_layers)
+    masks = np.array([mask for turn in result.history for mask in turn.masks], dtype=bool).reshape(-1, n_layers)
+    trial = _trial_of(oracle, name, seed, masks, oracle.rewards(masks), needed, evaluations, milliseconds)
+    final = np.array([result.mask], dtype=bool)
+    if oracle.space.contains(final)[0]:  # a policy that never satisfied the budget has no answer
+        trial = replace(trial, improvements=(*trial.improvements, (evaluations, float(oracle.rewards(final)[0]))))
     return replace(trial, answer=tuple(result.mask))
 
 
-class _Scored:
-    """The masks that an agent had scored, and the best of them within the budget.
-
-    Args:
-        used: How many masks were scored for layer statistics, which come first.
-
-    Attributes:
-        answer: (n_layers,) the best mask within the budget; nothing is skipped while there is none.
-    """
-
-    def __init__(self, oracle: Oracle, evaluations: int, used: int) -> None:
-        self.oracle = oracle
-        self.evaluations = evaluations
-        self.used = used
-        self.answer = np.zeros(oracle.space.n_layers, dtype=bool)
-        self.improvements: list[tuple[int, float]] = []
-        self._known: set[bytes] = set()
-
-    def score(self, masks: Masks) -> Floats:
-        """Return the (m,) rewards of masks, within the budget or not."""
-        rewards = self.oracle.rewards(masks)
-        for mask, reward, is_allowed in zip(masks, rewards.tolist(), self.oracle.space.contains(masks), strict=True):
-            self.used += 1
-            self._known.add(mask.tobytes())
-            if is_allowed and (not self.improvements or reward > self.improvements[-1][1]):
-                self.answer = mask.copy()
-                self.improvements.append((self.used, reward))
-        return rewards
-
-    def score_answer(self, mask: Masks) -> None:
-        """Score an agent's answer, which takes one evaluation unless it was scored before."""
-        if mask.tobytes() not in self._known:
-            self.score(mask[None])
-
-    def trial(self, agent: str, seed: int, milliseconds: float) -> SearchTrial:
-        """Return the search so far; masks that were scored after the last evaluation do not count for its curve."""
-        counted = tuple(each for each in self.improvements if each[0] <= self.evaluations)
-        return SearchTrial(agent, seed, tuple(self.answer.astype(int).tolist()), counted, self.used, milliseconds)
+def _trial_of(
+    oracle: Oracle,
+    agent: str,
+    seed: int,
+    masks: Masks,
+    rewards: Floats,
+    needed: int,
+    evaluations: int,
+    milliseconds: float,
+) -> SearchTrial:
+    """Return a search that scored (m, n_layers) masks with (m,) rewards, after `needed` masks for layer statistics."""
+    allowed = np.where(oracle.space.contains(masks), rewards, -np.inf)
+    before = np.maximum.accumulate(np.append(-np.inf, allowed))[:-1]
+    better = np.flatnonzero(allowed > before).tolist()
+    answer = masks[better[-1]].astype(int).tolist() if better else [0] * oracle.space.n_layers
+    found = [(needed + row + 1, float(rewards[row])) for row in better if needed + row < evaluations]
+    return SearchTrial(agent, seed, tuple(answer), tuple(found), needed + len(masks), milliseconds)

@@ -41,6 +41,8 @@ class Oracle(ABC):
     best_reward: float | None = None
     random_reward: float | None = None
 
+    _scorer: Any = None  # of das_gym's environment; None for a problem of a suite
+
     @cached_property
     def calls(self) -> list[tuple[tuple[int, ...], float]]:
         """The (skipped layers, reward) of every call, in order."""
@@ -75,7 +77,7 @@ class Oracle(ABC):
 
     def blocks(self) -> dict[str, Any] | None:
         """Return what `das_gym.problem.statistic_inputs.measure_blocks` returns of the full model; None if it is unknown."""
-        return None
+        return None if self._scorer is None else self._scorer.blocks()
 
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64] | None:
         """Return 1 + the number of masks within the budget with a higher reward than each of `rewards`; None if unknown."""
@@ -107,9 +109,6 @@ class TableOracle(Oracle):
 
     def rewards(self, masks: Masks) -> Floats:
         return self._rewards[self.table.index(masks)]
-
-    def blocks(self) -> dict[str, Any] | None:
-        return self._scorer.blocks()
 
     def test_metrics(self, masks: Masks) -> Floats:
         return self.table.values("metric", "test")[self.table.index(masks)]
@@ -149,9 +148,6 @@ class LiveOracle(Oracle):
 
     def rewards(self, masks: Masks) -> Floats:
         return self._scorer.score(masks, self._rng)[0]
-
-    def blocks(self) -> dict[str, Any] | None:
-        return self._scorer.blocks()
 
     def test_metrics(self, masks: Masks) -> Floats:
         problem = self._scorer.problem
