@@ -27,7 +27,7 @@ PROGRAM = Program(
             "das_gym.agents.listing:main",
             "[with plugins=...]",
             "names of environments, agents, rewards and statistics",
-            settings="das_gym.agents.listing:ListSettings",
+            settings="das_gym.commands.runs:PluginSettings",
         ),
     },
     main="search",

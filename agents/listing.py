@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
 
-from das_gym.agents.ask_tell.base import AGENTS, agent_class
+from das_gym.agents.ask_tell.base import AGENTS, agent_class, agent_hyperparameters
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.config import SEARCH_DEFAULTS
 
@@ -20,13 +19,9 @@ WIDE = 200
 """Columns of output that does not go to a terminal."""
 
 
-@dataclass(frozen=True)
-class ListSettings(PluginSettings):
-    """The settings of `python -m agents list`."""
-
-
-def main(settings: ListSettings) -> None:
+def main(settings: PluginSettings) -> None:
     """Print all tables."""
+    del settings  # its plugins are imported: their names are listed, too
     console = Console()
     for table in tables():
         table.print(console.width if console.is_terminal else WIDE)
@@ -56,9 +51,8 @@ def tables() -> list[Table]:
 
 
 def _hyperparameters(agent: str) -> str:
-    own = list(inspect.signature(agent_class(agent)).parameters.values())[2:]  # after space, seed
-    values = {p.name: p.default for p in own if p.name not in ("statistics", "blocks")} | SEARCH_DEFAULTS.get(agent, {})
-    return "\n".join(f"{name}={value}" for name, value in values.items())
+    values = agent_hyperparameters(agent) | SEARCH_DEFAULTS.get(agent, {})
+    return "\n".join(f"{name}={value}" for name, value in values.items() if name != "blocks")  # searches fill these in
 
 
 def first_line(cls: type) -> str:

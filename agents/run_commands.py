@@ -37,6 +37,6 @@ compare = RecordedCommand(
     "agents compare",
     CompareSettings,
     "das_gym.agents.compare_experiment:compare_agents",
-    lambda: {name: {"env_id": entry.id} for name, entry in named_environments().items()},
+    problem_configs,
     complete=add_environment,
 )

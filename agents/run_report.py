@@ -55,7 +55,7 @@ def ground_truth_of(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[i
     """Compare a mask with all others by the environment's own reward; None without a table, and outside the budget."""
     if not is_tabular(env_id):
         return None
-    env = make_scored(env_id, {}, env_kwargs)
+    env = make_scored(env_id, env_kwargs)
     table, scorer, chosen = env.table, env.scorer, np.array(mask, dtype=bool)
     if not scorer.budget.is_feasible(chosen[None])[0]:
         return None
@@ -129,7 +129,7 @@ def search_report(folder: Path) -> RunReport:
     trusted_settings(folder / RECORD, result.plugins, recorded)
     env, table = None, None
     if on_table:
-        env = make_scored(result.env_id, {}, result.env_kwargs)
+        env = make_scored(result.env_id, result.env_kwargs)
         best = env.table.best(env.scorer.objective, env.scorer.split)
         masks = {"full model": np.zeros_like(best), "the answer": np.array(result.mask, bool), "best mask of all": best}
         table = masks_table(env.table, masks, "Before and after")

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
+from das_gym.agents.sb3.algorithms import ALGORITHMS
 
 from das_gym.names import add_entry, check_names
 from das_gym.problem.budget import Floats, Masks
@@ -192,8 +193,6 @@ def register_agent(name: str, agent: str | type[Agent]) -> None:
         TypeError: neither of them.
         ValueError: the name is not allowed, or already registered.
     """
-    from das_gym.agents.sb3.algorithms import ALGORITHMS
-
     is_path = isinstance(agent, str) and all(agent.partition(":"))
     if not (is_path or (isinstance(agent, type) and issubclass(agent, Agent))):
         raise TypeError(f"`agent` is not an agent: got {agent!r}, expected a subclass of Agent, or 'module:class'")
@@ -202,8 +201,6 @@ def register_agent(name: str, agent: str | type[Agent]) -> None:
 
 def check_agent_name(name: str) -> None:
     """Raise a ValueError for a name that is neither an agent nor an algorithm; "module:class" may be anything."""
-    from das_gym.agents.sb3.algorithms import ALGORITHMS
-
     if ":" not in name:
         check_names([name], (*AGENTS, *ALGORITHMS), "agent", own=True)
 
@@ -260,10 +257,10 @@ def check_agent_kwargs(name: str, agent_kwargs: Mapping[str, Any]) -> None:
     check_names(agent_kwargs, agent_hyperparameters(name), f"setting of agent {name!r},")
 
 
-def agent_hyperparameters(name: str) -> list[str]:
-    """Return the names of an agent's hyperparameters."""
-    own = list(inspect.signature(agent_class(name)).parameters)[2:]  # after space, seed
-    return [key for key in own if key != "statistics"]
+def agent_hyperparameters(name: str) -> dict[str, Any]:
+    """Return the names of an agent's hyperparameters with their defaults."""
+    own = list(inspect.signature(agent_class(name)).parameters.values())[2:]  # after space, seed
+    return {each.name: each.default for each in own if each.name != "statistics"}
 
 
 def check_positive(name: str, value: Any, whole: bool = False) -> None:

@@ -90,7 +90,7 @@ class TableOracle(Oracle):
 
     def __init__(self, env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> None:
         self.env_id, self.env_kwargs = env_id, dict(env_kwargs or {})
-        env = make_scored(env_id, budget, self.env_kwargs)
+        env = make_scored(env_id, {**budget, **self.env_kwargs})
         self.table = env.table
         self._scorer = env.scorer
         self.space = MaskSpace(self._scorer.budget)
@@ -139,11 +139,11 @@ class LiveOracle(Oracle):
         batches = self.env_kwargs.get("reward_batches", "fixed")
         if batches != "fixed":
             raise ValueError(f"`reward_batches` has to be 'fixed' to compare agents: got {batches!r}")
-        env = make_scored(env_id, budget, self.env_kwargs)
+        env = make_scored(env_id, {**budget, **self.env_kwargs})
         self.space = MaskSpace(env.scorer.budget)
         self.statistics = OwnScorer(env.scorer).statistics
         # Without a budget: agents such as `greedy` score masks outside of it on their way.
-        self._scorer = make_scored(env_id, {"skip_num": None}, self.env_kwargs).scorer
+        self._scorer = make_scored(env_id, {"skip_num": None, **self.env_kwargs}).scorer
         self._rng = np.random.default_rng(0)
 
     def rewards(self, masks: Masks) -> Floats:

@@ -132,7 +132,6 @@ class OwnScorer(MaskScorer):
         return self.own.observation_masks if statistics is None else self.own.masks_for_statistics(statistics)
 
     def warn_at_chance(self) -> None:
-        """See `MaskScorer.warn_at_chance`; it does not count as an evaluation."""
         if isinstance(self.own, EngineScorer):
             problem = self.own.problem
             score = self.own.full_model_info()["metric"]
@@ -185,14 +184,12 @@ class ForeignScorer(MaskScorer):
 
     @property
     def statistics(self) -> Mapping[str, Floats]:
-        """See `MaskScorer.statistics`; only those observed."""
         return self._statistics
 
     def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
         """Score up to `num_envs` masks in one step; see `MaskScorer.score`."""
         count = len(masks)
-        actions = np.repeat(masks[:1], self.env.num_envs, axis=0)  # surplus environments repeat the first mask
-        actions[:count] = masks
+        actions = np.resize(masks, (self.env.num_envs, masks.shape[1]))  # surplus environments repeat the first masks
         _, rewards, _, _, info = self.env.step(actions.astype(np.int8))
         return rewards[:count], {name: info[name][:count] for name in SCORES}
 
@@ -248,11 +245,11 @@ def open_scorer(
     return ForeignScorer(env, seed)
 
 
-def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any]) -> Any:
-    """Make a single environment of das_gym, without wrappers."""
+def make_scored(env_id: str, env_kwargs: Mapping[str, Any]) -> Any:
+    """Make a single environment of das_gym, without wrappers; its keyword arguments have the budget among them."""
     check_single(env_id)
     with explained_errors(env_id):
-        env = gymnasium.make(env_id, **budget, **env_kwargs).unwrapped
+        env = gymnasium.make(env_id, **env_kwargs).unwrapped
     if not isinstance(env, ScoredEnv):
         raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id}, {OURS}")
     return env

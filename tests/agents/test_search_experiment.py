@@ -124,7 +124,7 @@ def test_missing_library_is_not_an_unknown_environment(monkeypatch: pytest.Monke
     spec = EnvSpec("Broken-v0", without_torchvision)
     monkeypatch.setitem(gymnasium.registry, spec.id, spec)
     with pytest.raises(ModuleNotFoundError, match="torchvision"):
-        make_scored("Broken-v0", {}, {})
+        make_scored("Broken-v0", {})
 
 
 def test_environment_of_another_model_is_rejected():
