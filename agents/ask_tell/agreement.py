@@ -28,8 +28,7 @@ class AgreementProcess(Process):
     """A process whose covariance is a function of the agreement of two masks.
 
     Args:
-        masks: (m, n_layers) bool, m >= 1.
-        values: (m,) float.
+        masks, values: As for `Process`.
         logs: (n_layers + 4,) logarithms of the weights (up to a constant), `pairs`, `heat`, `rate`, and of the noise as a
             share of the prior variance.
     """
@@ -94,13 +93,7 @@ class AgreementProcess(Process):
 
 
 class AgreementLearner:
-    """Learns the settings of an `AgreementProcess`, some steps at a time.
-
-    Steps go up the posterior of the logarithms by resilient propagation, see `next_steps`.
-
-    Args:
-        n_layers: Number of layers.
-    """
+    """Learns the settings of an `AgreementProcess`: steps up the posterior of their logarithms, see `next_steps`."""
 
     def __init__(self, n_layers: int) -> None:
         self._middle = np.append(np.zeros(n_layers), MIDDLE)
@@ -111,7 +104,7 @@ class AgreementLearner:
 
     def fit(self, masks: Masks, values: Floats, steps: int) -> AgreementProcess:
         """Take steps, and return the process that observed `values`."""
-        process = self.process(masks, values)
+        process = AgreementProcess(masks, values, self.logs)
         for _ in range(steps):
             slopes = process.gradient() - (self.logs - self._middle) / self._deviation**2
             self._slopes, self._steps = next_steps(slopes, self._slopes, self._steps)
@@ -119,23 +112,15 @@ class AgreementLearner:
             low = self._middle - 3.0 * self._deviation
             high = self._middle + 3.0 * self._deviation
             self.logs = np.clip(self.logs + np.sign(self._slopes) * self._steps, low, high)
-            process = self.process(masks, values)
+            process = AgreementProcess(masks, values, self.logs)
         return process
-
-    def process(self, masks: Masks, values: Floats) -> AgreementProcess:
-        """Return the process with the settings learned so far."""
-        return AgreementProcess(masks, values, self.logs)
 
 
 def next_steps(slopes: Floats, previous: Floats, steps: Floats) -> tuple[Floats, Floats]:
     """Return the slopes to follow and the sizes of the steps, by resilient propagation (Rprop).
 
     The step of a value grows while its slope keeps its sign. When the sign changes, the step shrinks, and the value stays.
-
-    Args:
-        slopes: Slope of each value.
-        previous: The slopes that this function returned before, at first 0.
-        steps: The sizes that it returned before, at first `FIRST_STEP`.
+    `previous` and `steps` are what this function returned before: at first 0 and `FIRST_STEP`.
     """
     agree = slopes * previous
     steps = np.clip(steps * np.where(agree > 0, 1.3, np.where(agree < 0, 0.5, 1.0)), SMALLEST_STEP, LARGEST_STEP)

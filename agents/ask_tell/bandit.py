@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent, check_positive
+from das_gym.agents.ask_tell.base import Agent, Seed, check_positive
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
@@ -29,7 +29,7 @@ class Bandit(Agent):
     min_masks: ClassVar[int] = 2  # a single mask is its own baseline: its advantage is 0
     preferences: Floats
 
-    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None, learning_rate: float = 1.0) -> None:
+    def __init__(self, space: MaskSpace, seed: Seed = None, learning_rate: float = 1.0) -> None:
         super().__init__(space, seed)
         check_positive("learning_rate", learning_rate)
         self.learning_rate = float(learning_rate)

@@ -33,6 +33,12 @@ AGENTS: dict[str, str | type[Agent]] = {
 }
 """Name to class or "module:class". Any other agent is named by its "module:class"."""
 
+Seed = int | np.random.Generator | None
+"""A seed, or the generator to draw from."""
+
+Statistics = Mapping[str, Floats]
+"""Layer statistics: name to (n_layers,) values."""
+
 MAX_REWARD = 1e100
 """Squares of larger rewards would overflow in the agents."""
 
@@ -44,8 +50,8 @@ class Agent(ABC):
     search repeats the calls of the stopped one, so that an agent which draws from `rng` alone can be resumed.
 
     Hyperparameters are keyword arguments after `space` and `seed`, which every agent has. Two names are filled in by
-    searches instead: `statistics` receives the layer statistics of the environment (name to (n_layers,) values), `blocks`
-    the distances between hidden states (`heuristics.Blocks`).
+    searches instead: `statistics` receives the layer statistics of the environment, `blocks` the distances between hidden
+    states (`heuristics.Blocks`).
 
     Args:
         space: The masks to choose from.
@@ -79,7 +85,7 @@ class Agent(ABC):
     statistics_read: tuple[str, ...] = ()
     preferences: Floats | None = None
 
-    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
+    def __init__(self, space: MaskSpace, seed: Seed = None) -> None:
         if not isinstance(space, MaskSpace):
             raise TypeError(f"`space` is not a MaskSpace: got {space!r}. Give MaskSpace(Budget(n_layers=12, skip_num=4))")
         self.space = space
@@ -222,9 +228,9 @@ def agent_class(name: str) -> type[Agent]:
 def make_agent(
     name: str,
     space: MaskSpace,
-    seed: int | np.random.Generator | None = None,
+    seed: Seed = None,
     agent_kwargs: Mapping[str, Any] | None = None,
-    statistics: Mapping[str, Floats] | None = None,
+    statistics: Statistics | None = None,
 ) -> Agent:
     """Make a registered ask/tell agent by its name.
 
@@ -233,7 +239,7 @@ def make_agent(
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
         agent_kwargs: Hyperparameters of the agent.
-        statistics: Layer statistics, name to (n_layers,), for agents that read them.
+        statistics: Layer statistics, for agents that read them.
 
     Raises:
         ValueError: the agent is unknown, or it does not have this hyperparameter.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent
+from das_gym.agents.ask_tell.base import Agent, Seed
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
@@ -26,7 +26,7 @@ class Exhaustive(Agent):
 
     draws: ClassVar[bool] = False
 
-    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
+    def __init__(self, space: MaskSpace, seed: Seed = None) -> None:
         super().__init__(space, seed)
         self._masks = space.masks
 

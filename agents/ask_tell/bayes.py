@@ -33,15 +33,8 @@ from typing import ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.agreement import AgreementLearner
-from das_gym.agents.ask_tell.base import Agent, masks_of_keys
-from das_gym.agents.ask_tell.gaussian_process import (
-    GRID,
-    START,
-    MaskProcess,
-    Process,
-    expected_improvement,
-    fit_step,
-)
+from das_gym.agents.ask_tell.base import Agent, Seed, masks_of_keys
+from das_gym.agents.ask_tell.gaussian_process import GRID, START, MaskProcess, Process, expected_improvement, fit_step
 
 from das_gym.intervals import average_ranks
 from das_gym.problem.budget import Floats, Masks
@@ -100,7 +93,7 @@ class Bayes(Agent):
     free_budget: ClassVar[bool] = True
     races: ClassVar[bool] = True
 
-    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
+    def __init__(self, space: MaskSpace, seed: Seed = None) -> None:
         super().__init__(space, seed)
         self.indices = list(START)
         self.learner = AgreementLearner(self.n_layers)

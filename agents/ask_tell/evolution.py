@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent, check_positive
+from das_gym.agents.ask_tell.base import Agent, Seed, Statistics, check_positive
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
@@ -27,9 +26,7 @@ class Evolution(Agent):
 
     races: ClassVar[bool] = True
 
-    def __init__(
-        self, space: MaskSpace, seed: int | np.random.Generator | None = None, offspring: int = 9, max_swaps: int = 3
-    ) -> None:
+    def __init__(self, space: MaskSpace, seed: Seed = None, offspring: int = 9, max_swaps: int = 3) -> None:
         super().__init__(space, seed)
         check_positive("offspring", offspring, whole=True)
         check_positive("max_swaps", max_swaps, whole=True)
@@ -69,16 +66,12 @@ class EvoPress(Evolution):
     them, instead of 32 that are scored on few examples first; and no mask comes twice.
 
     Args:
-        statistics: Statistic name to (n_layers,) values; `parameters_share` identifies which layers have the same size.
+        statistics: Layer statistics; `parameters_share` identifies which layers have the same size.
         offspring: lambda, at least 1.
     """
 
     def __init__(
-        self,
-        space: MaskSpace,
-        seed: int | np.random.Generator | None = None,
-        statistics: Mapping[str, Floats] | None = None,
-        offspring: int = 8,
+        self, space: MaskSpace, seed: Seed = None, statistics: Statistics | None = None, offspring: int = 8
     ) -> None:
         super().__init__(space, seed, offspring)
         sizes = np.asarray((statistics or {}).get("parameters_share", np.zeros(self.n_layers)))

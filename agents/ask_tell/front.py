@@ -12,22 +12,15 @@
 
 from __future__ import annotations
 
-import itertools
 from functools import partial
 from typing import ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent
-from das_gym.agents.ask_tell.gaussian_process import (
-    START,
-    MaskProcess,
-    Posterior,
-    expected_improvement,
-    fit_step,
-)
+from das_gym.agents.ask_tell.base import Agent, Seed
+from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, Posterior, expected_improvement, fit_step
 
 from das_gym.problem.budget import Floats, Masks
-from das_gym.problem.mask_space import MaskSpace, every_mask, front_rows
+from das_gym.problem.mask_space import MaskSpace, every_mask, flipped, front_rows
 from das_gym.problem.rewards import MAX_LOSS
 
 DRAWN = 12
@@ -53,7 +46,7 @@ class FrontSearch(Agent):
 
     free_budget: ClassVar[bool] = True
 
-    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
+    def __init__(self, space: MaskSpace, seed: Seed = None) -> None:
         super().__init__(space, seed)
         if space.budget.cost is None:
             raise ValueError(
@@ -168,12 +161,9 @@ def distinct(masks: Masks) -> Masks:
 
 def neighbours(masks: Masks) -> Masks:
     """Return (n, n_layers): all masks with one layer more, less or swapped than one of (m, n_layers) `masks`, each once."""
-    n = masks.shape[1]
-    pairs = np.array([(i, i) for i in range(n)] + list(itertools.combinations(range(n), 2)), dtype=np.intp)
-    changes = np.zeros((len(pairs), n), dtype=bool)
-    np.put_along_axis(changes, pairs, True, axis=1)
+    one, other = np.triu_indices(masks.shape[1])
     found = []
     for mask in masks:
-        swaps = (pairs[:, 0] == pairs[:, 1]) | (mask[pairs[:, 0]] != mask[pairs[:, 1]])
-        found.append(mask ^ changes[swaps])
+        moves = (one == other) | (mask[one] != mask[other])
+        found.append(flipped(mask, np.stack((one[moves], other[moves]), axis=1)))
     return distinct(np.concatenate(found))

@@ -41,14 +41,7 @@ def order_polynomials(n: int) -> Floats:
 
 @dataclass
 class Posterior:
-    """Posterior of a process at some candidates.
-
-    Attributes:
-        process: The process.
-        masks: (m, n_layers) the candidates.
-        mean: (m,) posterior mean.
-        variance: (m,) posterior variance without noise.
-    """
+    """Means and variances, without noise, of a process at (m, n_layers) candidates `masks`; (m,) each."""
 
     process: Process
     masks: Masks
@@ -137,9 +130,7 @@ class PolynomialProcess(Process):
     """A process whose covariance is a polynomial of the dot product of the signs, n_layers - 2 * layers that differ.
 
     Args:
-        masks: (m, n_layers) bool, m >= 1.
-        values: (m,) float.
-        noise: As `Process`.
+        masks, values, noise: As for `Process`.
         polynomial: (4,) coefficients of 1, d, d^2, d^3.
     """
 
@@ -180,8 +171,7 @@ class MaskProcess(PolynomialProcess):
     """The process with effects of single layers, pairs and triples.
 
     Args:
-        masks: (m, n_layers) bool, m >= 1.
-        values: (m,) float.
+        masks, values: As for `Process`.
         indices: The variances: one index into each axis of `GRID`.
     """
 
@@ -193,12 +183,9 @@ class MaskProcess(PolynomialProcess):
 def fit_step(
     make: Callable[[Sequence[int]], MaskProcess], indices: Sequence[int], axes: Sequence[int] = range(len(GRID))
 ) -> tuple[MaskProcess, list[int]]:
-    """Increase the marginal likelihood by one step along axes of `GRID`; return the process and its indices.
+    """Increase the marginal likelihood by one step along each of `axes` of `GRID`; return the process and its indices.
 
-    Args:
-        make: Makes the process for one index per axis.
-        indices: Where to begin.
-        axes: The axes to climb along.
+    `make` makes the process of one index per axis, and `indices` are where to begin.
     """
     best_indices = list(indices)
     best = make(best_indices)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent
+from das_gym.agents.ask_tell.base import Agent, Seed, Statistics
 
 from das_gym.names import check_names
 from das_gym.problem.budget import Floats, Masks
@@ -45,7 +45,7 @@ class BlockInfluence(Heuristic):
     one-shot ranking by that statistic; `leave_one_out` has the model score n_layers + 1 masks, which count as evaluations.
 
     Args:
-        statistics: Statistic name to (n_layers,) values.
+        statistics: Layer statistics.
         statistic: The statistic to rank by; the lowest values are skipped.
     """
 
@@ -54,8 +54,8 @@ class BlockInfluence(Heuristic):
     def __init__(
         self,
         space: MaskSpace,
-        seed: int | np.random.Generator | None = None,
-        statistics: Mapping[str, Floats] | None = None,
+        seed: Seed = None,
+        statistics: Statistics | None = None,
         statistic: str = "block_influence_tokens",
     ) -> None:
         super().__init__(space, seed)
@@ -95,7 +95,7 @@ class Blocks:
         return blocks
 
     @classmethod
-    def estimate(cls, statistics: Mapping[str, Floats], n_layers: int) -> Blocks:
+    def estimate(cls, statistics: Statistics, n_layers: int) -> Blocks:
         """Estimate blocks from the block influence of single layers, if they were not measured.
 
         The angle of a block is estimated as the sum of its layers' angles, which is an upper bound. Without the statistic
@@ -132,7 +132,7 @@ class BlockHeuristic(Heuristic):
     """Base class of heuristics that choose by blocks of layers.
 
     Args:
-        statistics: Statistic name to (n_layers,) values, for `Blocks.estimate`.
+        statistics: Layer statistics, for `Blocks.estimate`.
         blocks: What `das_gym.problem.statistic_inputs.measure_blocks` returns. Searches fill it in where the model is at
             hand. None estimates the blocks.
     """
@@ -140,8 +140,8 @@ class BlockHeuristic(Heuristic):
     def __init__(
         self,
         space: MaskSpace,
-        seed: int | np.random.Generator | None = None,
-        statistics: Mapping[str, Floats] | None = None,
+        seed: Seed = None,
+        statistics: Statistics | None = None,
         blocks: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(space, seed)

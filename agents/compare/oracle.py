@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from das_gym.agents.ask_tell.base import Statistics
 from das_gym.agents.searching.scorer import OwnScorer, make_scored
 
 from das_gym.envs.suite_env import SuiteEnv
@@ -37,7 +38,7 @@ class Oracle(ABC):
     env_id: str
     env_kwargs: Mapping[str, Any]
     space: MaskSpace
-    statistics: Mapping[str, Floats]
+    statistics: Statistics
     best_reward: float | None = None
     random_reward: float | None = None
 

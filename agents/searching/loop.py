@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask, make_agent
+from das_gym.agents.ask_tell.base import Agent, Statistics, agent_class, answer, ask, make_agent
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algorithm, with_defaults
 from das_gym.agents.searching.config import SEARCH_DEFAULTS, SearchConfig
 from das_gym.agents.searching.racing import Race
@@ -29,7 +29,7 @@ from das_gym.agents.searching.scorer import MaskScorer, open_scorer
 
 from das_gym.commands.progress import progress
 from das_gym.files import explain_damage
-from das_gym.problem.budget import Floats, Masks, pick_budget
+from das_gym.problem.budget import Masks, pick_budget
 from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
 
@@ -177,7 +177,7 @@ def check_search(config: SearchConfig, problem: Problem | None = None) -> None:
             agent_of(config, scorer, {})
 
 
-def agent_of(config: SearchConfig, scorer: MaskScorer, statistics: Mapping[str, Floats]) -> Agent:
+def agent_of(config: SearchConfig, scorer: MaskScorer, statistics: Statistics) -> Agent:
     """Make the agent of a search that knows these layer statistics."""
     budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of)
     space = MaskSpace(budget)
@@ -189,7 +189,7 @@ def make_search_agent(
     space: MaskSpace,
     seed: int,
     agent_kwargs: Mapping[str, Any],
-    statistics: Mapping[str, Floats],
+    statistics: Statistics,
     blocks: Callable[[], dict[str, Any] | None],
 ) -> Agent:
     """Make the agent of a search; `SEARCH_DEFAULTS` and, for agents that take them, `blocks()` are filled in."""

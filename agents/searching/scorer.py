@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import gymnasium
 import numpy as np
+from das_gym.agents.ask_tell.base import Statistics
 
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commands.commandline import format_command
@@ -49,7 +50,7 @@ class MaskScorer(ABC):
 
     @property
     @abstractmethod
-    def statistics(self) -> Mapping[str, Floats]:
+    def statistics(self) -> Statistics:
         """Name to (n_layers,) float64 of the full model's layer statistics: those observed, and others on demand."""
 
     @abstractmethod
@@ -113,7 +114,7 @@ class OwnScorer(MaskScorer):
         scorer.restart()
 
     @cached_property
-    def statistics(self) -> Mapping[str, Floats]:
+    def statistics(self) -> Statistics:
         return LayerStatistics(self._observed(), self.own.statistic)
 
     def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
@@ -183,7 +184,7 @@ class ForeignScorer(MaskScorer):
         self._statistics = statistics_of(self.layer_names, getattr(base, "feature_names", ()), observation[0])
 
     @property
-    def statistics(self) -> Mapping[str, Floats]:
+    def statistics(self) -> Statistics:
         return self._statistics
 
     def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
@@ -289,7 +290,7 @@ def kept_scores(rewards: Floats, info: Mapping[str, np.ndarray]) -> tuple[Floats
 class LayerStatistics(dict[str, Floats]):
     """Name to (n_layers,) values of the observed statistics; `measure` gives other `STATISTICS` when they are looked up."""
 
-    def __init__(self, observed: Mapping[str, Floats], measure: Callable[[str], Floats]) -> None:
+    def __init__(self, observed: Statistics, measure: Callable[[str], Floats]) -> None:
         super().__init__(observed)
         self._measure = measure
         self._measured: dict[str, Floats] = {}

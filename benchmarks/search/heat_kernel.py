@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.agreement import FIRST_STEP, next_steps
+from das_gym.agents.ask_tell.base import Seed
 from das_gym.agents.ask_tell.bayes import Bayes, normal_scores
 from das_gym.agents.ask_tell.gaussian_process import Process
 
@@ -72,7 +73,7 @@ class HeatKernel(Bayes):
 
     free_budget: ClassVar[bool] = False  # random masks first, no smaller ones
 
-    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
+    def __init__(self, space: MaskSpace, seed: Seed = None) -> None:
         super().__init__(space, seed)
         size = self.n_layers + 1
         self._prior = math.log(1.5 / self.n_layers)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 from das_gym.agents import Agent
-from das_gym.agents.ask_tell.base import AGENTS, register_agent
+from das_gym.agents.ask_tell.base import AGENTS, Seed, register_agent
 from das_gym.agents.ask_tell.bayes import Bayes
 from das_gym.agents.ask_tell.gaussian_process import NOISES, PolynomialProcess, Process
 
@@ -19,7 +19,7 @@ KICKS = 3
 class LocalSearch(Agent):
     """Swaps in random order from the best mask so far, first improvement; three random swaps away where none helps."""
 
-    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
+    def __init__(self, space: MaskSpace, seed: Seed = None) -> None:
         super().__init__(space, seed)
         self._here: Masks | None = None
         self._height = -np.inf
@@ -66,9 +66,6 @@ class LinearRegression(Bayes):
 
     free_budget: ClassVar[bool] = False  # random masks first, no smaller ones
     pairs: ClassVar[float] = 0.0
-
-    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
-        super().__init__(space, seed)
 
     def _observations(self) -> tuple[Masks, Floats]:
         rewards = np.array(list(self.rewards.values()))
