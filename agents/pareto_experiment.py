@@ -11,16 +11,15 @@ A run is kept in runs/<id>/: front.json holds the points of the front and every 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from das_gym.agents.search_experiment import print_next, search_phases
 from das_gym.agents.searching.loop import check_search, open_for_search, run_turns
-from das_gym.agents.searching.record import FRONT, Turn, plain_numbers, with_costs
+from das_gym.agents.searching.record import FRONT, Row, with_costs
 from das_gym.agents.searching.scorer import OURS
 from das_gym.agents.settings import COST_SETTINGS, ParetoSettings
 
@@ -44,51 +43,23 @@ MAX_NUMBERS = 15
 """Points of a front that are numbered in the figure: more numbers overlap."""
 
 
-@dataclass(frozen=True, eq=False)
-class ScoredMasks:
-    """(m, n_layers) masks with their scores on the reward split, (m,) each: `saved` are shares of the cost."""
-
-    masks: Masks
-    saved: Floats
-    losses: Floats  # inf if one is not finite
-    metrics: Floats
-
-    @classmethod
-    def of(cls, turns: Iterable[Turn], cost: MaskCost) -> ScoredMasks:
-        """Return the masks of turns, in order."""
-        rows = [row for turn in turns for row in turn.rows]
-        masks = np.array([row["mask"] for row in rows], dtype=bool)
-        losses = np.array([np.inf if row["loss"] is None else row["loss"] for row in rows])
-        return cls(masks, cost.saved(masks), losses, np.array([row["metric"] for row in rows], dtype=float))
-
-    def record(self) -> dict[str, Any]:
-        """Return plain JSON values, None for a loss that is not finite."""
-        return {
-            "masks": self.masks.astype(int).tolist(),
-            "losses": plain_numbers(self.losses),
-            "saved": self.saved.tolist(),
-            "metrics": self.metrics.tolist(),
-        }
-
-
-def front_of(scored: ScoredMasks, keeps_a_layer: bool) -> ScoredMasks:
-    """Return the Pareto front of scored masks, the smallest saving first: points 0, 1, ...
+def front_of(masks: Masks, saved: Floats, losses: Floats, keeps_a_layer: bool) -> np.ndarray:
+    """Return the rows of the Pareto front of (m, n_layers) scored masks, the smallest saving first: points 0, 1, ...
 
     With `keeps_a_layer`, a mask of all layers is no point, since nothing would be left of the model.
     """
-    allowed = np.flatnonzero(~scored.masks.all(axis=1)) if keeps_a_layer else np.arange(len(scored.masks))
-    rows = allowed[front_rows(scored.saved[allowed], scored.losses[allowed])]
-    return ScoredMasks(scored.masks[rows], scored.saved[rows], scored.losses[rows], scored.metrics[rows])
+    allowed = np.flatnonzero(~masks.all(axis=1)) if keeps_a_layer else np.arange(len(masks))
+    return allowed[front_rows(saved[allowed], losses[allowed])]
 
 
-def hypervolume_share(scorer: Scorer, cost: MaskCost, searched: ScoredMasks) -> float | None:
+def hypervolume_share(scorer: Scorer, cost: MaskCost, saved: Floats, losses: Floats) -> float | None:
     """Return the fraction of the true front's hypervolume that the scored masks cover; None without a table."""
     if not isinstance(scorer, TableScorer):
         return None
-    saved = cost.saved(scorer.table.masks)
-    losses = scorer.table.values("loss", scorer.split)
-    reference = reference_point(saved, losses)
-    return hypervolume(searched.saved, searched.losses, reference) / hypervolume(saved, losses, reference)
+    every_saved = cost.saved(scorer.table.masks)
+    every_loss = scorer.table.values("loss", scorer.split)
+    reference = reference_point(every_saved, every_loss)
+    return hypervolume(saved, losses, reference) / hypervolume(every_saved, every_loss, reference)
 
 
 def search_front(settings: ParetoSettings, run: Run) -> float | None:
@@ -111,10 +82,13 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         _, turns = run_turns(config, scorer, folder, lambda turn: bar.update(len(turn.masks)), resumed)
         cost = scorer.cost_of(COST_SETTINGS[settings.cost])
     own = cast(Scorer, scorer.own)  # of das_gym, since it has an entry
-    searched = ScoredMasks.of(turns, cost)
+    rows = [row for turn in turns for row in turn.rows]
+    masks = np.array([row["mask"] for row in rows], dtype=bool)
+    losses = np.array([np.inf if row["loss"] is None else row["loss"] for row in rows])
+    saved = cost.saved(masks)
     # In other models than those that read prompts, adapters replace skipped layers.
-    front = front_of(searched, keeps_a_layer=MODELS[entry.model].reads_prompts)
-    reference = reference_point(searched.saved, searched.losses)
+    front = front_of(masks, saved, losses, keeps_a_layer=MODELS[entry.model].reads_prompts)
+    reference = reference_point(saved, losses)
     env_kwargs = {**settings.problem.env_kwargs, **settings.env_kwargs}
     if settings.reward_examples is not None:
         env_kwargs = {"reward_examples": settings.reward_examples, **env_kwargs}
@@ -124,21 +98,26 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         "env_id": settings.env_id,
         "env_kwargs": recorded_settings(env_kwargs),
         "cost": settings.cost,
-        "hypervolume_share": hypervolume_share(own, cost, searched),
+        "hypervolume_share": hypervolume_share(own, cost, saved, losses),
         "layer_names": list(scorer.layer_names),
-        "evaluations": len(searched.masks),
-        "points": points_of(front, scorer.layer_names),
+        "evaluations": len(rows),
+        "points": points_of([rows[index] for index in front], saved[front], scorer.layer_names),
         "reference": dict(zip(("saved", "loss"), reference, strict=True)),
-        "hypervolume": hypervolume(front.saved, front.losses, reference),
-        "searched": searched.record(),
+        "hypervolume": hypervolume(saved[front], losses[front], reference),
+        "searched": {
+            "masks": masks.astype(int).tolist(),
+            "losses": [row["loss"] for row in rows],
+            "saved": saved.tolist(),
+            "metrics": [row["metric"] for row in rows],
+        },
         "plugins": imported_plugins(),
         "versions": library_versions(),
     }
     front_table(record, own.metric_name).print()
     if folder is not None:
         write_json(folder / FRONT, record)
-        title = f"{settings.env_id}, {counted(len(searched.masks), 'mask')} scored"
-        plot_front(folder / FIGURE, front, searched, settings.cost, title)
+        title = f"{settings.env_id}, {counted(len(rows), 'mask')} scored"
+        plot_front(folder / FIGURE, front, saved, losses, settings.cost, title)
         for name in (FRONT, FIGURE):
             run.add_artifact(folder / name)
         print(f"record: {folder / FRONT}\nfigure: {folder / FIGURE}")
@@ -146,19 +125,13 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     return float(record["hypervolume"])
 
 
-def points_of(front: ScoredMasks, layer_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the points of a front, as plain values."""
-    return [
-        {
-            "point": number,
-            "mask": mask.astype(int).tolist(),
-            "skipped_layers": skipped_names(layer_names, mask),
-            "saved": float(front.saved[number]),
-            "loss": float(front.losses[number]),
-            "metric": float(front.metrics[number]),
-        }
-        for number, mask in enumerate(front.masks)
-    ]
+def points_of(rows: Sequence[Row], saved: Floats, layer_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the points of a front as plain values, given the rows of its masks and the shares that they save."""
+    points = []
+    for number, (row, share) in enumerate(zip(rows, saved.tolist(), strict=True)):
+        point = {"point": number, "mask": row["mask"], "skipped_layers": skipped_names(layer_names, row["mask"])}
+        points.append({**point, "saved": share, "loss": row["loss"], "metric": row["metric"]})
+    return points
 
 
 def front_table(record: Mapping[str, Any], metric: str) -> Table:
@@ -176,29 +149,23 @@ def front_table(record: Mapping[str, Any], metric: str) -> Table:
     return Table(columns, tuple(rows), title, tuple(notes))
 
 
-def plot_front(
-    path: str | os.PathLike[str],
-    front: ScoredMasks,
-    searched: ScoredMasks,
-    cost: str,
-    title: str,
-) -> None:
-    """Plot loss against the fraction of the cost saved as a PNG: all scored masks, and the numbered front."""
+def plot_front(path: Path, front: np.ndarray, saved: Floats, losses: Floats, cost: str, title: str) -> None:
+    """Plot (m,) losses against shares of the cost saved as a PNG, with the numbered points of the rows `front`."""
     figure = new_figure(9.0, 5.0)
     axes = figure.add_subplot()
-    x = 100 * front.saved
-    losses = np.where(np.isfinite(searched.losses), searched.losses, np.nan)  # NaN is not drawn
-    axes.scatter(100 * searched.saved, losses, s=8, color="0.7", label="scored", zorder=1)
-    axes.step(x, front.losses, where="pre", color="C0", linewidth=2.0, zorder=3)
-    axes.scatter(x, front.losses, s=22, color="C0", label="front, numbered", zorder=4)
-    axes.scatter(100 * searched.saved[:1], losses[:1], s=90, color="black", marker="s", label="full model", zorder=3)
+    percent = 100 * saved
+    losses = np.where(np.isfinite(losses), losses, np.nan)  # NaN is not drawn
+    axes.scatter(percent, losses, s=8, color="0.7", label="scored", zorder=1)
+    axes.step(percent[front], losses[front], where="pre", color="C0", linewidth=2.0, zorder=3)
+    axes.scatter(percent[front], losses[front], s=22, color="C0", label="front, numbered", zorder=4)
+    axes.scatter(percent[:1], losses[:1], s=90, color="black", marker="s", label="full model", zorder=3)
     if np.nanmin(losses) > 0:
         axes.set_yscale("log")
     axes.set_xlabel(f"{cost} saved, %. Front: no other mask is both cheaper and better")
     axes.set_ylabel("loss (reward split), nats")
     axes.legend(frameon=False)
     axes.set_title(title)
-    for number in range(0, len(x), -(-len(x) // MAX_NUMBERS)):
-        place = (x[number], front.losses[number])
-        axes.annotate(str(number), place, xytext=(0, -12), textcoords="offset points", ha="center", fontsize=8)
+    for point in range(0, len(front), -(-len(front) // MAX_NUMBERS)):
+        place = (percent[front[point]], losses[front[point]])
+        axes.annotate(str(point), place, xytext=(0, -12), textcoords="offset points", ha="center", fontsize=8)
     save_figure(figure, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from das_gym.agents.pareto_experiment import ScoredMasks, front_of
+from das_gym.agents.pareto_experiment import front_of
 from das_gym.agents.run_commands import pareto as ex
 from das_gym.agents.searching.record import Checkpoint
 
@@ -26,18 +26,18 @@ def test_run_saves_all_masks_and_the_front(asked, made_up_table, tmp_path, capsy
     run = ex.run(asked)
     record = read_json(tmp_path / "runs" / "1" / "front.json")
     table = SubnetTable.load(made_up_table)
-    scored = ScoredMasks(*(np.array(record["searched"][name]) for name in ("masks", "saved", "losses", "metrics")))
-    rows = table.index(scored.masks.astype(bool))
-    np.testing.assert_array_equal(scored.losses, table.values("loss", "reward")[rows])
-    np.testing.assert_allclose(scored.saved, table.macs_saved[rows])
-    assert len(scored.masks) == record["evaluations"] == 60
-    front = front_of(scored, keeps_a_layer=False)
-    assert [point["mask"] for point in record["points"]] == front.masks.astype(int).tolist()
-    assert [point["point"] for point in record["points"]] == list(range(len(front.masks)))
+    masks, saved, losses = (np.array(record["searched"][name]) for name in ("masks", "saved", "losses"))
+    rows = table.index(masks.astype(bool))
+    np.testing.assert_array_equal(losses, table.values("loss", "reward")[rows])
+    np.testing.assert_allclose(saved, table.macs_saved[rows])
+    assert len(masks) == record["evaluations"] == 60
+    front = front_of(masks, saved, losses, keeps_a_layer=False)
+    assert [point["mask"] for point in record["points"]] == masks[front].tolist()
+    assert [point["point"] for point in record["points"]] == list(range(len(front)))
     assert run.result == record["hypervolume"]
     assert (tmp_path / "runs" / "1" / "front.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert max(map(len, printed.splitlines()[: len(front.masks) + 6])) <= 80
+    assert max(map(len, printed.splitlines()[: len(front) + 6])) <= 80
     assert f"{100 * record['hypervolume_share']:.2f} % of the true front's hypervolume" in " ".join(printed.split())
     assert "das-agents" not in printed.partition("Next: ")[2]
 
@@ -64,9 +64,9 @@ def test_stopped_search_resumes_exactly(asked, tmp_path, monkeypatch):
 
 def test_front_keeps_a_layer_where_skipped_layers_are_removed():
     masks = np.array([[0, 0], [1, 0], [1, 1]], dtype=bool)
-    scored = ScoredMasks(masks, np.array([0.0, 0.4, 0.8]), np.array([0.1, 0.2, 0.9]), np.ones(3))
-    assert front_of(scored, keeps_a_layer=False).masks.tolist() == masks.tolist()
-    assert front_of(scored, keeps_a_layer=True).masks.tolist() == masks[:2].tolist()
+    scored = masks, np.array([0.0, 0.4, 0.8]), np.array([0.1, 0.2, 0.9])
+    assert front_of(*scored, keeps_a_layer=False).tolist() == [0, 1, 2]
+    assert front_of(*scored, keeps_a_layer=True).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
