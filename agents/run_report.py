@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from das_gym.agents.searching.record import RECORD, SearchResult
 from das_gym.agents.searching.scorer import make_scored
+from das_gym.agents.settings import SearchSettings
 
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.runs import CONFIG, read_config
@@ -19,9 +20,7 @@ from das_gym.drawing.report import CostChart, Heat, Progress, RunReport, Table
 from das_gym.files import replacing
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, given_costs, keeps_budget
 from das_gym.registration import is_tabular
-
-if TYPE_CHECKING:
-    from das_gym.tables.table import SubnetTable
+from das_gym.tables.table import SPLITS, SubnetTable
 
 NOT_REPEATED = ("runs_dir", "resume", "plugins", "save_every")
 """Settings that do not change the result of a run, or that `format_command` adds."""
@@ -85,11 +84,10 @@ def search_facts(result: SearchResult) -> dict[str, str]:
     return facts
 
 
-def draw_search(path: Path, result: SearchResult) -> None:
+def draw_search(path: Path, result: SearchResult, facts: Sequence[str]) -> None:
     """Write a PNG of the answer on the architecture, of the best reward over evaluations, and of some facts."""
     from PIL import Image
 
-    facts = [f"{name}: {value}" for name, value in search_facts(result).items()][2:8]
     title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} units skipped, {result.env_id}"
     progress = progress_of(result)
     best = [] if progress is None else [reward for reward in progress.best if reward is not None]
@@ -98,11 +96,9 @@ def draw_search(path: Path, result: SearchResult) -> None:
         Image.fromarray(image).save(part, "PNG")
 
 
-def architecture_of(result: SearchResult, tabular: Any = None) -> Architecture:
-    """Return the searched units: from the record, the table's environment, or the layer names alone."""
-    if result.units:
-        return Architecture(result.units)
-    return Architecture.from_names(result.layer_names) if tabular is None else tabular.scorer.architecture()
+def architecture_of(result: SearchResult) -> Architecture:
+    """Return the searched units: from the record, or, for an environment of another package, the layer names alone."""
+    return Architecture(result.units) if result.units else Architecture.from_names(result.layer_names)
 
 
 def progress_of(result: SearchResult) -> Progress | None:
@@ -127,37 +123,31 @@ def search_report(folder: Path) -> RunReport:
     on_table = is_tabular(result.env_id)
     recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs if on_table else {}}
     trusted_settings(folder / RECORD, result.plugins, recorded)
-    env, table = None, None
+    table = None
+    scored: tuple[Any, ...] = ()  # table and split
     if on_table:
         env = make_scored(result.env_id, result.env_kwargs)
+        scored = env.table, env.scorer.split
         best = env.table.best(env.scorer.objective, env.scorer.split)
         masks = {"full model": np.zeros_like(best), "the answer": np.array(result.mask, bool), "best mask of all": best}
         table = masks_table(env.table, masks, "Before and after")
-    tried = set()
-    for turn in result.history:
-        tried |= {(row["macs_saved"], row["loss"]) for row in turn.complete_rows if row["loss"] is not None}
+    rows = [row for turn in result.history for row in turn.complete_rows if row["loss"] is not None]
+    tried = {(row["macs_saved"], row["loss"]) for row in rows}
     answer = None if result.loss is None else (result.macs_saved, result.loss)
-    on_masks = () if env is None else (env.table, env.scorer.split)
-    statistics = dict(result.statistics)
-    if not statistics and env is not None:
-        values = env.scorer.observation().reshape(env.n_layers, -1).astype(float)
-        statistics = {each.name: values[:, column].tolist() for column, each in enumerate(env.scorer.statistics)}
     commands = []
     if "env_id" in run_settings(folder):  # otherwise the search is a part of a run of another command
-        from das_gym.agents.settings import SearchSettings
-
         defaults = {**settings_dict(SearchSettings()), "env_id": None, "agent": None, "seed": None}  # these are always shown
         commands = [rerun_command(folder, "agents", SearchSettings, defaults)]
     return RunReport(
         title=f"{result.agent} on {result.env_id}, seed {result.seed}",
         facts=search_facts(result),
-        architecture=architecture_of(result, env),
+        architecture=architecture_of(result),
         mask=result.mask,
         table=table,
         progress=progress_of(result),
         heat=Heat.from_turns([turn.skip_probabilities for turn in result.history if turn.skip_probabilities is not None]),
-        cost=CostChart.from_search(sorted(tried), answer, *on_masks),
-        statistics=statistics or None,
+        cost=CostChart.from_search(sorted(tried), answer, *scored),
+        statistics=dict(result.statistics) or None,
         name=f"run {folder.name}",
         commands=commands,
         versions=result.versions,
@@ -166,8 +156,6 @@ def search_report(folder: Path) -> RunReport:
 
 def masks_table(table: SubnetTable, masks: Mapping[str, np.ndarray], title: str) -> Table:
     """Return the scores of some masks by name, on both splits of a table."""
-    from das_gym.tables.table import SPLITS
-
     scores: list[dict[str, Any]] = [table.describe(mask) for mask in masks.values()]
     metric = table.meta.metric_name.replace("_", " ")
     rows = []

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,7 @@ from das_gym.agents.run_report import draw_search, search_facts
 from das_gym.agents.sb3.algorithms import is_algorithm
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import check_search, search
-from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row, with_costs
+from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_rows, reward_of, with_costs
 from das_gym.agents.searching.scorer import MaskScorer, open_scorer
 
 from das_gym.commands.commandline import format_command
@@ -142,7 +141,7 @@ def search_in_run(
     facts = [f"{name}: {value}" for name, value in search_facts(result).items()]
     print("\n  ".join([f"{config.agent}, seed {config.seed}:", *facts[1:]]))
     if folder is not None:
-        draw_search(folder / FIGURE, result)
+        draw_search(folder / FIGURE, result, facts[2:8])
         for name in (FIGURE, RECORD):
             run.add_artifact(folder / name)
         print(f"record: {folder / RECORD}")
@@ -187,23 +186,16 @@ class _Log:
         self.budget = config.mask_kwargs
         self.bar = progress(config.evaluations, "searching", unit="mask")
         self.evaluations = 0.0
-        self.best: float | None = None  # of a mask that may be an answer
+        self.best = -math.inf  # of masks that may be an answer
 
     def __call__(self, turn: Turn) -> None:
-        reward = (best_row([turn], self.budget) or {"reward": None})["reward"]
-        self.best = max((value for value in (self.best, reward) if value is not None), default=None)
-        scalars = {"reward": _mean(turn.rewards), "best_reward": self.best, "loss": _mean(turn.loss)}
-        scalars["macs_saved"] = _mean(turn.macs_saved)
-        if self.best is not None:
+        self.best = max([self.best, *(reward_of(row) for row in best_rows([turn], self.budget))])
+        if self.best > -math.inf:
             self.bar.set_postfix_str(f"best reward {self.best:.4f}", refresh=False)
         self.bar.update(turn.cost)
         self.evaluations += turn.cost
-        for name, value in scalars.items():
-            if value is not None:
-                self.run.log_scalar(f"{self.prefix}{name}", value, self.evaluations)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of the finite values; None if there are none."""
-    finite = [value for value in values if value is not None]
-    return float(np.mean(finite)) if finite else None
+        columns = {"reward": turn.rewards, "best_reward": [self.best], "loss": turn.loss, "macs_saved": turn.macs_saved}
+        for name, values in columns.items():
+            finite = [value for value in values if value is not None and value > -math.inf]
+            if finite:
+                self.run.log_scalar(f"{self.prefix}{name}", float(np.mean(finite)), self.evaluations)
