@@ -82,8 +82,6 @@ class ParetoSettings(EnvironmentSettings):
         reward_examples: Number of examples that a mask is scored on. None means the task's own number.
     """
 
-    group: ClassVar[str] = "Search"
-
     cost: str = choice("MACs", tuple(SAVED.values()))
     evaluations: Annotated[int, Range(DRAWN)] = 400
     masks_per_turn: PositiveInt = 8

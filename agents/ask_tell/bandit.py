@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent, Seed, check_positive
+from das_gym.agents.ask_tell.base import Agent, Seed
 
+from das_gym.commands.settings import PositiveFloat, convert
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 
@@ -31,8 +32,7 @@ class Bandit(Agent):
 
     def __init__(self, space: MaskSpace, seed: Seed = None, learning_rate: float = 1.0) -> None:
         super().__init__(space, seed)
-        check_positive("learning_rate", learning_rate)
-        self.learning_rate = float(learning_rate)
+        self.learning_rate = convert("learning_rate", learning_rate, PositiveFloat)
         self.preferences = np.zeros(self.n_layers)
 
     def skip_probabilities(self) -> Floats:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -169,8 +167,7 @@ def ask(agent: Agent, name: str, n: int) -> Masks:
 
 def answer(agent: Agent, name: str) -> Masks:
     """Return an agent's answer, checked: (n_layers,) bool."""
-    mask = agent.best()
-    return _checked(agent, mask[None] if isinstance(mask, np.ndarray) else mask, f"agent {name!r}: best()", 1, False)[0]
+    return _checked(agent, np.asarray(agent.best())[None], f"agent {name!r}: best()", 1, False)[0]
 
 
 def _checked(agent: Agent, masks: Any, source: str, most: int, free_budget: bool) -> Masks:
@@ -267,10 +264,3 @@ def agent_hyperparameters(name: str) -> dict[str, Any]:
     """Return the names of an agent's hyperparameters with their defaults."""
     own = list(inspect.signature(agent_class(name)).parameters.values())[2:]  # after space, seed
     return {each.name: each.default for each in own if each.name != "statistics"}
-
-
-def check_positive(name: str, value: Any, whole: bool = False) -> None:
-    """Raise a ValueError unless `value` is a finite (whole) number above 0."""
-    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
-        raise ValueError(f"`{name}` is out of range: got {value!r}, expected a {'whole ' * whole}number above 0")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent, Seed, Statistics, check_positive
+from das_gym.agents.ask_tell.base import Agent, Seed, Statistics
 
+from das_gym.commands.settings import PositiveInt, convert
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 
@@ -28,10 +29,8 @@ class Evolution(Agent):
 
     def __init__(self, space: MaskSpace, seed: Seed = None, offspring: int = 9, max_swaps: int = 3) -> None:
         super().__init__(space, seed)
-        check_positive("offspring", offspring, whole=True)
-        check_positive("max_swaps", max_swaps, whole=True)
-        self.offspring = offspring
-        self.max_swaps = max_swaps
+        self.offspring = convert("offspring", offspring, PositiveInt)
+        self.max_swaps = convert("max_swaps", max_swaps, PositiveInt)
         self.parent: Masks | None = None
         self._scored = 0  # masks of this generation
 

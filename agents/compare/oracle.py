@@ -96,10 +96,8 @@ class TableOracle(Oracle):
         self._scorer = env.scorer
         self.space = MaskSpace(self._scorer.budget)
         self.statistics = OwnScorer(self._scorer).statistics
-        self._objective = self._scorer.objective
-        self._split = self._scorer.split
-        without_budget = replace(self._objective, budget=Budget(self.table.n_layers))
-        self._rewards = self.table.values(without_budget, self._split)
+        without_budget = replace(self._scorer.objective, budget=Budget(self.table.n_layers))
+        self._rewards = self.table.values(without_budget, self._scorer.split)
         allowed = self.space.contains(self.table.masks)
         self.best_reward = float(self._rewards[allowed].max())
         if self.table.meta.max_skipped is None:  # a partial table lacks masks on the way to a budget by cost
@@ -115,7 +113,7 @@ class TableOracle(Oracle):
         return self.table.values("metric", "test")[self.table.index(masks)]
 
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64]:
-        return self.table.rank_of_values(rewards, self._objective, self._split)
+        return self.table.rank_of_values(rewards, self._scorer.objective, self._scorer.split)
 
 
 class SuiteOracle(Oracle):

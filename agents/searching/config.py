@@ -132,10 +132,6 @@ class SearchConfig(BudgetSettings):
         """Keyword arguments of the environment besides budget and reward: those of the problem, and `env_kwargs`."""
         return {**self.problem.env_kwargs, **self.env_kwargs}
 
-    def agent_settings(self) -> dict[str, Any]:
-        """Return the agent's hyperparameters with the defaults of a search."""
-        return {**SEARCH_DEFAULTS.get(self.agent, {}), **self.agent_kwargs}
-
 
 def add_environment(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings, by dotted names, with `env_id`, `problem.model` and `problem.task`: what is given says the others.

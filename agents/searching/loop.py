@@ -14,7 +14,7 @@ import numpy as np
 from das_gym.agents.ask_tell.base import Agent, Statistics, agent_class, answer, ask, make_agent
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algorithm, with_defaults
 from das_gym.agents.searching.config import SEARCH_DEFAULTS, SearchConfig
-from das_gym.agents.searching.racing import Race
+from das_gym.agents.searching.racing import Race, Raced
 from das_gym.agents.searching.record import (
     CHECKPOINT,
     Checkpoint,
@@ -75,8 +75,8 @@ def search(
     config = with_costs(config, run_folder if resume else None, problem)
     with closing(open_for_search(config, problem)) as scorer:
         agent, history = run_turns(config, scorer, run_folder, on_turn, resume)
-        mask = answer(agent, config.agent)
-        result, _ = conclude(config, scorer, mask, history, config.agent_settings(), agent.statistics_read)
+        settings = {**SEARCH_DEFAULTS.get(config.agent, {}), **config.agent_kwargs}
+        result, _ = conclude(config, scorer, answer(agent, config.agent), history, settings, agent.statistics_read)
     if folder is not None:
         result.save(folder)
     return result
@@ -134,15 +134,9 @@ def restore(folder: Path, config: SearchConfig, scorer: MaskScorer, race: Race |
 
 def run_turn(agent: Agent, scorer: MaskScorer, race: Race | None, masks: Masks) -> Turn:
     """Score the masks that an agent has asked for, (m, n_layers) bool, and report their rewards."""
-    scores: Mapping[str, np.ndarray]
-    if race is None:
-        rewards, scores = scorer.score(masks)
-        shares = np.ones(len(masks))
-    else:
-        raced = race.score(masks)
-        rewards, scores, shares = raced.rewards, raced.scores, raced.shares
-    agent.tell(masks, rewards)
-    return Turn.of(masks, rewards, scores, shares, agent.skip_probabilities())
+    raced = Raced(*scorer.score(masks)) if race is None else race.score(masks)
+    agent.tell(masks, raced.rewards)
+    return Turn.of(masks, *raced, agent.skip_probabilities())
 
 
 def race_of(config: SearchConfig, scorer: MaskScorer, agent: Agent) -> Race | None:
@@ -181,7 +175,7 @@ def agent_of(config: SearchConfig, scorer: MaskScorer, statistics: Statistics) -
     """Make the agent of a search that knows these layer statistics."""
     budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of)
     space = MaskSpace(budget)
-    return make_search_agent(config.agent, space, config.seed, config.agent_settings(), statistics, scorer.blocks)
+    return make_search_agent(config.agent, space, config.seed, config.agent_kwargs, statistics, scorer.blocks)
 
 
 def make_search_agent(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from das_gym.agents.searching.scorer import MaskScorer
@@ -39,19 +39,18 @@ LEAST = 60
 """A stage with fewer examples is left out: its standard error would be too uncertain."""
 
 
-@dataclass(frozen=True)
-class Raced:
+class Raced(NamedTuple):
     """The outcome of a race of m masks.
 
     Attributes:
         rewards: (m,); of a dropped mask the reward of its estimated loss.
         scores: `SCORES` by name, (m,) each.
-        shares: (m,) in (0..1]: the share of the reward examples that each mask was scored on.
+        shares: (m,) in (0..1]: the share of the reward examples that each mask was scored on; 1 stands for all.
     """
 
     rewards: Floats
     scores: Mapping[str, np.ndarray]
-    shares: Floats
+    shares: Floats | float = 1.0
 
 
 @dataclass(frozen=True)
