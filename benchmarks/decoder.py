@@ -29,10 +29,10 @@ from das_gym.data.images import NoiseImage
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers import stack
-from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.probing import probe_capabilities
+from das_gym.models.transformers.tower import image_features
 from das_gym.problem.mask_space import every_mask
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.task import AnsweringTask

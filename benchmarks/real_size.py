@@ -37,8 +37,8 @@ from das_gym.engine.tree import saved_bytes
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import count_macs
 from das_gym.models.transformers.layer_removal import prune, pruned_copy
+from das_gym.models.transformers.linear_skips import fit_ridge
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.ridge import fit_ridge
 
 BUNDLED = {
     "search METER": "agents with evaluations=60",

@@ -26,9 +26,8 @@ from das_gym.data.images import NoiseImage
 from das_gym.files import write_text
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.inserted_adapters import exportable_subnet, has_adapters
-from das_gym.models.transformers.loading import auto_class
+from das_gym.models.transformers.loading import auto_class, source_dtype
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.weights import source_dtype
 from das_gym.problem.loading import AdaptedModel
 from das_gym.problem.mask_space import skipped_names
 

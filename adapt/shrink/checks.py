@@ -26,12 +26,11 @@ from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import share_copy
 from das_gym.models.transformers.layer_removal import check_reloads, counting_attentions, pruned_copy, remove_parts
-from das_gym.models.transformers.loading import check_is_model, read_dtype
+from das_gym.models.transformers.loading import check_is_model, loaded_dtype, read_dtype
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.refitting import check_refit
 from das_gym.models.transformers.stack import IMAGE, JOINT
 from das_gym.models.transformers.units import MLP
-from das_gym.models.transformers.weights import loaded_dtype
 from das_gym.problem.budget import Budget, measure_cost, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, pick_device, shuffled

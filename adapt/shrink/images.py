@@ -9,11 +9,10 @@ import torch
 
 from das_gym.models.base import bytes_of
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.probing import find_tower_reads
-from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
+from das_gym.models.transformers.tower import TowerCapabilities, VisionTower, find_projectors
 
 
 def find_frozen_tower(vlm: VLM, processor: PromptProcessor) -> VisionTower | None:

@@ -29,10 +29,10 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.files import write_json, write_text
 from das_gym.models.transformers.inserted_adapters import full_model_with_adapters, has_adapters
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
+from das_gym.models.transformers.loading import source_dtype
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import IMAGE
 from das_gym.models.transformers.units import ATTENTION, MLP
-from das_gym.models.transformers.weights import source_dtype
 from das_gym.names import escape_control_chars
 from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.problem.config import recorded_settings, warn_at_chance

@@ -11,7 +11,7 @@ from das_gym.adapt.step_loss import USABLE
 
 from das_gym.models.transformers.generation import SPARE_TOKENS, left_padded, pad_token
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.recording import cache_name
+from das_gym.models.transformers.stack import cache_name
 
 GENERATE_BATCH_SIZE = 8
 """Most prompts that are answered at a time."""

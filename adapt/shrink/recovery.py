@@ -31,12 +31,12 @@ from das_gym.commands.progress import progress
 from das_gym.engine.tree import saved_bytes
 from das_gym.models.base import HALVES
 from das_gym.models.inputs import Requests
-from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.generation import batches_of, generate
 from das_gym.models.transformers.inserted_adapters import insert_into_pruned
 from das_gym.models.transformers.layer_removal import decoder_path
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import replace_forwards
+from das_gym.models.transformers.tower import find_projectors
 from das_gym.problem.loading import Problem
 from das_gym.processes import world_size
 from das_gym.tasks.base import Task

@@ -16,8 +16,15 @@ from torch import Tensor
 from das_gym.commands.progress import bars_on_terminals
 from das_gym.files import read_json, replacing_folder, write_json
 from das_gym.models.formats import remove_code_settings
-from das_gym.models.transformers.own_code import VARIANT, own_code, write_code
-from das_gym.models.transformers.weights import DTYPE_KEYS, SUMS, weight_files, write_checksums
+from das_gym.models.transformers.loading import (
+    DTYPE_KEYS,
+    SUMS,
+    VARIANT,
+    own_code,
+    weight_files,
+    write_checksums,
+    write_code,
+)
 
 WEIGHT_SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".onnx_data", ".msgpack", ".h5", ".npz"),

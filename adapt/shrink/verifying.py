@@ -33,11 +33,9 @@ from das_gym.models.transformers.generation import (
 from das_gym.models.transformers.inputs import Encoding, image_tokens_of
 from das_gym.models.transformers.inserted_adapters import full_model_with_adapters, has_adapters
 from das_gym.models.transformers.layer_removal import full_model_with_parameters
-from das_gym.models.transformers.loading import auto_class
+from das_gym.models.transformers.loading import auto_class, own_code, source_dtype
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.own_code import own_code
 from das_gym.models.transformers.stack import replace_forwards
-from das_gym.models.transformers.weights import source_dtype
 from das_gym.names import first_line
 from das_gym.tasks.base import Task
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.pretrain.batches import IGNORE, CaptionBatch, ImageBatch
 from benchmarks.pretrain.texts import PATCH_SIZE
-from das_gym.models.transformers.recording import cache_name
+from das_gym.models.transformers.stack import cache_name
 from das_gym.shapes.scenes import COLORS, MAX_OBJECTS, SHAPES
 
 if TYPE_CHECKING:

@@ -16,12 +16,18 @@ from das_gym.data.images import NoiseImage
 from das_gym.models.base import HALVES, State
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import structure_key
-from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.recording import Recording, record
-from das_gym.models.transformers.stack import JOINT, Stack, note_layer_parts, replace_forwards, skip_forward
-from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
+from das_gym.models.transformers.stack import (
+    JOINT,
+    Recording,
+    Stack,
+    note_layer_parts,
+    record,
+    replace_forwards,
+    skip_forward,
+)
+from das_gym.models.transformers.tower import TowerCapabilities, VisionTower, image_features
 from das_gym.models.transformers.units import ModelCapabilities
 from das_gym.names import first_line
 

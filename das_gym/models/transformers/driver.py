@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from das_gym.models.inputs import Prompt, padded_length
 from das_gym.models.transformers.inputs import Encoding
-from das_gym.models.transformers.recording import Call, LayerCache, Recording, keys_and_values, run_layer
+from das_gym.models.transformers.stack import Call, LayerCache, Recording, keys_and_values, run_layer
 
 SHORTEST_PREFIX = 8
 """Common tokens for which a separate pass is worth it."""

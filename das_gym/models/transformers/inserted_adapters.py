@@ -15,8 +15,6 @@ from torch import nn
 from das_gym.models.adapters import Adapter
 from das_gym.models.base import HALVES
 from das_gym.models.macs import share_copy
-from das_gym.models.transformers.adapters import INPUT_NORMS, insert_adapters, strip_adapters
-from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.layer_removal import (
     decoder_path,
     delete_layers,
@@ -29,7 +27,8 @@ from das_gym.models.transformers.loading import ADAPTED
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_das_adapters import add_adapters
 from das_gym.models.transformers.stack import ATTENTION_NAMES, JOINT, MLP_NAMES, child, child_name, find_decoder, path_of
-from das_gym.models.transformers.units import LAYER
+from das_gym.models.transformers.tower import find_projectors
+from das_gym.models.transformers.units import INPUT_NORMS, LAYER, insert_adapters, strip_adapters
 
 
 def has_adapters(model: Any) -> bool:

@@ -1,25 +1,30 @@
-"""Load a model from a folder of weights, and find out how its layers can be skipped; nothing is downloaded."""
+"""Folders of models of transformers: loading one, which of its files hold weights, and the code that a saved one carries.
+
+Nothing is downloaded. A saved folder carries code if its model is not one of transformers' own: adapters were inserted, or
+parts of layers removed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import pickle
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from das_gym.commands.progress import bars_on_terminals
-from das_gym.files import check_bundled, check_plain, read_json
-from das_gym.models.formats import MAX_LAYERS
-from das_gym.models.tensor_files import check_finite, unreadable
+from das_gym.files import check_bundled, check_plain, checksum, read_json, write_json, write_text
+from das_gym.models.formats import MAX_LAYERS, copy_code
+from das_gym.models.tensor_files import check_finite, read_tensors, unreadable
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import VLM, prepare_experts
 from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS
 from das_gym.models.transformers.probing import check_sublayers, find_tower_reads, probe_capabilities, with_tower
 from das_gym.models.transformers.units import UNITS
-from das_gym.models.transformers.weights import source_dtype, verify_checksums, weight_files
 from das_gym.names import first_line
 
 LAYER_COUNT_ENDINGS = ("layer", "layers", "depth", "depths", "blocks")
@@ -27,6 +32,46 @@ LAYER_COUNT_ENDINGS = ("layer", "layers", "depth", "depths", "blocks")
 
 ADAPTED = "das_adapters"
 """Key of config.json for adapters in a model, which shrink saves with `recover=adapters` and `recover=linear`."""
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+DTYPE_KEYS = ("dtype", "torch_dtype")
+
+SUMS = "SHA256SUMS"
+"""The file of the checksums of a folder's weights and code, as `sha256sum --check` reads it."""
+
+VARIANT = "trust_remote_code"
+"""In the names of such a folder's files of weights: `model.trust_remote_code.safetensors`.
+
+Without `trust_remote_code=True`, transformers would load its own class and fill weights that are missing with noise, of
+which it only prints a report. It does not look for files of this name, so that it raises.
+"""
+
+REMOVED = ("das_gym.models.transformers.modeling_removed_sublayers",)
+INSERTED = ("das_gym.models.transformers.modeling_das_adapters", "das_gym.models.adapters", *REMOVED)
+
+CLASS = '''
+
+from transformers import {base}  # noqa: E402
+
+
+class {name}({base}):
+    """A {base} of transformers, changed as `{key}` of its configuration says."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        {change}(self, config.{key})
+
+    # transformers' own class must not load these weights: it would fill what it misses with noise. So they lie in files
+    # that it does not look for.
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        return super().from_pretrained(*args, **{{"variant": "{variant}", **kwargs}})
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        # transformers translates names of weights to older ones, and back for its own classes alone
+        super().save_pretrained(*args, **{{"variant": "{variant}", "save_original_format": False, **kwargs}})
+'''
+"""The end of the folder's code."""
 
 
 def load_vlm(
@@ -264,3 +309,117 @@ def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
         _check_spread(model)
     check_finite(model.named_parameters(), folder)
     return prepare_experts(model.eval().requires_grad_(False))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that transformers loads weights from: safetensors, or else torch's own."""
+    found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
+    return found or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def source_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype of most weights in a folder; for torch's own files, the configuration's. ValueError if damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    counts = Counter[Any]()
+    files = weight_files(folder)
+    for path in files:
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "pt") as file:
+                    for part in (file.get_slice(name) for name in file.keys()):  # noqa: SIM118 - no mapping
+                        counts[DTYPES.get(part.get_dtype())] += torch.Size(part.get_shape()).numel()
+            except SafetensorError as error:
+                raise ValueError(f"{path} is damaged ({error}). Copy it again.") from error
+    named = None if counts else _named_dtype(folder)
+    if files and not counts and named is None:
+        smallest = min(files, key=lambda path: path.stat().st_size)
+        counts.update(tensor.dtype for tensor in read_tensors(smallest).tensors.values())
+    known = [dtype for dtype, _ in counts.most_common() if dtype in DTYPES.values()]
+    return known[0] if known else named or torch.float32
+
+
+def loaded_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype of a model loaded with `dtype="auto"`: the configuration's, or else that of the weights."""
+    return _named_dtype(folder) or source_dtype(folder)
+
+
+def _named_dtype(folder: Path) -> torch.dtype | None:
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / 'config.json'} holds a {type(config).__name__}, expected an object. Copy it again")
+    places = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    named = next((place[key] for place in places for key in DTYPE_KEYS if place.get(key)), "")
+    found = getattr(torch, str(named), None)
+    return found if isinstance(found, torch.dtype) else None
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the checksums of all safetensors files and all code of a folder into it."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.py")])
+    lines = [f"{checksum(path)}  {path.name}\n" for path in files]
+    write_text(folder / SUMS, "".join(lines))
+
+
+def verify_checksums(folder: Path) -> bool:
+    """Compare a folder's files with its checksums, and return True if it has any.
+
+    Raises:
+        ValueError: a file differs or is missing, or the folder has code without a checksum.
+    """
+    path = folder / SUMS
+    if not path.is_file():
+        return False
+    unknown = {code.name for code in folder.glob("*.py")}
+    advice = f"Copy the folder again; if you changed the file yourself, remove {SUMS}"
+    for line in path.read_text("utf-8", "replace").splitlines():
+        match = re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\\0]+)", line)
+        if match is None:
+            raise ValueError(f"{path} is damaged: got {line[:80]!r}, expected a checksum and a name. {advice}")
+        file = folder / match[2]
+        if not file.is_file():
+            raise ValueError(f"{folder} lacks {match[2]}, which {SUMS} names. {advice}")
+        if checksum(file) != match[1]:
+            raise ValueError(f"{file} is damaged: its checksum differs from the recorded one. {advice}")
+        unknown.discard(match[2])
+    if unknown:
+        raise ValueError(f"{folder / min(unknown)} is code without a checksum in {SUMS}. {advice}")
+    return True
+
+
+class OwnCode(NamedTuple):
+    """The code of one kind of folders: the modules that are copied, and the class that is added to the first of them.
+
+    The class calls the module's function `change` with the entry `key` of the model's configuration. Its name is that of
+    transformers' class with an `ending`.
+    """
+
+    key: str
+    modules: tuple[str, ...]
+    change: str
+    ending: str
+
+
+KINDS = (
+    OwnCode(ADAPTED, INSERTED, "add_adapters", "WithAdapters"),
+    OwnCode(SUBLAYERS, REMOVED, "remove_sublayers", "WithoutSublayers"),
+)
+
+
+def own_code(model: Any) -> OwnCode | None:
+    """Return the code that a folder of a model needs; None = transformers loads it by itself."""
+    return next((kind for kind in KINDS if hasattr(model.config, kind.key)), None)
+
+
+def write_code(folder: Path, model: Any, code: OwnCode) -> None:
+    """Put the code that loads a saved model, see `own_code`, into its folder, and its name into the configuration."""
+    base = type(model).__name__  # a class of transformers itself: its own code is not copied
+    name = f"{base}{code.ending}"
+    file = folder / f"{code.modules[0].rpartition('.')[2]}.py"
+    copy_code(folder, *code.modules)
+    text = CLASS.format(base=base, name=name, variant=VARIANT, **code._asdict())
+    write_text(file, file.read_text(encoding="utf-8") + text)
+    config = read_json(folder / "config.json")
+    config["architectures"] = [name]
+    config["auto_map"] = {auto_class(model.config).__name__: f"{file.stem}.{name}"}
+    write_json(folder / "config.json", config, indent=2)

@@ -22,20 +22,23 @@ from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter, count_macs
 from das_gym.models.transformers import driver, linear_skips
 from das_gym.models.transformers.driver import Block, make_block, plan_blocks, run_blocks
-from das_gym.models.transformers.features import image_features, use_features
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor, image_tokens_of, load_processor, make_batch
-from das_gym.models.transformers.recording import Recording, cache_name, filled_cache, record, run_layer
 from das_gym.models.transformers.stack import (
     IMAGE,
     JOINT,
     PART_NAMES,
+    Recording,
+    cache_name,
     child,
+    filled_cache,
     first_input,
     first_output,
+    record,
     replace_forwards,
+    run_layer,
     zero_forward,
 )
-from das_gym.models.transformers.tower import ImageSlice, padded_images
+from das_gym.models.transformers.tower import ImageSlice, image_features, padded_images, use_features
 from das_gym.models.transformers.units import ATTENTION, LAYER, MLP, PLAIN, ModelCapabilities, UnitModel
 
 

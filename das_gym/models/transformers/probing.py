@@ -19,13 +19,11 @@ from torch import Tensor
 from das_gym.commands.progress import quiet_loading
 from das_gym.models.macs import MacCounter, share_copy
 from das_gym.models.transformers.comparison import ANSWERS, Comparison
-from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.layer_removal import delete_layers, delete_vision_layers, reload_difference
 from das_gym.models.transformers.model import VLM, LanguageHead, prepare_experts
-from das_gym.models.transformers.recording import record, run_layer
-from das_gym.models.transformers.stack import find_decoder, find_vision_tower, note_layer_parts
-from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
+from das_gym.models.transformers.stack import find_decoder, find_vision_tower, note_layer_parts, record, run_layer
+from das_gym.models.transformers.tower import TowerCapabilities, VisionTower, image_features
 from das_gym.models.transformers.units import UNITS, ModelCapabilities
 from das_gym.processes import is_main_process
 

@@ -16,13 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.models.base import State
-from das_gym.models.transformers.adapters import MLP_OUT
 from das_gym.models.transformers.layer_removal import full_model_with_parameters
-from das_gym.models.transformers.linear_skips import LinearFit, stream_tokens
+from das_gym.models.transformers.linear_skips import LinearFit, fit_ridge, stream_tokens
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.ridge import fit_ridge
 from das_gym.models.transformers.stack import MLP_NAMES, child
-from das_gym.models.transformers.units import LAYER
+from das_gym.models.transformers.units import LAYER, MLP_OUT
 
 
 @torch.no_grad()

@@ -1,7 +1,13 @@
-"""The units of a model of transformers: which of its layers they are, their adapters, and what a mask removes."""
+"""The units of a model of transformers: which of its layers they are, their adapters, and what a mask removes.
+
+The adapters of DAS have the form that its authors gave them for LLaVA. A kept layer reads
+`x + A(x)` instead of the normed input `x` of its attention, and of its MLP; a skipped layer is `h + A(norm(h))` with the
+norm before its attention. `A(x) = up(relu(down(x)))` does not normalize `x`.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,29 +16,25 @@ import numpy as np
 import torch
 from torch import nn
 
+from das_gym.models.adapters import Adapter
 from das_gym.models.base import VLP, Layer, Site, SkippableLayer
 from das_gym.models.macs import structure_key
-from das_gym.models.transformers.adapters import (
-    TUNABLE,
-    default_widths,
-    insert_adapters,
-    make_skip_unit,
-    missing_parts,
-    sites_of,
-    strip_adapters,
-)
-from das_gym.models.transformers.features import compute_in_float32, find_projectors
+from das_gym.models.transformers.modeling_das_adapters import SkippedLayer, put_before, run_adapter
 from das_gym.models.transformers.stack import (
+    ATTENTION_NAMES,
     IMAGE,
     JOINT,
+    MLP_NAMES,
     PART_NAMES,
     Stack,
     child,
+    child_name,
     find_decoder,
+    first_input,
     skip_forward,
     zero_forward,
 )
-from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
+from das_gym.models.transformers.tower import TowerCapabilities, VisionTower, compute_in_float32, find_projectors
 from das_gym.names import check_names
 
 UNITS = ("layers", "sublayers")
@@ -40,6 +42,21 @@ UNITS = ("layers", "sublayers")
 
 LAYER, ATTENTION, MLP = "layer", "attention", "mlp"
 """Kinds of units."""
+
+INPUT_NORMS = ("input_layernorm", "self_attn_layer_norm", "attention_norm", "ln_1", "norm1")
+"""Names of the norm before a layer's attention."""
+
+ATTENTION_OUT = ("o_proj", "out_proj", "dense", "wo", "proj")
+MLP_OUT = ("down_proj", "fc2", "dense_4h_to_h", "w2", "c_proj")
+QUERY_VALUE = ("q_proj", "v_proj", "qkv_proj", "query_key_value", "Wqkv", "wqkv")
+"""Names of the linear layers of attention and MLP."""
+
+TUNABLE = ("das_adapter", "skip_adapter.adapter")
+"""Parts of the names of the parameters that train."""
+
+BOTTLENECK = 64
+SKIP_BOTTLENECK = 256
+"""Widths of the adapters before attention and MLP, and of skip adapters, of LLaVA-1.5 in the paper's code."""
 
 
 @dataclass(frozen=True)
@@ -267,3 +284,72 @@ def find_units(
             full_name = f"{name}.{place}" if kind == LAYER else f"{name}.{place}.{kind}"
             found.append((Layer(full_name, stream, stage + len(found), kind), place))
     return found
+
+
+def default_widths(hidden_size: int) -> tuple[int, int]:
+    """Return the widths of the adapters before attention and MLP, and of skip adapters, where none are given.
+
+    They are METER-base's shares in the paper, 96 and 288 of 768, so 1/8 and 3/8 of the hidden size, but at most LLaVA-1.5's:
+    in a small model those would cost more than the layers that are skipped.
+    """
+    return max(1, min(BOTTLENECK, hidden_size // 8)), max(1, min(SKIP_BOTTLENECK, 3 * hidden_size // 8))
+
+
+def input_adapter(hidden_size: int, bottleneck: int, generator: torch.Generator | None = None) -> Adapter:
+    """Return the adapter `A(x) = up(relu(down(x)))`, which has no norm."""
+    return Adapter(hidden_size, bottleneck, norm=False, init="xavier", generator=generator)
+
+
+def sites_of(layer: nn.Module) -> tuple[Site, ...]:
+    """Return attention and MLP of a decoder layer as places for fine-tuning; ValueError if they have no known names."""
+    found = []
+    for kind, names, out_names in (("attention", ATTENTION_NAMES, ATTENTION_OUT), ("mlp", MLP_NAMES, MLP_OUT)):
+        part: Any = child(layer, names)
+        out = None if part is None else child_name(part, out_names)
+        projections = () if part is None or kind == "mlp" else tuple(n for n in QUERY_VALUE if child(part, (n,)))
+        if out is None or not hasattr(getattr(part, out), "out_features") or (kind == "attention" and not projections):
+            raise ValueError(f"A {type(layer).__name__} has no {kind} whose linear layers have known names.")
+        found.append(Site(kind, part, out, projections, functools.partial(_put_beside, part)))
+    return tuple(found)
+
+
+def _put_beside(part: Any, adapter: nn.Module) -> None:
+    part.adapter_beside = adapter
+    part.register_forward_hook(_run_beside, with_kwargs=True)
+
+
+def _run_beside(part: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+    """Add the output of the adapter, found by its name, so that a copy of the part runs its own."""
+    added = part.adapter_beside(first_input(args, kwargs))
+    return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
+
+
+def missing_parts(layer: nn.Module) -> str | None:
+    """Return a message with the parts for adapters that a layer does not have under a known name; None = it has all."""
+    parts = (("attention", ATTENTION_NAMES), ("MLP", MLP_NAMES), ("norm before its attention", INPUT_NORMS))
+    missing = [part for part, names in parts if child(layer, names) is None]
+    return f"A {type(layer).__name__} has no {', no '.join(missing)} under a known name for adapters." if missing else None
+
+
+def insert_adapters(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> None:
+    """Insert adapters before attention and MLP of a layer."""
+    for names in (ATTENTION_NAMES, MLP_NAMES):
+        adapter = input_adapter(hidden_size, bottleneck, generator).to(next(layer.parameters()).device)
+        put_before(child(layer, names), adapter)
+
+
+def strip_adapters(layer: nn.Module) -> None:
+    """Undo `insert_adapters`."""
+    for part in layer.children():
+        if hasattr(part, "das_adapter"):
+            del part.das_adapter
+            for key in [key for key, hook in part._forward_pre_hooks.items() if hook is run_adapter]:
+                del part._forward_pre_hooks[key], part._forward_pre_hooks_with_kwargs[key]
+
+
+def make_skip_unit(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> SkippedLayer:
+    """Make the module that replaces a skipped layer; the norm is a frozen copy of the layer's."""
+    norm: Any = child(layer, INPUT_NORMS)
+    unit = SkippedLayer(norm, input_adapter(hidden_size, bottleneck, generator).to(next(layer.parameters()).device))
+    unit.norm.requires_grad_(False)
+    return unit

@@ -27,10 +27,10 @@ from das_gym.adapt.shrink.recovery import (
 from das_gym.adapt.shrink.settings import RecoveryConfig
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.generation import generate
 from das_gym.models.transformers.layer_removal import decoder_path, pruned_copy
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.tower import find_projectors
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
 from tests.adapt.shrink.conftest import MASK

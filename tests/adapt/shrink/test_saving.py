@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from das_gym.files import read_json, write_json
 from das_gym.models.transformers import prune
-from das_gym.models.transformers.weights import loaded_dtype, source_dtype, weight_files
+from das_gym.models.transformers.loading import loaded_dtype, source_dtype, weight_files
 from tests.models.transformers import tiny
 
 

@@ -12,8 +12,7 @@ from das_gym.adapt.shrink.saving import save
 from torch import Tensor
 
 from das_gym.models.transformers.inserted_adapters import copy_with_linear_skips, full_model_with_adapters
-from das_gym.models.transformers.linear_skips import fit_skip_adapters
-from das_gym.models.transformers.ridge import STRENGTHS
+from das_gym.models.transformers.linear_skips import STRENGTHS, fit_skip_adapters
 from das_gym.models.transformers.stack import as_layer_output, first_input, first_output, replace_forwards
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven, copied

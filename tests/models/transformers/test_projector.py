@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from das_gym.models.transformers.features import compute_in_float32
 from das_gym.models.transformers.probing import find_tower_reads
+from das_gym.models.transformers.tower import compute_in_float32
 from tests.models.transformers.conftest import Driven
 from tests.models.transformers.test_engine import evaluator_of, examples_of
 

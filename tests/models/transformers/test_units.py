@@ -14,10 +14,10 @@ import torch
 from das_gym.models.adapters import Adapter
 from das_gym.models.base import check_model
 from das_gym.models.macs import MacCounter
-from das_gym.models.transformers.adapters import default_widths
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_das_adapters import SkippedLayer
+from das_gym.models.transformers.units import default_widths
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 
