@@ -28,7 +28,7 @@ from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.costs import count_costs
 from das_gym.registration import named_environments
-from das_gym.tasks.classification import build_classifier
+from das_gym.tasks.base import build_classifier
 
 IMAGE_SIZE = 384
 TEXT_TOKENS = 40

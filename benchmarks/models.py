@@ -19,8 +19,8 @@ from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem
 from das_gym.registration import ASSETS
 from das_gym.tasks.base import Task
+from das_gym.tasks.vqa.files import VQAExample
 from das_gym.tasks.vqa.task import VQATask
-from das_gym.tasks.vqa.vqav2 import VQAExample
 
 EXAMPLES = {"mini": 64, "base": 2}
 """Number of examples, evaluated in one batch, by model size."""

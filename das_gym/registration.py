@@ -160,12 +160,12 @@ TASKS: dict[str, TaskEntry] = {
     entry.name: entry
     for entry in (
         TaskEntry("vqa", "VQA", "das_gym.tasks.vqa.task:VQATask", "Shapes-VQA (bundled), VQAv2's files, arrow"),
-        TaskEntry("nlvr2", "NLVR2", "das_gym.tasks.nlvr2.task:NLVR2Task", "Shapes-NLVR2 (bundled), NLVR2's files, arrow"),
+        TaskEntry("nlvr2", "NLVR2", "das_gym.tasks.nlvr2:NLVR2Task", "Shapes-NLVR2 (bundled), NLVR2's files, arrow"),
         TaskEntry(
-            "retrieval", "F30K", "das_gym.tasks.retrieval.task:RetrievalTask", "Shapes captions (bundled), Karpathy's, arrow"
+            "retrieval", "F30K", "das_gym.tasks.retrieval:RetrievalTask", "Shapes captions (bundled), Karpathy's, arrow"
         ),
         TaskEntry(
-            "snli_ve", "SNLI-VE", "das_gym.tasks.snli_ve.task:SNLIVETask", "Shapes-SNLI-VE (bundled), SNLI-VE's files, arrow"
+            "snli_ve", "SNLI-VE", "das_gym.tasks.snli_ve:SNLIVETask", "Shapes-SNLI-VE (bundled), SNLI-VE's files, arrow"
         ),
         TaskEntry(
             "answering",
@@ -177,7 +177,7 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry(
             "text",
             "Text",
-            "das_gym.tasks.text.task:TextTask",
+            "das_gym.tasks.text:TextTask",
             ".txt, .jsonl, parquet, save_to_disk (none bundled)",
             gives="prompts",
             needs_data=True,
@@ -186,7 +186,7 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry(
             "choices",
             "Choices",
-            "das_gym.tasks.choices.task:ChoicesTask",
+            "das_gym.tasks.choices:ChoicesTask",
             ".json, .jsonl, parquet, save_to_disk: ScienceQA, ARC, HellaSwag and others (none bundled)",
             gives="prompts",
             needs_data=True,

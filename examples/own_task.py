@@ -10,7 +10,7 @@ from das_gym.adapt.supernet import train_supernet
 
 from das_gym import Pair, ProblemConfig, Splits, Task, TaskEntry, register_task
 from das_gym.shapes.vqa import shapes_root
-from das_gym.tasks.vqa.readers import load_vqa
+from das_gym.tasks.vqa.files import load_vqa
 
 
 class YesNoTask(Task):

@@ -17,9 +17,8 @@ from das_gym.shapes.vqa import write_shapes
 from das_gym.tables.build import build_table
 from das_gym.tables.table import SubnetTable
 from das_gym.tasks.metrics import METRICS
-from das_gym.tasks.vqa.readers import load_vqa
+from das_gym.tasks.vqa.files import answer_vocabulary, load_vqa
 from das_gym.tasks.vqa.task import VQATask
-from das_gym.tasks.vqa.vqav2 import answer_vocabulary
 from tests.made_up_suite import write_made_up_suite
 from tests.small_world import small_world
 

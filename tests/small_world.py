@@ -14,9 +14,8 @@ from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone
 from das_gym.registration import ASSETS
-from das_gym.tasks.vqa.readers import load_vqa
+from das_gym.tasks.vqa.files import answer_vocabulary, load_vqa
 from das_gym.tasks.vqa.task import VQATask
-from das_gym.tasks.vqa.vqav2 import answer_vocabulary
 
 
 def small_world(folder: Path, data: Path, **sizes: int) -> dict[str, str]:

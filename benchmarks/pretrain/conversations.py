@@ -18,8 +18,8 @@ from benchmarks.pretrain.texts import (
     questions,
     target,
 )
-from das_gym.shapes.scene_language import Question
 from das_gym.shapes.scenes import IMAGE_SIZE, SceneObject, sample_scene
+from das_gym.shapes.vqa import Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

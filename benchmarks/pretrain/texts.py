@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from das_gym.shapes.scene_language import (
+from das_gym.shapes.scenes import COLORS, IMAGE_SIZE, SHAPES, Scene, SceneObject, paint, pick
+from das_gym.shapes.vqa import (
     OPPOSITES,
     QUESTION_FAMILIES,
     Question,
@@ -19,7 +20,6 @@ from das_gym.shapes.scene_language import (
     nearest_pair,
     related_pair,
 )
-from das_gym.shapes.scenes import COLORS, IMAGE_SIZE, SHAPES, Scene, SceneObject, paint, pick
 
 PATCH_SIZE = 16
 """Side in pixels of a patch of METER and ViLT, and of what an image token of a decoder shows."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.pretrain.texts import CAPTION_FAMILIES, INSTRUCTION, describe, questions
-from das_gym.shapes.scene_language import QUESTION_FAMILIES
 from das_gym.shapes.scenes import sample_scene
+from das_gym.shapes.vqa import QUESTION_FAMILIES
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

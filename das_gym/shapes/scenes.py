@@ -1,14 +1,26 @@
-"""Scenes of coloured shapes, from which the bundled data sets draw their images and sentences."""
+"""Scenes of coloured shapes, from which the bundled data sets draw their images and sentences.
+
+Generated data sets are written completely or not at all, and once for all processes.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from das_gym.commands.progress import progress
+from das_gym.files import CACHE_VARIABLE, absolute, cache_folder, replacing_folder
 
 T = TypeVar("T")
 
@@ -29,6 +41,8 @@ MIN_OBJECTS, MAX_OBJECTS = 2, 5
 MIN_RADIUS, MAX_RADIUS = 9.0, 12.0
 MIN_GAP = 25.0
 """Least distance between the centres of two objects, in pixels: at most corners ever touch."""
+
+JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
@@ -100,7 +114,7 @@ def sample_object(
     """
     colors = list(COLORS)
     shapes = list(SHAPES)
-    # The order of draws decides the bundled data: tests/shapes/test_writing.py knows their digests.
+    # The order of draws decides the bundled data: tests/shapes/test_scenes.py knows their digests.
     free = color is None and shape is None
     color = color or colors[rng.integers(len(colors))]
     shape = shape or shapes[rng.integers(len(shapes))]
@@ -161,3 +175,57 @@ def render(scene: Scene) -> Image.Image:
     for item in scene.objects:
         paint(draw, item, COLORS[item.color])
     return image
+
+
+def jpeg(image: Image.Image) -> bytes:
+    """Return an image as the content of a JPEG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+class NewImages:
+    """Recognizes images that did not occur before by their bytes."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+
+    def add(self, content: bytes) -> bool:
+        """Return whether an image is new, and remember it."""
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        new = digest not in self._seen
+        self._seen.add(digest)
+        return new
+
+
+def check_counts(least: int, **counts: int) -> None:
+    """Raise ValueError for a number below `least`."""
+    for name, count in counts.items():
+        if count < least:
+            raise ValueError(f"wrong `{name}`: got {count}, expected {least} or more")
+
+
+@contextmanager
+def new_data_set(folder: Path, title: str, total: int, unit: str = "scene") -> Iterator[tuple[Path, tqdm]]:
+    """Yield a folder that becomes the new or empty `folder` (else FileExistsError) after the block, and a progress bar."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists, expected a new or empty folder for {title}")
+    with replacing_folder(folder) as partial, progress(total, f"drawing {title}", unit) as bar:
+        yield partial, bar
+
+
+def bundled_root(name: str, write: Callable[[Path], object], title: str, cache: str | Path | None = None) -> Path:
+    """Return the folder of a bundled data set, which the first process writes completely, or raises ValueError."""
+    folder = (cache_folder() if cache is None else absolute(cache)) / name
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes may need the data at once: one writes, the others wait and look again.
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                write(folder)
+    except OSError as error:
+        message = f"{title} cannot be written to {folder.parent} ({error}). Set {CACHE_VARIABLE} to a writable folder"
+        raise ValueError(message) from error
+    return folder

@@ -2,7 +2,7 @@
 
 Half of the images have a curtain, which may hide anything. An object that is not visible is therefore contradicted
 without a curtain and left open with one; a visible object is entailed either way. A number is exact: with a curtain it
-is contradicted by more objects than it says, and never entailed. Hypotheses are single facts of `caption_language`,
+is contradicted by more objects than it says, and never entailed. Hypotheses are single facts of `das_gym.shapes.captions`,
 half of them with a word changed.
 """
 
@@ -17,9 +17,20 @@ import numpy as np
 from PIL import ImageDraw
 
 from das_gym.files import absolute
-from das_gym.shapes.caption_language import CountFact, SceneCaption, sample_scene_caption
-from das_gym.shapes.scenes import IMAGE_SIZE, MAX_RADIUS, Scene, pick, render, sample_scene
-from das_gym.shapes.writing import NewImages, bundled_root, check_counts, jpeg, new_data_set
+from das_gym.shapes.captions import CountFact, SceneCaption, sample_scene_caption
+from das_gym.shapes.scenes import (
+    IMAGE_SIZE,
+    MAX_RADIUS,
+    NewImages,
+    Scene,
+    bundled_root,
+    check_counts,
+    jpeg,
+    new_data_set,
+    pick,
+    render,
+    sample_scene,
+)
 
 VERSION = 1
 """Names the folder in the cache. Raise it with every change of images or hypotheses, so that no stale folder is read."""

@@ -1,4 +1,4 @@
-"""The interface of a downstream task."""
+"""The interface of a downstream task, and what several tasks share: heads, losses and metrics of classes and of tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from das_gym.data.images import ImageSource
 from das_gym.data.splits import Splits
@@ -301,3 +303,78 @@ def content_hash(task: Task, examples: Sequence[Any]) -> str:
                 known[image.key] = hashlib.sha256(str(pixels.size).encode() + pixels.tobytes()).digest()
             digest.update(known[image.key])
     return digest.hexdigest()[:16]
+
+
+def build_classifier(input_size: int, num_classes: int, hidden_size: int) -> nn.Sequential:
+    """Return Linear, LayerNorm, GELU, Linear: (batch, input_size) to (batch, num_classes) logits."""
+    first = nn.Linear(input_size, hidden_size)
+    last = nn.Linear(hidden_size, num_classes)
+    for layer in (first, last):  # as METER and ViLT initialize their heads
+        nn.init.normal_(layer.weight, std=0.02)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(first, nn.LayerNorm(hidden_size), nn.GELU(), last)
+
+
+class ClassificationTask(Task):
+    """Examples have a `label`, the index of the right class; logits are in the order of the classes.
+
+    Attributes:
+        classes: The names of the classes in predictions.
+        key_name: The name of an example's key in predictions.
+    """
+
+    classes: ClassVar[tuple[str, ...]]
+    key_name: ClassVar[str] = "key"
+
+    @property
+    def logit_names(self) -> tuple[str, ...]:
+        return self.classes
+
+    def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
+        """Return `label`: (batch,) int64, indices into `classes`."""
+        return {"label": torch.tensor([int(e.label) for e in examples])}
+
+    def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
+        """Return a new head on the concatenated features of all passes."""
+        return build_classifier(self.passes * feature_size, len(self.classes), head_size or feature_size)
+
+    def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
+        """Return the cross-entropy, (batch,), in nats."""
+        return F.cross_entropy(logits, targets["label"], reduction="none")
+
+    def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
+        """Return 1 where the largest logit is that of the label, else 0; (batch,)."""
+        return (logits.argmax(-1) == targets["label"]).to(logits)
+
+    def chance(self, examples: Sequence[Any]) -> float:
+        del examples
+        return 1 / len(self.classes)
+
+    def predictions(self, examples: Sequence[Any], logits: Tensor) -> list[dict[str, Any]]:
+        """Return the key as `key_name`, and `prediction`, one of `classes`."""
+        numbers = logits.argmax(-1).tolist()
+        return [{self.key_name: e.key, "prediction": self.classes[n]} for e, n in zip(examples, numbers, strict=True)]
+
+    def reference(self, example: Any) -> str:
+        return self.classes[int(example.label)]
+
+
+def token_nats(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the negative log-likelihood of each token, (tokens,), in nats.
+
+    Args:
+        logits: (tokens, vocabulary).
+        labels: (tokens,) int64, the tokens that follow.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()  # half precision loses small differences
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def sum_by(values: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Return the (count,) sums of (tokens,) values by group, (tokens,) int64."""
+    return values.new_zeros(count).index_add(0, groups, values)
+
+
+def mean_by(values: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Return the (count,) means of (tokens,) values by group, (tokens,) int64; every group has a token."""
+    return sum_by(values, groups, count) / torch.bincount(groups, minlength=count)

@@ -28,7 +28,7 @@ from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem, load_splits
 from das_gym.shapes.captions import write_shapes_captions
-from das_gym.tasks.retrieval.task import matching_losses
+from das_gym.tasks.retrieval import matching_losses
 from tests.adapt.choosers import paper_bandit
 
 TINY = {"batch_size": 16, "reward_examples": 8}

@@ -12,8 +12,7 @@ from PIL import Image
 
 from das_gym.data.images import ImageFile
 from das_gym.files import read_json, write_json
-from das_gym.tasks.nlvr2.files import NLVR2Example
-from das_gym.tasks.nlvr2.task import NLVR2Task
+from das_gym.tasks.nlvr2 import NLVR2Example, NLVR2Task
 
 TASK = NLVR2Task(processor=None)  # only text and images are required
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.pretrain.texts import CAPTION_FAMILIES
-from das_gym.shapes.scene_language import RELATIONS
 from das_gym.shapes.scenes import Scene, sample_scene
+from das_gym.shapes.vqa import RELATIONS
 
 
 def holds(sentence: str, scene: Scene) -> bool:

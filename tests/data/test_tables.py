@@ -14,9 +14,8 @@ import pytest
 from das_gym.data.entries import BadExamples, read_items, require_table
 from das_gym.data.tables import CellImage, open_table
 from das_gym.problem.loading import task_class
-from das_gym.tasks.nlvr2 import files as nlvr2
-from das_gym.tasks.retrieval import files as retrieval
-from das_gym.tasks.vqa import readers as vqa
+from das_gym.tasks import nlvr2, retrieval
+from das_gym.tasks.vqa import files as vqa
 from tests.arrow_tables import caption_row, jpeg, vqa_row, write_captions, write_nlvr2, write_table, write_vqa
 
 TABLES = {module.TABLES.task: module.TABLES for module in (vqa, nlvr2, retrieval)}

@@ -22,8 +22,8 @@ from das_gym.models.meter.network import METERConfig
 from das_gym.models.vilt.inputs import vilt_transform
 from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
+from das_gym.tasks.vqa.files import VQAExample
 from das_gym.tasks.vqa.task import VQATask
-from das_gym.tasks.vqa.vqav2 import VQAExample
 from tests.models.golden_cases import run_full
 
 PATCH = 16

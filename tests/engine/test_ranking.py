@@ -11,7 +11,7 @@ from das_gym.data.images import NoiseImage
 from das_gym.engine.ranking import recalls, score_pairs
 from das_gym.models.inputs import Pair
 from das_gym.models.meter.model import METER
-from das_gym.tasks.retrieval.task import build_rank_head
+from das_gym.tasks.retrieval import build_rank_head
 from tests.engine.conftest import World
 from tests.models.golden_cases import run_full
 

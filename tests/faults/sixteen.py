@@ -19,7 +19,7 @@ from filelock import FileLock
 from das_gym.commands.recorded import RecordedCommand, Run
 from das_gym.commands.runs import RunSettings
 from das_gym.files import read_json, replacing_folder, write_json
-from das_gym.shapes.writing import bundled_root
+from das_gym.shapes.scenes import bundled_root
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import Any
 
 from das_gym.data.entries import BadExamples
 from das_gym.data.images import ImageFile
-from das_gym.tasks.answering.llava_json import load_questions
+from das_gym.tasks.answering.published import load_questions
 from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.base import read_labels
-from das_gym.tasks.nlvr2.files import load_nlvr2
-from das_gym.tasks.retrieval.files import load_captions
-from das_gym.tasks.snli_ve.files import load_snli_ve
-from das_gym.tasks.vqa.vqav2 import read_questions
+from das_gym.tasks.nlvr2 import load_nlvr2
+from das_gym.tasks.retrieval import load_captions
+from das_gym.tasks.snli_ve import load_snli_ve
+from das_gym.tasks.vqa.files import read_questions
 from tests.tasks.answering.making import chat, llava_folder, write, write_lines
 
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"

@@ -36,9 +36,9 @@ from das_gym.problem.budget import given_costs
 from das_gym.tables.suite import FORMAT, read_suite
 from das_gym.tables.table import SubnetTable
 from das_gym.tasks.answering.reading import load_answers
-from das_gym.tasks.nlvr2.files import load_nlvr2
-from das_gym.tasks.retrieval.files import load_captions
-from das_gym.tasks.snli_ve.files import load_snli_ve
+from das_gym.tasks.nlvr2 import load_nlvr2
+from das_gym.tasks.retrieval import load_captions
+from das_gym.tasks.snli_ve import load_snli_ve
 from tests.hostile.data_sets import DATA_SETS
 from tests.tables.test_table import make_table, make_table_of_examples
 

@@ -19,8 +19,8 @@ from das_gym.models.checkpoints import LoadedCheckpoint, load_checkpoint
 from das_gym.models.meter.model import METER
 from das_gym.models.vilt.model import ViLT
 from das_gym.tasks.base import Task
-from das_gym.tasks.nlvr2.task import NLVR2Task
-from das_gym.tasks.retrieval.task import RetrievalTask
+from das_gym.tasks.nlvr2 import NLVR2Task
+from das_gym.tasks.retrieval import RetrievalTask
 from das_gym.tasks.vqa.task import VQATask
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -18,7 +18,7 @@ from das_gym.models.meter.network import METERConfig
 from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.costs import Costs, count_costs
-from das_gym.tasks.classification import build_classifier
+from das_gym.tasks.base import build_classifier
 
 PARTS = ("layer_macs", "parallel_macs", "skip_macs", "layer_parameters", "parallel_parameters", "skip_parameters")
 PER_LAYER = {  # of a text layer and an image layer, or of a block; closed formulas of the sizes give the same

@@ -1,15 +1,97 @@
-"""Shapes-VQA on disk: VQAv2's format, the same for a seed, complete or not at all."""
+"""Shapes-VQA: its questions, and the data set."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from das_gym.shapes import vqa as shapes
-from das_gym.shapes.scene_language import QUESTION_FAMILIES
-from das_gym.shapes.vqa import shapes_root, write_shapes
-from das_gym.tasks.vqa.readers import load_vqa
+from das_gym.shapes.scenes import Scene, SceneObject, sample_scene
+from das_gym.shapes.vqa import (
+    NEAREST_RATIO,
+    OPPOSITES,
+    QUESTION_FAMILIES,
+    RELATION_MARGIN,
+    Question,
+    shapes_root,
+    write_shapes,
+)
+from das_gym.tasks.vqa.files import load_vqa
+
+N_SCENES = 400
+ANSWER_TYPES = {"attribute": "other", "existence": "yes/no", "count": "number", "relation": "yes/no", "nearest": "other"}
+
+
+def scenes(seed: int = 0, count: int = N_SCENES) -> tuple[np.random.Generator, list[Scene]]:
+    rng = np.random.default_rng(seed)
+    return rng, [sample_scene(rng) for _ in range(count)]
+
+
+def named(scene: Scene, name: str) -> SceneObject:
+    """The one object called `red circle`."""
+    (found,) = [o for o in scene.objects if f"{o.color} {o.shape}" == name]
+    return found
+
+
+def objects_named(plural: str, scene: Scene) -> list[SceneObject]:
+    """The `red objects` or the `circles`; a shape is read by how its plural begins."""
+    if plural.endswith(" objects"):
+        return [o for o in scene.objects if o.color == plural.removesuffix(" objects")]
+    return [o for o in scene.objects if plural.startswith(o.shape)]
+
+
+def related(a: SceneObject, words: str, b: SceneObject) -> bool:
+    return {
+        "left of": b.x - a.x >= RELATION_MARGIN,
+        "right of": a.x - b.x >= RELATION_MARGIN,
+        "above": b.y - a.y >= RELATION_MARGIN,
+        "below": a.y - b.y >= RELATION_MARGIN,
+    }[words]
+
+
+def nearest_to(scene: Scene, anchor: SceneObject) -> SceneObject:
+    others = sorted((np.hypot(o.x - anchor.x, o.y - anchor.y), i) for i, o in enumerate(scene.objects) if o is not anchor)
+    assert others[1][0] >= NEAREST_RATIO * others[0][0], "ambiguous"
+    return scene.objects[others[0][1]]
+
+
+def answer_of(question: str, scene: Scene) -> str:
+    if m := re.fullmatch(r"what color is the (\w+)\?", question):
+        (item,) = [o for o in scene.objects if o.shape == m[1]]
+        return item.color
+    if m := re.fullmatch(r"what shape is the (\w+) object\?", question):
+        (item,) = [o for o in scene.objects if o.color == m[1]]
+        return item.shape
+    if m := re.fullmatch(r"is there a (\w+ \w+)\?", question):
+        return "yes" if any(o.name == m[1] for o in scene.objects) else "no"
+    if m := re.fullmatch(r"how many (.+) are there\?", question):
+        return str(len(objects_named(m[1], scene)))
+    if m := re.fullmatch(r"is the (\w+ \w+) (left of|right of|above|below) the (\w+ \w+)\?", question):
+        a, b = named(scene, m[1]), named(scene, m[3])
+        assert related(a, m[2], b) != related(a, OPPOSITES[m[2]], b), "ambiguous"
+        return "yes" if related(a, m[2], b) else "no"
+    if m := re.fullmatch(r"what color is the object nearest to the (\w+ \w+)\?", question):
+        return nearest_to(scene, named(scene, m[1])).color
+    m = re.fullmatch(r"what shape is nearest to the (\w+ \w+)\?", question)
+    assert m, question
+    return nearest_to(scene, named(scene, m[1])).shape
+
+
+def questions_of(family: str, seed: int = 0) -> list[tuple[Scene, Question]]:
+    rng, drawn = scenes(seed)
+    asked = [(scene, QUESTION_FAMILIES[family](rng, scene)) for scene in drawn]
+    return [(scene, question) for scene, question in asked if question is not None]
+
+
+@pytest.mark.parametrize("family", QUESTION_FAMILIES)
+def test_answers_are_right(family: str):
+    for scene, question in questions_of(family):
+        assert answer_of(question.text, scene) == question.answer, question
+        assert question.family == family
+        assert question.answer_type == ANSWER_TYPES[family]
 
 
 def test_written_data_are_read_back(tmp_path: Path):

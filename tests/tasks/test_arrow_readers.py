@@ -11,13 +11,11 @@ import pytest
 
 from das_gym.data.splits import Splits
 from das_gym.data.tables import CellImage
-from das_gym.tasks.nlvr2.files import NLVR2Example, load_nlvr2
-from das_gym.tasks.retrieval.captions import NUM_TEXTS
-from das_gym.tasks.retrieval.files import load_captions
-from das_gym.tasks.snli_ve.files import load_snli_ve
+from das_gym.tasks.nlvr2 import NLVR2Example, load_nlvr2
+from das_gym.tasks.retrieval import NUM_TEXTS, load_captions
+from das_gym.tasks.snli_ve import load_snli_ve
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
-from das_gym.tasks.vqa.readers import OUT_OF_VOCABULARY, load_vqa
-from das_gym.tasks.vqa.vqav2 import VQAExample, in_reward_split
+from das_gym.tasks.vqa.files import OUT_OF_VOCABULARY, VQAExample, in_reward_split, load_vqa
 from tests.arrow_tables import (
     caption_row,
     jpeg,

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from das_gym.data.entries import content_of, first_few
-from das_gym.data.splits import Splits
+from das_gym.data.entries import BadExamples, content_of, first_few
+from das_gym.data.splits import LazySequence, Splits
 from das_gym.files import absolute
 from das_gym.shapes.vqa import shapes_root
-from das_gym.tasks.answering.examples import AnswerExample
+from das_gym.tasks.answering.examples import TRUE_OR_FALSE, AnswerExample, instructed
 from das_gym.tasks.answering.files import QUESTIONS, check_companions, data_file, data_sets, json_files
-from das_gym.tasks.answering.llava_json import load_llava, load_questions
-from das_gym.tasks.answering.prompted import load_prompted_nlvr2, load_prompted_part, load_prompted_vqa
 from das_gym.tasks.answering.published import (
     PID_SPLITS,
     PROBLEMS,
     class_folders,
     load_class_folders,
+    load_llava,
+    load_questions,
     load_scienceqa,
     load_slake,
 )
 from das_gym.tasks.answering.tables import STATE, load_tables, saved_shards, shards_in
-from das_gym.tasks.nlvr2.files import FOLDERS as NLVR2_FOLDERS
+from das_gym.tasks.nlvr2 import FOLDERS as NLVR2_FOLDERS
+from das_gym.tasks.nlvr2 import NLVR2Example, load_nlvr2
+from das_gym.tasks.vqa.files import OUT_OF_VOCABULARY, SPLITS, VQAExample, load_vqa, read_vqav2
 
 FORMATS = (
     "LLaVA's conversations (train.json, test.json, ...), parquet files or a folder of `save_to_disk`, one folder of images "
@@ -33,6 +36,12 @@ FORMATS = (
     "`adapt predict`"
 )
 """The supported formats of a data root."""
+
+TRUTHS = ("true", "false")
+"""NLVR2's answers."""
+
+MAX_QUESTION_TYPES = 20
+"""Examples are grouped by question type, or by answer type where there are more types than this (VQAv2 has 65)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,7 @@ def load_answers_part(data_root: str | Path | None, part: str, on_bad_example: s
     """Read a part of a data set by its official name, with or without answers; ValueError for unknown names.
 
     It is `train2014`, `val2014`, `test2015` or `test-dev2015` of VQAv2, whose files are enough; or `questions`: a file
-    of LLaVA's for evaluation, or a folder with one, see `das_gym.tasks.answering.llava_json.load_questions`.
+    of LLaVA's for evaluation, or a folder with one, see `das_gym.tasks.answering.published.load_questions`.
     """
     if data_root is None:
         return load_prompted_part(shapes_root(), part, on_bad_example)
@@ -161,3 +170,70 @@ def _data_sets_in(folder: Path) -> Iterator[DataSet]:
             check_companions(members, others)
             files = {part: file.path for part, file in members.items()}
             yield DataSet(name, tuple(files.values()), partial(load, files, folder))
+
+
+def load_prompted_vqa(data_root: str | Path, on_bad_example: str = "raise") -> Splits[AnswerExample]:
+    """Read VQAv2's files or arrow tables: each question with LLaVA's instruction, and the answers of all annotators.
+
+    The reference answer is the most frequent one. Questions whose every answer is empty when it is normalized, such as
+    `a`, are skipped and counted whatever `on_bad_example` is; VQAv2 has some.
+    """
+    splits = load_vqa(data_root, on_bad_example)
+    parts = (splits.train, splits.reward, splits.test)
+    kept = [_answerable(part) for part in parts]
+    skipped = sum(map(len, parts)) - sum(map(len, kept))
+    lines = [f"{data_root}: {skipped} questions whose every answer is empty when it is normalized"] if skipped else []
+    make = partial(_example, by_question=_few_question_types(kept))
+    train, reward, test = (LazySequence(part, make) for part in kept)
+    return Splits(train, reward, test, (*splits.left_out, *lines))
+
+
+def load_prompted_part(data_root: str | Path, part: str, on_bad_example: str = "raise") -> Sequence[AnswerExample]:
+    """Read a part of VQAv2's files as `load_prompted_vqa` does: `train2014`, `val2014`, `test2015`, `test-dev2015`.
+
+    The answers of the last two are not public.
+    """
+    read: Sequence[VQAExample] = read_vqav2(data_root, part, BadExamples(on_bad_example))
+    if part in SPLITS:
+        read = _answerable(read)
+    return LazySequence(read, partial(_example, by_question=_few_question_types([read])))
+
+
+def _few_question_types(parts: Sequence[Sequence[VQAExample]]) -> bool:
+    types = {example.question_type for part in parts for example in part}
+    return 0 < len(types - {""}) <= MAX_QUESTION_TYPES
+
+
+def _answerable(part: Sequence[VQAExample]) -> list[VQAExample]:
+    """Return the questions that have an answer of at least one character."""
+    return [example for example in part if example.answer or any(example.answers)]
+
+
+def _example(example: VQAExample, by_question: bool) -> AnswerExample:
+    counts = Counter(answer for answer in example.answers if answer not in ("", OUT_OF_VOCABULARY))
+    return AnswerExample(
+        key=example.key,
+        images=(example.image,),
+        question=instructed(example.question),
+        answer=example.answer or next((answer for answer, _ in counts.most_common(1)), ""),
+        answers=example.answers,
+        kind=example.question_type if by_question else example.answer_type,
+        question_id=example.question_id,
+    )
+
+
+def load_prompted_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[AnswerExample]:
+    """Read NLVR2's files or arrow tables: each sentence with its left and right image, to be called true or false."""
+    splits = load_nlvr2(data_root, on_bad_example)
+    train, reward, test = (LazySequence(part, _judgement) for part in (splits.train, splits.reward, splits.test))
+    return Splits(train, reward, test, splits.left_out)
+
+
+def _judgement(example: NLVR2Example) -> AnswerExample:
+    return AnswerExample(
+        key=example.key,
+        images=example.images,
+        question=instructed(example.sentence, TRUE_OR_FALSE),
+        answer=TRUTHS[0] if example.label else TRUTHS[1],
+        options=TRUTHS,
+    )

@@ -31,7 +31,7 @@ from das_gym.tasks.answering.examples import (
     instructed,
 )
 from das_gym.tasks.answering.files import ALL, ImageFinder, part_of, plain_name, subfolders
-from das_gym.tasks.answering.llava_json import with_classes
+from das_gym.tasks.answering.published import with_classes
 
 COLUMNS: Mapping[str, Sequence[str]] = {
     "image": ("image", "images", "img"),

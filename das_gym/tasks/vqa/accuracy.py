@@ -29,6 +29,9 @@ _CONTRACTED = """
     you're you've
 """
 
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
+_FREE_PERIOD = re.compile(r"\.(?!\d)")
+
 
 def _contractions() -> dict[str, str]:
     """Return each contraction by its spellings with one apostrophe left out."""
@@ -42,9 +45,6 @@ def _contractions() -> dict[str, str]:
 
 CONTRACTIONS = _contractions()
 """`dont` -> `don't`, and the others of the official table."""
-
-_COMMA_IN_NUMBER = re.compile(r"\d,\d")
-_FREE_PERIOD = re.compile(r"\.(?!\d)")
 
 
 def _strip_punctuation(text: str) -> str:

@@ -17,11 +17,9 @@ from das_gym.data.entries import BadExamples
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
 from das_gym.shapes.vqa import shapes_root
-from das_gym.tasks.base import PARTS, Task
-from das_gym.tasks.classification import build_classifier
+from das_gym.tasks.base import PARTS, Task, build_classifier
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
-from das_gym.tasks.vqa.readers import TABLES, load_vqa
-from das_gym.tasks.vqa.vqav2 import VQAExample, answer_vocabulary, read_vqav2
+from das_gym.tasks.vqa.files import TABLES, VQAExample, answer_vocabulary, load_vqa, read_vqav2
 
 
 class VQATask(Task):
@@ -61,7 +59,7 @@ class VQATask(Task):
 
     @classmethod
     def choose_labels(cls, splits: Splits[VQAExample], min_count: int | None = None) -> tuple[str, ...]:
-        """Return the frequent answers of train and val together, see `das_gym.tasks.vqa.vqav2.answer_vocabulary`."""
+        """Return the frequent answers of train and val together, see `das_gym.tasks.vqa.files.answer_vocabulary`."""
         return answer_vocabulary(splits.train, splits.reward, splits.test, min_count=min_count)
 
     def pairs(self, examples: Sequence[VQAExample]) -> list[Pair]:

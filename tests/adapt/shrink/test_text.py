@@ -23,7 +23,7 @@ from das_gym.files import read_json
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
-from tests.tasks.text.making import text_folder
+from tests.models.transformers.tiny import text_folder
 
 MASK = np.array([False, True, False, True])
 CONTEXT = 16

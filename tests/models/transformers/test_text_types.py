@@ -16,7 +16,7 @@ from das_gym.models.transformers.model import prepare_experts
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import build_problem
 from tests.models.transformers import tiny
-from tests.tasks.text.making import text_folder
+from tests.models.transformers.tiny import text_folder
 
 ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 8}
 OLD = {"vocab_size": tiny.VOCABULARY, "hidden_size": tiny.WIDTH, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as t
@@ -447,3 +449,11 @@ AT_HAND = ("llama", "llava", "smolvlm")
 def cases(names: Iterable[str], *more: Any) -> list[Any]:
     """Cases of a parametrized test: types, with `more` behind each."""
     return [pytest.param(name, *more, marks=() if name in AT_HAND else pytest.mark.slow) for name in names]
+
+
+def text_folder(folder: Path, documents: int = 40) -> Path:
+    """A folder with JSON lines of 5 to 60 words."""
+    words, rng = WORDS.split(), np.random.default_rng(0)
+    texts = [" ".join(rng.choice(words, size)) for size in rng.integers(5, 60, documents)]
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    return folder

@@ -6,7 +6,7 @@ import pytest
 
 from das_gym.tasks import metrics
 from das_gym.tasks.answering.examples import AnswerExample
-from das_gym.tasks.answering.metrics import chosen_option, exact_match, score_answer, vqa_accuracy_of
+from das_gym.tasks.answering.task import chosen_option, exact_match, score_answer, vqa_accuracy_of
 
 LETTERED = ("A", "B", "C", "D")
 CLASSES = ("land", "bare land", "airport", "railway station")

@@ -13,9 +13,8 @@ from pyarrow import parquet
 
 from das_gym.data.splits import Splits
 from das_gym.tasks.answering.examples import SHORT_ANSWER, AnswerExample
-from das_gym.tasks.answering.metrics import score_answer
 from das_gym.tasks.answering.reading import load_answers
-from das_gym.tasks.answering.task import AnsweringTask
+from das_gym.tasks.answering.task import AnsweringTask, score_answer
 from tests.arrow_tables import jpeg
 from tests.tasks.answering.making import assert_disjoint, draw, llava_folder, parts_of
 

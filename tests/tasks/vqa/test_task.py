@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from das_gym.data.images import ImageFile
+from das_gym.tasks.vqa.files import VQAExample
 from das_gym.tasks.vqa.task import VQATask
-from das_gym.tasks.vqa.vqav2 import VQAExample
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Read SNLI-VE from its official files, or from arrow tables as METER's script writes them.
+"""SNLI-VE, visual entailment: does an image entail a hypothesis, contradict it, or neither?
+
+The reader takes the official files, or arrow tables as METER's script writes them.
 
 A data root holds `snli_ve_train.jsonl`, `snli_ve_dev.jsonl` and `snli_ve_test.jsonl` (one object per line with
 `pairID`, `Flickr30K_ID`, `sentence2` and `gold_label`), itself or in a folder `data`, and the images of Flickr30k,
@@ -11,6 +13,7 @@ A row of an arrow table is an image with its pairs of sentences, premise and hyp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -31,6 +34,9 @@ from das_gym.data.entries import (
 from das_gym.data.images import FolderListings, ImageFile, ImageSource, OneImage
 from das_gym.data.splits import Splits
 from das_gym.data.tables import CellImage
+from das_gym.models.inputs import Pair
+from das_gym.shapes.snli_ve import shapes_snli_ve_root
+from das_gym.tasks.base import ClassificationTask
 
 LABELS = ("contradiction", "neutral", "entailment")
 """The labels in the order of METER's `snli_classifier` and of the numbers in its arrow tables."""
@@ -116,3 +122,26 @@ def _read_table(path: Path, part: str, bad: BadExamples) -> list[SNLIVEExample]:
         return SNLIVEExample(key, check_text(pair[1], where), CellImage(path, item["row"]), label)
 
     return TABLES.read(path, example, bad)
+
+
+class SNLIVETask(ClassificationTask):
+    """Visual entailment: the model gets the hypothesis with the image, which is the premise."""
+
+    name = "snli_ve"
+    pretrained_head = "snli_classifier"
+    classes = LABELS
+    key_name = "pairID"
+
+    @classmethod
+    def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[SNLIVEExample]:
+        """Read SNLI-VE's files, or arrow tables; None is Shapes-SNLI-VE."""
+        return load_snli_ve(shapes_snli_ve_root() if data_root is None else data_root, on_bad_example)
+
+    @classmethod
+    def format_of(cls, root: Path) -> str:
+        """Return `SNLI-VE` for a folder with its files or its arrow tables."""
+        names = ("snli_ve_train.jsonl", "data/snli_ve_train.jsonl")
+        return "SNLI-VE" if any((root / name).is_file() for name in names) or TABLES.is_in(root) else ""
+
+    def pairs(self, examples: Sequence[SNLIVEExample]) -> list[Pair]:
+        return [Pair(example.hypothesis, example.image) for example in examples]

@@ -1,8 +1,15 @@
-"""Multiple choice: the model chooses the option that is the likeliest text after the question."""
+"""Multiple choice: the model chooses the option that is the likeliest text after the question.
+
+Questions, with or without images, are read from JSON files, parquet files and folders of `save_to_disk`.
+
+A row has a question, a list of options and the right one, under the names that data sets use: ScienceQA's `question`,
+`choices`, `answer`, `image` and `hint`, ARC's `choices` of `text` and `label` with `answerKey`, HellaSwag's `ctx`, `endings`
+and `label`. The right option is given by its position (from 0), its label or letter, or its text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +19,148 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 
+from das_gym.data.entries import BadExamples, check_text, first_few, read_entries
+from das_gym.data.images import ImageSource, digest_of
 from das_gym.data.splits import Splits
+from das_gym.data.tables import CellImage, images_in, open_table, plain_rows, read_schema
 from das_gym.models.inputs import Passage, Prompt
-from das_gym.tasks.answering.examples import AnswerExample
+from das_gym.tasks.answering.examples import LETTERS, AnswerExample, Conversation, check_options, divide, drop_broken
+from das_gym.tasks.answering.files import ImageFinder, plain_name
 from das_gym.tasks.answering.task import AnsweringTask
-from das_gym.tasks.choices.files import FORMATS, load_choices
-from das_gym.tasks.text.windows import beginning_of
-from das_gym.tasks.tokens import mean_by, sum_by, token_nats
+from das_gym.tasks.base import mean_by, sum_by, token_nats
+from das_gym.tasks.text import beginning_of, find_parts
+
+QUESTIONS = ("question", "query", "ctx")
+OPTIONS = ("options", "choices", "endings")
+ANSWERS = ("answer", "answerKey", "label")
+IMAGES = ("image", "images")
+HINTS = ("hint", "context")
+KINDS = ("kind", "answer_type", "subject")
+"""Names of fields and columns, best first. The last three are optional."""
+
+FORMATS = (
+    ".json or .jsonl files, parquet files or a folder of `save_to_disk`, of one kind, each row with "
+    f"{' or '.join(QUESTIONS)}, {' or '.join(OPTIONS)} (a list) and {' or '.join(ANSWERS)}; also image and hint"
+)
+"""The supported formats of a data root."""
+
+Row = Mapping[str, Any]
+
+
+def load_choices(data_root: str | Path, on_bad_example: str = "raise") -> Splits[AnswerExample]:
+    """Read questions with their options; the splits are those of `das_gym.tasks.answering.examples.divide`.
+
+    Args:
+        data_root: A folder in one of `FORMATS`, or one of its files, which is then read alone.
+        on_bad_example: `raise`, or `skip` for a damaged question.
+
+    Raises:
+        FileNotFoundError: `data_root` or an image does not exist.
+        ValueError: A file is damaged, a row lacks a field, or the answer is not among the options.
+    """
+    bad = BadExamples(on_bad_example)
+    root, parts = find_parts(data_root, (".parquet", ".jsonl", ".json"), FORMATS)
+    folder = root if root.is_dir() else root.parent
+    read = {}
+    for part, paths in parts.items():
+        found = [question for path in paths for question in _read(path, folder, bad)]
+        read[part] = drop_broken(found, str(paths[0].parent if len(paths) > 1 else paths[0]), bad)
+    return divide(read, str(root), bad)
+
+
+def _read(path: Path, folder: Path, bad: BadExamples) -> list[Conversation]:
+    is_table = path.suffix in (".parquet", ".arrow")
+    rows = _rows_of_table(path, folder) if is_table else _rows_of_json(path, folder, bad)
+    name = path.relative_to(folder).as_posix()
+
+    def question(item: tuple[int, Row, Sequence[tuple[str, ImageSource]]], where: str) -> Conversation:
+        number, row, images = item
+        return _question(row, images, f"{name}/{number}", where)
+
+    return bad.parse(rows, question)
+
+
+def _rows_of_json(path: Path, folder: Path, bad: BadExamples) -> Iterator[tuple[str, Any]]:
+    """Yield the place of each entry, and its number, fields and named images."""
+    finder = ImageFinder(path.parent, folder)
+    for number, (where, entry) in enumerate(read_entries(path, bad)):
+        row = entry if isinstance(entry, dict) else {}
+        given = _first(row, IMAGES) or []
+        names = given if isinstance(given, list) else [given]
+        yield where, (number, row, [(plain_name(str(each)), finder.find(each, where)) for each in names])
+
+
+def _rows_of_table(path: Path, folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the place of each row, and its number, values and named images."""
+    names = read_schema(path).names
+    image = next((name for name in IMAGES if name in names), None)
+    wanted = [name for name in (*QUESTIONS, *OPTIONS, *ANSWERS, *HINTS, *KINDS) if name in names]
+    finder = ImageFinder(path.parent, folder)
+    cells = None if image is None else open_table(path, [image])[image]
+    for number, row in enumerate(plain_rows(open_table(path, wanted))):
+        where = f"{path}: row {number}"
+        images: list[tuple[str, ImageSource]] = []
+        for place, data in enumerate([] if cells is None else images_in(cells[number], f"{where}: `{image}`")):
+            if isinstance(data, str):
+                images.append((plain_name(data), finder.find(data, where)))
+            else:
+                source = CellImage(path, number, str(image), place, digest_of(data))
+                images.append((source.key, source))
+        yield where, (number, row, images)
+
+
+def _question(row: Row, images: Sequence[tuple[str, ImageSource]], key: str, where: str) -> Conversation:
+    """Return a row as a conversation of one round, whose question begins with the hint."""
+    question = check_text(_required(row, QUESTIONS, where), f"{where}: the question")
+    hint = str(_first(row, HINTS) or "").strip()
+    options, labels = _options(_required(row, OPTIONS, where), where)
+    answer = _answer(_required(row, ANSWERS, where), options, labels)
+    check_options(answer, options, where)
+    return Conversation(
+        where=where,
+        key=key,
+        images=tuple(image for _, image in images),
+        names=tuple(name for name, _ in images),
+        rounds=((f"{hint}\n{question}" if hint else question, answer),),
+        options=options,
+        kind=str(_first(row, KINDS) or "").strip(),
+    )
+
+
+def _options(value: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the texts of options, and their labels: letters where the row has none."""
+    texts = value
+    labels = list(LETTERS)
+    if isinstance(value, dict):
+        texts = value.get("text")
+        labels = value.get("label") or labels
+    if not isinstance(texts, list):
+        raise ValueError(f"{where}: the options are not a list: got {value!r:.60}, expected texts")
+    return tuple(check_text(text, f"{where}: an option") for text in texts), tuple(map(str, labels))
+
+
+def _answer(value: Any, options: Sequence[str], labels: Sequence[str]) -> str:
+    """Return the option that an answer names by position, label or text; any other answer as it is, for an error."""
+    named = dict(zip(labels, options, strict=False))
+    numbered = {str(number): option for number, option in enumerate(options)}
+    text = str(value).strip()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return numbered.get(text, text)
+    if text in options:
+        return text
+    return named.get(text, numbered.get(text, text))
+
+
+def _first(row: Row, names: Iterable[str]) -> Any:
+    """Return the first value that is not None of some fields; None where there is none."""
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _required(row: Row, names: Sequence[str], where: str) -> Any:
+    value = _first(row, names)
+    if value is None:
+        raise ValueError(f"{where} has no {' or '.join(names)}: got {first_few(list(row)) or 'no fields'}")
+    return value
 
 
 class ChoicesTask(AnsweringTask):
@@ -40,7 +182,7 @@ class ChoicesTask(AnsweringTask):
     def load_splits(  # type: ignore[override]
         cls, data_root: str | Path | None, on_bad_example: str = "raise"
     ) -> Splits[AnswerExample]:
-        """Read any of `das_gym.tasks.choices.files.FORMATS`; ValueError without `data_root`."""
+        """Read any of `das_gym.tasks.choices.FORMATS`; ValueError without `data_root`."""
         if data_root is None:
             raise ValueError(f"`data_root` is missing: the task choices has no bundled data. Give {FORMATS}.")
         return load_choices(data_root, on_bad_example)

@@ -17,9 +17,8 @@ from PIL import Image
 from das_gym.data.images import ImageFile
 from das_gym.data.splits import Splits
 from das_gym.tasks.base import read_labels
-from das_gym.tasks.vqa.readers import load_vqa
+from das_gym.tasks.vqa.files import VQAExample, answer_vocabulary, in_reward_split, load_vqa, read_vqav2
 from das_gym.tasks.vqa.task import VQATask
-from das_gym.tasks.vqa.vqav2 import VQAExample, answer_vocabulary, in_reward_split, read_vqav2
 
 TRAIN_QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
 TRAIN_ANNOTATIONS = "v2_mscoco_train2014_annotations.json"

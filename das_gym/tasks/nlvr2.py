@@ -1,4 +1,6 @@
-"""Read NLVR2, and any data set in its format, from the official files or from arrow tables.
+"""NLVR2: is a sentence true of two images?
+
+Data sets in its format are read from files like the official ones, or from arrow tables.
 
 A data root holds `train.json` and `test1.json` or `dev.json` (one JSON object per line with `sentence`, `label` "True"
 or "False", `identifier`, and in train `directory`), itself or in one of `FOLDERS`, as the official repository has them.
@@ -17,11 +19,14 @@ needs.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from das_gym.data.entries import (
     ArrowFormat,
@@ -38,7 +43,10 @@ from das_gym.data.entries import (
 from das_gym.data.images import ImageFile, ImageSource, is_folder
 from das_gym.data.splits import Splits, hash_order, share_of
 from das_gym.data.tables import CellImage
+from das_gym.models.inputs import Pair
+from das_gym.shapes.nlvr2 import shapes_nlvr2_root
 from das_gym.tasks.answering.files import data_file
+from das_gym.tasks.base import ClassificationTask
 
 REWARD_SHARE = 0.1
 """Share of train's buckets that become the reward split."""
@@ -184,3 +192,42 @@ def _read_table(path: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
         return NLVR2Example(identifier, sentence, images, LABELS[label])
 
     return tuple(TABLES.read(path, example, bad))
+
+
+class NLVR2Task(ClassificationTask):
+    """NLVR2: the model gets the sentence with each image, and the head the features of both.
+
+    The second image has a separate token type. Logits are of false and true, in this order.
+    """
+
+    name = "nlvr2"
+    pretrained_head = "nlvr2_classifier"
+    passes = 2
+    classes = ("False", "True")
+    key_name = "identifier"
+
+    @classmethod
+    def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[NLVR2Example]:
+        """Read NLVR2's files, or arrow tables; None is Shapes-NLVR2."""
+        return load_nlvr2(shapes_nlvr2_root() if data_root is None else data_root, on_bad_example)
+
+    @classmethod
+    def format_of(cls, root: Path) -> str:
+        """Return `NLVR2` for a folder with its files or its arrow tables."""
+        return "NLVR2" if is_nlvr2(root) else ""
+
+    def pairs(self, examples: Sequence[NLVR2Example]) -> list[Pair]:
+        """Return each sentence with its left image (type 1), then with its right one (type 2)."""
+        return [Pair(e.sentence, image, image_type) for e in examples for image_type, image in enumerate(e.images, start=1)]
+
+    def group_features(self, pooled: Tensor) -> Tensor:
+        """Return the concatenated features of both passes, (batch, 2 * feature_size), the left image's first."""
+        return pooled.unflatten(0, (-1, self.passes)).flatten(1)
+
+    def summary(self, examples: Sequence[NLVR2Example], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
+        """Return accuracy, loss, and consistency: the share of sentences that are right for all their pairs of images."""
+        by_sentence: defaultdict[str, list[float]] = defaultdict(list)
+        for example, metric in zip(examples, metrics.tolist(), strict=True):
+            by_sentence[example.set_id].append(metric)
+        right = [min(values) == 1.0 for values in by_sentence.values()]
+        return {**super().summary(examples, losses, metrics), "consistency": sum(right) / len(right)}

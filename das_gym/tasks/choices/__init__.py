@@ -1,1 +1,0 @@
-"""Multiple choice by likelihood: the task and its reader."""

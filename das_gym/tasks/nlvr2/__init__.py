@@ -1,1 +1,0 @@
-"""NLVR2: the task, its readers, its metric."""

@@ -1,1 +1,0 @@
-"""Image-text retrieval: the task and its readers."""

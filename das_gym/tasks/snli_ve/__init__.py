@@ -1,1 +1,0 @@
-"""SNLI-VE: the task and its readers."""

@@ -1,1 +1,0 @@
-"""Language modelling: the task, its readers, its windows."""
