@@ -37,8 +37,8 @@ from das_gym.adapt.report import (
 from das_gym.adapt.settings import AdaptSettings, TrainingConfig
 from das_gym.adapt.step_loss import check_training, make_loss_and_trainer, resolve_defaults
 from das_gym.adapt.training import Log, add_prefix
-from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import check_search
+from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import Phase, print_estimate

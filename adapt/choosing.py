@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.search_experiment import search_in_run
-from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.record import FRONT, RECORD, SearchResult, best_rows
+from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import find_run

@@ -40,7 +40,7 @@ from das_gym.adapt.phases import search_first_phases
 from das_gym.adapt.settings import CompareSettings
 from das_gym.adapt.step_loss import check_training
 from das_gym.agents.compare.runner import Comparison
-from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import print_estimate

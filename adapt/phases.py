@@ -16,8 +16,8 @@ from das_gym.adapt.report import one_example
 from das_gym.adapt.step_loss import StepLoss, batch_at
 from das_gym.adapt.training import Trainer
 from das_gym.agents.search_experiment import search_phases
-from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.scorer import open_scorer
+from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.progress import Phase
 from das_gym.data.splits import Splits

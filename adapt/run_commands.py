@@ -6,7 +6,7 @@ from typing import Any
 
 from das_gym.adapt.paper import RECIPES
 from das_gym.adapt.settings import AdaptSettings, CompareSettings, JointSearchSettings, SupernetSettings
-from das_gym.agents.searching.config import agent_configs
+from das_gym.agents.settings import agent_configs
 
 from das_gym.commands.recorded import RecordedCommand
 from das_gym.commands.runs import RunSettings

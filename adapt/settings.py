@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from das_gym.adapt.methods import MASKED, METHODS
 from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
-from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.runs import ResumableSettings
 from das_gym.commands.settings import (

@@ -11,7 +11,7 @@ _PLACES = {
     "Bayes": "das_gym.agents.ask_tell.bayes",
     "Budget": "das_gym.problem.budget",
     "MaskSpace": "das_gym.problem.mask_space",
-    "SearchConfig": "das_gym.agents.searching.config",
+    "SearchConfig": "das_gym.agents.settings",
     "SearchResult": "das_gym.agents.searching.record",
     "compare_agents": "das_gym.agents.compare.comparison",
     "make_agent": "das_gym.agents.ask_tell.base",
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from das_gym.agents.ask_tell.bayes import Bayes as Bayes
     from das_gym.agents.compare.comparison import compare_agents as compare_agents
     from das_gym.agents.compare.oracle import make_oracle as make_oracle
-    from das_gym.agents.searching.config import SearchConfig as SearchConfig
     from das_gym.agents.searching.loop import search as search
     from das_gym.agents.searching.record import SearchResult as SearchResult
+    from das_gym.agents.settings import SearchConfig as SearchConfig
 
     from das_gym.problem.budget import Budget as Budget
     from das_gym.problem.mask_space import MaskSpace as MaskSpace

@@ -6,7 +6,7 @@ import inspect
 
 from das_gym.agents.ask_tell.base import AGENTS, agent_class, agent_hyperparameters
 from das_gym.agents.sb3.algorithms import ALGORITHMS
-from das_gym.agents.searching.config import SEARCH_DEFAULTS
+from das_gym.agents.settings import SEARCH_DEFAULTS
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import PluginSettings

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from das_gym.agents.searching.config import add_environment, agent_configs
-from das_gym.agents.settings import CompareSettings, ParetoSettings, SearchSettings, TableSettings, complete_search
+from das_gym.agents.settings import (
+    CompareSettings,
+    ParetoSettings,
+    SearchSettings,
+    TableSettings,
+    add_environment,
+    agent_configs,
+    complete_search,
+)
 
 from das_gym.commands.recorded import RecordedCommand
 from das_gym.registration import named_environments, named_problems

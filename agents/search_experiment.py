@@ -22,15 +22,15 @@ import math
 import sys
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from das_gym.agents.run_report import draw_search, search_facts
 from das_gym.agents.sb3.algorithms import is_algorithm
-from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import check_search, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_rows, reward_of, with_costs
 from das_gym.agents.searching.scorer import MaskScorer, open_scorer
+from das_gym.agents.settings import SearchConfig, SearchSettings
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import Phase, print_estimate, progress
@@ -38,13 +38,9 @@ from das_gym.commands.recorded import Run, run_folder
 from das_gym.commands.runs import runs_dir_words
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.loading import Problem
-from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.statistic_inputs import measure_activity
 from das_gym.problem.statistics import single_removals
 from das_gym.registration import MODELS, TASKS, entry_of, is_tabular
-
-if TYPE_CHECKING:
-    from das_gym.agents.settings import SearchSettings
 
 FIGURE = "search.png"
 
@@ -68,19 +64,13 @@ def search_phases(opened: MaskScorer, config: SearchConfig) -> list[Phase]:
         if scorer.observation_masks:
             fresh.losses(single_removals(n_layers), examples[:count])
 
-    def random_masks() -> np.ndarray:
-        if scorer.budget.is_free:
-            return rng.random((config.masks_per_turn, n_layers)) < rng.random((config.masks_per_turn, 1))
-        space = MaskSpace(scorer.budget)
-        return np.stack([space.sample(rng) for _ in range(config.masks_per_turn)])
-
     def score(masks: np.ndarray, count: int) -> None:
         evaluator.evaluate_block(masks, examples[:count], 0, count)  # which does not remember scores
 
     search = Phase(
         "search",
         len(examples),
-        lambda count: score(random_masks(), count),
+        lambda count: score(scorer.budget.skip_highest(rng.normal(size=(config.masks_per_turn, n_layers))), count),
         problem.evaluator.batch_size,
         repeats=config.evaluations / config.masks_per_turn,
         prepare=lambda count: score(np.zeros((1, n_layers), dtype=bool), count),

@@ -64,7 +64,6 @@ def phases(settings: TableSettings, problem: Problem) -> list[Phase]:
 
     pair = examples[:2]
     sensitivity = saved_bytes(lambda: measure_sensitivity(problem.evaluator, pair), problem.vlp.parameters())
-    rounds = 2 if settings.each else 1  # all examples, then each group of them
     timed: list[Evaluator] = []
 
     def score(count: int) -> None:
@@ -85,7 +84,7 @@ def phases(settings: TableSettings, problem: Problem) -> list[Phase]:
         len(examples),
         measure_statistics,
         batch,
-        repeats=rounds,
+        repeats=2 if settings.each else 1,  # all examples, then each group of them
         example_bytes=sensitivity // len(pair),
     )
     return [scores, statistics]

@@ -22,8 +22,8 @@ from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.measuring import answer_scores, loss_of
 from das_gym.adapt.shrink.recovery import make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrink.settings import RecoveryConfig
-from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import search
+from das_gym.agents.settings import SearchConfig
 
 from benchmarks.machine import make_parser
 from das_gym.intervals import mean_interval

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.settings import SAVED_DTYPES, SHARED, ChoosingSettings, SearchingSettings
 from das_gym.agents.ask_tell.base import check_agent_name
-from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.settings import (
     NonNegativeFloat,

@@ -87,14 +87,6 @@ class Blocks:
     cosine: Sequence[Sequence[float | None]]
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], n_layers: int) -> Blocks:
-        """Read what `das_gym.problem.statistic_inputs.measure_blocks` returns; ValueError for another number of layers."""
-        blocks = cls(**record)
-        if any(len(rows) != n_layers for rows in (blocks.streams, blocks.angular, blocks.cosine)):
-            raise ValueError(f"`blocks` is of another model: got {len(blocks.streams)} layers, expected {n_layers}")
-        return blocks
-
-    @classmethod
     def estimate(cls, statistics: Statistics, n_layers: int) -> Blocks:
         """Estimate blocks from the block influence of single layers, if they were not measured.
 
@@ -116,10 +108,6 @@ class Blocks:
 
         cosine = [[1 - math.cos(math.pi * angle) for angle in row] for row in angles("block_influence_tokens")]
         return cls(stages, streams, angles("block_influence_pooled"), cosine)
-
-    def layers_of_stream(self, stream: Any) -> list[int]:
-        """Return the layers of a stream, in the order in which they run."""
-        return [layer for stage in self.stages for layer in stage if self.streams[layer] == stream]
 
 
 def distance(rows: Sequence[Sequence[float | None]], layer: int, length: int) -> float | None:
@@ -145,11 +133,14 @@ class BlockHeuristic(Heuristic):
         blocks: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(space, seed)
-        if blocks is not None:
-            self.blocks = Blocks.from_record(blocks, self.n_layers)
-        else:
+        if blocks is None:
             self.blocks = Blocks.estimate(statistics or {}, self.n_layers)
             self.statistics_read = ("stream", "depth", "block_influence_pooled", "block_influence_tokens")
+            return
+        self.blocks = Blocks(**blocks)
+        if any(len(rows) != self.n_layers for rows in (self.blocks.streams, self.blocks.angular, self.blocks.cosine)):
+            given = len(self.blocks.streams)
+            raise ValueError(f"`blocks` is of another model: got {given} layers, expected {self.n_layers}")
 
 
 class Angular(BlockHeuristic):
@@ -217,8 +208,9 @@ class Interlace(BlockHeuristic):
     def _blocks(self, length: int) -> list[tuple[float, list[int]]]:
         """Return distance and layers of each block of that length, without those that hold the last layer of a stream."""
         found = []
+        in_order = [layer for stage in self.blocks.stages for layer in stage]
         for stream in dict.fromkeys(self.blocks.streams):
-            chain = self.blocks.layers_of_stream(stream)
+            chain = [layer for layer in in_order if self.blocks.streams[layer] == stream]
             for start in range(len(chain) - length):
                 apart = distance(self.blocks.cosine, chain[start], length)
                 if apart is not None:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from das_gym.agents.ask_tell.base import agent_class, answer, ask
 from das_gym.agents.compare.oracle import Oracle
 from das_gym.agents.sb3.algorithms import is_algorithm
-from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import make_search_agent, search
+from das_gym.agents.settings import SearchConfig
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.statistics import masks_needed

@@ -1,9 +1,5 @@
 """Search with an algorithm of Stable-Baselines3.
 
-    from das_gym.agents.sb3.train import train_sb3
-
-    trained = train_sb3(SearchConfig("DAS-METER-VQA-v0", agent="ppo", skip_num=4, evaluations=500, masks_per_turn=4))
-
 `masks_per_turn` is the number of parallel environments, whose masks are scored in one engine call. A run folder holds
 `agent.zip`, which `load` of SB3's class reads; the record of the search, as for every other agent; and TensorBoard's files,
 if it is installed.
@@ -27,9 +23,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_model, with_defaults
-from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.record import Checkpoint, OnTurn, SearchResult, Turn, conclude, with_costs
 from das_gym.agents.searching.scorer import OURS, SCORES, OwnScorer, open_scorer
+from das_gym.agents.settings import SearchConfig
 from gymnasium.vector import VectorEnv, VectorWrapper
 
 from das_gym.envs.episodes import ScoredVectorEnv

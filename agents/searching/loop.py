@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, Statistics, agent_class, answer, ask, make_agent
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algorithm, with_defaults
-from das_gym.agents.searching.config import SEARCH_DEFAULTS, SearchConfig
 from das_gym.agents.searching.racing import Race, Raced
 from das_gym.agents.searching.record import (
     CHECKPOINT,
@@ -26,6 +25,7 @@ from das_gym.agents.searching.record import (
     with_costs,
 )
 from das_gym.agents.searching.scorer import MaskScorer, open_scorer
+from das_gym.agents.settings import SEARCH_DEFAULTS, SearchConfig
 
 from das_gym.commands.progress import progress
 from das_gym.files import explain_damage
@@ -145,7 +145,6 @@ def race_of(config: SearchConfig, scorer: MaskScorer, agent: Agent) -> Race | No
     Raises:
         ValueError: `racing` is True, but masks cannot be scored on single examples, or the reward is not of the losses.
     """
-    wanted = agent.races if config.racing is None else config.racing
     if scorer.racing_examples is None:
         if config.racing:
             raise ValueError(
@@ -154,7 +153,8 @@ def race_of(config: SearchConfig, scorer: MaskScorer, agent: Agent) -> Race | No
             )
         return None
     race = Race(scorer, agent.space)
-    return race if wanted and race.has_stages else None
+    wanted = agent.races if config.racing is None else config.racing
+    return race if wanted and len(race.ends) > 1 else None  # there are enough examples for a stage before the last
 
 
 def check_search(config: SearchConfig, problem: Problem | None = None) -> None:

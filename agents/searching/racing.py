@@ -61,11 +61,6 @@ class Incumbent:
     losses: Floats
 
 
-def lowest_loss(incumbent: Incumbent, losses: Floats) -> float:
-    """Return a lower limit of estimated mean losses: without it they may be negative, which rewards do not expect."""
-    return float(min(incumbent.losses.min(), losses.min()))
-
-
 class Race:
     """Scores the masks of a search by racing.
 
@@ -92,11 +87,6 @@ class Race:
         self.z = z
         self._incumbents: dict[str, Incumbent] = {}
         self._variances: list[float] = []  # of differences between an incumbent and masks scored on all examples
-
-    @property
-    def has_stages(self) -> bool:
-        """Whether there are enough examples for a stage before the last."""
-        return len(self.ends) > 1
 
     def score(self, masks: Masks) -> Raced:
         """Return the outcome of a race of (m, n_layers) masks, and remember the best of those scored on all examples."""
@@ -159,17 +149,18 @@ class Race:
         if self._variances:
             variance = (count * variance + PRIOR * np.median(self._variances)) / (count + PRIOR)
         error = np.sqrt(variance / count * (1 - count / self.n_examples))
-        at_best = max(incumbent.losses.mean() + differences.mean() - self.z * error, lowest_loss(incumbent, losses))
+        at_best = self._estimate(group, losses, self.z * error)
         rewards, _ = self.scorer.rewards_of(mask[None], np.array([at_best]), np.zeros(1))
         return bool(rewards[0] < incumbent.reward)
 
-    def _estimate(self, group: str, losses: Floats) -> float:
-        """Return the mean loss of a mask; of a dropped one, the incumbent's plus the mean difference so far."""
+    def _estimate(self, group: str, losses: Floats, margin: float = 0.0) -> float:
+        """Return the mean loss of a mask; of a dropped one, the incumbent's plus the mean difference, less a margin."""
         if len(losses) == self.n_examples:
             return float(losses.mean())
-        incumbent = self._incumbents[group]
-        difference = (losses - incumbent.losses[: len(losses)]).mean()
-        return float(max(incumbent.losses.mean() + difference, lowest_loss(incumbent, losses)))
+        known = self._incumbents[group].losses
+        estimate = known.mean() + (losses - known[: len(losses)]).mean() - margin
+        # No loss may be below those of single examples: rewards do not expect negative ones.
+        return float(max(estimate, min(known.min(), losses.min())))
 
     def _learn(self, group: str, found: Incumbent) -> None:
         """Learn from a mask that was scored on all examples: it may be the next incumbent."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.scorer import SCORES, MaskScorer, open_scorer
+from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.runs import library_versions
 from das_gym.commands.settings import build, settings_dict
@@ -137,11 +137,6 @@ def reward_of(row: Row) -> float:
     return -math.inf if row["reward"] is None else float(row["reward"])
 
 
-def best_row(turns: Iterable[Turn], budget: Mapping[str, Any]) -> Row | None:
-    """Return the first of `best_rows`; None if there is none."""
-    return next(iter(best_rows(turns, budget)), None)
-
-
 @dataclass(frozen=True)
 class SearchResult:
     """The result of a search: `search.json`, complete enough to replay.
@@ -245,10 +240,8 @@ def conclude(
         The result, whose mask is the better of the two, and the row of the agent's own answer.
     """
     own = mask.astype(int).tolist()
-    best = best_row(turns, config.mask_kwargs)
-    masks = mask[None]
-    if best is not None and best["mask"] != own:
-        masks = np.stack((mask, np.array(best["mask"], dtype=bool)))
+    best = [row["mask"] for row in best_rows(turns, config.mask_kwargs)[:1]]
+    masks = np.array([own] if best == [own] else [own, *best], dtype=bool)
     # Not part of the budget. It is the next step of the environment, so that a replay scores it on the same examples.
     rows = Turn.of(masks, *scorer.score(masks)).rows
     found = max(rows, key=reward_of)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from inspect import signature
@@ -304,12 +304,9 @@ class LayerStatistics(dict[str, Floats]):
         return self._measured[name]
 
 
-def statistics_of(layer_names: Iterable[str], feature_names: Iterable[str], observation: Floats) -> dict[str, Floats]:
+def statistics_of(layer_names: Sequence[str], feature_names: Iterable[str], observation: Floats) -> dict[str, Floats]:
     """Return name to (n_layers,) values of each statistic that an (n_features,) observation holds for every layer."""
-    found: dict[str, dict[str, float]] = {}
-    for feature, value in zip(feature_names, observation.tolist(), strict=False):
-        layer, _, name = feature.rpartition("/")
-        found.setdefault(name, {})[layer] = value
-    names = tuple(layer_names)
-    complete = {name: values for name, values in found.items() if values.keys() >= set(names)}
-    return {name: np.array([values[layer] for layer in names]) for name, values in complete.items()}
+    values = dict(zip(feature_names, observation.tolist(), strict=False))
+    features = {name: [f"{layer}/{name}" for layer in layer_names] for name in (each.rpartition("/")[2] for each in values)}
+    complete = {name: own for name, own in features.items() if values.keys() >= set(own)}
+    return {name: np.array([values[feature] for feature in own]) for name, own in complete.items()}

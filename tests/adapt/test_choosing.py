@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from das_gym.adapt.choosing import choice_from_run, scored_problem
 from das_gym.agents.run_commands import search as search_command
-from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.scorer import open_scorer
+from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.recorded import RunError
 from das_gym.problem.config import ProblemConfig

@@ -9,10 +9,9 @@ import gymnasium
 import numpy as np
 import pytest
 from das_gym.agents.run_commands import search as ex
-from das_gym.agents.searching.config import add_environment
-from das_gym.agents.searching.record import SearchResult, best_row
+from das_gym.agents.searching.record import SearchResult, best_rows
 from das_gym.agents.searching.scorer import make_scored
-from das_gym.agents.settings import SearchSettings, complete_search
+from das_gym.agents.settings import SearchSettings, add_environment, complete_search
 from gymnasium.envs.registration import EnvSpec
 from synthetic import ENV_ID
 
@@ -47,7 +46,7 @@ def test_run_saves_metrics_and_artifacts(small):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics) == {"reward", "best_reward", "loss", "macs_saved"}
     assert all(series["steps"] == list(range(3, 31, 3)) for series in metrics.values())
-    assert metrics["best_reward"]["values"][-1] == best_row(result.history, result.env_kwargs)["reward"]
+    assert metrics["best_reward"]["values"][-1] == best_rows(result.history, result.env_kwargs)[0]["reward"]
     printed = (folder / "cout.txt").read_text()
     assert ", ".join(result.skipped_layers) in printed
     assert "record: runs/1/search.json" in printed

@@ -18,8 +18,8 @@ from das_gym.adapt.supernet import train_supernet
 from das_gym.adapt.training import Trainer
 from das_gym.agents.ask_tell.bandit import Bandit
 from das_gym.agents.ask_tell.base import make_agent
-from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import search
+from das_gym.agents.settings import SearchConfig
 from torch import nn
 
 from das_gym.engine import precision

@@ -89,7 +89,6 @@ def test_interlace_takes_one_of_the_first_two_of_disjoint_triplets():
 def test_blocks_are_estimated_from_single_layers():
     influence = np.array([0.0, 1 - math.cos(0.2), 1 - math.cos(0.1), 2.0])
     blocks = Blocks.estimate({"block_influence_pooled": influence, "stream": np.array([0, 0, 1, 1])}, 4)
-    assert blocks.layers_of_stream(1) == [2, 3]
     np.testing.assert_allclose(blocks.angular[0], [0.0, 0.2 / np.pi], atol=1e-9)
     np.testing.assert_allclose(blocks.angular[2], [0.1 / np.pi, 1.0])
     parallel = Blocks.estimate({"stream": np.array([0, 0, 1, 1]), "depth": np.array([0, 1, 0, 1])}, 4)

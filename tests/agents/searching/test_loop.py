@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from das_gym.agents import AGENTS, SearchConfig, SearchResult, search
 from das_gym.agents.ask_tell.baselines import RandomSearch
-from das_gym.agents.searching.record import Turn, best_row
+from das_gym.agents.searching.record import Turn, best_rows
 from synthetic import ENV_ID, N_LAYERS, StopError, SyntheticVectorEnv, check_replays, stop_after
 
 from das_gym.problem import latency
@@ -75,7 +75,7 @@ def test_search_answers_the_better_of_the_agents_answer_and_the_best_scored_mask
     path = f"{__name__}:{agent.__name__}"
     result = search(config(agent=path, evaluations=9, env_kwargs={"reward_batches": reward_batches}))
     assert (result.answer_masks, result.evaluations, result.masks_asked) == (more, 9 + more, 9)
-    best = best_row(result.history, result.env_kwargs)["mask"]
+    best = best_rows(result.history, result.env_kwargs)[0]["mask"]
     losses = SyntheticVectorEnv().losses(np.array([result.mask, [1] * 4 + [0] * 8, best]))
     assert losses[0] == losses[1:].min() if more else result.mask == best
 
