@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from das_gym.commands.commandline import Command, Program
-from das_gym.commands.signals import end_on_signals
+from das_gym.processes import end_on_signals
 
 PROGRAM = Program(
     "adapt",

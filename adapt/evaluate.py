@@ -16,7 +16,6 @@ from torch import Tensor
 
 from das_gym.commands.progress import progress
 from das_gym.engine.caches import EncoderCache
-from das_gym.engine.ranking import recalls, score_pairs
 from das_gym.engine.scores import format_examples, format_mask
 from das_gym.problem.loading import AdaptedModel
 from das_gym.registration import MODELS, find_class
@@ -84,6 +83,8 @@ def evaluate(
     numbers |= {name: float(np.mean(values)) for name, values in others.items()}
     gallery = task.gallery(examples, rank_images)
     if gallery is not None:  # every text with every image, which takes longer than all the rest
+        from das_gym.engine.ranking import recalls, score_pairs
+
         images, texts = gallery.images, gallery.texts
         with progress(len(images) * len(texts), f"{title}, ranking", unit="pair") as bar:
             scores = score_pairs(subnet.backbone.vlp, subnet.head, task.processor, images, texts, progress=bar.update)

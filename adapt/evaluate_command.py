@@ -25,7 +25,7 @@ from das_gym.adapt.subnets import load_transformers_model, load_with_overrides
 from das_gym.drawing.report import Table
 from das_gym.files import write_json
 from das_gym.problem.loading import AdaptedModel, reader_options, reads_tokens, task_class
-from das_gym.tasks.metrics import score_texts
+from das_gym.registration import score_texts
 
 
 def load(settings: EvaluateSettings) -> tuple[AdaptedModel, Sequence[Any], str | None]:

@@ -18,8 +18,7 @@ from das_gym.commands.runs import COMPARISON, RUNS_DIR, PluginSettings, find_run
 from das_gym.commands.settings import PositiveInt, choice
 from das_gym.files import METADATA_KEY, at_home, check_new_folder, explain_damage, read_json
 from das_gym.problem.config import ON_BAD_EXAMPLE, download_hint, setting_path
-from das_gym.registration import TASKS
-from das_gym.tasks.metrics import METRICS
+from das_gym.registration import METRICS, TASKS
 
 SUBNET_FILE = "adapter.safetensors"
 RECORD = "adapt.json"

@@ -22,7 +22,6 @@ from das_gym.agents.settings import SearchConfig
 from das_gym.commands.progress import Phase
 from das_gym.data.splits import Splits
 from das_gym.engine.caches import EncoderCache
-from das_gym.engine.ranking import score_pairs
 from das_gym.problem.budget import pick_budget
 from das_gym.problem.latency import BLOCKS, RUNS
 from das_gym.problem.loading import AdaptedModel, Problem
@@ -108,6 +107,8 @@ def evaluation_phases(
     ]
     gallery = task.gallery(examples, rank_images)
     if gallery is not None:
+        from das_gym.engine.ranking import score_pairs
+
         images, texts = gallery.images, gallery.texts
         phases.append(
             Phase(

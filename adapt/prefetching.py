@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from das_gym.commands.signals import SIGNALS
 from das_gym.models.inputs import Requests
+from das_gym.processes import SIGNALS
 
 
 class _Images(Dataset[dict[Any, Any]]):

@@ -27,7 +27,7 @@ from das_gym.models.transformers.generation import generate
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.registration import ENVIRONMENTS, MODELS
-from das_gym.shapes.vqa import shapes_root
+from das_gym.shapes import bundled_root
 from das_gym.tasks.answering.examples import AnswerExample
 
 HIDDEN = ("loss", "ranked_images", "ceiling", "blank")
@@ -80,7 +80,7 @@ def prior_answers(train: Sequence[AnswerExample], examples: Sequence[AnswerExamp
 def answering_scores(checkpoint: str | None, questions: int | None, root: str | None = None) -> dict[str, Scores]:
     """Return the accuracy of a model's answers, with and without the image, and of the prior."""
     problem = load_problem(ProblemConfig(model="VLM", task="answering", checkpoint=checkpoint))
-    train, val = (list(problem.task.load_part(root or shapes_root(), part)) for part in ("train2014", "val2014"))
+    train, val = (list(problem.task.load_part(root or bundled_root("vqa"), part)) for part in ("train2014", "val2014"))
     if questions is not None:
         chosen = np.random.default_rng(0).choice(len(val), min(questions, len(val)), replace=False)
         val = [val[place] for place in np.sort(chosen)]

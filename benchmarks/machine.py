@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from das_gym.commands.runs import library_versions
-from das_gym.engine.precision import bfloat16_hardware
+from das_gym.engine.tree import bfloat16_hardware
 
 
 def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:

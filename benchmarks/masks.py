@@ -28,7 +28,7 @@ import torch
 from benchmarks.machine import make_parser
 from benchmarks.models import EXAMPLES, Subject, load_subject
 from das_gym.engine.evaluator import Evaluator
-from das_gym.engine.precision import bfloat16_hardware
+from das_gym.engine.tree import bfloat16_hardware
 from das_gym.problem.mask_space import every_mask
 
 TURN, FOUR, ALL = "a turn of 3", "all of k = 4", "all masks"

@@ -3,7 +3,15 @@
 from typing import TYPE_CHECKING
 
 from das_gym.names import lazy
-from das_gym.registration import ENVIRONMENTS, ModelEntry, TaskEntry, register_all, register_model, register_task
+from das_gym.registration import (
+    ENVIRONMENTS,
+    ModelEntry,
+    TaskEntry,
+    register_all,
+    register_metric,
+    register_model,
+    register_task,
+)
 
 _PLACES = {
     "Budget": "das_gym.problem.budget",
@@ -20,7 +28,6 @@ _PLACES = {
     "VLP": "das_gym.models.base",
     "load_problem": "das_gym.problem.loading",
     "make_sb3_vec_env": "das_gym.envs.sb3_vec_env",
-    "register_metric": "das_gym.tasks.metrics",
     "register_reward": "das_gym.problem.rewards",
     "register_statistic": "das_gym.problem.statistics",
 }
@@ -42,7 +49,6 @@ if TYPE_CHECKING:
     from das_gym.problem.statistics import register_statistic as register_statistic
     from das_gym.tables.table import SubnetTable as SubnetTable
     from das_gym.tasks.base import Task as Task
-    from das_gym.tasks.metrics import register_metric as register_metric
 else:
     __getattr__, __dir__ = lazy(__name__, _PLACES)
 
@@ -54,6 +60,7 @@ __all__ = [
     "TaskEntry",
     "__version__",
     "register_all",
+    "register_metric",
     "register_model",
     "register_task",
 ]

@@ -1,6 +1,6 @@
-"""The tables of models, tasks and environment ids.
+"""The tables of models, tasks, environment ids, and metrics of generated answers.
 
-`register_model` and `register_task` add further models and tasks; nothing else has to change.
+`register_model`, `register_task` and `register_metric` add further ones; nothing else has to change.
 Classes are named by "module:name", so that importing das_gym imports none of them.
 """
 
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from gymnasium.envs.registration import register, registry
 
 from das_gym.files import ASSETS
+from das_gym.names import add_entry
 
 DEFAULT_REWARD = "exp_neg_loss"
 """The reward of tasks that name no other."""
@@ -223,6 +225,9 @@ A test compares them with the tables. Specs have no `max_episode_steps`: every e
 a limit would wrap the environment.
 """
 
+METRICS: dict[str, Callable[[Any, str], float]] = {}
+"""Scores of a generated answer to an example, 0..1, by name."""
+
 ENVIRONMENTS: dict[str, EnvEntry] = {}
 """Every pair of a model and a task that fit, by id; `register_all` fills it."""
 
@@ -318,6 +323,36 @@ def register_task(entry: TaskEntry) -> None:
         check_task(entry.task, entry.name)
     TASKS[entry.name] = entry
     register_all()
+
+
+def register_metric(name: str, function: Callable[[Any, str], float]) -> None:
+    """Add a metric of generated answers: `adapt shrink` and `adapt evaluate` then take `metric=NAME`.
+
+    Args:
+        name: Its name.
+        function: Called with an example (`question`, `answer`, `answers`, `options`, `kind`) and the generated text. It
+            returns a score, 0..1, larger is better.
+
+    Raises:
+        TypeError: `function` cannot be called.
+        ValueError: A name that is not allowed or taken.
+
+    Example:
+        >>> from das_gym import register_metric
+        >>> register_metric("contains", lambda example, text: float(example.answer in text))
+    """
+    if not callable(function):
+        raise TypeError(f"`function` is not callable: got {function!r}, expected function(example, text) -> score")
+    add_entry(METRICS, name, function, "metric")
+
+
+def score_texts(metric: str, examples: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
+    """Return the (n,) float64 scores of generated answers by a metric of `METRICS`; ValueError for one outside 0..1."""
+    scores = np.array([METRICS[metric](e, text) for e, text in zip(examples, texts, strict=True)], dtype=np.float64)
+    for example, score in zip(examples, scores, strict=True):
+        if not 0 <= score <= 1:
+            raise ValueError(f"metric {metric!r} is out of range on {example.key}: got {score}, expected 0..1")
+    return scores
 
 
 def _check_entry(entry: Any, kind: type[Any], table: Mapping[str, Any], *fields: str) -> None:

@@ -9,7 +9,7 @@ from das_gym.adapt.settings import SupernetConfig
 from das_gym.adapt.supernet import train_supernet
 
 from das_gym import Pair, ProblemConfig, Splits, Task, TaskEntry, register_task
-from das_gym.shapes.vqa import shapes_root
+from das_gym.shapes import bundled_root
 from das_gym.tasks.vqa.files import load_vqa
 
 
@@ -18,7 +18,7 @@ class YesNoTask(Task):
 
     @classmethod
     def load_splits(cls, data_root, on_bad_example="raise"):
-        whole = load_vqa(data_root or shapes_root(), on_bad_example)
+        whole = load_vqa(data_root or bundled_root("vqa"), on_bad_example)
         kept = [[e for e in part if e.answer in ("yes", "no")] for part in (whole.train, whole.reward, whole.test)]
         return Splits(*kept, whole.left_out)
 

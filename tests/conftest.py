@@ -12,11 +12,10 @@ from das_gym.commands.trust import IMPORTED_PLUGINS
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem, load_backbone
-from das_gym.registration import ASSETS
+from das_gym.registration import ASSETS, METRICS
 from das_gym.shapes.vqa import write_shapes
 from das_gym.tables.build import build_table
 from das_gym.tables.table import SubnetTable
-from das_gym.tasks.metrics import METRICS
 from das_gym.tasks.vqa.files import answer_vocabulary, load_vqa
 from das_gym.tasks.vqa.task import VQATask
 from tests.made_up_suite import write_made_up_suite

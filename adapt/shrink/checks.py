@@ -22,7 +22,7 @@ from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logit
 
 from das_gym.commands.progress import progress
 from das_gym.data.images import ImageFile, ImageSource, decode_errors, file_pixels
-from das_gym.engine.precision import bfloat16_hardware
+from das_gym.engine.tree import bfloat16_hardware
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import share_copy
 from das_gym.models.transformers.layer_removal import check_reloads, counting_attentions, pruned_copy, remove_parts

@@ -24,8 +24,8 @@ from das_gym.models.transformers.inputs import Encoding
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, speedup
+from das_gym.registration import score_texts
 from das_gym.tasks.base import Task
-from das_gym.tasks.metrics import score_texts
 
 if TYPE_CHECKING:
     from das_gym.adapt.shrink.job import ShrinkJob

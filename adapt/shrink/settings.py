@@ -27,8 +27,7 @@ from das_gym.files import at_home
 from das_gym.names import check_names
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
 from das_gym.problem.config import ProblemConfig
-from das_gym.registration import MODELS
-from das_gym.tasks.metrics import METRICS
+from das_gym.registration import METRICS, MODELS
 
 if TYPE_CHECKING:
     from das_gym.adapt.methods.base import Method

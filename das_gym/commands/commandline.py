@@ -35,10 +35,17 @@ from das_gym.commands.settings import (
     settings_dict,
     shortest_name,
 )
-from das_gym.commands.signals import exit_code, finish, prepare_streams, raise_interrupts, silence_stdout, stop_message
 from das_gym.commands.trust import add_working_folder, import_plugins, imported_plugins
 from das_gym.names import check_names, escape_control_chars
-from das_gym.processes import is_main_process
+from das_gym.processes import (
+    exit_code,
+    finish,
+    is_main_process,
+    prepare_streams,
+    raise_interrupts,
+    silence_stdout,
+    stop_message,
+)
 
 Config = TypeVar("Config")
 HELP = ("-h", "--help", "help")

@@ -17,7 +17,6 @@ from typing import Any, Protocol, TypeVar
 from das_gym.data.images import HINT as IMAGE_HINT
 from das_gym.data.images import FolderListings, ImageFile, ImageSource, decode_errors
 from das_gym.data.splits import Splits, content_keys, warn_of_repeated_questions, warn_of_shared_images
-from das_gym.data.tables import open_table, plain_rows
 from das_gym.files import absolute, at_home, check_plain, read_json
 
 Example = TypeVar("Example")
@@ -322,6 +321,8 @@ def read_items(path: Path, columns: Mapping[str, str], bad: BadExamples) -> Iter
         The place of an entry, for errors, and its values: one of each list, those of the other columns, `row`, and its
             `number` in the row.
     """
+    from das_gym.data.tables import open_table, plain_rows  # other formats do not need it
+
     table = open_table(path, [name for name, kind in columns.items() if kind != "bytes"], columns)
     if not table.num_rows:
         raise ValueError(f"{path} has no rows, expected one or more")

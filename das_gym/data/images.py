@@ -294,3 +294,60 @@ def require_readable(images: Iterable[ImageSource]) -> None:
 def digest_of(data: Any) -> str:
     """Return a text that identifies the bytes in a buffer."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class CellImage:
+    """An image in a cell of a table, which is opened with the image.
+
+    Attributes:
+        path: The table.
+        row: Its row, from 0.
+        column: Its column.
+        index: Its place in the cell, from 0.
+        digest: Identifies the bytes, so that equal images of several rows have the same key; empty where rows differ anyway.
+    """
+
+    path: Path
+    row: int
+    column: str = "image"
+    index: int = 0
+    digest: str = ""
+
+    @property
+    def key(self) -> str:
+        """The digest; or table, row and column."""
+        return f"image {self.digest}" if self.digest else f"{self.path}#{self.row}.{self.column}"
+
+    def stamp(self) -> str:
+        """Return size and modification time of the table; nothing with a digest, which changes with the image."""
+        stat = self.path.stat()
+        return "" if self.digest else f"{stat.st_size} {stat.st_mtime_ns}"
+
+    @property
+    def name(self) -> str:
+        """Its place in the table, for errors."""
+        return f"{self.column} in row {self.row} of {self.path}"
+
+    def size(self) -> int:
+        """Return the size of the image file in bytes."""
+        return len(self._buffer())
+
+    def read(self, last: int | None = None) -> memoryview:
+        """Return the bytes of the image file, or at most the `last` ones; raise ValueError as `open` does."""
+        data = memoryview(self._buffer())
+        return data if last is None else data[-last:]
+
+    def open(self) -> Image:
+        """Return the image, mode RGB; raise ValueError where table or cell is damaged, empty or has changed."""
+        return decode_image(io.BytesIO(self._buffer()), self.name)
+
+    def _buffer(self) -> Any:
+        """Return the image file as a buffer, which is empty for an empty cell."""
+        from das_gym.data.tables import images_in, open_table  # only tables need it
+
+        table = open_table(self.path, [self.column])
+        found = images_in(table[self.column][self.row], self.name)[self.index :] if self.row < table.num_rows else None
+        if found is None or (self.digest and digest_of(found[0] if found else b"") != self.digest):
+            raise ValueError(f"{self.name} has changed since it was loaded")
+        return found[0] if found else b""

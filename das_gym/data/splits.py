@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
-from das_gym.data.images import ImageFile, ImageSource, digest_of
-from das_gym.data.tables import CellImage
+from das_gym.data.images import CellImage, ImageFile, ImageSource, digest_of
 from das_gym.files import cache_folder, read_json, write_json
 
 Example = TypeVar("Example", covariant=True)

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from das_gym.data.images import decode_image, digest_of
 from das_gym.files import MIN_UNPACKED, cache_folder, check_plain, replacing
 
 if TYPE_CHECKING:
     import pyarrow
-    from PIL.Image import Image
 
 BATCH_ROWS = 1024
 
@@ -188,58 +184,3 @@ def images_in(cell: Any, name: str) -> list[Any]:
         expected = "a struct of `bytes` and `path`, bytes, or a path"
         raise ValueError(f"{name} is not an image: got {cell.type}, expected {expected}")
     return [cell.as_py()]
-
-
-@dataclass(frozen=True, slots=True)
-class CellImage:
-    """An image in a cell of a table, which is opened with the image.
-
-    Attributes:
-        path: The table.
-        row: Its row, from 0.
-        column: Its column.
-        index: Its place in the cell, from 0.
-        digest: Identifies the bytes, so that equal images of several rows have the same key; empty where rows differ anyway.
-    """
-
-    path: Path
-    row: int
-    column: str = "image"
-    index: int = 0
-    digest: str = ""
-
-    @property
-    def key(self) -> str:
-        """The digest; or table, row and column."""
-        return f"image {self.digest}" if self.digest else f"{self.path}#{self.row}.{self.column}"
-
-    def stamp(self) -> str:
-        """Return size and modification time of the table; nothing with a digest, which changes with the image."""
-        stat = self.path.stat()
-        return "" if self.digest else f"{stat.st_size} {stat.st_mtime_ns}"
-
-    @property
-    def name(self) -> str:
-        """Its place in the table, for errors."""
-        return f"{self.column} in row {self.row} of {self.path}"
-
-    def size(self) -> int:
-        """Return the size of the image file in bytes."""
-        return len(self._buffer())
-
-    def read(self, last: int | None = None) -> memoryview:
-        """Return the bytes of the image file, or at most the `last` ones; raise ValueError as `open` does."""
-        data = memoryview(self._buffer())
-        return data if last is None else data[-last:]
-
-    def open(self) -> Image:
-        """Return the image, mode RGB; raise ValueError where table or cell is damaged, empty or has changed."""
-        return decode_image(io.BytesIO(self._buffer()), self.name)
-
-    def _buffer(self) -> Any:
-        """Return the image file as a buffer, which is empty for an empty cell."""
-        table = open_table(self.path, [self.column])
-        found = images_in(table[self.column][self.row], self.name)[self.index :] if self.row < table.num_rows else None
-        if found is None or (self.digest and digest_of(found[0] if found else b"") != self.digest):
-            raise ValueError(f"{self.name} has changed since it was loaded")
-        return found[0] if found else b""

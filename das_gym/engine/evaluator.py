@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.engine.caches import LOGITS_BYTES, EncoderCache, Score, ScoreMemory, TrunkMemory
-from das_gym.engine.precision import resolve_precision, with_bfloat16_layers
 from das_gym.engine.scores import Scores, Spending, warn_of_broken
-from das_gym.engine.tree import MaskTree
+from das_gym.engine.tree import MaskTree, resolve_precision, with_bfloat16_layers
 from das_gym.models.base import VLP, State, bytes_of
 from das_gym.models.macs import MacCounter, head_macs
 from das_gym.tasks.base import Task

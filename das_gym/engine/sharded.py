@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from das_gym.commands.signals import raise_interrupts
 from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.scores import Scores, Spending
+from das_gym.processes import raise_interrupts
 
 RETRIES = 3
 """How often a shard is tried again after its worker died; workers themselves are restarted without limit."""

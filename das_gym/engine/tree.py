@@ -6,15 +6,19 @@ A walk down the tree holds
 - of each stage the outputs of its layers, and what the layers of the next one keep of these in their memo,
 - the inner activations of the layer at work, or at a leaf the logits and what losses and divergences make of them.
 
-`WalkMemory` counts these bytes on torch's `meta` device, where nothing is computed.
+`WalkMemory` counts these bytes on torch's `meta` device, where nothing is computed. Layers run in a precision that the
+hardware has: it is detected, never assumed.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,10 +28,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from das_gym.engine.precision import autocast
 from das_gym.engine.scores import Spending
 from das_gym.models.base import VLP, State, bytes_of
 from das_gym.models.macs import OWN, MacCounter
+
+PRECISIONS = ("float32", "bfloat16", "auto")
+"""The values of an `Evaluator`'s `precision`.
+
+`float32` keeps the model's own precision, so that a float64 model is scored in float64. `bfloat16` needs instructions for
+it: emulation is tens of times slower than float32. `auto` is `bfloat16` on hardware with them and `float32` on other.
+"""
+
+CPU_FLAGS = ("amx_bf16", "avx512_bf16")
 
 Trunk = Callable[[Any, Callable[[], Any]], Any]
 """`trunk(what, compute)` returns what `compute()` did the first time, if there was room for it."""
@@ -37,6 +49,69 @@ Known = Callable[[Any], Any]
 
 Watch = Callable[[int, State, Tensor], None]
 """`watch(index, state, output)` sees each layer of the full model: the state before its stage, and its output."""
+
+
+def bfloat16_hardware(device: torch.device | str) -> str | None:
+    """Return the bfloat16 instructions of this device (`avx512_bf16`, `cuda 8.0`, ...); None without any.
+
+    A GPU has it from compute capability 8.0 on. A CPU has it if the processor has AMX or AVX-512 instructions for it
+    and torch uses oneDNN, which calls them.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and torch.version.hip is not None:
+        return "rocm" if torch.cuda.is_bf16_supported() else None
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"cuda {major}.{minor}" if major >= 8 else None
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return None
+    flags = cpu_flags()
+    return next((flag for flag in CPU_FLAGS if flag in flags), None)
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return those of `CPU_FLAGS` that this processor has; before torch 2.9, those that Linux lists in `cpuinfo`."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = {flag for flag, has in torch.cpu.get_capabilities().items() if has}
+    else:
+        found = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    return frozenset(found.intersection(CPU_FLAGS))
+
+
+def resolve_precision(precision: str, device: torch.device | str) -> str:
+    """Return `float32` or `bfloat16` for this device; ValueError if it lacks what is wanted."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown `precision`: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    hardware = bfloat16_hardware(device)
+    if precision == "auto":
+        return "float32" if hardware is None else "bfloat16"
+    if precision == "bfloat16" and hardware is None:
+        raise ValueError(
+            f"`precision=bfloat16` needs instructions that this {torch.device(device).type} lacks: a CPU needs one of "
+            f"{', '.join(CPU_FLAGS)}, a GPU compute capability 8.0. Use float32 or auto."
+        )
+    return precision
+
+
+def with_bfloat16_layers(vlp: VLP) -> VLP:
+    """Return a model whose layers multiply by bfloat16 copies of the matrices; it shares every other parameter with `vlp`.
+
+    Its outputs equal those of `vlp` under `autocast`, but no matrix is cast again whenever its layer runs.
+    """
+    shared: dict[int, Any] = {id(parameter): parameter for parameter in vlp.parameters()}
+    twin = copy.deepcopy(vlp, shared)
+    for index in range(len(twin.layers)):
+        for part in twin.skippable_layer(index).modules():
+            if isinstance(part, nn.Linear):
+                part.weight = nn.Parameter(part.weight.detach().bfloat16(), requires_grad=False)
+    return twin
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Return a context for matrix products in that (resolved) precision; sums and LayerNorms keep the model's own."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 class MaskTree:

@@ -13,8 +13,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from das_gym.drawing.architecture import RENDER_MODES, LastStep, View, render
 from das_gym.envs.actions import Moves, find_action_mode
-from das_gym.envs.rendering import RENDER_MODES, LastStep, View, render
 from das_gym.envs.scoring import Info, Scorer, first_row
 from das_gym.problem.budget import is_whole
 
@@ -158,7 +158,7 @@ class MaskEnv(gymnasium.Env[Any, Any]):
         return self.episodes.view(self._last, 0)
 
     def render(self) -> Any:
-        """Return the architecture under the last mask; see `das_gym.envs.rendering.render`."""
+        """Return the architecture under the last mask; see `das_gym.drawing.architecture.render`."""
         last = None if self._last is None else self.episodes.last_step(*self._last)
         return None if self.render_mode is None else render(self.render_mode, self.view(), last)
 
@@ -305,7 +305,7 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         return self.episodes.observe(), rewards, ended, np.zeros(self.num_envs, dtype=bool), present | final
 
     def render(self) -> tuple[Any, ...] | None:
-        """Return the architecture under each episode's last mask; see `das_gym.envs.rendering.render`."""
+        """Return the architecture under each episode's last mask; see `das_gym.drawing.architecture.render`."""
         if self.render_mode is None:
             return None
         steps = [self._last_step(row) for row in range(self.num_envs)]

@@ -13,10 +13,9 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
-from das_gym.drawing.architecture import Architecture, height_of
+from das_gym.drawing.architecture import Architecture, LastStep, View, height_of
 from das_gym.envs.actions import Moves, find_action_mode
 from das_gym.envs.episodes import Episodes, MaskEnv, MaskVectorEnv
-from das_gym.envs.rendering import LastStep, View
 from das_gym.envs.scoring import first_row
 from das_gym.names import check_arguments, check_names
 from das_gym.problem.budget import SAVED, Masks, is_whole

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
-from das_gym.engine.precision import resolve_precision
-from das_gym.engine.tree import WalkMemory
+from das_gym.engine.tree import WalkMemory, resolve_precision
 from das_gym.models.base import VLP, State, check_model, fingerprint
 from das_gym.models.inputs import Processor, PromptError
 from das_gym.models.macs import MacCounter, meta_twin

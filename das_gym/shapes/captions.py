@@ -27,7 +27,6 @@ from das_gym.shapes.scenes import (
     NewImages,
     Scene,
     SceneObject,
-    bundled_root,
     check_counts,
     jpeg,
     new_data_set,
@@ -40,9 +39,6 @@ from das_gym.shapes.vqa import OPPOSITES, RELATION_MARGIN, RELATIONS
 
 MAX_COUNTED = 5
 """Largest number in a caption."""
-
-VERSION = 1
-"""Names the folder in the cache. Raise it with every change of images or captions, so that no stale folder is read."""
 
 SCENES = {"train": 3000, "val": 300, "test": 300}
 """Scenes of the bundled data set."""
@@ -309,8 +305,3 @@ def write_shapes_captions(folder: str | Path, seed: int = 0, scenes: Mapping[str
         whole = json.dumps({"images": entries, "dataset": "shapes"}, separators=(",", ":"))
         (partial / FILE).write_text(whole, encoding="utf-8")
     return folder
-
-
-def shapes_captions_root(cache: str | Path | None = None) -> Path:
-    """Return the bundled Shapes-captions, a `data_root`, which is written on first use (some seconds, about 15 MB)."""
-    return bundled_root(f"shapes-captions-{VERSION}", write_shapes_captions, "Shapes-captions", cache)

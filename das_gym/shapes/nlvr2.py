@@ -26,7 +26,6 @@ from das_gym.shapes.scenes import (
     SHAPES,
     Scene,
     SceneObject,
-    bundled_root,
     check_counts,
     new_data_set,
     pick,
@@ -51,9 +50,6 @@ _TRIES = 60
 
 KINDS = ((0, 0), (1, 1), (0, 1), (1, 0))
 """Kinds of the left and the right scene in the pairs of a set, in some order."""
-
-VERSION = 1
-"""Names the folder in the cache. Raise it with every change of images or statements, so that no stale folder is read."""
 
 DIRECTORIES = 9
 DIRECTORY_SETS = 125
@@ -295,8 +291,3 @@ def _entries(name: str, directory: str, drawn: StatementSet) -> Iterator[dict[st
         for which, (statement, truth) in enumerate(zip(drawn.statements, pair.truths, strict=True)):
             entry = {"sentence": statement.text, "label": str(truth), "identifier": f"{name}-{number}-{which}"}
             yield {**entry, **({"directory": directory} if directory else {}), "family": statement.family}
-
-
-def shapes_nlvr2_root(cache: str | Path | None = None) -> Path:
-    """Return the bundled Shapes-NLVR2, a `data_root`, which is written on first use (less than a minute)."""
-    return bundled_root(f"shapes-nlvr2-{VERSION}", write_shapes_nlvr2, "Shapes-NLVR2", cache)

@@ -8,19 +8,18 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from das_gym.commands.progress import progress
-from das_gym.files import CACHE_VARIABLE, absolute, cache_folder, replacing_folder
+from das_gym.files import replacing_folder
 
 T = TypeVar("T")
 
@@ -212,20 +211,3 @@ def new_data_set(folder: Path, title: str, total: int, unit: str = "scene") -> I
         raise FileExistsError(f"{folder} exists, expected a new or empty folder for {title}")
     with replacing_folder(folder) as partial, progress(total, f"drawing {title}", unit) as bar:
         yield partial, bar
-
-
-def bundled_root(name: str, write: Callable[[Path], object], title: str, cache: str | Path | None = None) -> Path:
-    """Return the folder of a bundled data set, which the first process writes completely, or raises ValueError."""
-    folder = (cache_folder() if cache is None else absolute(cache)) / name
-    if folder.is_dir():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Several processes may need the data at once: one writes, the others wait and look again.
-        with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
-                write(folder)
-    except OSError as error:
-        message = f"{title} cannot be written to {folder.parent} ({error}). Set {CACHE_VARIABLE} to a writable folder"
-        raise ValueError(message) from error
-    return folder

@@ -23,7 +23,6 @@ from das_gym.shapes.scenes import (
     MAX_RADIUS,
     NewImages,
     Scene,
-    bundled_root,
     check_counts,
     jpeg,
     new_data_set,
@@ -31,9 +30,6 @@ from das_gym.shapes.scenes import (
     render,
     sample_scene,
 )
-
-VERSION = 1
-"""Names the folder in the cache. Raise it with every change of images or hypotheses, so that no stale folder is read."""
 
 SCENES = {"train": 2000, "dev": 300, "test": 300}
 """Scenes of the bundled data set."""
@@ -117,8 +113,3 @@ def write_shapes_snli_ve(folder: str | Path, seed: int = 0, scenes: Mapping[str,
                     bar.update()
             (partial / f"snli_ve_{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
-
-
-def shapes_snli_ve_root(cache: str | Path | None = None) -> Path:
-    """Return the bundled Shapes-SNLI-VE, a `data_root`, which is written on first use (half a minute, about 9 MB)."""
-    return bundled_root(f"shapes-snli-ve-{VERSION}", write_shapes_snli_ve, "Shapes-SNLI-VE", cache)

@@ -20,9 +20,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 
 from das_gym.data.entries import BadExamples, check_text, first_few, read_entries
-from das_gym.data.images import ImageSource, digest_of
+from das_gym.data.images import CellImage, ImageSource, digest_of
 from das_gym.data.splits import Splits
-from das_gym.data.tables import CellImage, images_in, open_table, plain_rows, read_schema
+from das_gym.data.tables import images_in, open_table, plain_rows, read_schema
 from das_gym.models.inputs import Passage, Prompt
 from das_gym.tasks.answering.examples import LETTERS, AnswerExample, Conversation, check_options, divide, drop_broken
 from das_gym.tasks.answering.files import ImageFinder, plain_name

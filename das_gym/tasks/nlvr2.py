@@ -40,11 +40,10 @@ from das_gym.data.entries import (
     read_entries,
     require_table,
 )
-from das_gym.data.images import ImageFile, ImageSource, is_folder
+from das_gym.data.images import CellImage, ImageFile, ImageSource, is_folder
 from das_gym.data.splits import Splits, hash_order, share_of
-from das_gym.data.tables import CellImage
 from das_gym.models.inputs import Pair
-from das_gym.shapes.nlvr2 import shapes_nlvr2_root
+from das_gym.shapes import bundled_root
 from das_gym.tasks.answering.files import data_file
 from das_gym.tasks.base import ClassificationTask
 
@@ -209,7 +208,7 @@ class NLVR2Task(ClassificationTask):
     @classmethod
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[NLVR2Example]:
         """Read NLVR2's files, or arrow tables; None is Shapes-NLVR2."""
-        return load_nlvr2(shapes_nlvr2_root() if data_root is None else data_root, on_bad_example)
+        return load_nlvr2(bundled_root("nlvr2") if data_root is None else data_root, on_bad_example)
 
     @classmethod
     def format_of(cls, root: Path) -> str:

@@ -43,12 +43,11 @@ from das_gym.data.entries import (
     read_list,
     require_table,
 )
-from das_gym.data.images import FolderListings, ImageFile, ImageSource, OneImage
+from das_gym.data.images import CellImage, FolderListings, ImageFile, ImageSource, OneImage
 from das_gym.data.splits import Splits
-from das_gym.data.tables import CellImage
 from das_gym.files import absolute
 from das_gym.models.inputs import Pair
-from das_gym.shapes.captions import shapes_captions_root
+from das_gym.shapes import bundled_root
 from das_gym.tasks.base import Gallery, Task, load_head
 
 NUM_TEXTS = 16
@@ -307,7 +306,7 @@ class RetrievalTask(Task):
     @classmethod
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[RetrievalExample]:
         """Read Karpathy's files, or arrow tables; None is Shapes-captions."""
-        return load_captions(shapes_captions_root() if data_root is None else data_root, on_bad_example)
+        return load_captions(bundled_root("captions") if data_root is None else data_root, on_bad_example)
 
     @classmethod
     def format_of(cls, root: Path) -> str:

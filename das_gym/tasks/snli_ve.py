@@ -31,11 +31,10 @@ from das_gym.data.entries import (
     read_entries,
     require_table,
 )
-from das_gym.data.images import FolderListings, ImageFile, ImageSource, OneImage
+from das_gym.data.images import CellImage, FolderListings, ImageFile, ImageSource, OneImage
 from das_gym.data.splits import Splits
-from das_gym.data.tables import CellImage
 from das_gym.models.inputs import Pair
-from das_gym.shapes.snli_ve import shapes_snli_ve_root
+from das_gym.shapes import bundled_root
 from das_gym.tasks.base import ClassificationTask
 
 LABELS = ("contradiction", "neutral", "entailment")
@@ -135,7 +134,7 @@ class SNLIVETask(ClassificationTask):
     @classmethod
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[SNLIVEExample]:
         """Read SNLI-VE's files, or arrow tables; None is Shapes-SNLI-VE."""
-        return load_snli_ve(shapes_snli_ve_root() if data_root is None else data_root, on_bad_example)
+        return load_snli_ve(bundled_root("snli_ve") if data_root is None else data_root, on_bad_example)
 
     @classmethod
     def format_of(cls, root: Path) -> str:

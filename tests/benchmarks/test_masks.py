@@ -4,12 +4,12 @@ import pytest
 
 from benchmarks import masks
 from benchmarks.models import load_subject
-from das_gym.engine import precision
+from das_gym.engine import tree
 
 
 @pytest.mark.slow
 def test_turn_in_two_precisions(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(precision, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(tree, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
     subject = load_subject("mini", 3)
     turns = masks.mask_sets(12)[masks.TURN]
     records = masks.measure(subject, masks.TURN, turns, ["float32", "bfloat16"], 2)

@@ -98,14 +98,14 @@ PLAIN = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": 
 
 
 def test_unencodable_characters_become_question_marks():
-    code = "from das_gym.commands.signals import prepare_streams; prepare_streams(); print('a \\u25a0 \\xe9 \\udce9')"
+    code = "from das_gym.processes import prepare_streams; prepare_streams(); print('a \\u25a0 \\xe9 \\udce9')"
     done = subprocess.run([sys.executable, "-c", code], env=PLAIN, capture_output=True, check=True)
     assert done.stdout.split() == [b"a", b"?", b"?", b"?"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such shell")
 def test_closed_stream_is_not_replaced_by_a_file(tmp_path: Path):
-    code = "import os, sys\nfrom das_gym.commands.signals import prepare_streams\nprepare_streams()\n"
+    code = "import os, sys\nfrom das_gym.processes import prepare_streams\nprepare_streams()\n"
     code += "print('a', file=sys.stderr)\nprint('b')\n"
     code += f"assert os.open({str(tmp_path / 'a')!r}, os.O_CREAT | os.O_WRONLY) > 2"
     subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code], check=True)

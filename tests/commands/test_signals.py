@@ -17,8 +17,8 @@ import pytest
 from das_gym.adapt.commands import PROGRAM
 from das_gym.agents.ask_tell.bandit import Bandit
 
-from das_gym.commands.signals import Terminated
 from das_gym.files import read_json
+from das_gym.processes import Terminated
 from tests.processes import start, stop_when
 
 
@@ -38,7 +38,7 @@ def test_signal_during_imports_ends_the_process(number: int, code: int, tmp_path
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_custom_program_keeps_its_handlers(name: str, tmp_path: Path):
     code = f"import signal; handler = lambda *_: None; signal.signal(signal.{name}, handler)\n"
-    code += "import das_gym.commands.commandline; das_gym.commands.signals.raise_interrupts()\n"
+    code += "import das_gym.commands.commandline; das_gym.processes.raise_interrupts()\n"
     code += f"assert signal.getsignal(signal.{name}) is handler"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
@@ -47,7 +47,7 @@ IN_A_COMMAND = """
 import os, signal, sys
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-from das_gym.commands.signals import Terminated, end_on_signals, raise_interrupts
+from das_gym.processes import Terminated, end_on_signals, raise_interrupts
 end_on_signals()
 raise_interrupts()
 """

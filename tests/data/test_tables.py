@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from das_gym.data.entries import BadExamples, read_items, require_table
-from das_gym.data.tables import CellImage, open_table
+from das_gym.data.images import CellImage
+from das_gym.data.tables import open_table
 from das_gym.problem.loading import task_class
 from das_gym.tasks import nlvr2, retrieval
 from das_gym.tasks.vqa import files as vqa

@@ -15,7 +15,7 @@ from das_gym.agents import commands as agents_commands
 from das_gym.agents.ask_tell.base import AGENTS
 
 from das_gym.commands.settings import group_fields, short_names
-from das_gym.tasks.metrics import METRICS
+from das_gym.registration import METRICS
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, commands_of
 
 PROGRAMS = {"agents": agents_commands.PROGRAM, "adapt": adapt_commands.PROGRAM}

@@ -4,22 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from das_gym.engine import precision
-from das_gym.engine.precision import bfloat16_hardware, resolve_precision
+from das_gym.engine import tree
+from das_gym.engine.tree import bfloat16_hardware, resolve_precision
 
 MASKS = np.eye(12, dtype=bool)
 
 
 @pytest.fixture
 def with_bfloat16(monkeypatch):
-    monkeypatch.setattr(precision, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(tree, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
 
 
 def test_cpu_flags_before_torch_2_9(monkeypatch, tmp_path):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     (tmp_path / "cpuinfo").write_text("flags\t\t: avx512f avx512_bf16 amx_tile\n")
-    assert precision.cpu_flags(tmp_path / "cpuinfo") == {"avx512_bf16"}
-    assert precision.cpu_flags(tmp_path / "none") == frozenset()
+    assert tree.cpu_flags(tmp_path / "cpuinfo") == {"avx512_bf16"}
+    assert tree.cpu_flags(tmp_path / "none") == frozenset()
 
 
 def test_bfloat16_hardware_needs_onednn(with_bfloat16, monkeypatch):
@@ -30,7 +30,7 @@ def test_bfloat16_hardware_needs_onednn(with_bfloat16, monkeypatch):
 
 
 def test_resolve_precision_without_instructions(monkeypatch):
-    monkeypatch.setattr(precision, "cpu_flags", frozenset)
+    monkeypatch.setattr(tree, "cpu_flags", frozenset)
     assert resolve_precision("auto", "cpu") == "float32"
     for wanted in ("bfloat16", "half"):
         with pytest.raises(ValueError, match="`precision"):

@@ -12,8 +12,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordVideo
 
-from das_gym.drawing.architecture import WIDTH, Architecture
-from das_gym.envs.rendering import RENDER_MODES
+from das_gym.drawing.architecture import RENDER_MODES, WIDTH, Architecture
 
 TABULAR, LIVE = "DAS-METER-VQA-Tabular-v0", "DAS-METER-VQA-v0"
 SUITE, SEARCH = "DAS-Suite-v0", "DAS-Suite-Search-v0"

@@ -21,8 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from das_gym.commands.signals import raise_interrupt
 from das_gym.files import read_json
+from das_gym.processes import raise_interrupt
 from tests.faults.jobs import Job
 
 SIGNALS = ("SIGKILL", "SIGTERM")

@@ -22,7 +22,7 @@ from das_gym.agents.searching.loop import search
 from das_gym.agents.settings import SearchConfig
 from torch import nn
 
-from das_gym.engine import precision
+from das_gym.engine import tree
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import Budget
@@ -60,7 +60,7 @@ def test_search_reports_mask_and_examples_and_keeps_finite_preferences(diverged:
 
 
 def test_bfloat16_overflow_is_reported_and_affects_one_mask(small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(precision, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(tree, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
     problem = build_problem(ProblemConfig(**small_kwargs, precision="bfloat16"))
     with torch.no_grad():
         problem.vlp.skippable_layer(3).skip_adapter.up.weight.fill_(HUGE)

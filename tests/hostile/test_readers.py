@@ -27,8 +27,8 @@ from PIL import Image
 
 from das_gym.commands.runs import read_config
 from das_gym.data.entries import BadExamples, read_entries
-from das_gym.data.images import load_image
-from das_gym.data.tables import CellImage, open_table, plain_rows
+from das_gym.data.images import CellImage, load_image
+from das_gym.data.tables import open_table, plain_rows
 from das_gym.files import read_json
 from das_gym.models.tensor_files import read_tensors, write_tensors
 from das_gym.problem.adaptation import Adaptation

@@ -10,7 +10,7 @@ import pytest
 from das_gym.agents import SearchConfig, search
 
 from das_gym.data.entries import POLICIES
-from das_gym.engine import precision
+from das_gym.engine import tree
 from das_gym.models.transformers import units
 from das_gym.problem.config import ON_BAD_EXAMPLE, PRECISIONS, UNITS, ProblemConfig, training_command, warn_at_chance
 from das_gym.problem.loading import task_class
@@ -18,7 +18,7 @@ from tests.tasks.answering.making import llava_folder
 
 
 def test_listed_choices_are_those_that_are_read():
-    assert (PRECISIONS, UNITS, ON_BAD_EXAMPLE) == (precision.PRECISIONS, units.UNITS, POLICIES)
+    assert (PRECISIONS, UNITS, ON_BAD_EXAMPLE) == (tree.PRECISIONS, units.UNITS, POLICIES)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from das_gym.shapes import vqa as shapes
+from das_gym.shapes import BUNDLED, bundled_root
 from das_gym.shapes.scenes import Scene, SceneObject, sample_scene
 from das_gym.shapes.vqa import (
     NEAREST_RATIO,
@@ -16,7 +16,6 @@ from das_gym.shapes.vqa import (
     QUESTION_FAMILIES,
     RELATION_MARGIN,
     Question,
-    shapes_root,
     write_shapes,
 )
 from das_gym.tasks.vqa.files import load_vqa
@@ -112,15 +111,15 @@ def test_off_a_terminal_nothing_is_printed(tmp_path: Path, capfd: pytest.Capture
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 
 
-def test_shapes_root_is_in_the_cache_and_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    written = tmp_path / f"shapes-vqa-{shapes.VERSION}"
+def test_bundled_root_is_in_the_cache_and_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    written = tmp_path / BUNDLED["vqa"].folder
     written.mkdir()
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
-    assert shapes_root(tmp_path) == shapes_root() == written
+    assert bundled_root("vqa", tmp_path) == bundled_root("vqa") == written
     assert not list(written.iterdir())
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"Shapes-VQA cannot be written to .*file/below .*DAS_GYM_CACHE"):
-        shapes_root(tmp_path / "file" / "below")
+        bundled_root("vqa", tmp_path / "file" / "below")
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "file"))
     with pytest.raises(ValueError, match="DAS_GYM_CACHE is not a folder"):
-        shapes_root()
+        bundled_root("vqa")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from das_gym.data.images import CellImage
 from das_gym.data.splits import Splits
-from das_gym.data.tables import CellImage
 from das_gym.tasks.nlvr2 import NLVR2Example, load_nlvr2
 from das_gym.tasks.retrieval import NUM_TEXTS, load_captions
 from das_gym.tasks.snli_ve import load_snli_ve

@@ -12,7 +12,7 @@ from pathlib import Path
 from das_gym.data.entries import BadExamples, content_of, first_few
 from das_gym.data.splits import LazySequence, Splits
 from das_gym.files import absolute
-from das_gym.shapes.vqa import shapes_root
+from das_gym.shapes import bundled_root
 from das_gym.tasks.answering.examples import TRUE_OR_FALSE, AnswerExample, instructed
 from das_gym.tasks.answering.files import QUESTIONS, check_companions, data_file, data_sets, json_files
 from das_gym.tasks.answering.published import (
@@ -70,7 +70,7 @@ def load_answers(
 
     A folder with several data sets is named by a file of one of them. `columns` are those of `load_tables`.
     """
-    bundled = DataSet("the bundled data", (), lambda policy: load_prompted_vqa(shapes_root(), policy))
+    bundled = DataSet("the bundled data", (), lambda policy: load_prompted_vqa(bundled_root("vqa"), policy))
     found = bundled if data_root is None else _find(_existing(data_root))
     if columns is None:
         return found.load(on_bad_example)
@@ -86,7 +86,7 @@ def load_answers_part(data_root: str | Path | None, part: str, on_bad_example: s
     of LLaVA's for evaluation, or a folder with one, see `das_gym.tasks.answering.published.load_questions`.
     """
     if data_root is None:
-        return load_prompted_part(shapes_root(), part, on_bad_example)
+        return load_prompted_part(bundled_root("vqa"), part, on_bad_example)
     root = _existing(data_root)
     if part == QUESTIONS:
         folder = root if root.is_dir() else root.parent

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.data.entries import BadExamples, check_text, first_few
-from das_gym.data.images import ImageSource, digest_of
+from das_gym.data.images import CellImage, ImageSource, digest_of
 from das_gym.data.splits import Splits
-from das_gym.data.tables import CellImage, class_names, images_in, open_table, plain_rows, read_schema
+from das_gym.data.tables import class_names, images_in, open_table, plain_rows, read_schema
 from das_gym.files import explain_damage, read_json
 from das_gym.tasks.answering.examples import (
     IMAGE_MARK,

@@ -43,9 +43,8 @@ from das_gym.data.entries import (
     read_list,
     require_table,
 )
-from das_gym.data.images import SUFFIXES, ImageFile, ImageSource, OneImage, files_in
+from das_gym.data.images import SUFFIXES, CellImage, ImageFile, ImageSource, OneImage, files_in
 from das_gym.data.splits import Splits
-from das_gym.data.tables import CellImage
 from das_gym.tasks.vqa.accuracy import normalize_answer, strip_whitespace
 
 VQAV2_MIN_COUNT = 9

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from das_gym.data.entries import BadExamples
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
-from das_gym.shapes.vqa import shapes_root
+from das_gym.shapes import bundled_root
 from das_gym.tasks.base import PARTS, Task, build_classifier
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
 from das_gym.tasks.vqa.files import TABLES, VQAExample, answer_vocabulary, load_vqa, read_vqav2
@@ -35,14 +35,14 @@ class VQATask(Task):
     @classmethod
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[VQAExample]:
         """Read VQAv2's files, or arrow tables; None is Shapes-VQA."""
-        return load_vqa(shapes_root() if data_root is None else data_root, on_bad_example)
+        return load_vqa(bundled_root("vqa") if data_root is None else data_root, on_bad_example)
 
     @classmethod
     def load_part(
         cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise", **options: Any
     ) -> Sequence[VQAExample]:
         """Return a part; of VQAv2's files also `train2014`, `val2014`, `test2015` and `test-dev2015`, each alone."""
-        root = shapes_root() if data_root is None else data_root
+        root = bundled_root("vqa") if data_root is None else data_root
         if part in PARTS or TABLES.is_in(root):
             return super().load_part(data_root, part, on_bad_example, **options)
         return read_vqav2(root, part, BadExamples(on_bad_example))
