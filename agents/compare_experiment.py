@@ -54,12 +54,6 @@ EXPLANATION = (
 )
 
 
-def oracle_of(settings: CompareSettings) -> Oracle:
-    """Return the environment that scores masks, with its ground truth."""
-    config = settings.search(settings.agents[0])
-    return make_oracle(config.env_id, config.budget, config.all_env_kwargs)
-
-
 def search_once(settings: CompareSettings, oracle: Oracle, agent: str, seed: int) -> SearchTrial:
     """Search once with an agent."""
     own = settings.agent_kwargs.get(agent, {})
@@ -85,14 +79,16 @@ def phases(settings: CompareSettings, oracle: Oracle) -> Iterator[Phase]:
 
 def compare_agents(settings: CompareSettings, run: Run) -> None:
     """Compare, print and save."""
-    oracle = oracle_of(settings)
+    config = settings.search(settings.agents[0])
+    oracle = make_oracle(config.env_id, config.budget, config.all_env_kwargs)
     for agent in settings.agents:  # the settings of the last one, too, before the first one searches
         check_search(settings.search(agent))
         check_agent(oracle, agent, settings.agent_kwargs.get(agent, {}), settings.masks_per_turn)
     if settings.estimate:
         print_estimate(phases(settings, oracle))
         return
-    space, folder = oracle.space, run_folder(run)
+    space = oracle.space
+    folder = run_folder(run)
     about = {
         "env_id": oracle.env_id,
         "budget": space.budget.as_dict(),

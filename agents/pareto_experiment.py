@@ -75,10 +75,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     folder = run_folder(run)
     resumed = settings.resume is not None
     config = with_costs(config, folder if resumed else None)
-    with (
-        progress(config.evaluations, "searching the front", unit="mask") as bar,
-        closing(open_for_search(config)) as scorer,
-    ):
+    with progress(config.evaluations, "searching the front", unit="mask") as bar, closing(open_for_search(config)) as scorer:
         _, turns = run_turns(config, scorer, folder, lambda turn: bar.update(len(turn.masks)), resumed)
         cost = scorer.cost_of(COST_SETTINGS[settings.cost])
     own = cast(Scorer, scorer.own)  # of das_gym, since it has an entry

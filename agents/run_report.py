@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from das_gym.agents.searching.record import RECORD, SearchResult
@@ -42,24 +42,21 @@ def run_settings(folder: Path) -> dict[str, Any]:
     return read_config(path) if path.is_file() else {}
 
 
-class GroundTruth(NamedTuple):
-    """Rank of a mask (1 = best) among all `masks` within the budget, and `regret`: the best reward minus its reward."""
+def ground_truth(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> dict[str, str]:
+    """Return rank and regret of a mask among all within the budget, by the environment's own reward, in words.
 
-    rank: int
-    masks: int
-    regret: float
-
-
-def ground_truth_of(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> GroundTruth | None:
-    """Compare a mask with all others by the environment's own reward; None without a table, and outside the budget."""
+    Empty without a table, and for a mask outside the budget.
+    """
     if not is_tabular(env_id):
-        return None
+        return {}
     env = make_scored(env_id, env_kwargs)
-    table, scorer, chosen = env.table, env.scorer, np.array(mask, dtype=bool)
-    if not scorer.budget.is_feasible(chosen[None])[0]:
-        return None
-    rank, regret = (measure(chosen, scorer.objective, scorer.split) for measure in (table.rank, table.regret))
-    return GroundTruth(int(rank), int(scorer.budget.is_feasible(table.masks).sum()), float(regret))
+    chosen = np.array(mask, dtype=bool)
+    if not env.budget.is_feasible(chosen[None])[0]:
+        return {}
+    rank = env.table.rank(chosen, env.scorer.objective, env.scorer.split)
+    regret = env.table.regret(chosen, env.scorer.objective, env.scorer.split)
+    count = env.budget.is_feasible(env.table.masks).sum()
+    return {"rank of the answer": f"{rank:,} of {count:,}", "regret of the answer": f"{regret:.4f}"}
 
 
 def search_facts(result: SearchResult) -> dict[str, str]:
@@ -78,10 +75,7 @@ def search_facts(result: SearchResult) -> dict[str, str]:
     }
     for setting, cost in given_costs(result.env_kwargs.get("costs")).items():
         facts[f"{SAVED[setting]} saved, %"] = f"{100 * cost.saved(np.array([result.mask], dtype=bool))[0]:.1f}"
-    truth = ground_truth_of(result.env_id, result.env_kwargs, result.mask)
-    if truth is not None:
-        facts |= {"rank of the answer": f"{truth.rank:,} of {truth.masks:,}", "regret of the answer": f"{truth.regret:.4f}"}
-    return facts
+    return facts | ground_truth(result.env_id, result.env_kwargs, result.mask)
 
 
 def draw_search(path: Path, result: SearchResult, facts: Sequence[str]) -> None:

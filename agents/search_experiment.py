@@ -106,12 +106,7 @@ def print_next(env_id: str, folder: Path, *words: str) -> None:
 
 
 def search_in_run(
-    config: SearchConfig,
-    run: Run,
-    folder: Path | None,
-    resumed: bool,
-    problem: Problem | None = None,
-    prefix: str = "",
+    config: SearchConfig, run: Run, folder: Path | None, resumed: bool, problem: Problem | None = None, prefix: str = ""
 ) -> SearchResult:
     """Search, log every turn to Sacred, print what was found, and write record and figure into a folder of the run.
 

@@ -10,13 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 import gymnasium
-from das_gym.agents.ask_tell.base import (
-    AGENTS,
-    agent_class,
-    agent_hyperparameters,
-    check_agent_kwargs,
-    check_agent_name,
-)
+from das_gym.agents.ask_tell.base import AGENTS, agent_class, agent_hyperparameters, check_agent_name
 from das_gym.agents.ask_tell.front import DRAWN
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, find_algorithm, hyperparameters, is_algorithm
 
@@ -24,6 +18,7 @@ from das_gym.commands.runs import ResumableSettings
 from das_gym.commands.settings import NonNegativeInt, PositiveInt, Range, Seed, choice, nested
 from das_gym.envs.actions import ACTION_MODES
 from das_gym.files import at_home
+from das_gym.names import check_names
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, BudgetSettings, check_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.rewards import REWARDS
@@ -124,7 +119,7 @@ class SearchConfig(BudgetSettings):
             raise ValueError(f"`skip_num` is None. Give it, or one of {', '.join(SAVED)}: agents need a budget")
         if self.action is not None:
             raise ValueError(f"agent {self.agent!r} has no setting `action`; it is for {', '.join(ALGORITHMS)}")
-        check_agent_kwargs(self.agent, self.agent_kwargs)
+        check_names(self.agent_kwargs, agent_hyperparameters(self.agent), f"setting of agent {self.agent!r},")
         least = agent_class(self.agent).min_masks
         if self.masks_per_turn < least:
             given = f"got {self.masks_per_turn}, expected {least} or more"

@@ -249,15 +249,10 @@ def make_agent(
     """
     cls = agent_class(name)
     kwargs = dict(agent_kwargs or {})
-    check_agent_kwargs(name, kwargs)
+    check_names(kwargs, agent_hyperparameters(name), f"setting of agent {name!r},")
     if "statistics" in inspect.signature(cls).parameters:
         kwargs["statistics"] = {} if statistics is None else statistics  # an empty mapping may still measure on demand
     return cls(space, seed, **kwargs)
-
-
-def check_agent_kwargs(name: str, agent_kwargs: Mapping[str, Any]) -> None:
-    """Raise a ValueError for a hyperparameter that the agent called `name` does not have."""
-    check_names(agent_kwargs, agent_hyperparameters(name), f"setting of agent {name!r},")
 
 
 def agent_hyperparameters(name: str) -> dict[str, Any]:

@@ -102,12 +102,7 @@ class AgentResult:
 
     def mean_regrets(self) -> Floats:
         """Return (seeds,) means over evaluations, from each seed's first answer on; inf where a seed never had one."""
-        regret = self.regret
-        has_answer = np.isfinite(regret)
-        totals = np.where(has_answer, regret, 0.0).sum(axis=1)
-        means = np.full(len(totals), np.inf)
-        np.divide(totals, has_answer.sum(axis=1), out=means, where=has_answer.any(axis=1))
-        return means
+        return np.ma.masked_invalid(self.regret).mean(axis=1).filled(np.inf)
 
     def mean_regret(self) -> float:
         """Return the mean of `mean_regrets`."""
@@ -266,14 +261,7 @@ def _train_once(
 
 
 def _trial_of(
-    oracle: Oracle,
-    agent: str,
-    seed: int,
-    masks: Masks,
-    rewards: Floats,
-    needed: int,
-    evaluations: int,
-    milliseconds: float,
+    oracle: Oracle, agent: str, seed: int, masks: Masks, rewards: Floats, needed: int, evaluations: int, milliseconds: float
 ) -> SearchTrial:
     """Return a search that scored (m, n_layers) masks with (m,) rewards, after `needed` masks for layer statistics."""
     allowed = np.where(oracle.space.contains(masks), rewards, -np.inf)

@@ -14,16 +14,7 @@ import numpy as np
 from das_gym.agents.ask_tell.base import Agent, Statistics, agent_class, answer, ask, make_agent
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algorithm, with_defaults
 from das_gym.agents.searching.racing import Race, Raced
-from das_gym.agents.searching.record import (
-    CHECKPOINT,
-    Checkpoint,
-    OnTurn,
-    SearchResult,
-    Turn,
-    conclude,
-    spent,
-    with_costs,
-)
+from das_gym.agents.searching.record import CHECKPOINT, Checkpoint, OnTurn, SearchResult, Turn, conclude, spent, with_costs
 from das_gym.agents.searching.scorer import MaskScorer, open_scorer
 from das_gym.agents.settings import SEARCH_DEFAULTS, SearchConfig
 

@@ -321,16 +321,16 @@ def with_costs(config: SearchConfig, folder: Path | None = None, problem: Proble
     record is replayed: a search that continues from the checkpoint in `folder` has the costs measured then. `problem` is the
     loaded problem of the environment, if there is one.
     """
+    names = [name for name in config.budget if name in SAVED and name != "macs_saved"]
+    if not names:
+        return config
     if folder is not None and (folder / CHECKPOINT).is_file():
         costs = read_json(folder / CHECKPOINT)
-        for name in ("config", "env_kwargs", "costs"):  # `Checkpoint.load` reports damage
+        for name in ("config", "env_kwargs", "costs"):
             costs = costs.get(name) if isinstance(costs, Mapping) else None
+        if not isinstance(costs, Mapping):
+            return config  # `Checkpoint.load` reports damage
     else:
-        names = [name for name in config.budget if name in SAVED and name != "macs_saved"]
-        costs = None
-        if names:
-            with closing(open_scorer(config.env_id, config.mask_kwargs, problem=problem)) as scorer:
-                costs = {name: scorer.cost_of(name).as_dict() for name in names}
-    if not isinstance(costs, Mapping):
-        return config
+        with closing(open_scorer(config.env_id, config.mask_kwargs, problem=problem)) as scorer:
+            costs = {name: scorer.cost_of(name).as_dict() for name in names}
     return replace(config, env_kwargs={**config.env_kwargs, "costs": costs})

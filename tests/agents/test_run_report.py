@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from das_gym.agents.run_commands import search
-from das_gym.agents.run_report import ground_truth_of, search_report
+from das_gym.agents.run_report import ground_truth, search_report
 from das_gym.agents.searching.record import SearchResult
 
 from das_gym.commands.recorded import required_folder
@@ -55,11 +55,9 @@ def test_ground_truth_ranks_a_mask_by_the_table(budget, made_up_table):
     within = {name: value for name, value in budget.items() if value is not None}
     allowed = table.masks[table.within(**within)]
     for mask in allowed[:: len(allowed) // 5]:
-        truth = ground_truth_of(
-            "DAS-METER-VQA-Tabular-v0", {"table": str(made_up_table), **budget}, mask.astype(int).tolist()
-        )
-        assert truth.rank == table.rank(mask, "exp_neg_loss", **within)
-        assert truth.regret == pytest.approx(float(table.regret(mask, "exp_neg_loss", **within)), abs=1e-12)
-        assert truth.masks == len(allowed)
-    assert ground_truth_of("DAS-METER-VQA-v0", {"skip_num": 4}, [1] * 4 + [0] * 8) is None
-    assert ground_truth_of("DAS-METER-VQA-Tabular-v0", {"table": str(made_up_table), "skip_num": 4}, [1] * 8) is None
+        truth = ground_truth("DAS-METER-VQA-Tabular-v0", {"table": str(made_up_table), **budget}, mask.tolist())
+        rank = table.rank(mask, "exp_neg_loss", **within)
+        assert truth["rank of the answer"] == f"{rank} of {len(allowed)}"
+        assert truth["regret of the answer"] == f"{table.regret(mask, 'exp_neg_loss', **within):.4f}"
+    assert not ground_truth("DAS-METER-VQA-v0", {"skip_num": 4}, [1] * 4 + [0] * 8)
+    assert not ground_truth("DAS-METER-VQA-Tabular-v0", {"table": str(made_up_table), "skip_num": 4}, [1] * 8)
