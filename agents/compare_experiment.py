@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.compare.comparison import (
-    QUARTILES,
     AgentResult,
     SearchTrial,
     check_agent,
@@ -153,7 +152,7 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
     figure = new_figure(9.0, 5.0)
     axes = figure.add_subplot()
     for index, result in enumerate(results):
-        quartiles = np.stack([quantile(result.regret, percent) for percent in QUARTILES])
+        quartiles = np.stack([quantile(result.regret, percent) for percent in (25, 50, 75)])
         low, median, high = np.where(np.isfinite(quartiles), quartiles, np.nan)  # NaN is not drawn
         evaluations = np.arange(1, len(median) + 1)
         colour, style = f"C{index % 10}", ("-", "--", ":")[index % 3]  # ten colours times three styles

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from das_gym.agents.settings import (
-    CompareSettings,
-    ParetoSettings,
-    SearchSettings,
-    TableSettings,
-    add_environment,
-    agent_configs,
-    complete_search,
-)
+from das_gym.agents import settings
 
 from das_gym.commands.recorded import RecordedCommand
 from das_gym.registration import named_environments, named_problems
@@ -27,23 +19,23 @@ def problem_configs() -> dict[str, dict[str, Any]]:
 
 search = RecordedCommand(
     "agents",
-    SearchSettings,
+    settings.SearchSettings,
     "das_gym.agents.search_experiment:search_mask",
-    named_configs=lambda: {**problem_configs(), **agent_configs()},
-    complete=complete_search,
+    named_configs=lambda: {**problem_configs(), **settings.agent_configs()},
+    complete=settings.complete_search,
 )
 pareto = RecordedCommand(
     "agents pareto",
-    ParetoSettings,
+    settings.ParetoSettings,
     "das_gym.agents.pareto_experiment:search_front",
     problem_configs,
-    complete=add_environment,
+    complete=settings.add_environment,
 )
-table = RecordedCommand("agents table", TableSettings, "das_gym.agents.table_experiment:make_table", named_problems)
+table = RecordedCommand("agents table", settings.TableSettings, "das_gym.agents.table_experiment:make_table", named_problems)
 compare = RecordedCommand(
     "agents compare",
-    CompareSettings,
+    settings.CompareSettings,
     "das_gym.agents.compare_experiment:compare_agents",
     problem_configs,
-    complete=add_environment,
+    complete=settings.add_environment,
 )

@@ -22,17 +22,7 @@ from das_gym.names import check_names
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, BudgetSettings, check_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.rewards import REWARDS
-from das_gym.registration import (
-    DEFAULT_ENV,
-    DEFAULT_MODEL,
-    DEFAULT_TASK,
-    ENVIRONMENTS,
-    MODELS,
-    TASKS,
-    entry_of,
-    find_environment,
-    is_tabular,
-)
+from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS, TASKS, entry_of, find_environment, is_tabular
 
 FRONT_AGENT = "das_gym.agents.ask_tell.front:FrontSearch"
 
@@ -152,7 +142,8 @@ def add_environment(values: Mapping[str, Any]) -> dict[str, Any]:
     An environment of another package has no model and no task.
     """
     if "env_id" not in values:
-        model, task = values.get("problem.model", DEFAULT_MODEL), values.get("problem.task", DEFAULT_TASK)
+        model = values.get("problem.model", ProblemConfig.model)
+        task = values.get("problem.task", ProblemConfig.task)
         known = model in MODELS and task in TASKS  # `build` reports others
         return {**values, "env_id": find_environment(model, task).id} if known else dict(values)
     entry = entry_of(str(values["env_id"]))

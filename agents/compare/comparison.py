@@ -18,8 +18,6 @@ from das_gym.agents.settings import SearchConfig
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.statistics import masks_needed
 
-QUARTILES = (25, 50, 75)
-
 
 @dataclass(frozen=True)
 class SearchTrial:
