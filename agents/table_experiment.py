@@ -30,6 +30,7 @@ from das_gym.engine.tree import saved_bytes
 from das_gym.files import at_home, write_json
 from das_gym.intervals import spearman
 from das_gym.names import counted
+from das_gym.problem.budget import DEFAULT_SKIP_NUM
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import masks_up_to, skipped_names
 from das_gym.problem.statistic_inputs import measure_activity, measure_sensitivity
@@ -42,9 +43,6 @@ RECORD = "table.json"
 CHECKPOINT = "table_checkpoint.npz"
 TIMED_MASKS = 20
 """Number of masks that are scored for the estimate, of all that a table has."""
-
-SUMMARY_SKIP_NUM = 4
-"""The number of skipped layers, the paper's k, for which the summary shows the best mask."""
 
 
 def phases(settings: TableSettings, problem: Problem) -> list[Phase]:
@@ -133,7 +131,7 @@ def _total(problem: Problem, counts: tuple[int | None, int | None]) -> int:
 def print_summary(table: SubnetTable, spent: Spending) -> None:
     """Print the scores of the best mask in a table, and the work that building the table took."""
     meta, losses = table.meta, table.values("loss")
-    count = min(SUMMARY_SKIP_NUM, table.n_layers // 2, table.n_layers if meta.max_skipped is None else meta.max_skipped)
+    count = min(DEFAULT_SKIP_NUM, table.n_layers // 2, table.n_layers if meta.max_skipped is None else meta.max_skipped)
     best = table.best(skip_num=count)
     print(
         f"{meta.env_id}: {len(table.masks):,} masks, {meta.reward_examples:,} reward, {meta.test_examples:,} test examples"

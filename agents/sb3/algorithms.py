@@ -29,26 +29,21 @@ SET_BY_SEARCH = ("self", "env", "seed", "verbose", "tensorboard_log", "monitor_w
 """Arguments of SB3's constructors that a search sets itself."""
 
 ON_POLICY: dict[str, Any] = {"gamma": 1.0, "gae_lambda": 1.0, "policy_kwargs": {"net_arch": [64]}}
-ACTOR_CRITIC: dict[str, Any] = {
+OFF_POLICY: dict[str, Any] = {
     "learning_rate": 1e-3,
     "buffer_size": 20_000,
-    "learning_starts": 40,
     "batch_size": 64,
     "gradient_steps": -1,  # as many as masks were scored
-    "gamma": 0.0,  # an episode is one step: nothing comes after it
     "policy_kwargs": {"net_arch": [64, 64]},
 }
+ACTOR_CRITIC = {**OFF_POLICY, "learning_starts": 40, "gamma": 0.0}  # an episode is one step: nothing comes after it
 VALUE_BASED: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    "buffer_size": 20_000,
+    **OFF_POLICY,
     "learning_starts": 100,
-    "batch_size": 64,
     "gamma": 1.0,
     "train_freq": 1,
-    "gradient_steps": -1,
     "target_update_interval": 100,
     "exploration_fraction": 0.5,
-    "policy_kwargs": {"net_arch": [64, 64]},
 }
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from das_gym.agents.commands import PROGRAM
-from das_gym.agents.past_runs import past_runs
 
+from das_gym.commands.past_runs import past_runs
 from das_gym.commands.runs import lock_folder
 from das_gym.files import read_json, write_json
 
