@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from das_gym.agents.searching.record import RECORD, SearchResult
@@ -20,7 +20,9 @@ from das_gym.drawing.report import CostChart, Heat, Progress, RunReport, Table
 from das_gym.files import replacing
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, given_costs, keeps_budget
 from das_gym.registration import is_tabular
-from das_gym.tables.table import SPLITS, SubnetTable
+
+if TYPE_CHECKING:
+    from das_gym.tables.table import SubnetTable
 
 NOT_REPEATED = ("runs_dir", "resume", "plugins", "save_every")
 """Settings that do not change the result of a run, or that `format_command` adds."""
@@ -153,7 +155,7 @@ def masks_table(table: SubnetTable, masks: Mapping[str, np.ndarray], title: str)
     scores: list[dict[str, Any]] = [table.describe(mask) for mask in masks.values()]
     metric = table.meta.metric_name.replace("_", " ")
     rows = []
-    for split in SPLITS:
+    for split in table.scores:
         rows.append((f"{metric} on the {split} split, %", *(f"{100 * s[f'{split}_metric']:.2f}" for s in scores)))
         rows.append((f"loss on the {split} split, nats", *(f"{s[f'{split}_loss']:.4f}" for s in scores)))
     rows.append(("MACs saved, %", *(f"{100 * s['macs_saved']:.1f}" for s in scores)))

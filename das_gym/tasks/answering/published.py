@@ -195,7 +195,7 @@ def with_classes(parts: Mapping[str, list[Conversation]]) -> dict[str, list[Conv
 
 
 def load_slake(files: Mapping[str, Path], root: Path, on_bad_example: str = "raise") -> Splits[AnswerExample]:
-    """Read the files of one data set; the arguments are those of `llava_json.load_llava`."""
+    """Read the files of one data set; the arguments are those of `load_llava`."""
     bad = BadExamples(on_bad_example)
     parts = {name: _read_slake(path, root, bad) for name, path in files.items()}
     return divide(parts, " and ".join(map(str, files.values())), bad)
