@@ -19,7 +19,7 @@ from filelock import FileLock
 from das_gym.commands.recorded import RecordedCommand, Run
 from das_gym.commands.runs import RunSettings
 from das_gym.files import read_json, replacing_folder, write_json
-from das_gym.shapes.scenes import bundled_root
+from das_gym.shapes import BUNDLED, BundledData, bundled_root
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def work(number: int, folder: Path, begin: multiprocessing.synchronize.Barrier) 
 
     def main(settings: Settings, run: Run) -> int:
         del run
-        assert (bundled_root("made", generate, "what is made") / "a.txt").read_text() == "a" * 1000
+        BUNDLED["made"] = BundledData("made", "what is made", f"{__name__}:generate")
+        assert (bundled_root("made") / "a.txt").read_text() == "a" * 1000
         for _ in range(20):
             write_json(folder / "all.json", {"by": [number] * 500})
             assert len(set(read_json(folder / "all.json")["by"])) == 1

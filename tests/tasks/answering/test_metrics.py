@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from das_gym.tasks import metrics
+from das_gym.registration import register_metric, score_texts
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.task import chosen_option, exact_match, score_answer, vqa_accuracy_of
 
@@ -79,10 +79,10 @@ def test_score_answer_by_options_annotators_or_reference():
 @pytest.mark.usefixtures("own_metrics")
 def test_register_metric_rejects_wrong_names_functions_and_scores():
     with pytest.raises(TypeError, match="`function`"):
-        metrics.register_metric("mine", 3)
-    metrics.register_metric("percent", lambda example, text: 100.0 if text == example.answer else 0.0)
+        register_metric("mine", 3)
+    register_metric("percent", lambda example, text: 100.0 if text == example.answer else 0.0)
     with pytest.raises(ValueError, match="percent"):
-        metrics.register_metric("percent", score_answer)
-    assert metrics.score_texts("percent", [example()], ["no"]).tolist() == [0.0]
+        register_metric("percent", score_answer)
+    assert score_texts("percent", [example()], ["no"]).tolist() == [0.0]
     with pytest.raises(ValueError, match=r"percent.*0\.\.1"):
-        metrics.score_texts("percent", [example()], [example().answer])
+        score_texts("percent", [example()], [example().answer])

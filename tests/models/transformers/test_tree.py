@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.engine.test_tree_memory import check_peak
 
+from tests.engine.test_tree import check_peak
 from tests.models.transformers.test_engine import evaluator_of, examples_of
 
 pytestmark = pytest.mark.slow  # all of them take seconds
