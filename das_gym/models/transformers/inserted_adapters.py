@@ -1,6 +1,6 @@
 """Adapters in a model whose units were removed: linear maps instead of these, or those of DAS, also next to kept layers.
 
-Such a model is saved with the code that inserts its adapters, see `own_code` and `modeling_das_adapters`.
+Such a model is saved with the code that inserts its adapters, see `loading.own_code` and `modeling_das_adapters`.
 """
 
 from __future__ import annotations

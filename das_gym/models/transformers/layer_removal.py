@@ -236,7 +236,7 @@ def delete_vision_layers(model: Any, removed: Collection[int]) -> None:
 def remove_parts(model: Any, removed: Mapping[int, str]) -> Any:
     """Remove attentions or MLPs by position of their layer, note that in the configuration, and return the changed model.
 
-    Such a model is saved with the code that loads it, see `own_code` and `modeling_removed_sublayers`.
+    Such a model is saved with the code that loads it, see `loading.own_code` and `modeling_removed_sublayers`.
     `stack.note_layer_parts` has to have noted what its layers consist of.
     """
     stack = find_decoder(model)

@@ -51,7 +51,7 @@ class LinearFit:
 
     Attributes:
         unit: Name of the unit.
-        strength: The strength of the ridge regression, see `ridge.Ridge`.
+        strength: The strength of the ridge regression, see `Ridge`.
         explained: Share of the variance on held-out tokens that the map explains, 1 at most.
     """
 

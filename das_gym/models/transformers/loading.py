@@ -103,7 +103,7 @@ def load_vlm(
         tokenizer: Folder of the processor, if the checkpoint has none.
         dropout: 0 or None: such models have none.
         bottleneck: Width of the adapters before attention and MLP; whole layers have them, until a search without
-            training takes them away. None follows the hidden size, see `adapters.default_widths`.
+            training takes them away. None follows the hidden size, see `units.default_widths`.
         skip_bottleneck: Width of skip adapters, with the same default.
         projector: Whether the projector between vision tower and decoder trains with the adapters.
         only_runs: Whether nothing is skipped or trained: then folders without parts of layers (`units=sublayers`) load, too.
