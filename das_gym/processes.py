@@ -75,7 +75,7 @@ def raise_interrupts() -> None:
     _handle(raise_interrupt)
 
 
-def finish() -> None:
+def ignore_signals() -> None:
     """Ignore further signals, since everything is saved; only Ctrl-C ends the process at once."""
     _handle(_end, signal.SIGINT)
     _handle(signal.SIG_IGN, *SIGNALS[1:])  # a handler would not last: Python removes all of them before it ends

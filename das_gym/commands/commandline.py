@@ -39,7 +39,7 @@ from das_gym.commands.trust import add_working_folder, import_plugins, imported_
 from das_gym.names import check_names, escape_control_chars
 from das_gym.processes import (
     exit_code,
-    finish,
+    ignore_signals,
     is_main_process,
     prepare_streams,
     raise_interrupts,
@@ -149,7 +149,7 @@ class Program:
                 return silence_stdout()
             return 2 if isinstance(error, UsageError) else 1
         finally:
-            finish()
+            ignore_signals()
 
     def _dispatch(self, words: list[str]) -> int:
         first = words[0] if words else ""

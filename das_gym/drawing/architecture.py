@@ -300,16 +300,16 @@ def render(render_mode: str, view: View, last: LastStep | None) -> str | np.ndar
     if render_mode == "ansi":
         words = f"{counted(len(units), 'unit')}, none chosen yet"
         if last is not None:
-            words = describe([unit.name for unit in units], last)
+            words = describe_step([unit.name for unit in units], last)
         problem = f"{view.problem}: " if view.problem else ""
         return "\n".join([*view.architecture.lines(mask), problem + words]) + "\n"
     title = f"{int(mask.sum())} of {counted(len(units), 'unit')} skipped (budget: {view.budget})"
     facts = [view.problem] if view.problem else []
-    facts += ["nothing chosen yet"] if last is None else _facts(last)
+    facts += ["nothing chosen yet"] if last is None else _step_facts(last)
     return draw(view.architecture, mask, title, facts, view.height)
 
 
-def describe(names: list[str], last: LastStep) -> str:
+def describe_step(names: list[str], last: LastStep) -> str:
     """Return one line on a step, with the names of the layers that are skipped."""
     skipped = ", ".join(skipped_names(names, last.mask)) or "nothing"
     saved = f"MACs saved {100 * last.info['macs_saved']:.1f} %"
@@ -318,7 +318,7 @@ def describe(names: list[str], last: LastStep) -> str:
     return f"skipped {skipped}: reward {last.reward:.4f}, loss {last.info['loss']:.4f}, {saved}"
 
 
-def _facts(last: LastStep) -> list[str]:
+def _step_facts(last: LastStep) -> list[str]:
     info = last.info
     scored = f"{counted(info['evaluations'], 'mask')} scored"
     saved = f"MACs saved {100 * info['macs_saved']:.1f} %"
