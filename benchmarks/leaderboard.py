@@ -71,9 +71,10 @@ Differences in the first row may be chance. In the second row, greedy removal wo
 
 REAL_MODEL = """## Layers of SmolLM2-135M
 
-Perplexity without 6 or 9 of the 30 layers of a [pretrained model](docs/real_model.md), on the 12 reward texts of
+Perplexity without 3, 6 or 9 of the 30 layers of a [pretrained model](docs/real_model.md), on the 12 reward texts of
 documentation that were searched on, 16 held-out texts and 16 of news: `python -m benchmarks.real_model compare FOLDER
---skipped 9 6 --dtype bfloat16` and `report` (2026-11-30). Of several seeds, the median is given, with the range.
+--skipped 9 6 --dtype bfloat16` and `report` (2026-11-30). Of three seeds, the median is given, with the range.
+`block_influence` is ShortGPT, `greedy` is SLEB, `last` removes the last layers, `before_last` the block before the last.
 """
 REPORT = Path(__file__).parent / "records" / "real_model_report.txt"
 """The table below `REAL_MODEL`."""

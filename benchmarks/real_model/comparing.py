@@ -160,6 +160,6 @@ def report(folder: Path, skip: str, units: str = "layers") -> None:
 
 
 def median_and_range(values: np.ndarray) -> str:
-    """Return a value, or the median of several with the smallest and the largest."""
+    """Return a value, or the median of several with the smallest and the largest where they differ."""
     middle = f"{np.median(values):.4g}"
-    return middle if len(values) == 1 else f"{middle} ({values.min():.4g} to {values.max():.4g})"
+    return middle if values.min() == values.max() else f"{middle} ({values.min():.4g} to {values.max():.4g})"
