@@ -338,7 +338,7 @@ class CellImage:
         data = memoryview(self._buffer())
         return data if last is None else data[-last:]
 
-    def open(self) -> Image:
+    def open(self) -> Image.Image:
         """Return the image, mode RGB; raise ValueError where table or cell is damaged, empty or has changed."""
         return decode_image(io.BytesIO(self._buffer()), self.name)
 
