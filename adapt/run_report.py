@@ -20,9 +20,10 @@ from das_gym.adapt.examples import read_examples
 from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD
 from das_gym.adapt.shrink.job import command_of
 from das_gym.adapt.shrink.settings import RECORD as SHRUNK
-from das_gym.agents.run_report import rerun_command, search_report
+from das_gym.agents.run_report import search_report
 from das_gym.agents.searching.record import RECORD as SEARCHED
 
+from das_gym.commands.past_runs import rerun_command
 from das_gym.commands.runs import COMPARISON, RUNS_DIR, PluginSettings, find_run
 from das_gym.commands.settings import build, settings_dict
 from das_gym.drawing.report import RunReport, write_report

@@ -1,4 +1,4 @@
-"""Summaries of a finished search: facts, figure and report; and the command that repeats a run."""
+"""Summaries of a finished search: facts, figure and report."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from das_gym.agents.searching.record import RECORD, SearchResult
 from das_gym.agents.searching.scorer import make_scored
 from das_gym.agents.settings import SearchSettings
 
-from das_gym.commands.commandline import format_command, setting_words
-from das_gym.commands.runs import CONFIG, read_config
+from das_gym.commands.past_runs import rerun_command, run_settings
 from das_gym.commands.settings import settings_dict
 from das_gym.commands.trust import trusted_settings
 from das_gym.drawing.architecture import Architecture, draw
@@ -23,25 +22,6 @@ from das_gym.registration import is_tabular
 
 if TYPE_CHECKING:
     from das_gym.tables.table import SubnetTable
-
-NOT_REPEATED = ("runs_dir", "resume", "plugins", "save_every")
-"""Settings that do not change the result of a run, or that `format_command` adds."""
-
-
-def rerun_command(folder: Path, command: str, cls: type, defaults: Mapping[str, Any], **changes: Any) -> str:
-    """Return the command with settings `cls` that repeats a run, without `defaults`.
-
-    `changes` replace the run's settings; None leaves one out.
-    """
-    known = {**run_settings(folder), **changes}
-    chosen = {name: value for name, value in known.items() if name not in NOT_REPEATED and value is not None}
-    return format_command(command, *setting_words(chosen, defaults, cls))
-
-
-def run_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings of a run; empty if its folder has none."""
-    path = folder / CONFIG
-    return read_config(path) if path.is_file() else {}
 
 
 def ground_truth(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> dict[str, str]:

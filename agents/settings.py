@@ -24,8 +24,6 @@ from das_gym.problem.config import ProblemConfig
 from das_gym.problem.rewards import REWARDS
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS, TASKS, entry_of, find_environment, is_tabular
 
-FRONT_AGENT = "das_gym.agents.ask_tell.front:FrontSearch"
-
 COST_SETTINGS = {word: setting for setting, word in SAVED.items()}
 """The setting that asks for a share of each cost."""
 
@@ -61,12 +59,6 @@ class SearchConfig(BudgetSettings):
             allows it, for agents that need only the best masks exactly. `evaluations` count masks on all examples.
         save_every: Turns between checkpoints, at least 1.
         action: Action space of an algorithm of Stable-Baselines3. None means the first that the algorithm supports.
-
-    Example:
-        >>> from das_gym.agents import SearchConfig, search
-        >>> config = SearchConfig(env_id="DAS-METER-VQA-Tabular-v0", agent="random", skip_num=4, evaluations=60)
-        >>> sum(search(config).mask)
-        4
     """
 
     group: ClassVar[str] = "Search"
@@ -232,7 +224,7 @@ class ParetoSettings(EnvironmentSettings):
         budget: dict[str, Any] = {COST_SETTINGS[self.cost]: 0.0}
         return SearchConfig(
             self.env_id,
-            FRONT_AGENT,
+            "das_gym.agents.ask_tell.front:FrontSearch",
             problem=self.problem,
             evaluations=self.evaluations,
             seed=self.seed,

@@ -77,15 +77,12 @@ def phases(settings: TableSettings, problem: Problem) -> list[Phase]:
         example_bytes=problem.task.passes * problem.walk_bytes,
         kept_bytes=lambda: timed[0].kept_bytes(),
     )
-    statistics = Phase(
-        "layer statistics",
-        len(examples),
-        measure_statistics,
-        batch,
-        repeats=2 if settings.each else 1,  # all examples, then each group of them
-        example_bytes=sensitivity // len(pair),
-    )
-    return [scores, statistics]
+    rounds = 2 if settings.each else 1  # all examples, then each group of them
+    size = sensitivity // len(pair)
+    return [
+        scores,
+        Phase("layer statistics", len(examples), measure_statistics, batch, repeats=rounds, example_bytes=size),
+    ]
 
 
 def count_nodes(masks: np.ndarray, stages: Sequence[Sequence[int]]) -> int:

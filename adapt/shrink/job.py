@@ -21,8 +21,8 @@ from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parame
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, LINEAR, PENDING, RECORD, ShrinkSettings
 from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, verify
 from das_gym.adapt.training import Log
-from das_gym.agents.run_report import rerun_command
 
+from das_gym.commands.past_runs import rerun_command
 from das_gym.commands.runs import library_versions
 from das_gym.commands.settings import settings_dict
 from das_gym.drawing.architecture import Architecture

@@ -95,9 +95,8 @@ class Blocks:
         """
         streams = np.asarray(statistics.get("stream", np.zeros(n_layers))).tolist()
         chains = {stream: [i for i in range(n_layers) if streams[i] == stream] for stream in dict.fromkeys(streams)}
-        parallel = "depth" in statistics and len({len(chain) for chain in chains.values()}) == 1
         stages = [[layer] for layer in range(n_layers)]
-        if parallel:
+        if "depth" in statistics and len({len(chain) for chain in chains.values()}) == 1:  # they run in parallel
             stages = [list(stage) for stage in zip(*chains.values(), strict=True)]
 
         def angles(statistic: str) -> list[list[float]]:

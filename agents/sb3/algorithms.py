@@ -52,12 +52,9 @@ class Algorithm:
     """An algorithm of SB3, with its settings for a thousand masks."""
 
     name: str
-    path: str
-    """module:class"""
-    actions: tuple[str, ...]
-    """The action spaces that it supports, the default first."""
-    rollout: int | None = None
-    """Steps between updates, all environments together; None if it has no `n_steps`."""
+    path: str  # "module:class"
+    actions: tuple[str, ...]  # that it supports, the default first
+    rollout: int | None = None  # steps between updates, all environments together; None if it has no `n_steps`
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from inspect import signature
+from types import MappingProxyType
 from typing import Any, cast
 
 import gymnasium
@@ -40,18 +41,15 @@ class MaskScorer(ABC):
         macs_full: MACs of one example through the full model.
         racing_examples: Number of reward examples if masks can be scored on single ones, and the reward depends on the
             losses alone; None otherwise.
+        statistics: Layer statistics of the full model, float64: those observed, and others on demand.
         own: The scorer of the environment, if it is one of das_gym's: an `EngineScorer`, or a table's; None for others.
     """
 
     layer_names: tuple[str, ...]
     macs_full: int
     racing_examples: int | None = None
+    statistics: Statistics = MappingProxyType({})
     own: Scorer | None = None
-
-    @property
-    @abstractmethod
-    def statistics(self) -> Statistics:
-        """Name to (n_layers,) float64 of the full model's layer statistics: those observed, and others on demand."""
 
     @abstractmethod
     def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
@@ -165,11 +163,7 @@ class ForeignScorer(MaskScorer):
 
     It has `layer_names` and `macs_full`; each step ends all episodes, its actions are masks, and its `info` holds `SCORES`.
     `cost_of` is needed for a budget by cost. `feature_names`, `<layer>/<statistic>`, name what it observes. `get_state` and
-    `set_state` make a search resumable whose rewards change from step to step.
-
-    Args:
-        env: The environment, as `gymnasium.make_vec` returns it.
-        seed: Of its reset.
+    `set_state` make a search resumable whose rewards change from step to step. `seed` is that of its reset.
     """
 
     def __init__(self, env: gymnasium.vector.VectorEnv, seed: int = 0) -> None:
@@ -181,11 +175,7 @@ class ForeignScorer(MaskScorer):
         self._get_state: Callable[[], Any] | None = getattr(base, "get_state", None)
         self._set_state: Callable[[Any], None] | None = getattr(base, "set_state", None)
         observation, _ = env.reset(seed=seed)
-        self._statistics = statistics_of(self.layer_names, getattr(base, "feature_names", ()), observation[0])
-
-    @property
-    def statistics(self) -> Statistics:
-        return self._statistics
+        self.statistics = statistics_of(self.layer_names, getattr(base, "feature_names", ()), observation[0])
 
     def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
         """Score up to `num_envs` masks in one step; see `MaskScorer.score`."""
@@ -292,16 +282,13 @@ class LayerStatistics(dict[str, Floats]):
 
     def __init__(self, observed: Statistics, measure: Callable[[str], Floats]) -> None:
         super().__init__(observed)
-        self._measure = measure
-        self._measured: dict[str, Floats] = {}
+        self._measure = cache(lambda name: np.asarray(measure(name), dtype=np.float64))
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or name in STATISTICS
 
     def __missing__(self, name: str) -> Floats:
-        if name not in self._measured:
-            self._measured[name] = np.asarray(self._measure(name), dtype=np.float64)
-        return self._measured[name]
+        return self._measure(name)
 
 
 def statistics_of(layer_names: Sequence[str], feature_names: Iterable[str], observation: Floats) -> dict[str, Floats]:

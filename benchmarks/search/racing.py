@@ -73,8 +73,6 @@ class LossTable(MaskScorer):
         losses: (m, n_examples) of each example.
     """
 
-    statistics = {}  # noqa: RUF012 - empty, and never written to
-
     def __init__(self, masks: Masks, losses: Floats) -> None:
         self.layer_names = tuple(f"unit.{index}" for index in range(masks.shape[1]))
         self.macs_full = masks.shape[1]

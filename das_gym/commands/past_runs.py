@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from das_gym.commands.commandline import format_command, is_our_program
-from das_gym.commands.runs import RUNS_DIR, PluginSettings, is_locked, runs_dir_words
+from das_gym.commands.commandline import format_command, is_our_program, setting_words
+from das_gym.commands.runs import CONFIG, RUNS_DIR, PluginSettings, is_locked, read_config, runs_dir_words
 from das_gym.files import read_json
 
 STATES = {"COMPLETED": "done", "FAILED": "failed", "INTERRUPTED": "stopped", "RUNNING": "running"}
@@ -22,6 +22,9 @@ STATES = {"COMPLETED": "done", "FAILED": "failed", "INTERRUPTED": "stopped", "RU
 
 SILENCE = timedelta(minutes=2)
 """Age of the last heartbeat after which a run without a readable lock is dead. Sacred writes one every 10 s."""
+
+NOT_REPEATED = ("runs_dir", "resume", "plugins", "save_every")
+"""Settings that do not change the result of a run, or that `format_command` adds."""
 
 COLUMNS = ("run", "started (UTC)", "status", "command", "agent", "environment", "result")
 
@@ -51,7 +54,7 @@ def _read(path: Path) -> dict[str, str]:
     """Return the cells of one run; one with damaged files is listed as damaged."""
     folder = path.parent
     try:
-        run, config = read_json(path), read_json(folder / "config.json")
+        run, config = read_json(path), read_json(folder / CONFIG)
         status = STATES.get(run["status"], str(run["status"]).lower())
         if status == "running" and not _is_alive(folder, run):
             status = "died"
@@ -104,3 +107,19 @@ def main(settings: RunsSettings) -> None:
             print(f"run {run['run']} {run['status']}. Resume it with: {format_command(run['command'], *words)}")
     if len(runs) > len(shown):
         print(f"{len(runs) - len(shown)} more: limit={len(runs)} shows all")
+
+
+def rerun_command(folder: Path, command: str, cls: type, defaults: Mapping[str, Any], **changes: Any) -> str:
+    """Return the command with settings `cls` that repeats a run, without `defaults`.
+
+    `changes` replace the run's settings; None leaves one out.
+    """
+    known = {**run_settings(folder), **changes}
+    chosen = {name: value for name, value in known.items() if name not in NOT_REPEATED and value is not None}
+    return format_command(command, *setting_words(chosen, defaults, cls))
+
+
+def run_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of a run; empty if its folder has none."""
+    path = folder / CONFIG
+    return read_config(path) if path.is_file() else {}
