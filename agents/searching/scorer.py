@@ -112,7 +112,7 @@ class OwnScorer(MaskScorer):
         scorer.restart()
 
     @cached_property
-    def statistics(self) -> Statistics:
+    def statistics(self) -> Statistics:  # type: ignore[override]  # it can be set, which mypy does not see
         return LayerStatistics(self._observed(), self.own.statistic)
 
     def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
