@@ -118,7 +118,6 @@ class PlantedOracle(Oracle):
         self.random_reward = float(self.rewards(random).mean())
 
     def rewards(self, masks: Masks) -> Floats:
-        """Return `Oracle.rewards`."""
         return np.exp(-self.losses(masks) / 2)
 
     def normalized(self, regrets: Floats) -> Floats:

@@ -85,22 +85,18 @@ class LossTable(MaskScorer):
         return [self._rows[mask.tobytes()] for mask in masks]
 
     def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
-        """See `MaskScorer.score`."""
         means = self.losses[self.rows(masks)].mean(axis=1)
         return self.rewards_of(masks, means, np.zeros(len(masks)))
 
     def score_examples(self, masks: Masks, start: int, stop: int) -> Scores:
-        """See `MaskScorer.score_examples`."""
         losses = self.losses[self.rows(masks), start:stop]
         return Scores(losses, np.zeros_like(losses))
 
     def rewards_of(self, masks: Masks, losses: Floats, metrics: Floats) -> tuple[Floats, dict[str, np.ndarray]]:
-        """See `MaskScorer.rewards_of`."""
         counts = masks.sum(axis=1)
         return np.exp(-losses), dict(zip(SCORES, (losses, metrics, counts, counts / masks.shape[1]), strict=True))
 
     def cost_of(self, setting: str) -> MaskCost:
-        """See `MaskScorer.cost_of`; a table of losses has none."""
         raise ValueError(f"`{setting}` is not supported by a table of losses")
 
 
