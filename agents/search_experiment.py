@@ -179,12 +179,8 @@ class _Log:
             self.bar.set_postfix_str(f"best reward {self.best:.4f}", refresh=False)
         self.bar.update(turn.cost)
         self.evaluations += turn.cost
-        columns: dict[str, Any] = {
-            "reward": turn.rewards,
-            "best_reward": [self.best],
-            "loss": turn.loss,
-            "macs_saved": turn.macs_saved,
-        }
+        columns: dict[str, Any] = {"reward": turn.rewards, "best_reward": [self.best], "loss": turn.loss}
+        columns["macs_saved"] = turn.macs_saved
         for name, values in columns.items():
             finite = [value for value in values if value is not None and value > -math.inf]
             if finite:

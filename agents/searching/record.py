@@ -27,9 +27,7 @@ from das_gym.problem.mask_space import skipped_names
 
 FORMAT = 1
 RECORD = "search.json"
-FRONT = "front.json"
-"""The record of `python -m agents pareto`."""
-
+FRONT = "front.json"  # of `python -m agents pareto`
 HISTORY = "search_history.json"
 CHECKPOINT = "checkpoint.json"
 
