@@ -76,8 +76,12 @@ documentation that were searched on, 16 held-out texts and 16 of news: `python -
 --skipped 9 6 --dtype bfloat16` and `report` (2026-11-30). Of three seeds, the median is given, with the range.
 `block_influence` is ShortGPT, `greedy` is SLEB, `last` removes the last layers, `before_last` the block before the last.
 """
-REPORT = Path(__file__).parent / "records" / "real_model_report.txt"
-"""The table below `REAL_MODEL`."""
+RECORDS = Path(__file__).parent / "records"
+REPORTS = (RECORDS / "real_model_report.txt", RECORDS / "real_model_sublayers.txt")
+"""The tables below `REAL_MODEL` and `SUBLAYERS`."""
+
+SUBLAYERS = """Without 15 of its 60 attentions and MLPs (the same commands with `--skipped 15 --units sublayers`):
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -173,7 +177,10 @@ alone. Columns of families: regret at the end.
 
 {DEEPER}
 {REAL_MODEL}
-{real_model_table()}
+{recorded_table(REPORTS[0])}
+
+{SUBLAYERS}
+{recorded_table(REPORTS[1])}
 
 ## Methods
 
@@ -183,9 +190,9 @@ alone. Columns of families: regret at the end.
 """
 
 
-def real_model_table() -> str:
-    """Return the recorded table of searches on the real model."""
-    return "\n".join(line for line in REPORT.read_text(encoding="utf-8").splitlines() if line.startswith("|"))
+def recorded_table(record: Path) -> str:
+    """Return the lines of the table in a record."""
+    return "\n".join(line for line in record.read_text(encoding="utf-8").splitlines() if line.startswith("|"))
 
 
 def method_of(agent: str) -> str:

@@ -149,13 +149,23 @@ def report(folder: Path, skip: str, units: str = "layers") -> None:
     for mask, answer in zip(masks[1:], answers, strict=True):
         mask[answer["layers"]] = True
     perplexities = np.exp([scorer.losses(masks) for scorer in scorers]).T
+    saved = 100 * np.array([scorers[0].problem.costs.macs_saved(mask) for mask in masks])
     cells: dict[tuple[int, str, int], list[int]] = {}
     for row, answer in enumerate(answers, start=1):
         cells.setdefault((answer["skipped"], answer["method"], answer["evaluations"]), []).append(row)
-    rows = [["full model", "0", "", "", *map(median_and_range, perplexities[:1].T)]]
+    rows = [["full model", "0", "0", "", "", *map(median_and_range, perplexities[:1].T)]]
     for (k, method, spent), found in sorted(cells.items(), key=lambda cell: (cell[0][0], perplexities[cell[1], 1].mean())):
-        rows.append([method, str(k), str(spent), str(len(found)), *map(median_and_range, perplexities[found].T)])
-    head = ["method", "skipped", "evaluations", "seeds", *(f"{data}, {split}" for data, split in TEXTS)]
+        rows.append(
+            [
+                method,
+                str(k),
+                median_and_range(saved[found]),
+                str(spent),
+                str(len(found)),
+                *map(median_and_range, perplexities[found].T),
+            ]
+        )
+    head = ["method", "skipped", "MACs saved, %", "evaluations", "seeds", *(f"{data}, {split}" for data, split in TEXTS)]
     print(*markdown_table(head, rows), sep="\n")
 
 
