@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -81,19 +82,33 @@ class Table:
         """Print the table and its notes.
 
         Args:
-            width: Columns of the terminal. Wide tables need more than 80.
+            width: Columns of the terminal. A table whose words do not fit is wider: no number is cut.
             heading_width: Headings are wrapped at this width.
         """
         table = RichTable(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
         left = {column % len(self.columns) for column in self.text_columns}
-        for number, heading in enumerate(self.columns):
-            wrapped = "\n".join(textwrap.wrap(heading, heading_width)) if number else heading
-            table.add_column(wrapped, justify="left" if number in left else "right", no_wrap=number == 0)
+        headings = [self.columns[0], *("\n".join(textwrap.wrap(each, heading_width)) for each in self.columns[1:])]
+        edges = len(headings) + 1  # a space on each side, and between columns
+        widths = self._widths(headings, width - edges)
+        for number, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if number in left else "right", width=widths[number])
         for row in self.rows:
             table.add_row(*row)
-        Console(width=width).print(table)
+        Console(width=max(width, sum(widths) + edges)).print(table)
         for note in self.notes:
             print(textwrap.fill(note, WIDTH))
+
+    def _widths(self, headings: Sequence[str], room: int) -> list[int]:
+        """Return the widths of columns. Cells are wrapped at spaces, those of the first column not at all."""
+        columns = [[escape_control_chars(row[number]) for row in self.rows] for number in range(len(headings))]
+        parts = [columns[0], *([word for cell in cells for word in cell.split()] for cells in columns[1:])]
+        lines = [heading.split("\n") for heading in headings]
+        widths = [max(map(cell_len, [*some, *others])) for some, others in zip(parts, lines, strict=True)]
+        wanted = [max(map(cell_len, [*cells, *others])) for cells, others in zip(columns, lines, strict=True)]
+        for number in sorted(range(len(widths)), key=lambda column: wanted[column] - widths[column]):
+            spare = max(0, room - sum(widths))
+            widths[number] = min(wanted[number], widths[number] + spare)
+        return widths
 
 
 class Console(RichConsole):

@@ -115,6 +115,14 @@ def test_narrow_page_shows_wide_tables_and_close_losses(chromium, tmp_path: Path
     assert max(heights) - min(heights) > 100  # of 280 pixels
 
 
+def test_printed_table_cuts_no_number(capsys):
+    cells = ("1.45 (1.29..1.79)", "262 (245..272)", "330 (313..365)", "70.4 (66.9..71.2)")
+    table = Table(("", "full model", "control", "shrunk", "recovered"), (("first token, times as fast", *cells),))
+    table.print(width=60)
+    printed = capsys.readouterr().out
+    assert all(word in printed for cell in cells for word in cell.split())
+
+
 @needs_browser
 def test_in_a_browser(chromium, tmp_path: Path):
     one = write_report(tmp_path / "one.html", [a_report(n_units=24)])
