@@ -18,6 +18,7 @@ The strength of a regression is chosen by the error on held-out batches (`fit_ri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -240,7 +241,7 @@ def fit_ridge(
 
     Raises:
         ValueError: `rank` is larger than a width.
-        FloatingPointError: Hidden states are not finite.
+        FloatingPointError: Hidden states are not finite, or no strength has a solution.
     """
     width = pairs[0][0].shape[1]
     out = pairs[0][1].shape[1]
@@ -253,13 +254,21 @@ def fit_ridge(
             sums.add(*pair)
     if not torch.isfinite(sums.gram).all() or not torch.isfinite(sums.product).all():
         raise FloatingPointError(f"hidden states at {what} are not finite on the calibration examples. Try float32.")
-    if not held_out:
-        return sums.solve(USUAL_STRENGTH, rank)._replace(strength=USUAL_STRENGTH)
-    errors = {strength: _unexplained(sums.solve(strength, rank), held_out) for strength in STRENGTHS}
-    strength = min(errors, key=errors.__getitem__)
-    for pair in held_out:
-        sums.add(*pair)
-    return sums.solve(strength, rank)._replace(strength=strength, explained=1 - errors[strength])
+    if held_out:
+        fits = {strength: sums.solve(strength, rank) for strength in STRENGTHS}
+        errors = {strength: _unexplained(fit, held_out) for strength, fit in fits.items() if fit is not None}
+        strength = min(errors, key=errors.__getitem__, default=STRENGTHS[0])
+        explained = 1 - errors.get(strength, math.nan)
+        for pair in held_out:
+            sums.add(*pair)
+    else:
+        strength = USUAL_STRENGTH
+        explained = math.nan
+    for stronger in [strength, *(each for each in STRENGTHS if each > strength)]:
+        ridge = sums.solve(stronger, rank)
+        if ridge is not None:
+            return ridge._replace(strength=stronger, explained=explained)
+    raise FloatingPointError(f"no linear map fits the hidden states at {what}: their features differ too much in size.")
 
 
 class _Sums:
@@ -282,12 +291,19 @@ class _Sums:
         self.gram += (inputs.T @ inputs).cpu()
         self.product += (inputs.T @ outputs.to(wide)).cpu()
 
-    def solve(self, strength: float, rank: int | None) -> Ridge:
-        """Return the map with the smallest penalized error, of that rank or less."""
+    def solve(self, strength: float, rank: int | None) -> Ridge | None:
+        """Return the map with the smallest penalized error, of that rank or less.
+
+        None if the penalty is smaller than the rounding of the sums, so that there is no solution: hidden states of a few
+        very large features, as pretrained decoders have them, are summed in float32.
+        """
         penalty = torch.full((len(self.gram),), strength * float(self.gram.diagonal()[:-1].mean()), dtype=torch.float64)
         penalty[-1] = 0.0 if self.bias else 1.0  # a penalty gives the solution 0
         penalized = self.gram + torch.diag(penalty)
-        solution = torch.cholesky_solve(self.product, torch.linalg.cholesky(penalized))
+        factor, failed = torch.linalg.cholesky_ex(penalized)
+        if failed:
+            return None
+        solution = torch.cholesky_solve(self.product, factor)
         weight = solution[:-1]
         bias = solution[-1]
         if rank is None:

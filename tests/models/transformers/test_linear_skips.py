@@ -12,7 +12,7 @@ from das_gym.adapt.shrink.saving import save
 from torch import Tensor
 
 from das_gym.models.transformers.inserted_adapters import copy_with_linear_skips, full_model_with_adapters
-from das_gym.models.transformers.linear_skips import STRENGTHS, fit_skip_adapters
+from das_gym.models.transformers.linear_skips import STRENGTHS, fit_ridge, fit_skip_adapters
 from das_gym.models.transformers.stack import as_layer_output, first_input, first_output, replace_forwards
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven, copied
@@ -122,6 +122,17 @@ def test_held_out_tokens_choose_the_strength(driven):
     assert [fit.unit for fit in fits] == [layer.name for layer in model.vlm.layers]
     without = fit_skip_adapters(model.vlm, states_of(model, batches=2))
     assert all(np.isnan(fit.explained) for fit in without)
+
+
+def test_tokens_that_hardly_differ_leave_a_solution():
+    # As in pretrained decoders, where a few features are so large that all normalized hidden states are nearly one vector.
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.rand(576, generator=generator) + 0.1
+    lengths = 1 + 1e-4 * torch.randn(16, 1024, 1, generator=generator)
+    inputs = lengths * direction * (576**0.5 / direction.norm())
+    fit = fit_ridge([(batch, batch[:, :8]) for batch in inputs])
+    assert fit.strength > STRENGTHS[0]
+    np.testing.assert_allclose(fit(inputs[0]), inputs[0, :, :8], rtol=1e-3)
 
 
 def test_a_rank_stores_two_factors_and_full_rank_loses_nothing(driven):
