@@ -38,8 +38,10 @@ def test_leaderboard_from_one_command(tmp_path, monkeypatch):
     assert "`python -m benchmarks.leaderboard --seeds 1 --long-seeds 1 --planted 1 --layers 24 36`" in text
     for heading in ("## Up to 12 units", "### llava_mini, 24 layers", "### 36 layers, 12 skipped"):
         assert heading in text
-    assert text.count("\n| random |") == 1 + 2 + 3 + 2  # first table, short ones, long ones, planted ones
-    assert text.count("\n| block_influence |") == 2 + 3  # planted problems have no statistics
+    searched, _, recorded = text.partition("## Layers of SmolLM2-135M")
+    assert searched.count("\n| random |") == 1 + 2 + 3 + 2  # first table, short ones, long ones, planted ones
+    assert searched.count("\n| block_influence |") == 2 + 3  # planted problems have no statistics
+    assert recorded.count("\n| random |") == 3  # six and nine layers, and sub-layers
     assert text.index("\n| agent |") < text.index("First are:") < text.index("## How to read")
     monkeypatch.setattr(runs, "run_agent", None)
     monkeypatch.setattr(runs, "run_optuna", None)
