@@ -7,6 +7,7 @@ import json
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 import gymnasium
@@ -32,6 +33,11 @@ COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
 
 SEARCH_DEFAULTS: dict[str, dict[str, Any]] = {"bandit": {"learning_rate": 20.0}}
 """Agent settings for searches of a few hundred masks; the paper's rate of 1 is for hundreds of turns."""
+
+
+def search_hyperparameters(agent: str, agent_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hyperparameters of an agent in a search: those given, and `SEARCH_DEFAULTS`."""
+    return {**SEARCH_DEFAULTS.get(agent, {}), **agent_kwargs}
 
 
 @dataclass(frozen=True)
@@ -107,13 +113,17 @@ class SearchConfig(BudgetSettings):
             given = f"got {self.masks_per_turn}, expected {least} or more"
             raise ValueError(f"`masks_per_turn` is too small for agent {self.agent!r}: {given}")
 
-    @property
+    @cached_property
     def budget(self) -> dict[str, Any]:
         """See `BudgetSettings.budget`; by default, no more units are skipped than a table has masks of."""
         budget = super().budget
         if self.skip_num == "auto" and budget["skip_num"] is not None and is_tabular(self.env_id):
-            env: Any = gymnasium.make(self.env_id, **self.all_env_kwargs)
-            budget["skip_num"] = env.unwrapped.budget.skip_num
+            from das_gym.envs.tabular_env import load_table, table_path
+
+            given = {**gymnasium.spec(self.env_id.rpartition(":")[2]).kwargs, **self.all_env_kwargs}
+            table = load_table(table_path(given["model"], given["task"], given.get("table")))
+            most = table.n_layers if table.meta.max_skipped is None else table.meta.max_skipped
+            budget["skip_num"] = min(budget["skip_num"], most)
         return budget
 
     @property

@@ -16,7 +16,7 @@ from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algo
 from das_gym.agents.searching.racing import Race, Raced
 from das_gym.agents.searching.record import CHECKPOINT, Checkpoint, OnTurn, SearchResult, Turn, conclude, spent, with_costs
 from das_gym.agents.searching.scorer import MaskScorer, open_scorer
-from das_gym.agents.settings import SEARCH_DEFAULTS, SearchConfig
+from das_gym.agents.settings import SearchConfig, search_hyperparameters
 
 from das_gym.commands.progress import progress
 from das_gym.files import explain_damage
@@ -66,7 +66,7 @@ def search(
     config = with_costs(config, run_folder if resume else None, problem)
     with closing(open_for_search(config, problem)) as scorer:
         agent, history = run_turns(config, scorer, run_folder, on_turn, resume)
-        settings = {**SEARCH_DEFAULTS.get(config.agent, {}), **config.agent_kwargs}
+        settings = search_hyperparameters(config.agent, config.agent_kwargs)
         result, _ = conclude(config, scorer, answer(agent, config.agent), history, settings, agent.statistics_read)
     if folder is not None:
         result.save(folder)
@@ -178,7 +178,7 @@ def make_search_agent(
     blocks: Callable[[], dict[str, Any] | None],
 ) -> Agent:
     """Make the agent of a search; `SEARCH_DEFAULTS` and, for agents that take them, `blocks()` are filled in."""
-    settings = {**SEARCH_DEFAULTS.get(name, {}), **agent_kwargs}
+    settings = search_hyperparameters(name, agent_kwargs)
     if "blocks" in inspect.signature(agent_class(name)).parameters and "blocks" not in settings:
         settings["blocks"] = blocks()
     # The agent draws from a child of the seed, since the environment draws from the seed itself.

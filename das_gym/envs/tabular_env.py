@@ -285,7 +285,7 @@ class TabularEnv(ScoredEnv, gymnasium.Env[Any, Any]):
         check_arguments(
             [name for name in budget if name not in SAVED], [*inspect.signature(TabularEnv).parameters, *BUDGET_SETTINGS]
         )
-        path = bundled_table(model, task) if table is None else absolute(table)
+        path = table_path(model, task, table)
         every_group = load_table(path)
         self.table = every_group if group is None else every_group.group_table(group)
         settings: dict[str, Any] = {
@@ -321,6 +321,11 @@ def bundled_table(model: str, task: str) -> Path:
             "env_kwargs.table=FILE."
         )
     return entry.table
+
+
+def table_path(model: str, task: str, table: str | None = None) -> Path:
+    """Return the path of a given table, or of the bundled one."""
+    return bundled_table(model, task) if table is None else absolute(table)
 
 
 def load_table(path: Path) -> SubnetTable:
