@@ -135,7 +135,8 @@ def front_table(record: Mapping[str, Any], metric: str) -> Table:
     """Return the table of the points in the record of a front; its notes say how many masks were scored."""
     rows = []
     for point in record["points"]:
-        numbers = f"{100 * point['saved']:.1f} %", f"{point['loss']:.4f}", f"{100 * point['metric']:.1f} %"
+        score = "-" if point["metric"] is None else f"{100 * point['metric']:.1f} %"  # None: it is not finite
+        numbers = (f"{100 * point['saved']:.1f} %", f"{point['loss']:.4f}", score)
         rows.append((str(point["point"]), *numbers, str(sum(point["mask"]))))
     columns = ("point", f"{record['cost']} saved", "loss", metric.replace("_", " "), "layers skipped")
     notes = [f"Scored: {counted(record['evaluations'], 'mask')}."]

@@ -129,11 +129,12 @@ class FrontSearch(Agent):
         """Return the best candidate of the next level that has one."""
         gain = expected_improvement(posterior.mean - needed, posterior.variance, 0.0)
         gain[chosen] = -1.0
-        while True:
+        for _ in range(LEVELS):
             here = np.flatnonzero((levels == self._level) & (gain >= 0))
             self._level = (self._level + 1) % LEVELS
             if len(here):
                 return int(here[gain[here].argmax()])
+        raise RuntimeError("no candidate is left")
 
 
 def log_goodness(losses: Floats) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from das_gym.agents.pareto_experiment import front_of
+from das_gym.agents.pareto_experiment import front_of, front_table
 from das_gym.agents.run_commands import pareto as ex
 from das_gym.agents.searching.record import Checkpoint
 
@@ -67,6 +67,13 @@ def test_front_keeps_a_layer_where_skipped_layers_are_removed():
     scored = masks, np.array([0.0, 0.4, 0.8]), np.array([0.1, 0.2, 0.9])
     assert front_of(*scored, keeps_a_layer=False).tolist() == [0, 1, 2]
     assert front_of(*scored, keeps_a_layer=True).tolist() == [0, 1]
+
+
+def test_a_metric_that_is_not_finite_is_printed_as_missing():
+    point = {"point": 0, "mask": [1, 0], "saved": 0.5, "loss": 1.25, "metric": None}
+    record = {"points": [point], "cost": "MACs", "evaluations": 3, "hypervolume_share": None, "env_id": "E"}
+    table = front_table({**record, "settings": {"seed": 0}}, "accuracy")
+    assert table.rows == (("0", "50.0 %", "1.2500", "-", "1"),)
 
 
 @pytest.mark.parametrize(
