@@ -73,7 +73,7 @@ class Scorer:
 
 
 def results_name(skip: str, units: str) -> str:
-    """Return the part of a file's name that tells its searches apart: `delete`, or `delete_sublayers`."""
+    """Return the suffix of the files of a kind of search: `delete`, `linear`, `delete_sublayers`, ..."""
     return skip if units == "layers" else f"{skip}_{units}"
 
 

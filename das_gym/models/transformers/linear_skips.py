@@ -294,8 +294,8 @@ class _Sums:
     def solve(self, strength: float, rank: int | None) -> Ridge | None:
         """Return the map with the smallest penalized error, of that rank or less.
 
-        None if the penalty is smaller than the rounding of the sums, so that there is no solution: hidden states of a few
-        very large features, as pretrained decoders have them, are summed in float32.
+        None if the penalty is smaller than the rounding errors of the sums, so that the Gram matrix with it is not positive
+        definite: normalized hidden states of pretrained decoders are nearly one vector, and are multiplied in float32.
         """
         penalty = torch.full((len(self.gram),), strength * float(self.gram.diagonal()[:-1].mean()), dtype=torch.float64)
         penalty[-1] = 0.0 if self.bias else 1.0  # a penalty gives the solution 0
