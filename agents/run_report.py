@@ -79,8 +79,7 @@ def architecture_of(result: SearchResult) -> Architecture:
 
 def progress_of(result: SearchResult) -> Progress | None:
     """Return reward and best reward after every scored mask; None without turns."""
-    rewards: list[float | None] = []
-    best: list[float | None] = []
+    found = Progress([], [])
     so_far: float | None = None
     for turn in result.history:
         for row, share in zip(turn.rows, turn.shares, strict=True):
@@ -88,9 +87,9 @@ def progress_of(result: SearchResult) -> Progress | None:
             allowed = share == 1.0 and keeps_budget(result.env_kwargs, row["mask"], row["macs_saved"])
             if reward is not None and allowed:
                 so_far = reward if so_far is None else max(so_far, reward)
-            rewards.append(reward)
-            best.append(so_far)
-    return Progress(rewards, best) if rewards else None
+            found.rewards.append(reward)
+            found.best.append(so_far)
+    return found if found.rewards else None
 
 
 def search_report(folder: Path) -> RunReport:

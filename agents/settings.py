@@ -122,8 +122,7 @@ class SearchConfig(BudgetSettings):
 
             given = {**gymnasium.spec(self.env_id.rpartition(":")[2]).kwargs, **self.all_env_kwargs}
             table = load_table(table_path(given["model"], given["task"], given.get("table")))
-            most = table.n_layers if table.meta.max_skipped is None else table.meta.max_skipped
-            budget["skip_num"] = min(budget["skip_num"], most)
+            budget["skip_num"] = min(budget["skip_num"], table.most_skipped)
         return budget
 
     @property

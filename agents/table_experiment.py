@@ -128,7 +128,7 @@ def _total(problem: Problem, counts: tuple[int | None, int | None]) -> int:
 def print_summary(table: SubnetTable, spent: Spending) -> None:
     """Print the scores of the best mask in a table, and the work that building the table took."""
     meta, losses = table.meta, table.values("loss")
-    count = min(DEFAULT_SKIP_NUM, table.n_layers // 2, table.n_layers if meta.max_skipped is None else meta.max_skipped)
+    count = min(DEFAULT_SKIP_NUM, table.n_layers // 2, table.most_skipped)
     best = table.best(skip_num=count)
     print(
         f"{meta.env_id}: {len(table.masks):,} masks, {meta.reward_examples:,} reward, {meta.test_examples:,} test examples"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class, check_agent_name
-from das_gym.agents.compare.comparison import AgentResult, quantile
+from das_gym.agents.compare.comparison import AgentResult
 from das_gym.agents.listing import first_line
 from das_gym.agents.sb3.algorithms import find_algorithm, is_algorithm
 from das_gym.agents.settings import COMPARED
@@ -291,7 +291,7 @@ def long_tables(scores: Scores) -> str:
         for agent in sorted(alone.results, key=lambda agent: (-alone.found(agent), alone.mean(agent, 60), agent)):
             (result,) = alone.results[agent]
             low, high = mean_interval(result.found[:, -1].astype(float))
-            needed = quantile(result.needed(), 50)
+            needed = np.percentile(result.needed(), 50, method="inverted_cdf")
             share = f"{100 * alone.found(agent):.0f} %"
             optimum = f"{share}{one_run(result) or f' [{100 * low:.0f}, {100 * high:.0f}]'}"
             rows.append(

@@ -72,9 +72,9 @@ class Comparison(Generic[Trial]):
     def save(self) -> None:
         """Write the record."""
         if self.folder is not None and is_main_process():
-            shared = {"settings": self.settings, "plugins": self.settings["plugins"], "versions": self.versions}
-            record = {**shared, **self.results}
-            write_json(self.folder / COMPARISON, {**record, "trials": [asdict(trial) for trial in self.trials]}, indent=None)
+            record = {"settings": self.settings, "plugins": self.settings["plugins"], "versions": self.versions}
+            trials = [asdict(trial) for trial in self.trials]
+            write_json(self.folder / COMPARISON, {**record, **self.results, "trials": trials}, indent=None)
 
     def finish(self, run: Any, table: Table) -> None:
         """Print the table, and write it into the record and to a Markdown file."""

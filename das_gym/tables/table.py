@@ -134,6 +134,11 @@ class SubnetTable:
         """How many layers can be skipped."""
         return len(self.meta.layer_names)
 
+    @property
+    def most_skipped(self) -> int:
+        """How many layers a mask of the table skips at most."""
+        return self.n_layers if self.meta.max_skipped is None else self.meta.max_skipped
+
     @cached_property
     def masks(self) -> np.ndarray:
         """(n_masks, n_layers) bool: the masks, in the order of rows."""
