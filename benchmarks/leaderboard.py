@@ -8,6 +8,7 @@ python -m benchmarks.leaderboard --seeds 1 --long-seeds 2 --planted 2 --out mine
 from __future__ import annotations
 
 import argparse
+import inspect
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class, check_agent_name
 from das_gym.agents.compare.comparison import AgentResult
-from das_gym.agents.listing import first_line
 from das_gym.agents.sb3.algorithms import find_algorithm, is_algorithm
 from das_gym.agents.settings import COMPARED
 
@@ -199,7 +199,7 @@ def method_of(agent: str) -> str:
     """Return what an agent does, in a line."""
     if is_algorithm(agent):
         return f"Stable-Baselines3's {find_algorithm(agent)[1].path.rpartition(':')[2]}, with das_gym's settings for it."
-    return first_line(agent_class(agent))
+    return (inspect.getdoc(agent_class(agent)) or "").partition("\n")[0]
 
 
 def summary(short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
