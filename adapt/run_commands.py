@@ -24,8 +24,16 @@ def pipeline_configs() -> dict[str, dict[str, Any]]:
     return {**named_problems(), RECIPES[1]: {"recipe": RECIPES[1], "rank_images": None}}
 
 
+def check_units(settings: Any) -> None:
+    """Raise for units that cannot be trained."""
+    for name, value in (("units", "sublayers"), ("vision", True)):
+        if getattr(settings.problem, name) == value:
+            raise ValueError(f"`{name}`={value} has no adapters to train: leave it out here, or search with it (`agents`)")
+
+
 def check(settings: AdaptSettings) -> None:
     """Raise for a missing supernet; no model is loaded. The problem of `search_run` is read later."""
+    check_units(settings)
     if settings.search_run is None:
         _ = settings.problem.supernet_path
 
@@ -38,9 +46,15 @@ def check_processes(settings: RunSettings) -> None:
 
 
 adapt = RecordedCommand("adapt", AdaptSettings, "das_gym.adapt.adapt_experiment:adapt", named_configs, check)
-das = RecordedCommand("adapt das", JointSearchSettings, "das_gym.adapt.das_experiment:run_pipeline", pipeline_configs)
-compare = RecordedCommand("adapt compare", CompareSettings, "das_gym.adapt.compare_experiment:compare", named_problems)
-supernet = RecordedCommand("adapt supernet", SupernetSettings, "das_gym.adapt.supernet_experiment:supernet", named_problems)
+das = RecordedCommand(
+    "adapt das", JointSearchSettings, "das_gym.adapt.das_experiment:run_pipeline", pipeline_configs, check_units
+)
+compare = RecordedCommand(
+    "adapt compare", CompareSettings, "das_gym.adapt.compare_experiment:compare", named_problems, check_units
+)
+supernet = RecordedCommand(
+    "adapt supernet", SupernetSettings, "das_gym.adapt.supernet_experiment:supernet", named_problems, check_units
+)
 shrink: RecordedCommand[Any] = RecordedCommand(
     "adapt shrink", "das_gym.adapt.shrink.settings:ShrinkSettings", "das_gym.adapt.shrink_experiment:shrink", named_configs
 )

@@ -169,8 +169,10 @@ class ChoosingSettings(SearchingSettings):
             raise ValueError(f"both `mask` and `search_run`={self.search_run} are given; give one of them")
         if self.point is not None and self.search_run is None:
             raise ValueError(f"`point`={self.point} is of a Pareto front: give its run too, as search_run=RUN")
-        if self.mask is not None and self.problem.n_units not in (None, len(self.mask)):
-            raise ValueError(f"`mask` has the wrong length: got {len(self.mask)} numbers, expected {self.problem.n_units}")
+        counts = None if self.mask is None else self.problem.unit_counts
+        if self.mask is not None and counts is not None and len(self.mask) not in counts:
+            expected = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
+            raise ValueError(f"`mask` has the wrong length: got {len(self.mask)} numbers, expected {expected}")
 
     @property
     def needs_search(self) -> bool:

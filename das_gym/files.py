@@ -45,6 +45,9 @@ MIN_UNPACKED, MAX_RATIO, MAX_UNPACKED = 2**28, 16, 2**31
 MAX_DESCRIPTION = 2**24
 """Bytes of `meta`, the text by which a file of arrays describes itself."""
 
+MAX_NAMES = 2**22
+"""Bytes in which the names of tensors are looked for."""
+
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _HOST = hashlib.sha256(
     f"{platform.node()} {_PID_NAMESPACE.readlink() if _PID_NAMESPACE.is_symlink() else ''}".encode()
@@ -246,6 +249,22 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         if not isinstance(array, np.ndarray):
             raise ValueError(f"{name} is not an array")
     return found
+
+
+def tensor_names(path: Path) -> str:
+    """Return a text that holds the names of the tensors in a file of weights, among other bytes; empty if it is damaged.
+
+    They are in the pickle of torch's archives, and in the beginning of other files. Nothing is unpickled.
+    """
+    with suppress(Exception):  # a damaged archive can raise anything; loading says what is wrong
+        if not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                return file.read(MAX_NAMES).decode("latin-1")
+        with zipfile.ZipFile(path) as archive:
+            pickle = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            with archive.open(pickle) as file:
+                return file.read(MAX_NAMES).decode("latin-1")
+    return ""
 
 
 def read_array(name: str, values: Any, shape: tuple[int, ...], kind: type[bool] | type[float] = float) -> np.ndarray:

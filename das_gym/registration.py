@@ -23,6 +23,9 @@ from das_gym.names import add_entry
 DEFAULT_REWARD = "exp_neg_loss"
 """The reward of tasks that name no other."""
 
+PARTS = ("train", "reward", "test")
+"""The parts of every data set, as in `das_gym.tasks.base`, which imports torch."""
+
 
 @dataclass(frozen=True)
 class ModelEntry:
@@ -37,6 +40,8 @@ class ModelEntry:
         assets: Folder of the bundled checkpoint, supernets and tables, or None.
         others: Folders of further bundled checkpoints. `checkpoint=` takes their names.
         layer_counts: Names of the numbers of layers in config.json, and how many units each layer is.
+        layer_tensors: Pattern of the beginning of the names of a unit's tensors, for files without config.json.
+        whole_types: Values of `model_type` in config.json of models that can lose every layer of their decoder.
         reads: `pairs` of a text and an image, or `prompts`: questions that it answers in words. A model and a task make an
             environment if `reads` of the one is `gives` of the other.
         options: Settings of `ProblemConfig` that `load` takes in addition.
@@ -52,6 +57,8 @@ class ModelEntry:
     assets: Path | None = None
     others: tuple[Path, ...] = ()
     layer_counts: Mapping[str, int] = field(default_factory=dict)
+    layer_tensors: str = ""
+    whole_types: tuple[str, ...] = ()
     reads: str = "pairs"
     options: tuple[str, ...] = ("image_size",)
     tokenizer: Any = None
@@ -80,6 +87,7 @@ class TaskEntry:
         gives: `pairs` or `prompts`, see `ModelEntry.reads`.
         needs_data: Whether there are no bundled data, so that `data_root` has to be given.
         reward: The default reward of masks, see `das_gym.problem.rewards.REWARDS`.
+        parts: The parts of data sets that its `load_part` takes; some formats have official ones.
     """
 
     name: str
@@ -89,6 +97,7 @@ class TaskEntry:
     gives: str = "pairs"
     needs_data: bool = False
     reward: str = DEFAULT_REWARD
+    parts: tuple[str, ...] = PARTS
 
 
 @dataclass(frozen=True)
@@ -137,10 +146,18 @@ MODELS: dict[str, ModelEntry] = {
     entry.name: entry
     for entry in (
         ModelEntry(
-            "METER", vlp="das_gym.models.meter.model:METER", assets=ASSETS / "meter_mini", layer_counts={"fusion_layers": 2}
+            "METER",
+            vlp="das_gym.models.meter.model:METER",
+            assets=ASSETS / "meter_mini",
+            layer_counts={"fusion_layers": 2},
+            layer_tensors=r"(?:text|image)_layers\.\d+\.",
         ),
         ModelEntry(
-            "ViLT", vlp="das_gym.models.vilt.model:ViLT", assets=ASSETS / "vilt_mini", layer_counts={"num_layers": 1}
+            "ViLT",
+            vlp="das_gym.models.vilt.model:ViLT",
+            assets=ASSETS / "vilt_mini",
+            layer_counts={"num_layers": 1, "num_hidden_layers": 1},
+            layer_tensors=r"\bblocks\.\d+\.",
         ),
         ModelEntry(
             "VLM",
@@ -149,6 +166,10 @@ MODELS: dict[str, ModelEntry] = {
             assets=ASSETS / "smolvlm_mini",
             others=(ASSETS / "llava_mini",),
             layer_counts={"num_hidden_layers": 1},
+            whole_types=(
+                *("llama", "llava", "llava_next", "llava_onevision", "smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl"),
+                *("paligemma", "gemma3", "internvl", "mllama", "lfm2_vl", "glm4_moe", "gpt2"),
+            ),
             reads="prompts",
             options=("tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code"),
             tokenizer="das_gym.models.transformers.inputs:load_tokenizer_of",
@@ -158,10 +179,18 @@ MODELS: dict[str, ModelEntry] = {
 }
 """Every model by name."""
 
+VQAV2_PARTS = (*PARTS, "train2014", "val2014", "test2015", "test-dev2015")
+
 TASKS: dict[str, TaskEntry] = {
     entry.name: entry
     for entry in (
-        TaskEntry("vqa", "VQA", "das_gym.tasks.vqa.task:VQATask", "Shapes-VQA (bundled), VQAv2's files, arrow"),
+        TaskEntry(
+            "vqa",
+            "VQA",
+            "das_gym.tasks.vqa.task:VQATask",
+            "Shapes-VQA (bundled), VQAv2's files, arrow",
+            parts=VQAV2_PARTS,
+        ),
         TaskEntry("nlvr2", "NLVR2", "das_gym.tasks.nlvr2:NLVR2Task", "Shapes-NLVR2 (bundled), NLVR2's files, arrow"),
         TaskEntry(
             "retrieval", "F30K", "das_gym.tasks.retrieval:RetrievalTask", "Shapes captions (bundled), Karpathy's, arrow"
@@ -175,6 +204,7 @@ TASKS: dict[str, TaskEntry] = {
             "das_gym.tasks.answering.task:AnsweringTask",
             "Shapes-VQA (bundled), LLaVA's conversations, parquet, Slake, ScienceQA, AID, VQAv2's and NLVR2's files",
             gives="prompts",
+            parts=(*VQAV2_PARTS, "questions"),
         ),
         TaskEntry(
             "text",

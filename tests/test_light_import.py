@@ -11,7 +11,9 @@ import das_gym.agents
 import pytest
 
 import das_gym
+from das_gym.files import ASSETS
 
+GOLDEN = Path(__file__).parent / "golden"
 IN_A_CLONE = "import gymnasium, das_gym; gymnasium.make('DAS-METER-VQA-Tabular-v0'); print(das_gym.__file__)"
 DOORS = (das_gym, das_gym.agents, das_gym.adapt)
 
@@ -47,6 +49,15 @@ def test_settings_are_checked_before_torch_is_imported(module: str):
         ("with mask=[0,1]", "mask"),
         ("with vilt_vqa mask=[0,1]", "mask"),
         ("shrink with mask=[0,1] checkpoint=llava_mini", "mask"),
+        ("shrink with mask=[0,1] vision=True", "mask"),
+        (f"with checkpoint={GOLDEN / 'meter_tiny.ckpt'} mask=[0,1]", "mask"),
+        (f"with vilt_vqa checkpoint={GOLDEN / 'vilt_tiny.ckpt'} mask=[0,1]", "mask"),
+        (f"with meter_vqa checkpoint={ASSETS / 'meter_mini' / 'model.safetensors'} mask=[0,1]", "mask"),
+        ("with vlm_answering vision=True", "vision"),
+        ("compare with vlm_answering units=sublayers", "units"),
+        ("with device=gpu0", "device"),
+        (f"evaluate with run={ASSETS / 'llava_mini'} device=gpu0", "device"),
+        (f"evaluate with run={ASSETS / 'llava_mini'} split=tests", "split"),
     ],
 )
 def test_wrong_settings_are_reported_before_torch_is_imported(words: str, setting: str):

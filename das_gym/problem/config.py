@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.settings import PositiveFloat, PositiveInt, Settings, choice
 from das_gym.commands.trust import REMOTE_CODE
-from das_gym.files import absolute, explain_damage, read_json
+from das_gym.files import absolute, explain_damage, read_json, tensor_names
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_ca
 
 COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "tree_gib", "encoder_cache", "latency_again", "workers")
 """Fields of `ProblemConfig` that control how masks are scored."""
+
+MAX_TOWER = 512
+"""The number of layers of a vision tower whose config.json does not have it is at most this."""
 
 STANDARD_ERRORS = 2.0
 """A score up to this many standard errors above chance counts as chance."""
@@ -60,6 +63,12 @@ def download_hint(value: str, setting: str) -> str:
     kind = "--repo-type dataset " if setting == "data_root" else ""
     command = f"hf download {kind}{value} --local-dir FOLDER"
     return f" das_gym downloads nothing. Download it first: `{command}`, then give {setting}=FOLDER."
+
+
+def check_device(device: str) -> None:
+    """Raise for a word that names no device of torch; whether this machine has the device is found out when it is used."""
+    if re.fullmatch(r"(?!gpu)[a-z]+(:\d+)?", device) is None:
+        raise ValueError(f"`device` is unknown: got {device}, expected auto, cpu, cuda, cuda:1, mps or another of torch's")
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,7 @@ class ProblemConfig(Settings):
         if hint := download_hint(str(self.model), "checkpoint"):
             raise ValueError(f"`model` is unknown: got {self.model}, expected {', '.join(MODELS)}.{hint}")
         super().__post_init__()
+        check_device(self.device)
         find_environment(self.model, self.task)
         self._check_options()
         for name in PATH_SETTINGS:
@@ -156,20 +166,34 @@ class ProblemConfig(Settings):
                 )
 
     @property
-    def n_units(self) -> int | None:
-        """Number of skippable units according to config.json; None if only the loaded model has it.
+    def unit_counts(self) -> range | None:
+        """The possible numbers of skippable units by config.json or the names of tensors; None if these do not tell.
 
-        In a transformers model that is not bundled, some layers may have to stay. Official METER and ViLT files have none.
+        Only the loaded model knows which layers of a vision tower have to stay, and which decoder layers of a type that is
+        not in `ModelEntry.whole_types`.
         """
         entry = MODELS[self.model]
-        folder = entry.assets if self.checkpoint is None else Path(self.checkpoint)
-        is_known = not entry.reads_prompts or (folder in (entry.assets, *entry.others) and not self.vision)
-        if folder is None or not is_known or not (folder / "config.json").is_file():
+        place = entry.assets if self.checkpoint is None else Path(self.checkpoint)
+        if place is None:
             return None
-        with explain_damage(folder / "config.json", "copy the checkpoint again"):
-            sizes = read_json(folder / "config.json").get("text_config" if entry.reads_prompts else "config", {})
+        if place.is_file():
+            count = len(set(re.findall(entry.layer_tensors, tensor_names(place)))) if entry.layer_tensors else 0
+            return range(count, count + 1) if count else None
+        if not (place / "config.json").is_file():
+            return None
+        with explain_damage(place / "config.json", "copy the checkpoint again"):
+            config = read_json(place / "config.json")
+            sizes = next((config[part] for part in ("config", "sizes", "text_config") if part in config), config)
             counts = [units * int(sizes[name]) for name, units in entry.layer_counts.items() if name in sizes]
-        return sum(counts) * (2 if self.units == "sublayers" else 1) or None
+            most = sum(counts) * (2 if self.units == "sublayers" else 1)
+            if not most:
+                return None
+            least = most if not entry.reads_prompts or config.get("model_type") in entry.whole_types else 1
+            if self.vision:
+                tower = config.get("vision_config", {})
+                least += 1
+                most += int(tower.get("num_hidden_layers") or tower.get("depth") or MAX_TOWER)
+        return range(least, most + 1)
 
     @property
     def supernet_path(self) -> str | Path | None:

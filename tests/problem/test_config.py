@@ -9,16 +9,19 @@ from types import SimpleNamespace
 import pytest
 from das_gym.agents import SearchConfig, search
 
+from das_gym import registration
 from das_gym.data.entries import POLICIES
 from das_gym.engine import tree
 from das_gym.models.transformers import units
 from das_gym.problem.config import ON_BAD_EXAMPLE, PRECISIONS, UNITS, ProblemConfig, training_command, warn_at_chance
 from das_gym.problem.loading import task_class
+from das_gym.tasks import base
 from tests.tasks.answering.making import llava_folder
 
 
 def test_listed_choices_are_those_that_are_read():
     assert (PRECISIONS, UNITS, ON_BAD_EXAMPLE) == (tree.PRECISIONS, units.UNITS, POLICIES)
+    assert registration.PARTS == base.PARTS
 
 
 @pytest.mark.parametrize(

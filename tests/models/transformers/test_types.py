@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoConfig
 
 from das_gym.models.transformers.loading import load_vlm
+from das_gym.registration import MODELS
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 from tests.models.transformers.test_vision_units import SEEN
@@ -67,6 +68,12 @@ def test_models_page_lists_what_each_type_can_do(folder_of, driven, tmp_path):
     for name, line in zip(tiny.MAKERS, lines, strict=True):
         if name in SEEN:  # of the others, main() alone looks at the tower
             assert line.endswith(f"| {vision_of(driven(name))} |")
+
+
+def test_whole_types_are_those_of_the_table():
+    _, lines = table_of(PAGE.read_text(encoding="utf-8"))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [row[0] for row in cells if row[1] == "all"] == list(MODELS["VLM"].whole_types)
 
 
 def table_of(page: str) -> tuple[str, list[str]]:
