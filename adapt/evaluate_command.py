@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.evaluate import Evaluation, evaluate, generate_texts, predict
-from das_gym.adapt.finished_runs import EvaluateSettings, PredictSettings, find_subnet, is_transformers_model
-from das_gym.adapt.subnets import load_transformers_model, load_with_overrides
+from das_gym.adapt.finished_runs import EvaluateSettings, PredictSettings
+from das_gym.adapt.subnets import load_finished
 
 from das_gym.drawing.report import Table
 from das_gym.files import write_json
@@ -30,16 +30,11 @@ from das_gym.registration import score_texts
 
 def load(settings: EvaluateSettings) -> tuple[AdaptedModel, Sequence[Any], str | None]:
     """Return the model, the examples, and the folder of the data; None for the bundled data."""
-    place, _ = find_subnet(settings.run, settings.runs_dir, settings.method)
-    recorded = settings.recorded
-    data_root = settings.data_root or recorded["data_root"]
-    if is_transformers_model(place):
-        subnet = load_transformers_model(place, settings.task, settings.device, settings.trust_remote_code)
-    else:
-        subnet = load_with_overrides(place, settings.device, settings.checkpoint, settings.trust_remote_code)
+    data_root = settings.data_setting("data_root")
+    trusted = settings.trust_remote_code
+    subnet = load_finished(settings.finished, settings.device, settings.checkpoint, trusted, settings.task)
     task = task_class(subnet.task.name)
-    given = {name: getattr(settings, name) or recorded[name] for name in ("columns", "context")}
-    options = reader_options(task, given)
+    options = reader_options(task, {name: settings.data_setting(name) for name in ("columns", "context")})
     if reads_tokens(task):
         options["tokenizer"] = subnet.task.processor.tokenizer
     examples = task.load_part(data_root, settings.split, settings.on_bad_example, **options)

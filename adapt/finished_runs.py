@@ -1,4 +1,4 @@
-"""Finished runs as `evaluate`, `predict` and `export` find them, and the settings of these commands.
+"""Finished runs as `evaluate`, `predict` and `export` find them, with the settings of these commands.
 
 Everything here is read and checked before torch is imported.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from das_gym.adapt.settings import RANKED_IMAGES, SAVED_DTYPES
 
@@ -17,21 +19,45 @@ from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import COMPARISON, RUNS_DIR, PluginSettings, find_run
 from das_gym.commands.settings import PositiveInt, choice
 from das_gym.files import METADATA_KEY, at_home, check_new_folder, explain_damage, read_json
-from das_gym.problem.config import ON_BAD_EXAMPLE, download_hint, setting_path
+from das_gym.names import check_names
+from das_gym.problem.config import ON_BAD_EXAMPLE, check_device, download_hint, setting_path
 from das_gym.registration import METRICS, TASKS
+
+if TYPE_CHECKING:
+    from das_gym.adapt.compare.record import Trial
 
 SUBNET_FILE = "adapter.safetensors"
 RECORD = "adapt.json"
 JOINT_RECORD = "das.json"
-DATA_SETTINGS = ("data_root", "columns", "context")
-"""Settings of a run's data that `evaluate` takes from its record."""
-
 NEW_TOKENS = 128
 """Longest answer that is generated, in tokens."""
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_TORCH = (2, 11)
 """The exporter of torch 2.9 fixes the batch size of these models, that of 2.6 lacks operators."""
+
+
+class FinishedRun(NamedTuple):
+    """A finished run, read once.
+
+    Attributes:
+        model: The adapter file of its model, or the folder of a whole model.
+        record: The path of its record; None of a folder that `export` or `shrink` wrote.
+        content: What the record holds, or else config.json.
+        trial: The training of the model, in a run of `adapt compare`.
+    """
+
+    model: Path
+    record: Path | None
+    content: Mapping[str, Any]
+    trial: Trial | None = None
+
+    def problem(self, task: str) -> Mapping[str, Any]:
+        """Return the recorded settings of its data, and its task; a model of transformers has the given `task`."""
+        with explain_damage(self.record or self.model / "config.json", "make it again"):
+            if self.record is None:
+                return {"task": self.content[METADATA_KEY]["task"] if METADATA_KEY in self.content else task}
+            return dict(self.content["problem"])
 
 
 @dataclass(frozen=True)
@@ -54,9 +80,14 @@ class SubnetSettings(PluginSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        find_subnet(self.run, self.runs_dir, self.method)
+        _ = self.finished
         if self.checkpoint is not None and not setting_path("checkpoint", self.checkpoint).exists():
             raise FileNotFoundError(f"`checkpoint` does not exist: got {self.checkpoint}. Give the model's new place.")
+
+    @cached_property
+    def finished(self) -> FinishedRun:
+        """The run."""
+        return find_finished(self.run, self.runs_dir, self.method)
 
 
 @dataclass(frozen=True)
@@ -98,22 +129,18 @@ class EvaluateSettings(SubnetSettings):
         super().__post_init__()
         if self.out is not None and at_home(self.out).exists():
             raise FileExistsError(f"`out` exists: got {self.out}. Give another file.")
-        data_root = self.data_root or self.recorded["data_root"]
+        check_device(self.device)
+        data_root = self.data_setting("data_root")
         if data_root is not None and not at_home(data_root).exists():
             raise FileNotFoundError(f"`data_root` does not exist: got {data_root}. Give the folder of the data.")
+        task = self.finished.problem(self.task)["task"]
+        if task in TASKS:  # else a plugin is missing, which loading says
+            check_names([self.split], TASKS[task].parts, f"split of {task}")
 
-    @property
-    def recorded(self) -> dict[str, str | None]:
-        """`data_root`, `columns` and `context` of the run's record, which apply unless `data_root` is given."""
-        if self.data_root is not None:
-            return dict.fromkeys(DATA_SETTINGS)
-        _, folder = find_subnet(self.run, self.runs_dir, self.method)
-        record = record_in(folder, (RECORD, JOINT_RECORD, COMPARISON))
-        if record is None:
-            return dict.fromkeys(DATA_SETTINGS)
-        with explain_damage(record, "fine-tune it again"):
-            problem = read_json(record)["problem"]
-            return {name: problem.get(name) for name in DATA_SETTINGS}
+    def data_setting(self, name: str) -> Any:
+        """Return a setting of the data: as given, or else the run's own, unless other data are given."""
+        given = getattr(self, name)
+        return self.finished.problem(self.task).get(name) if given is None and self.data_root is None else given
 
 
 @dataclass(frozen=True)
@@ -148,22 +175,27 @@ class ExportSettings(SubnetSettings):
             require_onnx()
 
 
-def find_subnet(run: int | str, runs_dir: str, method: str | None = None) -> tuple[Path, Path]:
-    """Return the path that `load_subnet` loads for a run, as commands name it, and the run's folder."""
+def find_finished(run: int | str, runs_dir: str, method: str | None = None) -> FinishedRun:
+    """Return a run as commands name it, by its id or folder, with the model of `method` of a comparison."""
     folder = at_home(str(run))
     if not folder.is_dir() and (hint := download_hint(str(run), "run")):
         raise FileNotFoundError(f"`run` is not a run or a folder: got {run}.{hint}")
     if not folder.is_dir() or str(run).isdecimal():
         folder = find_run(runs_dir, run)
     if (folder / COMPARISON).is_file():
-        from das_gym.adapt.compare.record import kept_model
+        from das_gym.adapt.compare.record import kept_file, kept_trial
 
-        return kept_model(folder, method), folder
+        content = read_json(folder / COMPARISON)
+        trial = kept_trial(folder, content, method)
+        return FinishedRun(kept_file(folder, trial.variant), folder / COMPARISON, content, trial)
     if method is not None:
         raise ValueError(f"`method` selects a model of a run of `{format_command('adapt compare')}`: got {folder}.")
-    if record_in(folder) is None and not (folder / "config.json").is_file():
+    record = record_in(folder)
+    if record is not None:
+        return FinishedRun(folder / SUBNET_FILE, record, read_json(record))
+    if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"`run` is not a finished run: there is no {RECORD} or {JOINT_RECORD} in {folder}.")
-    return folder, folder
+    return FinishedRun(folder, None, read_json(folder / "config.json"))
 
 
 def record_in(folder: Path, names: Sequence[str] = (RECORD, JOINT_RECORD)) -> Path | None:
@@ -175,15 +207,6 @@ def is_exported(folder: Path) -> bool:
     """Return whether `export` wrote the folder."""
     config = folder / "config.json"
     return config.is_file() and f'"{METADATA_KEY}":'.encode() in config.read_bytes()
-
-
-def is_transformers_model(folder: Path) -> bool:
-    """Return whether a folder holds a transformers model and no record, such as `python -m adapt shrink` writes."""
-    config = folder / "config.json"
-    if is_exported(folder) or record_in(folder) is not None or not config.is_file():
-        return False
-    content = read_json(config)
-    return isinstance(content, dict) and "model_type" in content
 
 
 def require_onnx() -> None:

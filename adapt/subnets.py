@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SUBNET_FILE, is_exported, record_in
+from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SUBNET_FILE, FinishedRun, is_exported, record_in
 from das_gym.adapt.methods.base import restore_adaptation
 
 from das_gym.commands.commandline import format_command
@@ -38,14 +38,23 @@ from das_gym.registration import MODELS, TASKS
 FORMAT = "das_gym adapt 1"
 
 
-def load_with_overrides(place: Path, device: str, checkpoint: str | None, trust_remote_code: bool) -> AdaptedModel:
-    """Load a subnet on a device, from `checkpoint` if the recorded one was moved; None keeps the recorded one."""
+def load_finished(
+    run: FinishedRun, device: str, checkpoint: str | None, trust_remote_code: bool, task: str = ""
+) -> AdaptedModel:
+    """Load the model of a run on a device, from `checkpoint` if the recorded one was moved.
+
+    A folder of transformers is loaded with `task`.
+    """
     changes: dict[str, Any] = {"device": device}
     if checkpoint is not None:
         changes["checkpoint"] = checkpoint
     if trust_remote_code:
         changes["trust_remote_code"] = True
-    return load_subnet(place, **changes)
+    if run.record is not None:
+        return _load_recorded(run, changes)
+    if task and METADATA_KEY not in run.content:
+        return load_transformers_model(run.model, task, device, trust_remote_code)
+    return load_subnet(run.model, **changes)
 
 
 def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = (), **changes: Any) -> AdaptedModel:
@@ -76,21 +85,25 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
         raise FileNotFoundError(f"{path} does not exist: expected the folder of a finished run, or an adapter file.")
     folder = path if path.is_dir() else path.parent
     file = path if path.suffix == ".safetensors" else folder / SUBNET_FILE
+    # A comparison keeps one record for the files of all its methods.
+    record = record_in(folder, (RECORD, JOINT_RECORD) if file.name == SUBNET_FILE else (COMPARISON, RECORD, JOINT_RECORD))
+    return _load_recorded(FinishedRun(file, record, {} if record is None else read_json(record)), changes)
+
+
+def _load_recorded(run: FinishedRun, changes: Mapping[str, Any]) -> AdaptedModel:
+    """Return the subnet of a run; `changes` are fields of `ProblemConfig` that differ from its record."""
+    file, record, content, _ = run
     adaptation = Adaptation.load(file) if file.is_file() else None
     if adaptation is not None and adaptation.mask is None and adaptation.method is None:
         raise ValueError(
             f"{file} holds a supernet, not a subnet. Pass it as supernet=, or fine-tune a mask: `{format_command('adapt')}`."
         )
-    # A comparison keeps one record for the files of all its methods.
-    names = (RECORD, JOINT_RECORD) if adaptation is None or adaptation.method is None else (COMPARISON,)
-    record = record_in(folder, names)
     if record is None or adaptation is None:
-        missing = " or ".join(names) if record is None else file.name
+        missing = f"{RECORD} or {JOINT_RECORD}" if record is None else file.name
         raise FileNotFoundError(
-            f"There is no {missing} in {folder}. Give the folder of a finished run of `{format_command('adapt')}`."
+            f"There is no {missing} in {file.parent}. Give the folder of a finished run of `{format_command('adapt')}`."
         )
     check_names(changes, (field.name for field in dataclasses.fields(ProblemConfig)))
-    content = read_json(record)
     with explain_damage(record, "fine-tune it again"):
         recorded, settings = dict(content["problem"]), dict(content["model_settings"])
         for name in ("supernet", "data_root"):  # they need not exist any more

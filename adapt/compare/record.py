@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from das_gym.agents.compare.runner import mean_in_words, read_trials
+from das_gym.agents.compare.runner import mean_in_words, trials_in
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import COMPARISON
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import RunReport, Table
-from das_gym.files import read_json
 from das_gym.intervals import t_interval
 from das_gym.names import check_names
 
@@ -86,18 +85,12 @@ def best_trials(trials: Iterable[Trial]) -> list[Trial]:
     return [max((t for t in measured if t.variant == key), key=lambda t: t.merit) for key in variants]
 
 
-def kept_trials(folder: Path) -> dict[Path, Trial]:
-    """Return the trials of a comparison by the files of their models."""
-    record = read_json(folder / COMPARISON)
+def kept_trial(folder: Path, record: Any, method: str | None) -> Trial:
+    """Return the training of a comparison whose model is kept, of a variant such as `lora`, `das_4` or `random_4`."""
     if not isinstance(record, dict) or not {"trials", "metric"} <= record.keys():
         raise ValueError(f"{folder} is not a run of `{format_command('adapt compare')}`.")
-    trials = {kept_file(folder, trial.variant): trial for trial in best_trials(read_trials(folder, Trial))}
-    return {path: trial for path, trial in trials.items() if path.is_file()}
-
-
-def kept_model(folder: Path, method: str | None) -> Path:
-    """Return the file of a model of a comparison: of a variant such as `lora`, `das_4` or `random_4`."""
-    kept = {trial.variant: path for path, trial in kept_trials(folder).items()}
+    trials = best_trials(trials_in(record, folder / COMPARISON, Trial))
+    kept = {trial.variant: trial for trial in trials if kept_file(folder, trial.variant).is_file()}
     if method is None:
         raise ValueError(f"`method` is missing: {folder} compares methods. Choose from {', '.join(kept) or 'none yet'}.")
     check_names([method], kept, f"method of {folder}")

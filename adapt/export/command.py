@@ -12,37 +12,33 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.compare.record import Trial, kept_trials
+from das_gym.adapt.compare.record import Trial
 from das_gym.adapt.export.folder import ExportedFolder, export
 from das_gym.adapt.export.graph import FILE
-from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, ExportSettings, find_subnet, record_in
+from das_gym.adapt.finished_runs import ExportSettings
 from das_gym.adapt.methods import METHODS
-from das_gym.adapt.subnets import load_with_overrides
+from das_gym.adapt.subnets import load_finished
 
-from das_gym.commands.runs import COMPARISON
-from das_gym.files import at_home, read_json
+from das_gym.files import at_home
 from das_gym.registration import MODELS, find_class
 
 
 def run_export(settings: ExportSettings) -> ExportedFolder:
     """Write the folder; ValueError if the run's method, `dtype` or `onnx` does not suit the model."""
     out = at_home(settings.out)
-    place, folder = find_subnet(settings.run, settings.runs_dir, settings.method)
-    found = record_in(folder, (RECORD, JOINT_RECORD, COMPARISON))
-    content = None if found is None else read_json(found)
-    record: dict[str, Any] = content if isinstance(content, dict) else {}
     row = find_class(METHODS[settings.method]) if settings.method in METHODS else None
     if row is not None and row.remaining:
         raise ValueError(
             f"method={settings.method} cannot be exported: it leaves {row.remaining}, for which transformers has no code "
             "(full, head, bitfit, lora and das leave none); `evaluate` and `predict` take it as it is"
         )
-    subnet = load_with_overrides(place, "cpu", settings.checkpoint, settings.trust_remote_code)
+    subnet = load_finished(settings.finished, "cpu", settings.checkpoint, settings.trust_remote_code)
     vlp = subnet.backbone.vlp
     if vlp.pruned_mask is None:  # of a method that removes nothing
         vlp.prune(np.zeros(len(vlp.layers), bool))
-    if place != folder:
-        record = _compared(record, kept_trials(folder)[place])
+    record = {} if settings.finished.record is None else settings.finished.content
+    if settings.finished.trial is not None:
+        record = _compared(record, settings.finished.trial)
     if subnet.backbone.config is None or not MODELS[subnet.backbone.config.model].reads_prompts:
         if settings.dtype != "auto":
             raise ValueError(f"`dtype` is not supported by {type(vlp).__name__}: got {settings.dtype}. Leave it out.")

@@ -97,10 +97,13 @@ def grid(variants: Iterable[str], seeds: Iterable[int]) -> list[dict[str, Any]]:
 def read_trials(folder: Path, kind: type[Trial]) -> list[Trial]:
     """Return the trials in the record of a run's folder; none without a record."""
     path = folder / COMPARISON
-    if not path.is_file():
-        return []
+    return trials_in(read_json(path), path, kind) if path.is_file() else []
+
+
+def trials_in(record: Any, path: Path, kind: type[Trial]) -> list[Trial]:
+    """Return the trials in a record that was read from a file."""
     with explain_damage(path, "remove it, and every trial is run again"):
-        return [build(kind, trial) for trial in read_json(path)["trials"]]
+        return [build(kind, trial) for trial in record["trials"]]
 
 
 def mean_in_words(values: Sequence[float] | np.ndarray, scale: float = 1.0, digits: int = 1) -> str:

@@ -15,11 +15,11 @@ from das_gym.adapt.compare.record import (
     chosen_trials,
     comparison_table,
     kept_file,
-    kept_model,
+    kept_trial,
     verdict,
 )
 
-from das_gym.files import read_json, write_json
+from das_gym.files import read_json
 from das_gym.problem.latency import measure_latency
 
 METHODS = '["lora","das"]'
@@ -108,11 +108,11 @@ def best_of(record: dict[str, Any], row: str) -> dict[str, Any]:
 def test_kept_models(tmp_path: Path):
     done = [Trial("a", 0, 1.0), trial("a", 2.0, 0, 0.5, test=0.9), trial("a", 2.0, 1, 0.6, test=0.1)]
     assert best_trials(done) == [done[2]]  # by the reward split
-    write_json(tmp_path / "compare.json", {"trials": [dataclasses.asdict(each) for each in done], "metric": "accuracy"})
+    record = {"trials": [dataclasses.asdict(each) for each in done], "metric": "accuracy"}
     with pytest.raises(ValueError, match="unknown method"):
-        kept_model(tmp_path, "a")
+        kept_trial(tmp_path, record, "a")
     kept_file(tmp_path, "a").write_bytes(b"x")
-    assert kept_model(tmp_path, "a") == tmp_path / "a.safetensors"
+    assert kept_trial(tmp_path, record, "a") == done[2]
 
 
 def test_compare_rejects_wrong_settings_before_a_search(run_here, small_kwargs: dict[str, str], tmp_path: Path):
