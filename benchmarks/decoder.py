@@ -3,8 +3,10 @@
     python -m benchmarks.decoder                          12 layers, 577 image positions, 4 images with 5 questions each
     python -m benchmarks.decoder --hidden 512
     python -m benchmarks.decoder --device cuda --dtype bfloat16 --hidden 4096 --layers 32 --heads 32   as LLaVA-1.5-7B
+    python -m benchmarks.decoder --checkpoint DIR         the model in a folder, on bundled questions, one turn
 
-The model has LLaVA's architecture and random weights: a CLIP tower at 336 px and a Llama decoder. Rivals:
+Without a checkpoint, the model has LLaVA's architecture and random weights: a CLIP tower at 336 px and a Llama decoder.
+Rivals:
   (a) plain    the model's own forward for each mask and question, image included, without the skipped layers
   (b) batched  one forward of all questions for each mask, with cached outputs of the vision tower
 Both compute logits at the answers' tokens only. `--plain` of the masks are timed, spread evenly over the set, and their mean
@@ -22,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from das_gym.adapt.shrink.checks import as_vlm
 from torch import Tensor
 
 from benchmarks.machine import make_parser, memory_mib, restart_peak
@@ -33,6 +36,8 @@ from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.probing import probe_capabilities
 from das_gym.models.transformers.tower import image_features
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import build_problem
 from das_gym.problem.mask_space import every_mask
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.task import AnsweringTask
@@ -149,10 +154,21 @@ def timed(run: Callable[[], Any], device: str) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def mask_sets(layers: int) -> dict[str, np.ndarray]:
+def load(options: argparse.Namespace) -> tuple[VLM, PromptProcessor, list[AnswerExample]]:
+    """Return model, processor and questions: those of a checkpoint with bundled data, or random ones."""
+    if options.checkpoint is None:
+        return *build(options), questions(options.images, options.questions)
+    settings = {name: getattr(options, name) for name in ("checkpoint", "device", "dtype")}
+    problem = build_problem(ProblemConfig("VLM", "answering", **settings))
+    return as_vlm(problem), problem.task.processor, problem.splits.reward[: options.images * options.questions]
+
+
+def mask_sets(layers: int, turn_only: bool) -> dict[str, np.ndarray]:
     """Return the sets of masks by name, the turn first."""
     fours = every_mask(layers, SKIPPED)
     turn = fours[np.random.default_rng(1).choice(len(fours), TURN, replace=False)]
+    if turn_only:
+        return {"turn of 16": turn}
     sets = {"turn of 16": turn, f"all {len(fours)} of four": fours}
     if layers <= 12:
         sets[f"all {2**layers:,}"] = every_mask(layers)
@@ -162,14 +178,11 @@ def mask_sets(layers: int) -> dict[str, np.ndarray]:
 @torch.inference_mode()
 def measure(options: argparse.Namespace) -> None:
     """Compare the engine with both rivals on every set of masks."""
-    vlm, processor = build(options)
-    examples = questions(options.images, options.questions)
+    vlm, processor, examples = load(options)
     rivals = PlainForwards(vlm, processor, examples)
-    print(
-        f"{len(examples)} questions on {options.images} images, {len(rivals.encodings[0].ids)} tokens in the first",
-        flush=True,
-    )
-    for name, masks in mask_sets(options.layers).items():
+    images = len({example.images for example in examples})
+    print(f"{len(examples)} questions on {images} images, {len(rivals.encodings[0].ids)} tokens in the first", flush=True)
+    for name, masks in mask_sets(len(vlm.places), options.checkpoint is not None).items():
         sample = masks[np.linspace(0, len(masks) - 1, min(options.plain, len(masks))).astype(int)]
         times: dict[str, list[float]] = {"plain": [], "batched": []}
         losses = []
@@ -201,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("decoder", __doc__)
     for name, value in {"hidden": 256, "layers": 12, "heads": 8, "images": 4, "questions": 5, "plain": 6}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--checkpoint", help="folder of a model of transformers that answers questions about images")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     measure(parser.parse_args(arguments))
