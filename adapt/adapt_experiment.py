@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.choosing import Choice, choice_of, choose, scored_problem, search_first
-from das_gym.adapt.finetune import Start, cut, find_reference, finetune, load_reference, load_start
+from das_gym.adapt.finetune import Start, cut, finetune, load_reference, load_start
 from das_gym.adapt.finished_runs import RECORD
-from das_gym.adapt.phases import evaluation_phases, search_first_phases, training_phases
 from das_gym.adapt.report import (
     BASELINE,
     FULL_MODEL,
@@ -35,13 +34,13 @@ from das_gym.adapt.report import (
     write_answers,
 )
 from das_gym.adapt.settings import AdaptSettings, TrainingConfig
-from das_gym.adapt.step_loss import check_training, make_loss_and_trainer, resolve_defaults
+from das_gym.adapt.step_loss import check_training, resolve_defaults
 from das_gym.adapt.training import Log, add_prefix
 from das_gym.agents.searching.loop import check_search
 from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.commandline import format_command
-from das_gym.commands.progress import Phase, print_estimate
+from das_gym.commands.progress import print_estimate
 from das_gym.commands.recorded import Run, required_folder
 from das_gym.commands.runs import runs_dir_words
 from das_gym.data.images import require_readable
@@ -72,7 +71,9 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
     search = search_of(settings, start)
     check_start(start, settings, choice, search)
     if settings.estimate:
-        print_estimate(phases(settings, start, choice, search))
+        from das_gym.adapt.phases import adapt_phases
+
+        print_estimate(adapt_phases(settings, start, choice, search))
         return None
     folder = required_folder(run)
     if choice is None:
@@ -123,27 +124,6 @@ def search_of(settings: AdaptSettings, start: Start) -> SearchConfig:
         return search
     few = len(start.model.backbone.vlp.layers) <= FEW_LAYERS and search.agent == SearchConfig.agent
     return dataclasses.replace(search, evaluations=EVALUATIONS if few else SearchConfig.evaluations)
-
-
-def phases(settings: AdaptSettings, start: Start, choice: Choice | None, search: SearchConfig) -> list[Phase]:
-    """Return the phases of the run. Without a choice there is a search; a random mask stands for its answer."""
-    found: list[Phase] = []
-    if choice is not None:
-        mask = choice.mask
-    else:
-        found, mask = search_first_phases(search, start.problem)
-    subnet = cut(start.model, mask)
-    config, _ = resolve_defaults(settings.train, subnet)
-    problem = start.model.backbone.config or settings.problem
-    references = [FULL_MODEL, BASELINE] if settings.references else []
-    trained = 1 + sum(find_reference(problem, config, name, subnet.task.labels) is None for name in references)
-    step_loss, trainer = make_loss_and_trainer(subnet, start.splits.train, dataclasses.replace(config, trackers=()), None)
-    splits = limit_test(start.splits, subnet.task, settings.test_examples)
-    return [
-        *found,
-        *training_phases("training", step_loss, trainer, trained * config.steps),
-        *evaluation_phases(subnet, splits, settings.rank_images, 1 + len(references), timed=2 + settings.references),
-    ]
 
 
 def cut_models(base: AdaptedModel, mask: np.ndarray, references: bool) -> dict[str, AdaptedModel]:

@@ -7,13 +7,16 @@ from the activations that one example keeps for the backward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.choosing import scored_problem
+from das_gym.adapt.choosing import Choice, scored_problem
 from das_gym.adapt.evaluate import BATCH_PAIRS, evaluate
-from das_gym.adapt.report import one_example
-from das_gym.adapt.step_loss import StepLoss, batch_at
+from das_gym.adapt.finetune import Start, cut, find_reference
+from das_gym.adapt.report import BASELINE, FULL_MODEL, limit_test, one_example
+from das_gym.adapt.settings import AdaptSettings
+from das_gym.adapt.step_loss import StepLoss, batch_at, make_loss_and_trainer, resolve_defaults
 from das_gym.adapt.training import Trainer
 from das_gym.agents.search_experiment import search_phases
 from das_gym.agents.searching.scorer import open_scorer
@@ -123,3 +126,24 @@ def evaluation_phases(
         alone = one_example(model, splits)
         phases.append(Phase("timing", timed * BLOCKS * (RUNS + WARM_UPS), lambda count: alone()))
     return phases
+
+
+def adapt_phases(settings: AdaptSettings, start: Start, choice: Choice | None, search: SearchConfig) -> list[Phase]:
+    """Return the phases of the run. Without a choice there is a search; a random mask stands for its answer."""
+    found: list[Phase] = []
+    if choice is not None:
+        mask = choice.mask
+    else:
+        found, mask = search_first_phases(search, start.problem)
+    subnet = cut(start.model, mask)
+    config, _ = resolve_defaults(settings.train, subnet)
+    problem = start.model.backbone.config or settings.problem
+    references = [FULL_MODEL, BASELINE] if settings.references else []
+    trained = 1 + sum(find_reference(problem, config, name, subnet.task.labels) is None for name in references)
+    step_loss, trainer = make_loss_and_trainer(subnet, start.splits.train, replace(config, trackers=()), None)
+    splits = limit_test(start.splits, subnet.task, settings.test_examples)
+    return [
+        *found,
+        *training_phases("training", step_loss, trainer, trained * config.steps),
+        *evaluation_phases(subnet, splits, settings.rank_images, 1 + len(references), timed=2 + settings.references),
+    ]

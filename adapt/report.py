@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +12,18 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.evaluate import Evaluation, evaluate
-from das_gym.adapt.examples import write_examples
 from das_gym.adapt.finished_runs import SUBNET_FILE
 from das_gym.adapt.settings import RANKED_IMAGES
 from das_gym.adapt.subnets import save
 
-from das_gym.commands.settings import settings_dict
+from das_gym.commands.settings import build, settings_dict
 from das_gym.commands.trust import imported_plugins
+from das_gym.data.images import ImageSource
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.report import RunReport, Table
+from das_gym.drawing.report import Answers, Question, RunReport, Table
 from das_gym.engine.caches import EncoderCache
-from das_gym.files import write_json
+from das_gym.files import explain_damage, read_json, write_json
 from das_gym.intervals import difference_interval
 from das_gym.models.macs import share_copy, without_adapters
 from das_gym.problem.config import ProblemConfig, warn_at_chance
@@ -30,6 +32,11 @@ from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, shuffled
 from das_gym.problem.mask_space import skipped_names
 from das_gym.tasks.base import Task
+
+EXAMPLES = "examples.json"
+
+THUMBNAIL_SIDE = 160
+"""Pixels of the longer side of an image."""
 
 HEADLINES = ("consistency", *(f"{way}_r{level}" for way in ("tr", "ir") for level in (1, 5, 10)))
 """Numbers shown next to the metric if the task reports them."""
@@ -177,6 +184,38 @@ def write_answers(folder: Path, rows: Mapping[str, TunedModelResult], task: Task
             answers[name] = [task.format_prediction(example, prediction) for example, prediction in pairs]
     ordered = {IN_WORDS[name]: answers[name] for name in (FULL_MODEL, SUBNET) if name in answers}
     write_examples(folder, task, test, ordered)
+
+
+def write_examples(folder: Path, task: Task, examples: Sequence[Any], answers: Mapping[str, Sequence[str]]) -> None:
+    """Write `examples.json`: test examples on which the models' answers differ, then others; the full model is the first."""
+    by_example = list(zip(*answers.values(), strict=True))
+    questions = []
+    for row in Answers.rows_to_show(by_example):
+        example = examples[row]
+        images = {image.key: image for pair in task.pairs([example]) for image in pair.images}
+        thumbnails = [thumbnail_url(image) for image in images.values()]
+        questions.append(Question(task.question(example), task.reference(example), thumbnails))
+    write_json(folder / EXAMPLES, dataclasses.asdict(Answers.from_models(list(answers), questions, by_example)))
+
+
+def read_examples(folder: Path) -> Answers | None:
+    """Return what `write_examples` wrote, None without a file."""
+    path = folder / EXAMPLES
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    with explain_damage(path, "remove it for a report without examples"):
+        return build(Answers, record)
+
+
+def thumbnail_url(source: ImageSource) -> str:
+    """Return an image, scaled down to `THUMBNAIL_SIDE` pixels, as a `data:` URL."""
+    image = source.open()
+    buffer = io.BytesIO()
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    image.save(buffer, "JPEG", quality=85)
+    # Within the page: a report is one file, which can be sent.
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def percent(share: float) -> str:

@@ -16,18 +16,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from das_gym.adapt.examples import read_examples
+import numpy as np
 from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD
+from das_gym.adapt.report import read_examples
 from das_gym.adapt.shrink.job import command_of
 from das_gym.adapt.shrink.settings import RECORD as SHRUNK
-from das_gym.agents.run_report import search_report
+from das_gym.agents.search_experiment import architecture_of, progress_of, search_facts
 from das_gym.agents.searching.record import RECORD as SEARCHED
+from das_gym.agents.searching.record import SearchResult
+from das_gym.agents.searching.scorer import make_scored
+from das_gym.agents.settings import SearchSettings
+from das_gym.agents.table_experiment import masks_table
 
-from das_gym.commands.past_runs import rerun_command
+from das_gym.commands.past_runs import rerun_command, run_settings
 from das_gym.commands.runs import COMPARISON, RUNS_DIR, PluginSettings, find_run
 from das_gym.commands.settings import build, settings_dict
-from das_gym.drawing.report import RunReport, write_report
+from das_gym.commands.trust import trusted_settings
+from das_gym.drawing.report import CostChart, Heat, RunReport, write_report
 from das_gym.files import read_json
+from das_gym.registration import is_tabular
 
 REPORT = "report.html"
 
@@ -119,3 +126,40 @@ def _command(folder: Path, name: str, record: dict[str, Any]) -> str:
     command, settings = COMMANDS[name]
     cls = pkgutil.resolve_name(settings)
     return rerun_command(folder, command, cls, settings_dict(cls()), **changes)
+
+
+def search_report(folder: Path) -> RunReport:
+    """Return the report of a finished search from the folder of its run, or of the run that it is a part of."""
+    result = SearchResult.load(folder)
+    on_table = is_tabular(result.env_id)
+    recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs if on_table else {}}
+    trusted_settings(folder / SEARCHED, result.plugins, recorded)
+    table = None
+    scored: tuple[Any, ...] = ()  # table and split
+    if on_table:
+        env = make_scored(result.env_id, result.env_kwargs)
+        scored = env.table, env.scorer.split
+        best = env.table.best(env.scorer.objective, env.scorer.split)
+        masks = {"full model": np.zeros_like(best), "the answer": np.array(result.mask, bool), "best mask of all": best}
+        table = masks_table(env.table, masks, "Before and after")
+    rows = [row for turn in result.history for row in turn.complete_rows if row["loss"] is not None]
+    tried = {(row["macs_saved"], row["loss"]) for row in rows}
+    answer = None if result.loss is None else (result.macs_saved, result.loss)
+    commands = []
+    if "env_id" in run_settings(folder):  # otherwise the search is a part of a run of another command
+        defaults = {**settings_dict(SearchSettings()), "env_id": None, "agent": None, "seed": None}  # these are always shown
+        commands = [rerun_command(folder, "agents", SearchSettings, defaults)]
+    return RunReport(
+        title=f"{result.agent} on {result.env_id}, seed {result.seed}",
+        facts=search_facts(result),
+        architecture=architecture_of(result),
+        mask=result.mask,
+        table=table,
+        progress=progress_of(result),
+        heat=Heat.from_turns([turn.skip_probabilities for turn in result.history if turn.skip_probabilities is not None]),
+        cost=CostChart.from_search(sorted(tried), answer, *scored),
+        statistics=dict(result.statistics) or None,
+        name=f"run {folder.name}",
+        commands=commands,
+        versions=result.versions,
+    )

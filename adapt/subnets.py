@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SUBNET_FILE, FinishedRun, is_exported, record_in
-from das_gym.adapt.methods.base import restore_adaptation
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import quiet_loading
@@ -113,8 +112,9 @@ def _load_recorded(run: FinishedRun, changes: Mapping[str, Any]) -> AdaptedModel
     recorded = trusted_settings(record, modules, {k: v for k, v in recorded.items() if k not in changes})
     with explain_damage(record, "import the module that registers it (plugins=MODULE), or fine-tune it again"):
         problem = build(ProblemConfig, {**recorded, **changes})
-    # A method inserts modules before its parameters fit; adapters are part of the model.
-    put_back = restore if adaptation.method is None else restore_adaptation
+    put_back = restore
+    if adaptation.method is not None:  # which inserts modules before its parameters fit; adapters are part of the model
+        from das_gym.adapt.methods.base import restore_adaptation as put_back
     subnet = put_back(load_backbone(problem, **settings), adaptation, problem.task, file)
     subnet.head.eval()
     return subnet

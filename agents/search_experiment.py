@@ -20,23 +20,27 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.run_report import draw_search, search_facts
 from das_gym.agents.sb3.algorithms import is_algorithm
 from das_gym.agents.searching.loop import check_search, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_rows, reward_of, with_costs
-from das_gym.agents.searching.scorer import MaskScorer, open_scorer
+from das_gym.agents.searching.scorer import MaskScorer, make_scored, open_scorer
 from das_gym.agents.settings import SearchConfig, SearchSettings
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import Phase, print_estimate, progress
 from das_gym.commands.recorded import Run, run_folder
 from das_gym.commands.runs import runs_dir_words
+from das_gym.drawing.architecture import Architecture, draw
+from das_gym.drawing.report import Progress
 from das_gym.envs.skip_env import EngineScorer
+from das_gym.files import replacing
+from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, given_costs, keeps_budget
 from das_gym.problem.loading import Problem
 from das_gym.problem.statistic_inputs import measure_activity
 from das_gym.problem.statistics import single_removals
@@ -131,6 +135,74 @@ def search_in_run(
             run.add_artifact(folder / name)
         print(f"record: {folder / RECORD}")
     return result
+
+
+def search_facts(result: SearchResult) -> dict[str, str]:
+    """Return what a search found, by name: for its report, its figure and the printed summary."""
+    budget = {name: result.env_kwargs.get(name) for name in BUDGET_SETTINGS}
+    facts = {
+        "agent": result.agent,
+        "environment": result.env_id,
+        "budget": ", ".join(f"{name}={value}" for name, value in budget.items() if value is not None) or "none",
+        "skips": ", ".join(result.skipped_layers) or "nothing",
+        "reward": "not finite" if result.reward is None else f"{result.reward:.4f}",
+        "loss, nats": "not finite" if result.loss is None else f"{result.loss:.4f}",
+        "metric, %": "not finite" if result.metric is None else f"{100 * result.metric:.2f}",
+        "MACs saved, %": f"{100 * result.macs_saved:.1f}",
+        "masks scored": f"{result.evaluations:,}",
+    }
+    for setting, cost in given_costs(result.env_kwargs.get("costs")).items():
+        facts[f"{SAVED[setting]} saved, %"] = f"{100 * cost.saved(np.array([result.mask], dtype=bool))[0]:.1f}"
+    return facts | ground_truth(result.env_id, result.env_kwargs, result.mask)
+
+
+def ground_truth(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> dict[str, str]:
+    """Return rank and regret of a mask among all within the budget, by the environment's own reward, in words.
+
+    Empty without a table, and for a mask outside the budget.
+    """
+    if not is_tabular(env_id):
+        return {}
+    env = make_scored(env_id, env_kwargs)
+    chosen = np.array(mask, dtype=bool)
+    if not env.budget.is_feasible(chosen[None])[0]:
+        return {}
+    rank = env.table.rank(chosen, env.scorer.objective, env.scorer.split)
+    regret = env.table.regret(chosen, env.scorer.objective, env.scorer.split)
+    count = env.budget.is_feasible(env.table.masks).sum()
+    return {"rank of the answer": f"{rank:,} of {count:,}", "regret of the answer": f"{regret:.4f}"}
+
+
+def draw_search(path: Path, result: SearchResult, facts: Sequence[str]) -> None:
+    """Write a PNG of the answer on the architecture, of the best reward over evaluations, and of some facts."""
+    from PIL import Image
+
+    title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} units skipped, {result.env_id}"
+    progress = progress_of(result)
+    best = [] if progress is None else [reward for reward in progress.best if reward is not None]
+    image = draw(architecture_of(result), np.array(result.mask, bool), title, facts, best=best)
+    with replacing(path) as part:
+        Image.fromarray(image).save(part, "PNG")
+
+
+def architecture_of(result: SearchResult) -> Architecture:
+    """Return the searched units: from the record, or, for an environment of another package, the layer names alone."""
+    return Architecture(result.units) if result.units else Architecture.from_names(result.layer_names)
+
+
+def progress_of(result: SearchResult) -> Progress | None:
+    """Return reward and best reward after every scored mask; None without turns."""
+    found = Progress([], [])
+    so_far: float | None = None
+    for turn in result.history:
+        for row, share in zip(turn.rows, turn.shares, strict=True):
+            reward = row["reward"]
+            allowed = share == 1.0 and keeps_budget(result.env_kwargs, row["mask"], row["macs_saved"])
+            if reward is not None and allowed:
+                so_far = reward if so_far is None else max(so_far, reward)
+            found.rewards.append(reward)
+            found.best.append(so_far)
+    return found if found.rewards else None
 
 
 def _search_with_sb3(

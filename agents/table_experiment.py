@@ -15,15 +15,15 @@ python -m agents table with resume=3                       continue run 3, which
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from das_gym.agents.run_report import masks_table
 from das_gym.agents.settings import TableSettings
 
 from das_gym.commands.progress import Phase, print_estimate, progress
 from das_gym.commands.recorded import Run, required_folder
+from das_gym.drawing.report import Table
 from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.scores import Spending
 from das_gym.engine.tree import saved_bytes
@@ -140,3 +140,15 @@ def print_summary(table: SubnetTable, spent: Spending) -> None:
     print(f"{spent.layer_runs:,} layer runs, {spent.macs / 1e12:.3f} T MACs, {spent.seconds:.0f} s")
     if not np.isfinite(losses).all():
         print(f"{counted(int((~np.isfinite(losses)).sum()), 'mask')} with a non-finite loss")
+
+
+def masks_table(table: SubnetTable, masks: Mapping[str, np.ndarray], title: str) -> Table:
+    """Return the scores of some masks by name, on both splits of a table."""
+    scores: list[dict[str, Any]] = [table.describe(mask) for mask in masks.values()]
+    metric = table.meta.metric_name.replace("_", " ")
+    rows = []
+    for split in table.scores:
+        rows.append((f"{metric} on the {split} split, %", *(f"{100 * s[f'{split}_metric']:.2f}" for s in scores)))
+        rows.append((f"loss on the {split} split, nats", *(f"{s[f'{split}_loss']:.4f}" for s in scores)))
+    rows.append(("MACs saved, %", *(f"{100 * s['macs_saved']:.1f}" for s in scores)))
+    return Table(("", *masks), tuple(rows), title)

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.choosing import Choice
-from das_gym.adapt.examples import write_examples
-from das_gym.adapt.report import recorded_command
+from das_gym.adapt.report import recorded_command, write_examples
 from das_gym.adapt.shrink.checks import as_vlm, source_of
 from das_gym.adapt.shrink.measuring import CONTROL, FULL, RECOVERED, SHRUNK, Measured, Scored, measure, score_model
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged

@@ -9,8 +9,8 @@
    small masks find them. They are outside the budget (`free_budget`), and are forgotten once there are as many others as
    layers.
 3. Two Gaussian processes explain the scores. One has effects of single layers, pairs and triples, each order with its own
-   variance (`gaussian_process.py`): skipping is nearly additive, not quite. The other learns how much each layer matters
-   (`agreement.py`). Each ask improves the settings of both a little, and then trusts the one with the larger likelihood.
+   variance (`MaskProcess`): skipping is nearly additive, not quite. The other learns how much each layer matters
+   (`AgreementProcess`). Each ask improves the settings of both a little, and then trusts the one with the larger likelihood.
    That one may be overconfident, so the other one chooses where the first expects an improvement of less than
    `LITTLE`, and in every third turn if masks are too many to list.
 4. The agent asks for the mask within the budget whose score is expected to exceed the best posterior mean by most. For the
@@ -32,9 +32,16 @@ from statistics import NormalDist
 from typing import ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.agreement import AgreementLearner
 from das_gym.agents.ask_tell.base import Agent, Seed, masks_of_keys
-from das_gym.agents.ask_tell.gaussian_process import GRID, START, MaskProcess, Process, expected_improvement, fit_step
+from das_gym.agents.ask_tell.gaussian_process import (
+    GRID,
+    START,
+    AgreementLearner,
+    MaskProcess,
+    Process,
+    expected_improvement,
+    fit_step,
+)
 
 from das_gym.intervals import average_ranks
 from das_gym.problem.budget import Floats, Masks

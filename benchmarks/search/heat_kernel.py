@@ -11,10 +11,9 @@ import math
 from typing import ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.agreement import FIRST_STEP, next_steps
 from das_gym.agents.ask_tell.base import Seed
 from das_gym.agents.ask_tell.bayes import Bayes, normal_scores
-from das_gym.agents.ask_tell.gaussian_process import Process
+from das_gym.agents.ask_tell.gaussian_process import FIRST_STEP, Process, next_steps
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace

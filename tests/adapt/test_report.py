@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import itertools
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,13 +13,30 @@ import numpy as np
 import pytest
 from das_gym.adapt.evaluate import Evaluation
 from das_gym.adapt.finetune import cut
-from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, TunedModelResult, compare, report_of
+from das_gym.adapt.report import (
+    BASELINE,
+    EXAMPLES,
+    FULL_MODEL,
+    SUBNET,
+    THUMBNAIL_SIDE,
+    TunedModelResult,
+    compare,
+    read_examples,
+    report_of,
+    write_examples,
+)
+from PIL import Image
 
+from das_gym.data.images import ImageFile
 from das_gym.drawing.report import WIDTH, RunReport
+from das_gym.files import read_json, write_json
 from das_gym.intervals import difference_interval
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs
+from das_gym.tasks.nlvr2 import NLVR2Example, NLVR2Task
+
+TASK = NLVR2Task(processor=None)  # only text and images are required
 
 
 def evaluation(right: int) -> Evaluation:
@@ -116,3 +136,37 @@ def test_costs_of_the_full_model_are_those_of_the_subnet(small_problem: Problem)
     counted, known = example_costs(cut(model, mask), small_problem.splits), small_problem.costs
     assert (counted.macs(mask), counted.macs_full) == (known.macs(mask), known.macs_full)
     assert counted.macs(~mask) == known.macs(~mask)
+
+
+@pytest.fixture
+def examples(tmp_path: Path) -> list[NLVR2Example]:
+    images = []
+    for color in ("red", "blue"):
+        images.append(ImageFile(tmp_path / f"{color}.png"))
+        Image.new("RGB", (2 * THUMBNAIL_SIDE, THUMBNAIL_SIDE), color).save(images[-1].path)
+    return [NLVR2Example(f"{i}", f"sentence {i}", (images[0], images[1]), i % 2 == 0) for i in range(20)]
+
+
+def test_examples_round_trip(examples: list[NLVR2Example], tmp_path: Path):
+    said = {"full model with adapters": ["True"] * 20, "subnet": ["True"] * 17 + ["False"] * 3}
+    write_examples(tmp_path, TASK, examples, said)
+    told = read_examples(tmp_path)
+    assert told.models == ["full model with adapters", "subnet"]
+    assert told.about == "12 of 20 questions; the models differ on 3, which come first"
+    assert [(question.text, question.reference, *answers) for question, answers in told.rows][2:4] == [
+        ("sentence 19", "False", "True", "False"),
+        ("sentence 0", "True", "True", "True"),
+    ]
+    left, right = told.rows[0][0].images
+    with Image.open(io.BytesIO(base64.b64decode(left.partition(",")[2]))) as picture:
+        assert picture.size == (THUMBNAIL_SIDE, THUMBNAIL_SIDE // 2)
+        assert picture.getpixel((5, 5))[0] > 200
+    assert left != right
+
+
+def test_damaged_file_is_named(examples: list[NLVR2Example], tmp_path: Path):
+    write_examples(tmp_path, TASK, examples[:2], {"full model with adapters": ["True"] * 2, "subnet": ["True"] * 2})
+    kept = read_json(tmp_path / EXAMPLES)
+    write_json(tmp_path / EXAMPLES, kept | {"rows": [["q", ["a", "b"]]]})
+    with pytest.raises(ValueError, match=r"examples.json is damaged .*remove it for a report without examples"):
+        read_examples(tmp_path)

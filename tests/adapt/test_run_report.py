@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.das_experiment import charts_of
-from das_gym.adapt.run_report import run_report
+from das_gym.adapt.run_report import run_report, search_report
 from das_gym.agents.run_commands import search
+from das_gym.agents.searching.record import SearchResult
 
+from das_gym.commands.recorded import required_folder
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import Answers, Question, RunReport, Table
 from das_gym.files import write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.registration import ASSETS
 from das_gym.tables.table import SubnetTable
+from tests.agents.landscapes import write_table
 
 MASK = [0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0, 1]
 NAMES = [f"{stream}.{i}" for stream in ("text", "image") for i in range(6)]
@@ -112,3 +117,43 @@ def test_report_rejects_unknown_and_damaged_records(
     write_run(runs / "8", "shrink.json", {}, report={"title": "x"})
     assert PROGRAM.run(["report", *words, "with", f"runs_dir={runs}"]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def made_up_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of 8 layers, 256 masks, as if it were METER's on VQA."""
+    return write_table(tmp_path_factory.mktemp("tables") / "meter_vqa_table.npz")
+
+
+def search_on(table: Path, folder: Path, **settings) -> Path:
+    """Search on a table, and return the folder of the run."""
+    env_kwargs = {"table": str(table), **settings.pop("env_kwargs", {})}
+    fixed = {"env_id": "DAS-METER-VQA-Tabular-v0", "env_kwargs": env_kwargs, "runs_dir": str(folder), "seed": 4}
+    return required_folder(search.run({**fixed, **settings}))
+
+
+def test_report_matches_record_and_table(made_up_table: Path, tmp_path: Path):
+    folder = search_on(made_up_table, tmp_path, agent="bandit", evaluations=30, skip_num=3)
+    result, table, told = SearchResult.load(folder), SubnetTable.load(made_up_table), search_report(folder)
+    assert told.mask == result.mask
+    assert told.facts["skips"] == ", ".join(result.skipped_layers)
+    rewards = [reward for turn in result.history for reward in turn.rewards]
+    assert told.progress.rewards == rewards
+    np.testing.assert_allclose(told.progress.best, np.maximum.accumulate(rewards))
+    assert told.heat.values[-1] == pytest.approx(result.history[-1].skip_probabilities, abs=1e-4)
+    assert told.cost.landed == (result.macs_saved, result.loss)
+    assert len(told.cost.others) == 256
+    assert list(told.statistics) == list(table.meta.statistics)
+    saved = table.layer_macs.savings / table.meta.macs_full
+    assert [unit.share for unit in told.architecture.units] == pytest.approx(np.maximum(saved, 0).tolist())
+    assert told.table.rows[-1][2] == f"{100 * result.macs_saved:.1f}"
+
+
+def test_report_command_reproduces_the_search(made_up_table: Path, tmp_path: Path):
+    costs = {"parameters_saved": {"full": 100.0, "unskipped": 100.0, "savings": [10.0] * 8}}
+    settings = {"parameters_saved": 0.2, "agent": "random", "evaluations": 5}
+    told = search_report(search_on(made_up_table, tmp_path, env_kwargs={"costs": costs}, **settings))
+    assert told.facts["budget"] == "parameters_saved=0.2"
+    assert shlex.split(told.commands[0])[:3] == ["das-agents", "with", "agent=random"]
+    words = {word for word in shlex.split(told.commands[0]) if not word.startswith("env_kwargs.costs")}
+    assert {"parameters_saved=0.2", "evaluations=5", f"env_kwargs.table={made_up_table}", "seed=4"} <= words

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 from das_gym.agents.run_commands import search as ex
+from das_gym.agents.search_experiment import ground_truth
 from das_gym.agents.searching.record import SearchResult, best_rows
 from das_gym.agents.searching.scorer import make_scored
 from das_gym.agents.settings import SearchSettings, add_environment, complete_search
@@ -17,6 +18,7 @@ from synthetic import ENV_ID
 
 from das_gym.commands.recorded import RunError, run_folder
 from das_gym.commands.settings import build
+from das_gym.tables.table import SubnetTable
 
 
 @pytest.fixture
@@ -170,3 +172,17 @@ def test_failed_run_resumes_to_the_same_record(small):
     assert {k: (v["steps"], v["values"]) for k, v in one.items()} == {k: (v["steps"], v["values"]) for k, v in two.items()}
     with pytest.raises(RunError, match="run 2 is complete"):
         run_search({"resume": 2})
+
+
+@pytest.mark.parametrize("budget", [{"skip_num": 4}, {"skip_num": None, "macs_saved": 0.15}, {"skip_num": None}])
+def test_ground_truth_ranks_a_mask_by_the_table(budget, made_up_table):
+    table = SubnetTable.load(made_up_table)
+    within = {name: value for name, value in budget.items() if value is not None}
+    allowed = table.masks[table.within(**within)]
+    for mask in allowed[:: len(allowed) // 5]:
+        truth = ground_truth("DAS-METER-VQA-Tabular-v0", {"table": str(made_up_table), **budget}, mask.tolist())
+        rank = table.rank(mask, "exp_neg_loss", **within)
+        assert truth["rank of the answer"] == f"{rank} of {len(allowed)}"
+        assert truth["regret of the answer"] == f"{table.regret(mask, 'exp_neg_loss', **within):.4f}"
+    assert not ground_truth("DAS-METER-VQA-v0", {"skip_num": 4}, [1] * 4 + [0] * 8)
+    assert not ground_truth("DAS-METER-VQA-Tabular-v0", {"table": str(made_up_table), "skip_num": 4}, [1] * 8)

@@ -7,9 +7,10 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from das_gym.agents.ask_tell.agreement import AgreementLearner, AgreementProcess
 from das_gym.agents.ask_tell.gaussian_process import (
     GRID,
+    AgreementLearner,
+    AgreementProcess,
     MaskProcess,
     expected_improvement,
     fit_step,
