@@ -42,7 +42,7 @@ RANKED_IMAGES = 100
 
 
 @dataclass(frozen=True)
-class Hardware(Settings):
+class Hardware(Settings, group="Hardware"):
     """Settings of devices, precision and memory of a training. They change the trained weights by rounding only.
 
     Attributes:
@@ -54,8 +54,6 @@ class Hardware(Settings):
         dataloader_num_workers: Processes that read and augment images ahead. 0 reads them in the training process.
     """
 
-    group: ClassVar[str] = "Hardware"
-
     micro_batch_size: PositiveInt | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     gradient_checkpointing: bool = False
@@ -65,7 +63,7 @@ class Hardware(Settings):
 
 
 @dataclass(frozen=True)
-class TrainingConfig(Hardware):
+class TrainingConfig(Hardware, group="Training"):
     """Settings of a training, including those of `Hardware`. The defaults suit fine-tuning.
 
     Attributes:
@@ -82,8 +80,6 @@ class TrainingConfig(Hardware):
         save_every: Steps between checkpoints.
     """
 
-    group: ClassVar[str] = "Training"
-
     pairs_per_step: ClassVar[int] = 64
     default_learning_rate: ClassVar[float] = 1e-3
     warmup: ClassVar[float] = 0.1  # fraction of the steps in which the learning rate rises; it then falls linearly to 0
@@ -98,7 +94,7 @@ class TrainingConfig(Hardware):
 
 
 @dataclass(frozen=True)
-class SupernetConfig(TrainingConfig):
+class SupernetConfig(TrainingConfig, group="Training"):
     """Settings of supernet training. The defaults trained the bundled supernets.
 
     Attributes:
@@ -107,8 +103,6 @@ class SupernetConfig(TrainingConfig):
         min_answer_count: Answers that occur at least so often in the training data are labels. None leaves the choice to
             the task.
     """
-
-    group: ClassVar[str] = "Training"
 
     pairs_per_step: ClassVar[int] = 96
     default_learning_rate: ClassVar[float] = 2e-3
@@ -122,7 +116,7 @@ class SupernetConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class SearchingSettings(ResumableSettings):
+class SearchingSettings(ResumableSettings, group="Evaluation"):
     """Settings shared by the commands that search masks of a model and its data.
 
     Attributes:
@@ -132,8 +126,6 @@ class SearchingSettings(ResumableSettings):
             lists them.
         test_examples: Number of test examples to evaluate on. None evaluates on all.
     """
-
-    group: ClassVar[str] = "Evaluation"
 
     problem: ProblemConfig = nested(ProblemConfig)
     seed: Seed = 0
@@ -147,7 +139,7 @@ class SearchingSettings(ResumableSettings):
 
 
 @dataclass(frozen=True)
-class ChoosingSettings(SearchingSettings):
+class ChoosingSettings(SearchingSettings, group="Layers"):
     """Which mask a command takes.
 
     Attributes:
@@ -156,8 +148,6 @@ class ChoosingSettings(SearchingSettings):
         point: Number of a point of the Pareto front of `search_run`, from 0 on.
         mask: Mask to use, as in [0,1,0,0]: one number per layer, 1 = skipped.
     """
-
-    group: ClassVar[str] = "Layers"
 
     search_run: int | None = None
     point: NonNegativeInt | None = None
@@ -193,7 +183,7 @@ class FirstSearch(SearchConfig):
 
 
 @dataclass(frozen=True)
-class AdaptSettings(ChoosingSettings):
+class AdaptSettings(ChoosingSettings, group="Evaluation"):
     """The settings of `python -m adapt`. A search run brings its own model and data.
 
     Attributes:
@@ -204,8 +194,6 @@ class AdaptSettings(ChoosingSettings):
             references, the table has the subnet and the costs of the baseline.
     """
 
-    group: ClassVar[str] = "Evaluation"
-
     search: FirstSearch = nested(FirstSearch, shared=SHARED, listed=False)
     train: TrainingConfig = nested(TrainingConfig, shared=("seed",))
     rank_images: PositiveInt | None = RANKED_IMAGES
@@ -213,7 +201,7 @@ class AdaptSettings(ChoosingSettings):
 
 
 @dataclass(frozen=True)
-class JointSearchSettings(ResumableSettings):
+class JointSearchSettings(ResumableSettings, group="Pipeline"):
     """The settings of `python -m adapt das`.
 
     Attributes:
@@ -229,8 +217,6 @@ class JointSearchSettings(ResumableSettings):
         rank_images: Number of test images that retrieval ranks, with all of their texts. None ranks all, as in the paper.
         save_every: Steps between checkpoints.
     """
-
-    group: ClassVar[str] = "Pipeline"
 
     problem: ProblemConfig = nested(ProblemConfig)
     recipe: str = choice(RECIPES[0], RECIPES)
@@ -268,7 +254,7 @@ class CompareTraining(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class CompareSettings(SearchingSettings):
+class CompareSettings(SearchingSettings, group="Comparison"):
     """The settings of `python -m adapt compare`.
 
     Attributes:
@@ -282,8 +268,6 @@ class CompareSettings(SearchingSettings):
         train: Settings of training.
         searches: Ids of searches that ran before, by number of skipped layers, as in `searches.4=17`.
     """
-
-    group: ClassVar[str] = "Comparison"
 
     methods: tuple[str, ...] = choice((), METHODS, own=True)
     method_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -313,7 +297,7 @@ class CompareSettings(SearchingSettings):
 
 
 @dataclass(frozen=True)
-class SupernetSettings(ResumableSettings):
+class SupernetSettings(ResumableSettings, group="Training"):
     """The settings of `python -m adapt supernet`.
 
     Attributes:
@@ -322,8 +306,6 @@ class SupernetSettings(ResumableSettings):
         seed: Random seed.
         train: Settings of training.
     """
-
-    group: ClassVar[str] = "Training"
 
     problem: ProblemConfig = nested(ProblemConfig)
     out: str | None = None

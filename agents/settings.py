@@ -8,7 +8,7 @@ from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import gymnasium
 from das_gym.agents.ask_tell.base import AGENTS, agent_class, agent_hyperparameters, check_agent_name
@@ -43,7 +43,7 @@ def search_hyperparameters(agent: str, agent_kwargs: Mapping[str, Any]) -> dict[
 
 
 @dataclass(frozen=True)
-class SearchConfig(BudgetSettings):
+class SearchConfig(BudgetSettings, group="Search"):
     """Settings of a search: environment, model and data, agent, number of evaluations and budget.
 
     Attributes:
@@ -68,8 +68,6 @@ class SearchConfig(BudgetSettings):
         save_every: Turns between checkpoints, at least 1.
         action: Action space of an algorithm of Stable-Baselines3. None means the first that the algorithm supports.
     """
-
-    group: ClassVar[str] = "Search"
 
     env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS, others=True)
     agent: str = choice("bayes", ChainMap[str, Any](ALGORITHMS, AGENTS), others=True)
@@ -189,7 +187,7 @@ def complete_search(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class EnvironmentSettings(ResumableSettings):
+class EnvironmentSettings(ResumableSettings, group="Search"):
     """Settings shared by the commands that run several searches on an environment.
 
     Attributes:
@@ -198,8 +196,6 @@ class EnvironmentSettings(ResumableSettings):
         env_kwargs: Further arguments of the environment, as in `env_kwargs.reward=metric`, `env_kwargs.table=FILE`.
         seed: Random seed of the first search.
     """
-
-    group: ClassVar[str] = "Search"
 
     env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS, others=True)
     problem: ProblemConfig = nested(ProblemConfig)
@@ -247,7 +243,7 @@ class ParetoSettings(EnvironmentSettings):
 
 
 @dataclass(frozen=True)
-class TableSettings(ResumableSettings):
+class TableSettings(ResumableSettings, group="Table"):
     """The settings of `python -m agents table`.
 
     Attributes:
@@ -260,8 +256,6 @@ class TableSettings(ResumableSettings):
             no latency.
         out: File to write. None is `table.npz` in the run's folder.
     """
-
-    group: ClassVar[str] = "Table"
 
     problem: ProblemConfig = nested(ProblemConfig)
     reward_examples: PositiveInt | None = None
@@ -280,7 +274,7 @@ class TableSettings(ResumableSettings):
 
 
 @dataclass(frozen=True)
-class CompareSettings(EnvironmentSettings, BudgetSettings):
+class CompareSettings(EnvironmentSettings, BudgetSettings, group="Comparison"):
     """The settings of `python -m agents compare`.
 
     Attributes:
@@ -291,8 +285,6 @@ class CompareSettings(EnvironmentSettings, BudgetSettings):
         live: Whether to score masks with the model instead of the environment's table.
         agent_kwargs: Hyperparameters by agent, as in `agent_kwargs.bandit.learning_rate=5`.
     """
-
-    group: ClassVar[str] = "Comparison"
 
     agents: tuple[str, ...] = choice(COMPARED, ChainMap[str, Any](ALGORITHMS, AGENTS), others=True)
     seeds: PositiveInt = 50

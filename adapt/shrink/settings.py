@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.settings import SAVED_DTYPES, SHARED, ChoosingSettings, SearchingSettings
@@ -65,7 +65,7 @@ COMPARED = ("bayes", "random", "uniform", "block_influence", "angular", "interla
 
 
 @dataclass(frozen=True)
-class RecoveryConfig(Settings):
+class RecoveryConfig(Settings, group="Recovery"):
     """Settings of the training that follows a deletion.
 
     Attributes:
@@ -88,8 +88,6 @@ class RecoveryConfig(Settings):
         encoder_cache_gib: Memory for outputs of the frozen vision tower, in GiB. 0 keeps none.
         dataloader_num_workers: Processes that read images ahead. 0 reads them in the training process.
     """
-
-    group: ClassVar[str] = "Recovery"
 
     recover: str = choice("lora", CHOICES, others=True)
     seed: Seed = 0
@@ -147,7 +145,7 @@ def answering_problem() -> ProblemConfig:
 
 
 @dataclass(frozen=True)
-class AnsweringSettings(SearchingSettings, BudgetSettings):
+class AnsweringSettings(SearchingSettings, BudgetSettings, group="Recovery"):
     """What `python -m adapt shrink` and `shrink compare` have in common: model, budget and recovery.
 
     Attributes:
@@ -156,8 +154,6 @@ class AnsweringSettings(SearchingSettings, BudgetSettings):
         train: Settings of recovery.
         metric: Score of generated answers: the task's, or one of `register_metric`. None means the task's.
     """
-
-    group: ClassVar[str] = "Recovery"
 
     problem: ProblemConfig = nested(ProblemConfig, default=answering_problem)
     skip_num: int | None = None
@@ -200,7 +196,7 @@ class AnsweringSettings(SearchingSettings, BudgetSettings):
 
 
 @dataclass(frozen=True)
-class ShrinkSettings(AnsweringSettings, ChoosingSettings):
+class ShrinkSettings(AnsweringSettings, ChoosingSettings, group="Output"):
     """The settings of `python -m adapt shrink`. A search run brings its own model, data and budget.
 
     Attributes:
@@ -210,8 +206,6 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings):
         control: Whether to train the full model alike, for a fair comparison. None does so if the recovered model has a
             higher score or a lower loss than the full one.
     """
-
-    group: ClassVar[str] = "Output"
 
     out: str | None = None
     save_dtype: str = choice("auto", SAVED_DTYPES)
@@ -249,7 +243,7 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings):
 
 
 @dataclass(frozen=True)
-class CompareSettings(AnsweringSettings):
+class CompareSettings(AnsweringSettings, group="Comparison"):
     """The settings of `python -m adapt shrink compare`.
 
     Attributes:
@@ -259,8 +253,6 @@ class CompareSettings(AnsweringSettings):
             once.
         search: Further settings of the searches, as in `reward_examples=100`. `python -m agents --help` lists them.
     """
-
-    group: ClassVar[str] = "Comparison"
 
     methods: tuple[str, ...] = COMPARED
     evaluations: PositiveInt = 120

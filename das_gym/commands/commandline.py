@@ -322,7 +322,7 @@ def describe_fields(cls: type) -> dict[str, str]:
 
 
 def group_headings(cls: type) -> dict[str, list[str]]:
-    """Return the field names under each heading: the class variable `group` of the class that declares a field first."""
+    """Return the field names under each heading: the `group` of the class that declares a field first."""
     owners: dict[str, type] = {}
     for base in reversed(cls.__mro__):
         for name in inspect.get_annotations(base) if dataclasses.is_dataclass(base) else ():

@@ -10,7 +10,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 from filelock import FileLock, Timeout
@@ -44,7 +44,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PluginSettings(Settings):
+class PluginSettings(Settings, group="Run"):
     """The setting of every command; it is read first.
 
     Attributes:
@@ -52,13 +52,11 @@ class PluginSettings(Settings):
             separated by commas.
     """
 
-    group: ClassVar[str] = "Run"
-
     plugins: str | tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class RunSettings(PluginSettings):
+class RunSettings(PluginSettings, group="Run"):
     """The settings of every command that keeps runs.
 
     Attributes:
@@ -66,21 +64,17 @@ class RunSettings(PluginSettings):
         estimate: Whether to print the expected time and peak memory and stop.
     """
 
-    group: ClassVar[str] = "Run"
-
     runs_dir: str = RUNS_DIR
     estimate: bool = False
 
 
 @dataclass(frozen=True)
-class ResumableSettings(RunSettings):
+class ResumableSettings(RunSettings, group="Run"):
     """The settings of commands that can continue a stopped run.
 
     Attributes:
         resume: Id of a stopped run to continue. Its settings are taken from that run.
     """
-
-    group: ClassVar[str] = "Run"
 
     resume: int | None = None
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -66,10 +66,17 @@ NonNegativeFloat = Annotated[float, Range(0)]
 class Settings:
     """Base class of settings: values become what the types of their fields say, or raise an error.
 
+    Help texts list the fields of `class TrainingSettings(Settings, group="Training")` under that heading.
+
     Raises:
         TypeError: A value of another type.
         ValueError: A number out of its range, or a name outside the `choice`.
     """
+
+    group: ClassVar[str]
+
+    def __init_subclass__(cls, group: str = "Settings") -> None:
+        cls.group = group
 
     def __post_init__(self) -> None:
         kinds = field_types(cast(Any, type(self)))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -108,7 +108,7 @@ SAVED = {setting: kind.word for setting, kind in COST_KINDS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetSettings(Settings):
+class BudgetSettings(Settings, group="Budget"):
     """A budget as a user gives it: how many units to skip, or the share of one cost to save. At most one of them.
 
     Attributes:
@@ -119,8 +119,6 @@ class BudgetSettings(Settings):
         parameters_saved: Least fraction of the parameters to save, 0..1.
         memory_saved: Least fraction of the memory of the weights (bytes) to save, 0..1.
     """
-
-    group: ClassVar[str] = "Budget"
 
     skip_num: int | Literal["auto"] | None = "auto"
     macs_saved: float | None = None

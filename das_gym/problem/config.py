@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.settings import PositiveFloat, PositiveInt, Settings, choice
@@ -72,7 +72,7 @@ def check_device(device: str) -> None:
 
 
 @dataclass(frozen=True)
-class ProblemConfig(Settings):
+class ProblemConfig(Settings, group="Model and data"):
     """Settings of model, task and data, and of how masks are scored on them. The defaults load bundled ones.
 
     Attributes:
@@ -113,8 +113,6 @@ class ProblemConfig(Settings):
         >>> ProblemConfig(model="ViLT", task="nlvr2").device
         'auto'
     """
-
-    group: ClassVar[str] = "Model and data"
 
     model: str = choice(DEFAULT_MODEL, MODELS, own=True)
     task: str = choice(DEFAULT_TASK, TASKS, own=True)
