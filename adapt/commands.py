@@ -34,13 +34,13 @@ PROGRAM = Program(
             "das_gym.adapt.run_commands:supernet", "[with ...]", "train adapters and head over random masks"
         ),
         "evaluate": Command(
-            "das_gym.adapt.evaluate_command:evaluation_main",
+            "das_gym.adapt.evaluate:evaluation_main",
             "with run=... [split=... data_root=... out=...]",
             "score a fine-tuned subnet on any part of any data, and write its answers",
             settings="das_gym.adapt.finished_runs:EvaluateSettings",
         ),
         "predict": Command(
-            "das_gym.adapt.evaluate_command:prediction_main",
+            "das_gym.adapt.evaluate:prediction_main",
             "with run=... out=... [split=... data_root=...]",
             "write answers to questions without reference answers, such as VQA's test-dev",
             settings="das_gym.adapt.finished_runs:PredictSettings",

@@ -68,11 +68,6 @@ class Trial:
         return self.reward, -self.reward_loss if math.isfinite(self.reward_loss) else -math.inf
 
 
-def best_rate(trials: Iterable[Trial], variant: str, seed: int) -> float:
-    """Return the learning rate of a variant that is best on the reward split, among its trials with the first seed."""
-    return max((t for t in trials if (t.variant, t.seed) == (variant, seed)), key=lambda trial: trial.merit).rate
-
-
 def kept_file(folder: Path, variant: str) -> Path:
     """Return the file of a variant's model."""
     return folder / f"{variant}.safetensors"
@@ -110,8 +105,8 @@ def chosen_trials(variants: Iterable[MethodVariant], trials: Sequence[Trial]) ->
     for key in (variant.key for variant in variants):
         own = [trial for trial in trials if trial.variant == key and trial.test is not None]
         if own:
-            rate = best_rate(own, key, own[0].seed)
-            chosen[key] = [trial for trial in own if trial.rate == rate]
+            best = max((trial for trial in own if trial.seed == own[0].seed), key=lambda trial: trial.merit)
+            chosen[key] = [trial for trial in own if trial.rate == best.rate]
     return chosen
 
 

@@ -7,13 +7,12 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from das_gym.adapt.compare.record import Trial, best_rate
+from das_gym.adapt.compare.record import Trial
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.methods import MASKED, METHODS
 from das_gym.adapt.methods.base import Method, make_method, to_adaptation
@@ -234,7 +233,7 @@ def choose_rate(
     """
     tried = [trial for trial in comparison.trials if (trial.variant, trial.seed) == (variant.key, seed)]
     # Processes may differ by rounding, and have to agree on one rate.
-    best = run_on_main_process(partial(best_rate, tried, variant.key, seed))
+    best = run_on_main_process(lambda: max(tried, key=lambda trial: trial.merit).rate)
     if all(trial.reward_loss is None for trial in tried):
         raise FloatingPointError(
             f"{variant.title} diverged (non-finite loss) at learning rate {', '.join(f'{rate:g}' for rate in rates)}. "

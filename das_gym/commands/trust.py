@@ -130,9 +130,7 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any]) -> None:
     raise ValueError(message.replace("\n", "\\n"))  # a value cannot add a line with another command
 
 
-def trusted_settings(
-    source: object, plugins: Iterable[str], settings: Mapping[str, Any], trust_remote_code: bool = False
-) -> dict[str, Any]:
+def trusted_settings(source: object, plugins: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a record without `WRITES`, once the code that it names is confirmed.
 
     `settings` lack those that the user gave; `plugins` are the modules that the record was made with.
@@ -141,7 +139,7 @@ def trusted_settings(
     unknown = dict.fromkeys(unknown_modules({"plugins": list(plugins), **kept}))
     missing: dict[str, Any] = {"plugins": ",".join(unknown)} if unknown else {}
     for name, value in sensitive_settings(kept).items():
-        if not unknown_modules(value, name.rpartition(".")[2]) and not trust_remote_code:
+        if not unknown_modules(value, name.rpartition(".")[2]):
             missing[REMOTE_CODE] = True
     ask_to_repeat(f"{source} was made", missing)
     import_plugins(plugins)  # so that printed commands name them

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow
 import pytest
 import torch
-from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main
+from das_gym.adapt.evaluate import EvaluateSettings, evaluation_main
 from das_gym.adapt.run_commands import shrink as ex
 from das_gym.adapt.shrink import checks, job, measuring, verifying
 from das_gym.adapt.shrink.checks import check_dtype

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main, load
+from das_gym.adapt.evaluate import EvaluateSettings, evaluation_main, load
 from das_gym.adapt.run_commands import shrink as ex
 from das_gym.adapt.shrink import measuring, recovery
 from das_gym.adapt.shrink.measuring import score_model
