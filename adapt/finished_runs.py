@@ -26,6 +26,7 @@ from das_gym.registration import METRICS, TASKS
 if TYPE_CHECKING:
     from das_gym.adapt.compare.record import Trial
 
+SHRUNK = "shrink.json"
 SUBNET_FILE = "adapter.safetensors"
 RECORD = "adapt.json"
 JOINT_RECORD = "das.json"
@@ -193,6 +194,9 @@ def find_finished(run: int | str, runs_dir: str, method: str | None = None) -> F
     record = record_in(folder)
     if record is not None:
         return FinishedRun(folder / SUBNET_FILE, record, read_json(record))
+    if (folder / SHRUNK).is_file():
+        out = read_json(folder / SHRUNK)["out"]
+        raise ValueError(f"`run` is a run of `{format_command('adapt shrink')}`: got {run}. Give its model, run={out}.")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"`run` is not a finished run: there is no {RECORD} or {JOINT_RECORD} in {folder}.")
     return FinishedRun(folder, None, read_json(folder / "config.json"))

@@ -41,8 +41,9 @@ class LoRA(Method):
 
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
         """Raise ValueError for a model without linear layers."""
+        del vlp
         if not linear_names(parts):
-            raise ValueError(f"a {type(vlp).__name__} without linear layers has no place for LoRA. Use recover=full.")
+            raise ValueError("LoRA needs layers of the type `torch.nn.Linear`, and the decoder has none. Use recover=full.")
 
     def merged_weights(self, vlp: VLP) -> list[nn.Parameter]:
         """Return the base weights, (out, in), of the layers that LoRA updates."""

@@ -74,6 +74,8 @@ def conclusion(measured: Measured) -> str:
         against += f" (perplexity {final.perplexity:.2f} against {measured.rows[FULL].perplexity:.2f})"
     regained = measured.loss_regained()
     recovery = "" if regained is None else f"; recovery removed {100 * regained:.0f} % of the increase in loss"
+    if regained is not None and regained > 1:
+        recovery = "; recovery removed the whole increase in loss, and the loss is below the baseline's"
     return (
         f"The {final.name} model scores {percent(final.score)} % against {against}: {difference:+.1f} points compared with "
         f"the {than} (95 % interval {low:+.1f}..{high:+.1f}) on {len(measured.scores[FULL]):,} test examples{recovery}."

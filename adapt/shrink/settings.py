@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from das_gym.adapt.finished_runs import SHRUNK
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.settings import SAVED_DTYPES, SHARED, ChoosingSettings, SearchingSettings
 from das_gym.agents.ask_tell.base import check_agent_name
@@ -32,7 +33,7 @@ from das_gym.registration import METRICS, MODELS
 if TYPE_CHECKING:
     from das_gym.adapt.methods.base import Method
 
-RECORD = "shrink.json"
+RECORD = SHRUNK
 
 CHECKPOINT, CONTROL_CHECKPOINT = "recovery.pt", "control.pt"
 

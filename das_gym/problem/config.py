@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -294,6 +294,7 @@ def training_command(config: ProblemConfig) -> str:
     """Return the command that trains the model of a configuration on its data, and what to do with the result."""
     if not MODELS[config.model].reads_prompts:
         return f"`{supernet_command(config)}`, then give supernet=<the file it writes>"
-    train = format_command("adapt compare", problem_words(config, "'methods=[\"lora\"]'"))
+    whole = replace(config, units=None, vision=None, skip=None, skip_rank=None)  # other units are not fine-tuned
+    train = format_command("adapt compare", problem_words(whole, "'methods=[\"lora\"]'"))
     export = format_command("adapt export", "run=<id>", "method=lora", "out=FOLDER")
     return f"`{train}`, `{export}`, then give checkpoint=FOLDER"

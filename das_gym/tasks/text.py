@@ -302,6 +302,12 @@ class TextTask(Task):
         return Splits(windows["train"], windows["reward"], windows["test"], documents.left_out)
 
     @classmethod
+    def format_of(cls, root: Path) -> str:
+        """Return the kind of tables in a folder, which other tasks read, too; empty for none."""
+        kinds = {"parquet files": shards_in(root, ".parquet"), "a folder of `save_to_disk`": saved_shards(root)}
+        return next((kind for kind, shards in kinds.items() if shards), "")
+
+    @classmethod
     def examples_for_pairs(cls, pairs: int) -> int:
         """Return the number of windows, at least 1, that take the memory of some short prompts."""
         return max(pairs // PAIRS_OF_A_WINDOW, 1)

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow
 import pytest
 import torch
-from das_gym.adapt.evaluate import EvaluateSettings, evaluation_main
+from das_gym.adapt.evaluate import EvaluateSettings, evaluate, evaluation_main, load
 from das_gym.adapt.run_commands import shrink as ex
 from das_gym.adapt.shrink import checks, job, measuring, verifying
 from das_gym.adapt.shrink.checks import check_dtype
@@ -151,7 +151,9 @@ def test_shrink_saves_linear_maps_with_their_code(shrink: Callable[..., Any], tm
 
 
 @pytest.mark.slow
-def test_shrink_saves_linear_maps_of_sublayers_and_vision_layers(shrink: Callable[..., Any], tmp_path: Path):
+def test_shrink_saves_linear_maps_of_sublayers_and_vision_layers(
+    shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path
+):
     """The attention and MLP of layer 0, the MLP of layer 1, and a vision layer."""
     out, mask = tmp_path / "out", (1, 1, 0, 1, 0, 0, 0, 0, 1, 0)
     run = shrink(mask=mask, units="sublayers", vision=True, skip="linear", recover="linear+lora", out=str(out))
@@ -162,6 +164,10 @@ def test_shrink_saves_linear_maps_of_sublayers_and_vision_layers(shrink: Callabl
     assert record["verified"]["ways"] == ["with a cache", "without a cache", "with left padding"]
     code = ["adapters.py", "modeling_das_adapters.py", "modeling_removed_sublayers.py"]
     assert sorted(path.name for path in out.glob("*.py")) == code
+    with pytest.raises(ValueError, match=f"run={out}"):
+        EvaluateSettings(str(run_folder(run)))
+    subnet, examples, _ = load(EvaluateSettings(str(out), data_root=given["data_root"], trust_remote_code=True))
+    assert evaluate(subnet, examples, "").loss == pytest.approx(recovered["loss"], abs=1e-5)
 
 
 def test_only_a_search_scores_masks_with_linear_maps():

@@ -74,7 +74,9 @@ def test_training_command_names_model_and_data(tmp_path: Path):
     assert "adapt supernet with vilt_vqa data_root=" in training_command(
         ProblemConfig(model="ViLT", data_root=str(tmp_path))
     )
-    command = training_command(ProblemConfig(model="VLM", task="answering", data_root=str(tmp_path)))
+    unlike = {"units": "sublayers", "vision": True, "skip": "linear"}  # of which `adapt compare` fine-tunes none
+    command = training_command(ProblemConfig(model="VLM", task="answering", data_root=str(tmp_path), **unlike))
+    assert not any(f"{name}=" in command for name in unlike)
     assert "adapt compare with vlm_answering data_root=" in command
     assert "adapt export with run=<id> method=lora out=FOLDER" in command
 

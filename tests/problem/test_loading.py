@@ -8,8 +8,10 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 import das_gym.problem.loading
 from das_gym.models.checkpoints import save_checkpoint
@@ -109,6 +111,13 @@ def test_data_of_another_format_name_who_reads_them(task: str, tmp_path: Path):
     root = llava_folder(tmp_path / "mine", train=9)
     with pytest.raises(FileNotFoundError, match=r"like LLaVA's conversations, which the named config vlm_answering reads"):
         load_splits(ProblemConfig(task=task, data_root=str(root)))
+
+
+def test_tables_that_the_task_reads_name_no_other_one(tmp_path: Path):
+    parquet.write_table(pyarrow.table({"content": ["one two"]}), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="column `text`") as caught:
+        load_splits(ProblemConfig(model="VLM", task="text", data_root=str(tmp_path)))
+    assert "vlm_answering" not in str(caught.value)
 
 
 def test_data_of_another_task_name_the_config_of_the_same_model(shapes_folder: Path, tmp_path: Path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -33,6 +33,9 @@ from das_gym.names import first_line
 
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference of logits, as a share of their largest; parts of some models, such as routers, compute in float32."""
+
+ROUNDING_TOLERANCES = {**TOLERANCES, torch.float64: 2e-5, torch.float32: 2e-5}
+"""The same where a model is found out that computes something else, which may change less: rounding changes 1e-6."""
 
 LARGE_BYTES = 2**28
 """Size of a model from which on few of its layers run while it is probed, see `Comparison.with_few_layers`."""
@@ -202,13 +205,13 @@ class Comparison:
         (encoding,) = self.encodings(self.prompts(1))
         return VLM(self.model).to_device(encoding.pixels | encoding.sizes)
 
-    def same(self, one: Any, other: Any) -> bool:
+    def same(self, one: Any, other: Any, tolerances: Mapping[torch.dtype, float] = TOLERANCES) -> bool:
         """Return True if two structures of tensors are equal up to rounding, and neither has a NaN."""
         ones = tree_leaves(one)
         others = tree_leaves(other)
         if len(ones) != len(others):
             return False
-        tolerance = TOLERANCES.get(next(self.model.parameters()).dtype, 0.1)
+        tolerance = tolerances.get(next(self.model.parameters()).dtype, 0.1)
         for mine, its in zip(ones, others, strict=True):
             if not isinstance(mine, Tensor):
                 continue

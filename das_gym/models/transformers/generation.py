@@ -33,7 +33,8 @@ def generate_answers(
     """Generate answers of a fine-tuned subnet, as its exported folder would; see `das_gym.registration.ModelEntry.say`."""
     from das_gym.models.transformers.inserted_adapters import exportable_subnet
 
-    return generate(exportable_subnet(subnet), processor, prompts, title, max_new_tokens=max_new_tokens)
+    advice = f" Raise `max_new_tokens={max_new_tokens}`."
+    return generate(exportable_subnet(subnet), processor, prompts, title, max_new_tokens=max_new_tokens, advice=advice)
 
 
 def generate(
@@ -43,6 +44,7 @@ def generate(
     title: str,
     batch_size: int = 8,
     max_new_tokens: int | None = None,
+    advice: str = "",
 ) -> list[str]:
     """Generate the model's answer to each prompt, greedily; warn if `max_new_tokens` cuts answers off.
 
@@ -53,6 +55,7 @@ def generate(
         title: Of the progress bar.
         batch_size: Prompts at a time, if the model can be padded at the left.
         max_new_tokens: Most tokens of an answer; None = the longest reference's, and a few.
+        advice: What the warning of answers that are cut off says to do.
     """
     settings = greedy_settings(vlm, processor, max_new_tokens or longest_answer(processor, prompts))
     tried = dict.fromkeys([*{prompt.image_key: prompt for prompt in prompts[:PROBED]}.values(), *prompts[:2]])
@@ -75,9 +78,7 @@ def generate(
                 bar.update(len(rows))
     cut_off = sum(len(tokens) == max_new_tokens for tokens in found.values())
     if cut_off:
-        warnings.warn(
-            f"{cut_off} of {len(found)} answers are cut off. Raise `max_new_tokens={max_new_tokens}`.", stacklevel=2
-        )
+        warnings.warn(f"{cut_off} of {len(found)} answers are cut off after {max_new_tokens} tokens.{advice}", stacklevel=2)
     return [processor.decode(found[number]) for number in range(len(prompts))]
 
 

@@ -106,7 +106,7 @@ def load_vlm(
             training takes them away. None follows the hidden size, see `units.default_widths`.
         skip_bottleneck: Width of skip adapters, with the same default.
         projector: Whether the projector between vision tower and decoder trains with the adapters.
-        only_runs: Whether nothing is skipped or trained: then folders without parts of layers (`units=sublayers`) load, too.
+        only_runs: Whether nothing is skipped or trained: then folders with code of ours load, too.
 
     Raises:
         FileNotFoundError: The folder or its processor is missing.
@@ -228,17 +228,14 @@ def _read_config(folder: Path, trust_remote_code: bool, only_runs: bool) -> Any:
             f"{folder} holds quantized weights ({method}), whose layers cannot be saved again unchanged. Pass the folder of "
             "the full weights."
         )
-    if hasattr(config, SUBLAYERS) and not (only_runs and trust_remote_code):
-        advice = "pass `trust_remote_code=True`" if only_runs else "pass the folder that it was made from"
-        raise ValueError(
-            f"{folder} lacks attentions or MLPs of single layers (`units=sublayers`): it cannot be searched or trained, "
-            f"and needs its own code. Here, {advice}."
-        )
-    if hasattr(config, ADAPTED):
-        raise ValueError(
-            f"{folder} has adapters (`recover=adapters` or `linear`, or an export of `das`) and cannot be searched again. "
-            "Pass the folder that it was made from; to generate answers, pass the run."
-        )
+    changed = {
+        SUBLAYERS: "lacks attentions or MLPs of single layers (`units=sublayers`)",
+        ADAPTED: "has adapters (`recover=adapters` or `linear`, or an export of `das`)",
+    }
+    for key, what in changed.items():
+        if hasattr(config, key) and not (only_runs and trust_remote_code):
+            advice = "pass `trust_remote_code=True`" if only_runs else "pass the folder that it was made from"
+            raise ValueError(f"{folder} {what}: it cannot be searched or trained, and needs its own code. Here, {advice}.")
     return config
 
 

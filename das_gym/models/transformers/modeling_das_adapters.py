@@ -63,16 +63,15 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
         units = [replacement(layer) for _ in range(count)]
         return nn.Sequential(*units).to(next(layer.parameters()))
 
-    *before, after = das["removed_before"]
-    for layer, count in zip(layers, before, strict=True):
+    *before, last = das["removed_before"]
+    after = [0] * (len(layers) - 1) + [last]
+    for layer, count, count_after in zip(layers, before, after, strict=True):
         for name in () if is_linear else (das["attention"], das["mlp"]):
             put_before(getattr(layer, name), adapter(das["bottleneck"]).to(next(layer.parameters())))
-        if count:
+        if count or count_after:
             layer.removed_before = skipped(layer, count)
-            layer.register_forward_pre_hook(_run_removed_before, with_kwargs=True)
-    if after:
-        layers[-1].removed_after = skipped(layers[-1], after)
-        layers[-1].register_forward_hook(_run_removed_after)
+            layer.removed_after = skipped(layer, count_after)
+            layer.forward = MethodType(_run_with_replacements, layer)
     if is_linear:
         replace_modules(model, das)
     return model
@@ -110,26 +109,22 @@ def _run_linear_skip(module: Any, *args: Any, **kwargs: Any) -> Any:
     return (output, *[None] * (outputs - 1)) if outputs else output
 
 
+def _run_with_replacements(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run what replaces the removed layers before a layer, the layer, and what replaces those after it."""
+    args, kwargs = _change_hidden(args, kwargs, layer.removed_before)
+    output = type(layer).forward(layer, *args, **kwargs)
+    return (layer.removed_after(output[0]), *output[1:]) if isinstance(output, tuple) else layer.removed_after(output)
+
+
 def put_before(part: Any, adapter: nn.Module) -> None:
     """Make an attention or MLP read `x + A(x)` instead of `x`."""
     part.das_adapter = adapter
     part.register_forward_pre_hook(run_adapter, with_kwargs=True)
 
 
-# Hooks. They find an adapter by its name, so that a copy of a layer runs its own.
-
-
 def run_adapter(part: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Add the adapter's output to the input of an attention or MLP."""
+    """Add the adapter's output to the input of an attention or MLP: a hook, which finds the adapter of a copied part."""
     return _change_hidden(args, kwargs, lambda x: x + part.das_adapter(x))
-
-
-def _run_removed_before(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-    return _change_hidden(args, kwargs, layer.removed_before)
-
-
-def _run_removed_after(layer: Any, args: tuple[Any, ...], output: Any) -> Any:
-    return (layer.removed_after(output[0]), *output[1:]) if isinstance(output, tuple) else layer.removed_after(output)
 
 
 def _change_hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Any) -> tuple[Any, Any]:

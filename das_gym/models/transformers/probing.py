@@ -18,7 +18,7 @@ from torch import Tensor
 
 from das_gym.commands.progress import quiet_loading
 from das_gym.models.macs import MacCounter, share_copy
-from das_gym.models.transformers.comparison import ANSWERS, Comparison
+from das_gym.models.transformers.comparison import ANSWERS, ROUNDING_TOLERANCES, TOLERANCES, Comparison
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.layer_removal import delete_layers, delete_vision_layers, reload_difference
 from das_gym.models.transformers.model import VLM, LanguageHead, prepare_experts
@@ -65,7 +65,7 @@ def probe_capabilities(model: Any, processor: PromptProcessor, only_runs: bool =
         note_layer_parts(plain.stack, lambda: plain.run(one))
     with compare.with_few_layers():
         with compare.in_float32():
-            capabilities = _probe_decoder(compare, plain, one)
+            capabilities = _probe_decoder(compare, plain, one, only_runs)
             if not only_runs:
                 _check_removal(compare, capabilities)
         check_mac_counting(compare, capabilities)
@@ -87,7 +87,7 @@ def _reject_unsupported(model: Any) -> None:
         raise ValueError(f"{type(model).__name__} ({model.config.model_type}) is not supported: {reason}")
 
 
-def _probe_decoder(compare: Comparison, plain: VLM, one: Sequence[Encoding]) -> ModelCapabilities:
+def _probe_decoder(compare: Comparison, plain: VLM, one: Sequence[Encoding], only_runs: bool) -> ModelCapabilities:
     """Find the capabilities of the decoder step by step: each step needs the results of earlier ones."""
     with compare.reject_on_error("its layers cannot be recorded"):
         added = record(plain.stack, lambda: plain.run(one)).added
@@ -102,12 +102,18 @@ def _probe_decoder(compare: Comparison, plain: VLM, one: Sequence[Encoding]) -> 
         supports_kv_only_last_layer=False,
     )
     plain_way = _with_head(compare, plain_way)
-    found = replace(plain_way, protected={**_fixed_ends(compare.model), **plain_way.protected})
+    fixed = {} if only_runs else _fixed_ends(compare.model)
+    found = replace(plain_way, protected={**fixed, **plain_way.protected})
     plain_logits = compare.layerwise_logits(compare.with_capabilities(plain_way))
-    for name in ("caches_images", "shares_prefix", "supports_kv_only_last_layer"):
+    tolerances = {
+        "caches_images": TOLERANCES,
+        "shares_prefix": ROUNDING_TOLERANCES,
+        "supports_kv_only_last_layer": ROUNDING_TOLERANCES,
+    }
+    for name, allowed in tolerances.items():
         richer: ModelCapabilities = replace(found, **{name: True})  # type: ignore[arg-type]
         try:
-            if compare.same(compare.layerwise_logits(compare.with_capabilities(richer)), plain_logits):
+            if compare.same(compare.layerwise_logits(compare.with_capabilities(richer)), plain_logits, allowed):
                 found = richer
         except Exception:  # whatever transformers raises: the model cannot do this
             continue
@@ -124,7 +130,8 @@ def _answer_type(compare: Comparison) -> int | None:
     for candidate in (None, 1, 0):
         processor = compare.processor.with_answer_type(candidate)
         encodings = [processor.encode(p, pixels=True) for p in (prompt, longer)]
-        if compare.same(*(compare.own_logits(compare.model, [encoding], 1) for encoding in encodings)):
+        first, other = (compare.own_logits(compare.model, [encoding], 1) for encoding in encodings)
+        if compare.same(first, other, ROUNDING_TOLERANCES):
             return candidate
     raise compare.unsupported("the first token of an answer attends to later ones.")
 
@@ -258,7 +265,7 @@ def check_sublayers(vlm: VLM, processor: PromptProcessor) -> None:
     compare = Comparison(vlm.model, processor)
     with compare.with_few_layers(), compare.in_float32():
         whole, halves = (compare.layerwise_logits(VLM(vlm.model, units, vlm.capabilities)) for units in UNITS)
-    if not compare.same(halves, whole):
+    if not compare.same(halves, whole, ROUNDING_TOLERANCES):
         raise ValueError(
             f"{compare.name} computes attention and MLP in parallel, or more than these: they cannot be skipped "
             "separately. Leave out `units`."

@@ -15,7 +15,7 @@ import transformers as t
 from das_gym.adapt.shrink.recovery import answer_states, recover, temporarily_merged
 from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.settings import RecoveryConfig
-from das_gym.adapt.shrink.verifying import Probes, replay_logits, run_in_subprocess
+from das_gym.adapt.shrink.verifying import Probes, check_logits, replay_logits, run_in_subprocess
 
 from das_gym.files import read_json, write_json
 from das_gym.models.adapters import Adapter
@@ -114,13 +114,17 @@ def test_layers_without_a_place_are_rejected(problem_of: Callable[[str], Problem
         insert_into_pruned(pruned_copy(problem.vlp, MASK), problem.vlp, 4, 6)
 
 
-def test_load_vlm_rejects_a_folder_with_adapters(
+def test_a_folder_with_adapters_is_evaluated_but_not_searched(
     problem_of: Callable[[str], Problem], folder_of: Callable[[str], Path], tmp_path: Path
 ):
-    save(with_random_adapters(problem_of("llava").vlp, MASK).model, tmp_path, *[folder_of("llava")] * 2, torch.float32)
+    problem = problem_of("llava")
+    save(with_random_adapters(problem.vlp, MASK).model, tmp_path, *[folder_of("llava")] * 2, torch.float32)
     for trusted in (True, False):
         with pytest.raises(ValueError, match="`recover=adapters`"):
             load_vlm(tmp_path, trust_remote_code=trusted)
+    vlm = load_vlm(tmp_path, trust_remote_code=True, only_runs=True)
+    assert not vlm.capabilities.protected
+    check_logits(vlm, np.zeros(2, bool), Probes.from_examples(vlm, problem.task, problem.splits.test))
 
 
 @pytest.mark.slow
