@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,6 +85,20 @@ def test_probing_of_16_bits_sees_what_rounding_would_hide(common: float):
     assert (able.shares_prefix, able.answer_type) == (False, 1)
     assert [id(parameter) for parameter in model.parameters()] == before
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_attention_and_mlp_side_by_side_are_no_units(tmp_path: Path):
+    """Of GPT-NeoX, with one large component of the embeddings, as pretrained models have."""
+    sizes = {"vocab_size": tiny.VOCABULARY, "hidden_size": tiny.WIDTH, "intermediate_size": 48, "num_hidden_layers": 4}
+
+    def make() -> tuple[Any, Any]:
+        config = t.GPTNeoXConfig(**sizes, num_attention_heads=4, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+        model = t.GPTNeoXForCausalLM(config)
+        model.get_input_embeddings().weight.data[:, 3] += 20.0
+        return model, tiny.tokenizer()
+
+    with pytest.raises(ValueError, match="in parallel"):
+        load_vlm(tiny.save_made(make, tmp_path), units="sublayers")
 
 
 def test_nan_is_not_the_same(driven):
