@@ -228,11 +228,6 @@ def format_milliseconds(median: float, low: float, high: float) -> str:
     return "{} ({}..{})".format(*(f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in (median, low, high)))
 
 
-def format_speedup(ratio: float, low: float, high: float) -> str:
-    """Return a ratio and its interval."""
-    return f"{ratio:.2f} ({low:.2f}..{high:.2f})"
-
-
 @dataclass(frozen=True)
 class Line:
     """A line of a table of models.
@@ -260,12 +255,9 @@ def value_at(record: Any, field: str) -> Any:
     return record
 
 
-def grouped_digits(count: int) -> str:
-    """Return a whole number with commas between thousands."""
-    return f"{count:,}"
-
-
 NOT_MEASURED = "-"
+RATIO = "{:.2f} ({:.2f}..{:.2f})"
+"""A ratio and its interval."""
 
 LINES = (
     Line("{metric} on test, %", ("score",), percent),
@@ -274,18 +266,18 @@ LINES = (
     Line("acc norm, %", ("others.acc_norm",), percent),
     Line("loss, nats", ("loss",), "{:.4f}".format),
     Line("perplexity", ("perplexity",), "{:.2f}".format),
-    Line("trainable parameters", ("trainable_parameters",), lambda count: grouped_digits(count) if count else NOT_MEASURED),
-    Line("parameters", ("parameters",), grouped_digits),
-    Line("bytes of the weights", ("bytes",), grouped_digits),
+    Line("trainable parameters", ("trainable_parameters",), lambda count: f"{count:,}" if count else NOT_MEASURED),
+    Line("parameters", ("parameters",), "{:,}".format),
+    Line("bytes of the weights", ("bytes",), "{:,}".format),
     Line("MACs an example, M", ("macs",), lambda macs: f"{macs / 1e6:,.3f}"),
     Line("MACs saved, %", ("macs_saved",), lambda share: f"{100 * share:.2f}"),
-    Line("KV cache, bytes a token", ("kv_bytes",), grouped_digits),
+    Line("KV cache, bytes a token", ("kv_bytes",), "{:,}".format),
     Line("latency, ms", ("latency_ms", "latency_quartiles_ms"), lambda median, rest: format_milliseconds(median, *rest)),
-    Line("times as fast", ("speedup", "speedup_interval"), lambda ratio, interval: format_speedup(ratio, *interval)),
+    Line("times as fast", ("speedup", "speedup_interval"), lambda ratio, interval: RATIO.format(ratio, *interval)),
     Line("first token, ms", ("prefill_ms",), lambda values: format_milliseconds(*values)),
-    Line("  first token, times as fast", ("prefill_speedup",), lambda values: format_speedup(*values)),
+    Line("  first token, times as fast", ("prefill_speedup",), lambda values: RATIO.format(*values)),
     Line("further tokens, ms", ("decode_ms",), lambda values: format_milliseconds(*values)),
-    Line("  further tokens, times as fast", ("decode_speedup",), lambda values: format_speedup(*values)),
+    Line("  further tokens, times as fast", ("decode_speedup",), lambda values: RATIO.format(*values)),
     Line("skipped layers", ("skipped_layers",), lambda names: ", ".join(names) or "none"),
 )
 """The lines of a table of models. Lines that no record has are left out."""

@@ -11,7 +11,7 @@ from das_gym.adapt.methods import MASKED, METHODS
 from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
 from das_gym.agents.settings import SearchConfig
 
-from das_gym.commands.runs import ResumableSettings
+from das_gym.commands.runs import RunSettings
 from das_gym.commands.settings import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -116,7 +116,7 @@ class SupernetConfig(TrainingConfig, group="Training"):
 
 
 @dataclass(frozen=True)
-class SearchingSettings(ResumableSettings, group="Evaluation"):
+class SearchingSettings(RunSettings, group="Evaluation"):
     """Settings shared by the commands that search masks of a model and its data.
 
     Attributes:
@@ -201,7 +201,7 @@ class AdaptSettings(ChoosingSettings, group="Evaluation"):
 
 
 @dataclass(frozen=True)
-class JointSearchSettings(ResumableSettings, group="Pipeline"):
+class JointSearchSettings(RunSettings, group="Pipeline"):
     """The settings of `python -m adapt das`.
 
     Attributes:
@@ -297,7 +297,7 @@ class CompareSettings(SearchingSettings, group="Comparison"):
 
 
 @dataclass(frozen=True)
-class SupernetSettings(ResumableSettings, group="Training"):
+class SupernetSettings(RunSettings, group="Training"):
     """The settings of `python -m adapt supernet`.
 
     Attributes:

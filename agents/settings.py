@@ -14,7 +14,7 @@ import gymnasium
 from das_gym.agents.ask_tell.base import AGENTS, agent_class, agent_hyperparameters, check_agent_name
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, find_algorithm, hyperparameters, is_algorithm
 
-from das_gym.commands.runs import ResumableSettings
+from das_gym.commands.runs import RunSettings
 from das_gym.commands.settings import NonNegativeInt, PositiveInt, Range, Seed, choice, nested
 from das_gym.envs.actions import ACTION_MODES
 from das_gym.files import at_home
@@ -164,7 +164,7 @@ def agent_configs() -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class SearchSettings(ResumableSettings, SearchConfig):
+class SearchSettings(RunSettings, SearchConfig):
     """The settings of `python -m agents search`."""
 
 
@@ -187,7 +187,7 @@ def complete_search(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class EnvironmentSettings(ResumableSettings, group="Search"):
+class EnvironmentSettings(RunSettings, group="Search"):
     """Settings shared by the commands that run several searches on an environment.
 
     Attributes:
@@ -243,7 +243,7 @@ class ParetoSettings(EnvironmentSettings):
 
 
 @dataclass(frozen=True)
-class TableSettings(ResumableSettings, group="Table"):
+class TableSettings(RunSettings, group="Table"):
     """The settings of `python -m agents table`.
 
     Attributes:

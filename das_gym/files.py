@@ -252,18 +252,14 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def tensor_names(path: Path) -> str:
-    """Return a text that holds the names of the tensors in a file of weights, among other bytes; empty if it is damaged.
+    """Return the pickle in an archive of torch as text, which holds the names of tensors; empty for other files.
 
-    They are in the pickle of torch's archives, and in the beginning of other files. Nothing is unpickled.
+    Nothing is unpickled.
     """
-    with suppress(Exception):  # a damaged archive can raise anything; loading says what is wrong
-        if not zipfile.is_zipfile(path):
-            with path.open("rb") as file:
-                return file.read(MAX_NAMES).decode("latin-1")
-        with zipfile.ZipFile(path) as archive:
-            pickle = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            with archive.open(pickle) as file:
-                return file.read(MAX_NAMES).decode("latin-1")
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # a damaged one can raise anything; loading says what
+        pickle = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        with archive.open(pickle) as file:
+            return file.read(MAX_NAMES).decode("latin-1")
     return ""
 
 

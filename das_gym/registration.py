@@ -40,7 +40,7 @@ class ModelEntry:
         assets: Folder of the bundled checkpoint, supernets and tables, or None.
         others: Folders of further bundled checkpoints. `checkpoint=` takes their names.
         layer_counts: Names of the numbers of layers in config.json, and how many units each layer is.
-        layer_tensors: Pattern of the beginning of the names of a unit's tensors, for files without config.json.
+        layer_tensors: Pattern of the beginning of the names of a unit's tensors, in files of the authors.
         whole_types: Values of `model_type` in config.json of models that can lose every layer of their decoder.
         reads: `pairs` of a text and an image, or `prompts`: questions that it answers in words. A model and a task make an
             environment if `reads` of the one is `gives` of the other.

@@ -52,7 +52,6 @@ def test_settings_are_checked_before_torch_is_imported(module: str):
         ("shrink with mask=[0,1] vision=True", "mask"),
         (f"with checkpoint={GOLDEN / 'meter_tiny.ckpt'} mask=[0,1]", "mask"),
         (f"with vilt_vqa checkpoint={GOLDEN / 'vilt_tiny.ckpt'} mask=[0,1]", "mask"),
-        (f"with meter_vqa checkpoint={ASSETS / 'meter_mini' / 'model.safetensors'} mask=[0,1]", "mask"),
         ("with vlm_answering vision=True", "vision"),
         ("compare with vlm_answering units=sublayers", "units"),
         ("with device=gpu0", "device"),

@@ -118,9 +118,7 @@ _LOGGER = logging.getLogger("das_gym.commands.recorded")
 
 @dataclass(eq=False)
 class RecordedCommand(Generic[Settings]):
-    """A command whose runs are kept in the folder `runs_dir`.
-
-    Where its settings have `resume`, `resume=3` takes every setting from run 3 and continues in its folder.
+    """A command whose runs are kept in the folder `runs_dir`; `resume=3` continues run 3 with its settings in its folder.
 
     Attributes:
         name: Program and command, as in "agents table". The run records it.
@@ -359,7 +357,7 @@ class RecordedCommand(Generic[Settings]):
     def resume_command(self) -> str | None:
         """Return the command that resumes the last run; None where it left nothing to resume."""
         run = self.current_run
-        if run is None or run._id is None or run.status == "COMPLETED" or "resume" not in run.config:
+        if run is None or run._id is None or run.status == "COMPLETED":
             return None
         repeated = sensitive_settings(run.config, imported_plugins())
         repeated.pop("plugins", None)  # `format_command` adds them

@@ -62,20 +62,11 @@ class RunSettings(PluginSettings, group="Run"):
     Attributes:
         runs_dir: Folder of all runs. Each run gets a numbered folder in it.
         estimate: Whether to print the expected time and peak memory and stop.
+        resume: Id of a stopped run to continue. Its settings are taken from that run.
     """
 
     runs_dir: str = RUNS_DIR
     estimate: bool = False
-
-
-@dataclass(frozen=True)
-class ResumableSettings(RunSettings, group="Run"):
-    """The settings of commands that can continue a stopped run.
-
-    Attributes:
-        resume: Id of a stopped run to continue. Its settings are taken from that run.
-    """
-
     resume: int | None = None
 
 

@@ -34,9 +34,6 @@ PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_ca
 COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "tree_gib", "encoder_cache", "latency_again", "workers")
 """Fields of `ProblemConfig` that control how masks are scored."""
 
-MAX_TOWER = 512
-"""The number of layers of a vision tower whose config.json does not have it is at most this."""
-
 STANDARD_ERRORS = 2.0
 """A score up to this many standard errors above chance counts as chance."""
 
@@ -190,7 +187,7 @@ class ProblemConfig(Settings, group="Model and data"):
             if self.vision:
                 tower = config.get("vision_config", {})
                 least += 1
-                most += int(tower.get("num_hidden_layers") or tower.get("depth") or MAX_TOWER)
+                most += int(tower.get("num_hidden_layers") or tower.get("depth") or 512)  # more than any has
         return range(least, most + 1)
 
     @property

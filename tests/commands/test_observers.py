@@ -15,12 +15,12 @@ from das_gym.agents.run_commands import search
 from das_gym.commands import recorded
 from das_gym.commands.commandline import UsageError
 from das_gym.commands.recorded import RecordedCommand, Run, RunError
-from das_gym.commands.runs import ResumableSettings
+from das_gym.commands.runs import RunSettings
 from das_gym.commands.trust import ask_to_repeat
 
 
 @dataclass(frozen=True)
-class Settings(ResumableSettings):
+class Settings(RunSettings):
     seed: int = 0
     number: Any = 2.0
     search: dict[str, Any] = field(default_factory=dict)

@@ -15,12 +15,12 @@ import pytest
 import das_gym
 from das_gym.commands.progress import progress
 from das_gym.commands.recorded import RecordedCommand, Run, RunError, lock_run, run_folder
-from das_gym.commands.runs import ResumableSettings, RunSettings, library_versions, read_config
+from das_gym.commands.runs import RunSettings, library_versions, read_config
 from das_gym.files import cache_folder, read_json, write_json
 
 
 @dataclass(frozen=True)
-class Settings(ResumableSettings):
+class Settings(RunSettings):
     seed: int = 0
     number: int | dict[str, Any] = 1
     broken: bool = False
