@@ -229,7 +229,7 @@ def print_numbers(found: Evaluation, title: str) -> None:
     rows = tuple((name.replace("_", " "), f"{100 * value:.2f}") for name, value in shares.items())
     Table(("", "%"), rows, title).print()
     perplexity = found.numbers.get("perplexity")
-    print(f"loss {found.loss:.4f} nats" + ("" if perplexity is None else f", perplexity {perplexity:.2f}"))
+    print(f"loss {found.loss:.4f} nats" + ("" if perplexity is None else f", perplexity {perplexity:,.2f}"))
     if "ceiling" in found.numbers:
         print(f"at most {100 * found.numbers['ceiling']:.2f} %: the other answers are not in the vocabulary")
     if found.numbers.get("blank"):

@@ -265,7 +265,7 @@ LINES = (
     *(Line(f"{name}{{among}}, %", (f"numbers.{name}",), percent) for name in HEADLINES),
     Line("acc norm, %", ("others.acc_norm",), percent),
     Line("loss, nats", ("loss",), "{:.4f}".format),
-    Line("perplexity", ("perplexity",), "{:.2f}".format),
+    Line("perplexity", ("perplexity",), "{:,.2f}".format),
     Line("trainable parameters", ("trainable_parameters",), lambda count: f"{count:,}" if count else NOT_MEASURED),
     Line("parameters", ("parameters",), "{:,}".format),
     Line("bytes of the weights", ("bytes",), "{:,}".format),

@@ -95,6 +95,6 @@ def _card(source: Path, exported: ExportedFolder, adapted: bool, vlm: VLM, recor
         [" ".join(about)],
         loading_example(auto, TRUST if adapted or remote else "", TRUST if remote else ""),
         results_table(record["models"]) if record.get("models") else None,
-        f"Loaded by transformers alone, its logits differ by at most {exported.difference:.1e} from those of the fine-tuned "
+        f"Loaded by transformers alone, its logits differ by at most {exported.difference:.2g} from those of the fine-tuned "
         "model, on a few made-up prompts.",
     )

@@ -72,6 +72,6 @@ def main(settings: ExportSettings) -> None:
     print(f"{written.folder}: {written.parameters:,} parameters, loads with {written.loads_with}")
     if written.dtype:
         print(f"weights: {written.dtype}")
-    print(f"logits of the folder and of the masked model differ by at most {written.difference:.1e}")
+    print(f"logits of the folder and of the masked model differ by at most {written.difference:.2g}")
     if written.onnx_difference is not None:
-        print(f"{FILE}: any batch and text length; onnxruntime's logits differ by at most {written.onnx_difference:.1e}")
+        print(f"{FILE}: any batch and text length; onnxruntime's logits differ by at most {written.onnx_difference:.2g}")

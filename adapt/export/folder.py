@@ -170,7 +170,7 @@ def subnet_card(
     if model.code:
         loads_with = f"Its code is `{exported.loads_with}` and what that imports. It needs torch and transformers alone."
     layers = ", ".join(f"{layer.name} {kind}" for layer, kind in zip(vlp.layers, kinds, strict=True))
-    onnx = "" if exported.onnx_difference is None else f", those of `model.onnx` by {exported.onnx_difference:.1e}"
+    onnx = "" if exported.onnx_difference is None else f", those of `model.onnx` by {exported.onnx_difference:.2g}"
     return model_card(
         f"---\nlibrary_name: transformers\ntags: [layer-skipping, {model.config['model_type']}, {subnet.task.name}]\n---",
         f"{title}, for {subnet.task.name}",
@@ -183,7 +183,7 @@ def subnet_card(
         _loading_example(model, exported.folder.name, num_images),
         results_table(record["models"]) if record.get("models") else None,
         f"On a few made-up examples the logits of this folder and of the masked model differ by at most "
-        f"{exported.difference:.1e}{onnx} ({exported.parameters:,} parameters).",
+        f"{exported.difference:.2g}{onnx} ({exported.parameters:,} parameters).",
     )
 
 

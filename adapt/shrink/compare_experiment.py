@@ -202,13 +202,16 @@ def _reward_loss(result: SearchResult, bits: tuple[int, ...]) -> float | None:
 def title_of(settings: CompareSettings, count: int) -> str:
     """Return the title of the table."""
     name, value = next(iter(settings.budget.items()))
-    budget = counted(value, "layer") if name == "skip_num" else f"at least {100 * value:g} % of the {SAVED[name]}"
+    unit = "sublayer" if settings.problem.units == "sublayers" else "layer"
+    budget = f"{counted(value, unit)} removed"
+    if name != "skip_num":
+        budget = f"at least {100 * value:g} % of the {SAVED[name]} saved"
     model = "the bundled model" if settings.problem.checkpoint is None else display_name(Path(settings.problem.checkpoint))
     recovery = "no recovery" if settings.train.recover == "none" else settings.train.recover
     if settings.train.method is not None:
         recovery += f", {counted(settings.train.steps, 'step')}"
     seeds = f"seed {settings.seed}" if settings.seeds == 1 else counted(settings.seeds, "seed")
-    return f"{model}, {budget} saved, {recovery}, {count:,} test examples, {seeds}"
+    return f"{model}, {budget}, {recovery}, {count:,} test examples, {seeds}"
 
 
 def comparison_table(title: str, trials: Sequence[MethodTrial]) -> Table:
@@ -221,7 +224,7 @@ def comparison_table(title: str, trials: Sequence[MethodTrial]) -> Table:
         after = [trial.after for trial in own if trial.after is not None]
         cells = {
             "method": variant,
-            "evaluations": mean_in_words([trial.evaluations for trial in own], digits=0),
+            "masks scored": mean_in_words([trial.evaluations for trial in own], digits=0),
             "seconds": mean_in_words([trial.seconds for trial in own if trial.seconds is not None]),
             "MACs saved": f"{100 * np.mean([trial.macs_saved for trial in own]):.1f} %",
             "KV saved": f"{100 * np.mean([trial.kv_saved for trial in own]):.1f} %",

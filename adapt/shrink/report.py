@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from das_gym.adapt.card import TRUST, display_name, front_matter, loading_example, model_card
 from das_gym.adapt.report import RELATIVE, percent, results_table
-from das_gym.adapt.shrink.measuring import CONTROL, FULL, Measured
+from das_gym.adapt.shrink.measuring import CONTROL, FULL, Measured, Quality, ShrunkModelResult
 from das_gym.adapt.shrink.settings import LINEAR, REFIT
 from das_gym.adapt.shrink.verifying import Verification, has_remote_code
 
@@ -65,21 +65,32 @@ def conclusion(measured: Measured) -> str:
     """Return a sentence on how the saved model's score compares, and how much of the loss recovery regained."""
     final = measured.final
     difference, low, high = (100 * value for value in measured.difference())
-    against = f"the baseline's {percent(measured.rows[FULL].score)} %"
+    against = f"the baseline's {_score(measured.rows[FULL])}"
     if measured.control is not None:
-        against += f" and {percent(measured.control.score)} % of the full model trained alike (the control)"
+        against += f" and {_score(measured.control)} of the full model trained alike (the control)"
     # The better of baseline and control: a model that training alone improves as much was not helped by losing layers.
     than = "control" if measured.reference == CONTROL else "baseline"
-    if final.perplexity is not None:
-        against += f" (perplexity {final.perplexity:.2f} against {measured.rows[FULL].perplexity:.2f})"
-    regained = measured.loss_regained()
-    recovery = "" if regained is None else f"; recovery removed {100 * regained:.0f} % of the increase in loss"
-    if regained is not None and regained > 1:
-        recovery = "; recovery removed the whole increase in loss, and the loss is below the baseline's"
     return (
-        f"The {final.name} model scores {percent(final.score)} % against {against}: {difference:+.1f} points compared with "
-        f"the {than} (95 % interval {low:+.1f}..{high:+.1f}) on {len(measured.scores[FULL]):,} test examples{recovery}."
+        f"The {final.name} model scores {_score(final)} against {against}: {difference:+.1f} points compared with "
+        f"the {than} (95 % interval {low:+.1f}..{high:+.1f}) on {len(measured.scores[FULL]):,} test examples"
+        f"{_recovery(measured.loss_regained())}."
     )
+
+
+def _score(model: Quality | ShrunkModelResult) -> str:
+    perplexity = "" if model.perplexity is None else f" (perplexity {model.perplexity:,.2f})"
+    return f"{percent(model.score)} %{perplexity}"
+
+
+def _recovery(regained: float | None) -> str:
+    """Return what recovery did to the loss, from `Measured.loss_regained`."""
+    if regained is None:
+        return ""
+    if regained < 0:
+        return "; recovery increased the loss further"
+    if regained > 1:
+        return "; recovery removed the whole increase in loss, and the loss is below the baseline's"
+    return f"; recovery removed {100 * regained:.0f} % of the increase in loss"
 
 
 def shrunk_card(job: ShrinkJob, measured: Measured, verified: Verification, parameters: int, command: str) -> str:
@@ -128,5 +139,5 @@ def shrunk_card(job: ShrinkJob, measured: Measured, verified: Verification, para
         table_of(measured),
         f"Scored on {job.data} {how}. Other abilities of the model were not measured. Checked when it was saved: "
         f"loaded by transformers alone, its logits equal those of the {compared} (relative difference "
-        f"{verified.logits_difference:.1e} or less), and so does the text that it generates {', '.join(verified.ways)}.",
+        f"{verified.logits_difference:.2g} or less), and so does the text that it generates {', '.join(verified.ways)}.",
     )

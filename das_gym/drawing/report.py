@@ -85,7 +85,9 @@ class Table:
             width: Columns of the terminal. A table whose words do not fit is wider: no number is cut.
             heading_width: Headings are wrapped at this width.
         """
-        table = RichTable(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+        if self.title:  # not rich's, which wraps it at the width of the table
+            print(escape_control_chars(self.title))
+        table = RichTable(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
         left = {column % len(self.columns) for column in self.text_columns}
         headings = [self.columns[0], *("\n".join(textwrap.wrap(each, heading_width)) for each in self.columns[1:])]
         edges = len(headings) + 1  # a space on each side, and between columns

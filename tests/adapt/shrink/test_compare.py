@@ -71,7 +71,7 @@ def test_compare_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFi
     assert all(sum(trial["mask"]) == 1 and trial["after"] for trial in methods)
     assert run.result == min(trial["before"]["loss"] for trial in methods)
     printed = capsys.readouterr().out
-    assert "llava, 1 layer saved, lora, 2 steps, 6 test examples" in printed
+    assert "llava, 1 layer removed, lora, 2 steps, 6 test examples" in printed
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_compare_repairs_in_closed_form(given: dict[str, Any], tmp_path: Path, c
     _, row = read_json(tmp_path / "runs" / "1" / "compare.json")["trials"]
     assert read_json(tmp_path / "runs" / "1" / "random_0" / "search.json")["env_kwargs"]["reward_examples"] == 4
     assert row["after"]["loss"] != row["before"]["loss"]
-    assert "1 layer saved, linear, 6 test examples" in capsys.readouterr().out
+    assert "1 layer removed, linear, 6 test examples" in capsys.readouterr().out
 
 
 class WholeTower(Heuristic):

@@ -42,7 +42,7 @@ def measured(*losses: float) -> Measured:
     [
         ((1.0, 3.0, 1.5), 0.75, "; recovery removed 75 % of the increase in loss."),
         ((1.0, 3.0, 0.5), 1.25, "; recovery removed the whole increase in loss, and the loss is below the baseline's."),
-        ((1.0, 3.0, 4.0), -0.5, "; recovery removed -50 % of the increase in loss."),
+        ((1.0, 3.0, 4.0), -0.5, "; recovery increased the loss further."),
         ((1.0, 0.9, 0.8), None, "on 2 test examples."),
         ((1.0, 3.0), None, "on 2 test examples."),
     ],
