@@ -174,8 +174,7 @@ def _check_finite(subnet: AdaptedModel, examples: Sequence[Any], broken: Tensor)
 def load(settings: EvaluateSettings) -> tuple[AdaptedModel, Sequence[Any], str | None]:
     """Return the model, the examples, and the folder of the data; None for the bundled data."""
     data_root = settings.data_setting("data_root")
-    trusted = settings.trust_remote_code
-    subnet = load_finished(settings.finished, settings.device, settings.checkpoint, trusted, settings.task)
+    subnet = load_finished(settings, settings.device, settings.task)
     task = task_class(subnet.task.name)
     options = reader_options(task, {name: settings.data_setting(name) for name in ("columns", "context")})
     if reads_tokens(task):

@@ -197,20 +197,15 @@ def find_finished(run: int | str, runs_dir: str, method: str | None = None) -> F
     if (folder / SHRUNK).is_file():
         out = read_json(folder / SHRUNK)["out"]
         raise ValueError(f"`run` is a run of `{format_command('adapt shrink')}`: got {run}. Give its model, run={out}.")
-    if not (folder / "config.json").is_file():
+    content = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if "model_type" not in content:  # an unfinished run has a config.json, too
         raise FileNotFoundError(f"`run` is not a finished run: there is no {RECORD} or {JOINT_RECORD} in {folder}.")
-    return FinishedRun(folder, None, read_json(folder / "config.json"))
+    return FinishedRun(folder, None, content)
 
 
 def record_in(folder: Path, names: Sequence[str] = (RECORD, JOINT_RECORD)) -> Path | None:
     """Return the first of these records that exists in the folder of a run; None if none does."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
-def is_exported(folder: Path) -> bool:
-    """Return whether `export` wrote the folder."""
-    config = folder / "config.json"
-    return config.is_file() and f'"{METADATA_KEY}":'.encode() in config.read_bytes()
 
 
 def require_onnx() -> None:

@@ -231,9 +231,9 @@ class JointSearchSettings(RunSettings, group="Pipeline"):
     @cached_property
     def pipeline(self) -> DASSettings:
         """The settings of the pipeline. Adapter widths that are not given are left to a checkpoint that may have some."""
-        recipe = das_settings(self.problem.model, self.problem.task, self.recipe)
         own = {} if MODELS[self.problem.model].reads_prompts else {"bottleneck": None, "skip_bottleneck": None}
-        return build(DASSettings, {**dataclasses.asdict(recipe), **own, **self.das}, "setting of das,")
+        recipe = das_settings(self.problem.model, self.problem.task, self.recipe, **own)
+        return build(DASSettings, self.das, "setting of das,", recipe)
 
     @cached_property
     def problem_of_recipe(self) -> ProblemConfig:

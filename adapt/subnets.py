@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SUBNET_FILE, FinishedRun, is_exported, record_in
+from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SUBNET_FILE, FinishedRun, SubnetSettings, record_in
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import quiet_loading
@@ -37,22 +37,18 @@ from das_gym.registration import MODELS, TASKS
 FORMAT = "das_gym adapt 1"
 
 
-def load_finished(
-    run: FinishedRun, device: str, checkpoint: str | None, trust_remote_code: bool, task: str = ""
-) -> AdaptedModel:
-    """Load the model of a run on a device, from `checkpoint` if the recorded one was moved.
-
-    A folder of transformers is loaded with `task`.
-    """
+def load_finished(settings: SubnetSettings, device: str, task: str = "") -> AdaptedModel:
+    """Load the model of a finished run on a device; a folder of transformers is loaded with `task`."""
+    run = settings.finished
     changes: dict[str, Any] = {"device": device}
-    if checkpoint is not None:
-        changes["checkpoint"] = checkpoint
-    if trust_remote_code:
+    if settings.checkpoint is not None:
+        changes["checkpoint"] = settings.checkpoint
+    if settings.trust_remote_code:
         changes["trust_remote_code"] = True
     if run.record is not None:
         return _load_recorded(run, changes)
     if task and METADATA_KEY not in run.content:
-        return load_transformers_model(run.model, task, device, trust_remote_code)
+        return load_transformers_model(run.model, task, device, settings.trust_remote_code)
     return load_subnet(run.model, **changes)
 
 
@@ -77,7 +73,8 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
     """
     import_plugins(plugins)
     path = at_home(path)
-    if is_exported(path):
+    config = path / "config.json"
+    if config.is_file() and f'"{METADATA_KEY}":'.encode() in config.read_bytes():  # `export` wrote it
         check_names(changes, ("device", "max_text_length"), "setting")
         return load_exported(path, **changes)
     if not path.exists():

@@ -32,7 +32,7 @@ def run_export(settings: ExportSettings) -> ExportedFolder:
             f"method={settings.method} cannot be exported: it leaves {row.remaining}, for which transformers has no code "
             "(full, head, bitfit, lora and das leave none); `evaluate` and `predict` take it as it is"
         )
-    subnet = load_finished(settings.finished, "cpu", settings.checkpoint, settings.trust_remote_code)
+    subnet = load_finished(settings, "cpu")
     vlp = subnet.backbone.vlp
     if vlp.pruned_mask is None:  # of a method that removes nothing
         vlp.prune(np.zeros(len(vlp.layers), bool))

@@ -65,6 +65,12 @@ def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path):
         EvaluateSettings(run=str(folder), data_root="/other")
 
 
+def test_evaluate_rejects_a_run_that_is_not_finished(tmp_path: Path):
+    write_json(tmp_path / "config.json", {"seed": 1})  # as Sacred writes it
+    with pytest.raises(FileNotFoundError, match="`run` is not a finished run"):
+        EvaluateSettings(run=str(tmp_path))
+
+
 @pytest.mark.parametrize("change", [{"problem": 3}, {"plugins": 3}])
 def test_load_subnet_names_a_damaged_record(folder: Path, change: dict[str, Any]):
     write_json(folder / RECORD, {**read_json(folder / RECORD), **change})
