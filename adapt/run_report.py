@@ -11,7 +11,6 @@ python -m adapt report 3 with plugins=my_module  a record imports nothing that i
 from __future__ import annotations
 
 import json
-import pkgutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD
 from das_gym.adapt.report import read_examples
+from das_gym.adapt.settings import AdaptSettings, CompareSettings, JointSearchSettings
 from das_gym.adapt.shrink.job import command_of
 from das_gym.adapt.shrink.settings import RECORD as SHRUNK
+from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.agents.search_experiment import architecture_of, progress_of, search_facts
 from das_gym.agents.searching.record import RECORD as SEARCHED
 from das_gym.agents.searching.record import SearchResult
@@ -38,11 +39,11 @@ from das_gym.registration import is_tabular
 
 REPORT = "report.html"
 
-COMMANDS = {
-    RECORD: ("adapt", "das_gym.adapt.adapt_experiment:AdaptSettings"),
-    JOINT_RECORD: ("adapt das", "das_gym.adapt.das_experiment:JointSearchSettings"),
-    SHRUNK: ("adapt shrink", "das_gym.adapt.shrink.settings:ShrinkSettings"),
-    COMPARISON: ("adapt compare", "das_gym.adapt.compare_experiment:CompareSettings"),
+COMMANDS: dict[str, tuple[str, Any]] = {
+    RECORD: ("adapt", AdaptSettings),
+    JOINT_RECORD: ("adapt das", JointSearchSettings),
+    SHRUNK: ("adapt shrink", ShrinkSettings),
+    COMPARISON: ("adapt compare", CompareSettings),
 }
 """Record of a run to its command and settings."""
 
@@ -123,8 +124,7 @@ def _command(folder: Path, name: str, record: dict[str, Any]) -> str:
     # The search is not repeated: its mask is in the record.
     if name == RECORD:
         changes["mask"] = json.dumps(mask, separators=(",", ":"))
-    command, settings = COMMANDS[name]
-    cls = pkgutil.resolve_name(settings)
+    command, cls = COMMANDS[name]
     return rerun_command(folder, command, cls, settings_dict(cls()), **changes)
 
 
