@@ -248,6 +248,7 @@ REWARD_THRESHOLDS = {
     "DAS-VLM-Answering-Tabular-v0": 0.9224,
     "DAS-LLaVA-Answering-Tabular-v0": 0.8897,
     "DAS-SmolLM2-Text-Tabular-v0": 0.7959,
+    "DAS-SmolVLM135M-Answering-Tabular-v0": 0.9720,
 }
 """`reward_threshold` of the specs: the best reward in each bundled table at the default settings, rounded down.
 
@@ -265,6 +266,7 @@ ENVIRONMENTS: dict[str, EnvEntry] = {}
 CHECKPOINT_TABLES = {
     "DAS-LLaVA-Answering-Tabular-v0": ("DAS-VLM-Answering-v0", "llava_mini"),
     "DAS-SmolLM2-Text-Tabular-v0": ("DAS-VLM-Text-v0", "smollm2"),
+    "DAS-SmolVLM135M-Answering-Tabular-v0": ("DAS-VLM-Answering-v0", "smolvlm135m"),
 }
 """Ids of bundled tables of further checkpoints, to their environment and folder in `ASSETS`."""
 

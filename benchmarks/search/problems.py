@@ -31,6 +31,11 @@ LONG_TABLES = {
     ),
     "llava_mini, 24 layers, 4 skipped": ("DAS-LLaVA-Answering-Tabular-v0", "llava_mini/answering_table.npz", 4),
     "SmolLM2-135M, 30 layers, 3 skipped": ("DAS-SmolLM2-Text-Tabular-v0", "smollm2/text_table.npz", 3),
+    "SmolVLM-135M, 30 layers, 3 skipped": (
+        "DAS-SmolVLM135M-Answering-Tabular-v0",
+        "smolvlm135m/answering_table.npz",
+        3,
+    ),
 }
 """Environment, file and number of skipped units of tables that hold all masks of at most this number of units."""
 
