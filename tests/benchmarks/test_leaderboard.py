@@ -39,8 +39,8 @@ def test_leaderboard_from_one_command(tmp_path, monkeypatch):
     for heading in ("## Up to 12 units", "### llava_mini, 24 layers", "### 36 layers, 12 skipped"):
         assert heading in text
     searched, _, recorded = text.partition("## Layers of SmolLM2-135M")
-    assert searched.count("\n| random |") == 1 + 2 + 3 + 2  # first table, short ones, long ones, planted ones
-    assert searched.count("\n| block_influence |") == 2 + 3  # planted problems have no statistics
+    assert searched.count("\n| random |") == 1 + 2 + 4 + 2  # first table, short ones, long ones, planted ones
+    assert searched.count("\n| block_influence |") == 2 + 4  # planted problems have no statistics
     assert recorded.count("\n| random |") == 3  # six and nine layers, and sub-layers
     assert text.index("\n| agent |") < text.index("First are:") < text.index("## How to read")
     monkeypatch.setattr(runs, "run_agent", None)
