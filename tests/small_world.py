@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from das_gym.data.splits import Splits
 from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.meter.model import METER
 from das_gym.models.meter.network import METERConfig
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_backbone
+from das_gym.problem.loading import AdaptedModel, find_supernet, load_backbone, supernet_model
 from das_gym.registration import ASSETS
 from das_gym.tasks.vqa.files import answer_vocabulary, load_vqa
 from das_gym.tasks.vqa.task import VQATask
@@ -40,3 +42,8 @@ def small_world(folder: Path, data: Path, **sizes: int) -> dict[str, str]:
     path = folder / "supernet.safetensors"
     Adaptation.of(backbone.vlp, head, task="vqa", answers=task.labels, base=backbone.base).save(path)
     return {**kwargs, "supernet": str(path)}
+
+
+def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
+    """Model, head and task with a supernet's parameters, which may be trained."""
+    return supernet_model(config, find_supernet(config), splits, load_backbone(config))

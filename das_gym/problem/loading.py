@@ -323,11 +323,6 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
     return path, supernet
 
 
-def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
-    """Return model, head and task with a supernet's parameters, loaded again."""
-    return supernet_model(config, find_supernet(config), splits, load_backbone(config))
-
-
 def supernet_model(
     config: ProblemConfig, found: tuple[str | Path, Adaptation] | None, splits: Splits[Any], backbone: Backbone
 ) -> AdaptedModel:

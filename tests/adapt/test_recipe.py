@@ -8,7 +8,8 @@ from das_gym.adapt.settings import SupernetConfig, TrainingConfig
 from das_gym.adapt.step_loss import make_loss_and_trainer, resolve_defaults
 
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, load_splits, load_supernet
+from das_gym.problem.loading import AdaptedModel, load_splits
+from tests.small_world import load_supernet
 
 
 @pytest.fixture

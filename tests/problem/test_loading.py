@@ -23,12 +23,12 @@ from das_gym.problem.loading import (
     load_backbone,
     load_problem,
     load_splits,
-    load_supernet,
     new_head,
     pick_device,
     task_class,
 )
 from das_gym.registration import ASSETS, MODELS
+from tests.small_world import load_supernet
 from tests.tasks.answering.making import llava_folder
 
 

@@ -21,8 +21,9 @@ from das_gym.adapt.supernet import train_supernet
 from das_gym.files import read_json
 from das_gym.models.tensor_files import read_safetensors
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_splits, load_supernet
+from das_gym.problem.loading import load_splits
 from tests.models.transformers import tiny
+from tests.small_world import load_supernet
 from tests.tasks.answering.making import llava_folder
 
 REPOSITORY = Path(__file__).parents[3]
