@@ -89,7 +89,8 @@ def read_front(path: Path) -> dict[str, Any]:
 def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str, Any]) -> ProblemConfig:
     """Return the model and data of a record; `given` overrides them."""
     known = {each.name for each in fields(ProblemConfig)}
-    recorded = {name: value for name, value in record["env_kwargs"].items() if name in known and name not in given}
+    recorded = {**_kind_of_units(record), **record["env_kwargs"]}
+    recorded = {name: value for name, value in recorded.items() if name in known and name not in given}
     # A record may come from anyone: what it would import or run has to be named again.
     trusted = trusted_settings(path, record.get("plugins", ()), recorded)
     if (entry := entry_of(record["env_id"])) is not None:
@@ -104,6 +105,17 @@ def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str,
         f"{path} is of {record['env_id']}, which is not registered: import the module that registers its model and task "
         "(plugins=<module>, as the search did), or give mask=[...] with model= and task="
     )
+
+
+def _kind_of_units(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `units` and `vision` by the names of a record's units, since a search on a table has no such settings."""
+    names = record.get("layer_names", ())
+    found: dict[str, Any] = {}
+    if any(name.endswith(".attention") for name in names):
+        found["units"] = "sublayers"
+    if any(name.startswith("vision.") for name in names):
+        found["vision"] = True
+    return found
 
 
 def scored_problem(search: SearchConfig, problem: Problem | None) -> Problem | None:

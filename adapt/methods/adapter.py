@@ -105,7 +105,7 @@ class DAS(Method):
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
         """Check that layers have a known place for adapters."""
         if vlp.untrainable:
-            raise ValueError(f"{vlp.untrainable}. Use recover=lora or recover=full.")
+            raise ValueError(f"{vlp.untrainable} Or use recover=lora or recover=full.")
 
 
 def das_bottleneck(vlp: VLP) -> int | None:

@@ -12,6 +12,10 @@ from torch import nn
 
 from das_gym.models.base import HALVES, VLP
 
+MAMBA_TYPES = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+MAMBA_OUT = "out_proj"
+"""Types of models with this layer, whose weight Mamba's kernel reads by itself: peft rejects LoRA around it."""
+
 
 @dataclass(frozen=True)
 class LoRA(Method):
@@ -37,7 +41,10 @@ class LoRA(Method):
 
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
         """Insert LoRA around every linear layer of decoder and projector."""
-        return inject_lora(pruned.root, linear_names(pruned.parts), self.rank)
+        names = linear_names(pruned.parts)
+        if pruned.root.config.model_type in MAMBA_TYPES:
+            names = [name for name in names if not name.endswith(f".{MAMBA_OUT}")]
+        return inject_lora(pruned.root, names, self.rank)
 
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
         """Raise ValueError for a model without linear layers."""

@@ -52,6 +52,8 @@ def check_loaded(settings: AnsweringSettings, problem: Problem, choice: Choice |
         raise ValueError(
             f"`metric` scores generated answers, which {name} does not have: got {settings.metric}. Leave it out."
         )
+    if settings.train.targets == "teacher" and not problem.task.generates:
+        raise ValueError(f"`targets` must be reference for {problem.task.name}, which has no answers: got teacher.")
     if choice is None:
         _check_budget_leaves_a_layer(as_vlm(problem), budget_of(settings, problem, settings.budget))
     else:

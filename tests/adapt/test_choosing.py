@@ -13,6 +13,7 @@ from das_gym.agents.searching.scorer import open_scorer
 from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.recorded import RunError
+from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.registration import DEFAULT_ENV
 
@@ -48,3 +49,8 @@ def test_a_search_on_a_table_of_a_model_that_is_not_bundled_needs_its_checkpoint
     choice = choice_from_run(str(tmp_path), 1, {"checkpoint": str(tmp_path)})
     assert choice.problem.checkpoint == str(tmp_path)
     assert (choice.mask.shape, choice.mask.sum()) == ((30,), 3)
+    record = read_json(tmp_path / "1" / "search.json")
+    names = [f"decoder.{n}.{kind}" for n in range(14) for kind in ("attention", "mlp")]
+    write_json(tmp_path / "1" / "search.json", {**record, "layer_names": [*names, "vision.0", "vision.1"]})
+    problem = choice_from_run(str(tmp_path), 1, {"checkpoint": str(tmp_path)}).problem
+    assert (problem.units, problem.vision) == ("sublayers", True)

@@ -312,7 +312,7 @@ def test_control_is_trained_by_default_if_the_recovered_model_wins(
         ({"mask": (0, 1, 0, 0), "skip_num": 2}, "`skip_num` is the budget of a search"),
         ({"control": True, "recover": "none"}, "`control`"),
         ({"units": "sublayers", "skip_num": 8}, "`skip_num` must leave one attention: got 8, expected 7 or less"),
-        ({"units": "sublayers", "recover": "adapters"}, "Sublayers have no adapters"),
+        ({"units": "sublayers", "recover": "adapters"}, r"Sublayers have no adapters\. Leave out `units`\. Or use"),
         ({"units": "sublayers", "recover": "refit"}, "recover=refit"),
         ({"model": "METER", "task": "vqa"}, "`model` must answer in words"),
         ({"checkpoint": "{data_root}"}, "`checkpoint` is not a transformers checkpoint"),

@@ -246,7 +246,7 @@ def fit_ridge(
     width = pairs[0][0].shape[1]
     out = pairs[0][1].shape[1]
     if rank is not None and not 1 <= rank <= min(width, out):
-        raise ValueError(f"`rank` is out of range: got {rank}, expected 1 to {min(width, out)}, the width of {what}")
+        raise ValueError(f"`skip_rank` is out of range: got {rank}, expected 1 to {min(width, out)}, the width of {what}")
     sums = _Sums(width, out, bias)
     held_out = pairs[HELD_OUT_BATCHES - 1 :: HELD_OUT_BATCHES]
     for number, pair in enumerate(pairs):

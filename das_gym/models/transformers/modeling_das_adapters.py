@@ -71,7 +71,10 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
         if count or count_after:
             layer.removed_before = skipped(layer, count)
             layer.removed_after = skipped(layer, count_after)
-            layer.forward = MethodType(_run_with_replacements, layer)
+            # a hook of accelerate, for a `device_map`, is the layer's forward: it moves what `_old_forward` reads
+            forward = "_old_forward" if hasattr(layer, "_old_forward") else "forward"
+            layer.run_kept = getattr(layer, forward)
+            setattr(layer, forward, MethodType(_run_with_replacements, layer))
     if is_linear:
         replace_modules(model, das)
     return model
@@ -112,7 +115,7 @@ def _run_linear_skip(module: Any, *args: Any, **kwargs: Any) -> Any:
 def _run_with_replacements(layer: Any, *args: Any, **kwargs: Any) -> Any:
     """Run what replaces the removed layers before a layer, the layer, and what replaces those after it."""
     args, kwargs = _change_hidden(args, kwargs, layer.removed_before)
-    output = type(layer).forward(layer, *args, **kwargs)
+    output = layer.run_kept(*args, **kwargs)
     return (layer.removed_after(output[0]), *output[1:]) if isinstance(output, tuple) else layer.removed_after(output)
 
 

@@ -13,10 +13,11 @@ import torch
 import transformers as t
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import Method, make_method
-from das_gym.adapt.methods.lora import inject_lora, linear_names, merge_lora
+from das_gym.adapt.methods.lora import LoRA, inject_lora, linear_names, merge_lora
 from das_gym.adapt.shrink.recovery import (
     Teacher,
     answer_states,
+    insert_trainable,
     make_teacher,
     recover,
     recovery_loss,
@@ -29,6 +30,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from das_gym.models.transformers.generation import generate
 from das_gym.models.transformers.layer_removal import decoder_path, pruned_copy
+from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.tower import find_projectors
 from das_gym.problem.config import ProblemConfig
@@ -273,7 +275,8 @@ def test_recovery_on_two_devices(problem_of: Callable[[str], Problem], method: s
             for layer, device in zip(student.stack.layers, (DEVICE, OTHER_DEVICE), strict=True):
                 assert {str(p.device) for p in layer.parameters()} == {device}
             found = {name: value.cpu() for name, value in state_of(student.model).items()}
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    # AdamW divides gradients by their size: those of one feature of the projector are as small as rounding errors.
+    torch.testing.assert_close(found, expected, atol=1e-4 if method == "full" else 1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("settings", [{"micro_batch_size": 3}, {"micro_batch_size": 1, "gradient_checkpointing": True}])
@@ -287,6 +290,15 @@ def test_images_that_a_worker_reads_train_the_same_bits(problem_of: Callable[[st
     expected = recovered_state(problem_of("llava"), steps=3)
     found = recovered_state(problem_of("llava"), steps=3, micro_batch_size=4, dataloader_num_workers=1)
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_lora_leaves_out_the_layer_that_mambas_kernel_reads(tmp_path: Path):
+    sizes = {"vocab_size": tiny.VOCABULARY, "hidden_size": tiny.WIDTH, "num_hidden_layers": 4, "state_size": 8}
+    config = t.MambaConfig(**sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    vlm = load_vlm(tiny.save_made(lambda: (t.MambaForCausalLM(config), tiny.tokenizer()), tmp_path))
+    student = pruned_copy(vlm, MASK)
+    assert insert_trainable(student, vlm, LoRA())
+    assert not any("out_proj.lora" in name for name, _ in student.named_parameters())
 
 
 @pytest.mark.filterwarnings("ignore:.*answers are cut off")

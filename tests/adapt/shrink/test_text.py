@@ -18,7 +18,7 @@ from das_gym.adapt.shrink.recovery import Teacher, recover
 from das_gym.adapt.shrink.settings import RecoveryConfig
 from das_gym.agents.run_commands import search, table
 
-from das_gym.commands.recorded import run_folder
+from das_gym.commands.recorded import RunError, run_folder
 from das_gym.files import read_json
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.problem.config import ProblemConfig
@@ -60,6 +60,13 @@ def test_recovery_learns_every_token_from_a_teacher_that_keeps_no_states(problem
     before = score_model(student, problem.task, examples, "")[0].loss
     recover(student, replace(problem, splits=replace(problem.splits, train=examples)), config, teacher=teacher)
     assert score_model(student, problem.task, examples, "")[0].loss < before
+
+
+def test_a_text_has_no_answers_for_a_teacher(settings: dict[str, str], tmp_path: Path):
+    kept = {"runs_dir": str(tmp_path), "device": "cpu", "problem": {"context": CONTEXT}, "train": {"targets": "teacher"}}
+    with pytest.raises(RunError, match="`targets`"):
+        ex.run({**settings, **kept, "task": "text", "skip_num": 1})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ def test_units_of_a_mask_are_fitted_in_order(driven):
 
 @pytest.mark.parametrize("rank", [0, tiny.WIDTH + 1])
 def test_impossible_ranks(driven, rank):
-    with pytest.raises(ValueError, match="`rank`"):
+    with pytest.raises(ValueError, match="`skip_rank`"):
         fitted(driven("llama"), rank=rank)
 
 
