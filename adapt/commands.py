@@ -8,31 +8,23 @@ from collections.abc import Sequence
 from das_gym.commands.commandline import Command, Program
 from das_gym.processes import end_on_signals
 
+RUNS = "das_gym.adapt.run_commands"
+
 PROGRAM = Program(
     "adapt",
     {
-        "run": Command(
-            "das_gym.adapt.run_commands:adapt", "[with ...]", "search a mask, fine-tune it, compare with the baseline"
-        ),
-        "das": Command(
-            "das_gym.adapt.run_commands:das",
-            "[with ...]",
-            "the paper's pipeline: search while adapters train, then fine-tune",
-        ),
+        "run": Command(f"{RUNS}:adapt", "[with ...]", "search a mask, fine-tune it, compare with the baseline"),
+        "das": Command(f"{RUNS}:das", "[with ...]", "the paper's pipeline: search while adapters train, then fine-tune"),
         "compare": Command(
-            "das_gym.adapt.run_commands:compare",
-            "[with ...]",
-            "fine-tune by every method (full, LoRA, adapters, DAS, ...), one table",
+            f"{RUNS}:compare", "[with ...]", "fine-tune by every method (full, LoRA, adapters, DAS, ...), one table"
         ),
         "shrink": Command(
-            "das_gym.adapt.run_commands:shrink",
+            f"{RUNS}:shrink",
             "[compare] with checkpoint=... out=...",
             "delete layers of a model of transformers, recover, save a folder; compare methods",
-            subcommands={"compare": Command("das_gym.adapt.run_commands:shrink_compare", "[with ...]", "compare methods")},
+            subcommands={"compare": Command(f"{RUNS}:shrink_compare", "[with ...]", "compare methods")},
         ),
-        "supernet": Command(
-            "das_gym.adapt.run_commands:supernet", "[with ...]", "train adapters and head over random masks"
-        ),
+        "supernet": Command(f"{RUNS}:supernet", "[with ...]", "train adapters and head over random masks"),
         "evaluate": Command(
             "das_gym.adapt.evaluate:evaluation_main",
             "with run=... [split=... data_root=... out=...]",

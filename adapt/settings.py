@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from das_gym.adapt.methods import MASKED, METHODS
@@ -247,13 +247,6 @@ class JointSearchSettings(RunSettings, group="Pipeline"):
 
 
 @dataclass(frozen=True)
-class CompareTraining(TrainingConfig):
-    """Settings of training for a comparison."""
-
-    steps: PositiveInt = 600
-
-
-@dataclass(frozen=True)
 class CompareSettings(SearchingSettings, group="Comparison"):
     """The settings of `python -m adapt compare`.
 
@@ -274,7 +267,9 @@ class CompareSettings(SearchingSettings, group="Comparison"):
     skip_nums: tuple[NonNegativeInt, ...] = (2, 4, 6)
     learning_rates: tuple[PositiveFloat, ...] = ()
     seeds: PositiveInt = 3
-    train: CompareTraining = nested(CompareTraining, shared=("seed",), without=("learning_rate", "head_learning_rate"))
+    train: TrainingConfig = nested(
+        TrainingConfig, ("seed",), ("learning_rate", "head_learning_rate"), default=partial(TrainingConfig, steps=600)
+    )
     search: SearchConfig = nested(SearchConfig, shared=SHARED, without=BUDGET_SETTINGS, listed=False)
     searches: dict[str, int] = field(default_factory=dict)
 
