@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from das_gym.commands.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range, Settings, choice
@@ -218,7 +218,6 @@ def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any)
     A task that `PAPER` lacks gets the model's VQA's settings, another model `OF_ANY_MODEL`.
     """
     check_names([recipe], RECIPES, "recipe")
-    check_names(changes, [f.name for f in fields(DASSettings)], "setting")
     paper = PAPER.get((model, task)) or PAPER.get((model, "vqa"), OF_ANY_MODEL)
     if recipe == "paper":
         return replace(paper, **changes)

@@ -43,11 +43,7 @@ MIN_UNPACKED, MAX_RATIO, MAX_UNPACKED = 2**28, 16, 2**31
 """The arrays of a file may take this many bytes, or this many times those of the file, up to the last number."""
 
 MAX_DESCRIPTION = 2**24
-"""Bytes of `meta`, the text by which a file of arrays describes itself."""
-
-MAX_NAMES = 2**22
-"""Bytes in which the names of tensors are looked for."""
-
+"""Bytes of the text by which a file describes itself: `meta` in one of arrays, the pickle in one of torch."""
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _HOST = hashlib.sha256(
     f"{platform.node()} {_PID_NAMESPACE.readlink() if _PID_NAMESPACE.is_symlink() else ''}".encode()
@@ -259,7 +255,7 @@ def tensor_names(path: Path) -> str:
     with suppress(Exception), zipfile.ZipFile(path) as archive:  # a damaged one can raise anything; loading says what
         pickle = next(name for name in archive.namelist() if name.endswith("data.pkl"))
         with archive.open(pickle) as file:
-            return file.read(MAX_NAMES).decode("latin-1")
+            return file.read(MAX_DESCRIPTION).decode("latin-1")
     return ""
 
 

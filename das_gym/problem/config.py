@@ -63,9 +63,9 @@ def download_hint(value: str, setting: str) -> str:
 
 
 def check_device(device: str) -> None:
-    """Raise for a word that names no device of torch; whether this machine has the device is found out when it is used."""
+    """Raise for a word that cannot be a device of torch. Whether this machine has it shows when it is used."""
     if re.fullmatch(r"(?!gpu)[a-z]+(:\d+)?", device) is None:
-        raise ValueError(f"`device` is unknown: got {device}, expected auto, cpu, cuda, cuda:1, mps or another of torch's")
+        raise ValueError(f"`device` is unknown: got {device}, expected auto, cpu, cuda, cuda:1, ...")
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,9 @@ class ProblemConfig(Settings, group="Model and data"):
 
     @property
     def unit_counts(self) -> range | None:
-        """The possible numbers of skippable units by config.json or the names of tensors; None if these do not tell.
+        """The possible numbers of skippable units, by config.json or names of tensors; None if these do not tell.
 
-        Only the loaded model knows which layers of a vision tower have to stay, and which decoder layers of a type that is
-        not in `ModelEntry.whole_types`.
+        Only the loaded model knows which layers have to stay, in vision towers and outside of `ModelEntry.whole_types`.
         """
         entry = MODELS[self.model]
         place = entry.assets if self.checkpoint is None else Path(self.checkpoint)
