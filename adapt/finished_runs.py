@@ -54,7 +54,7 @@ class FinishedRun(NamedTuple):
     trial: Trial | None = None
 
     def problem(self, task: str) -> Mapping[str, Any]:
-        """Return the recorded settings of its data, and its task; a model of transformers has the given `task`."""
+        """Return its recorded task and data; a model of transformers has the given `task`."""
         with explain_damage(self.record or self.model / "config.json", "make it again"):
             if self.record is None:
                 return {"task": self.content[METADATA_KEY]["task"] if METADATA_KEY in self.content else task}
@@ -139,7 +139,7 @@ class EvaluateSettings(SubnetSettings):
             check_names([self.split], TASKS[task].parts, f"split of {task}")
 
     def data_setting(self, name: str) -> Any:
-        """Return a setting of the data: as given, or else the run's own, unless other data are given."""
+        """Return a setting of the data: the run's own, unless it or other data are given."""
         given = getattr(self, name)
         return self.finished.problem(self.task).get(name) if given is None and self.data_root is None else given
 

@@ -277,10 +277,10 @@ class CompareSettings(SearchingSettings, group="Comparison"):
         super().__post_init__()
         named = self.methods or tuple(METHODS)
         check_names(self.method_settings, named, "method in `method_settings`")
-        for name in ("methods", "learning_rates", *(("skip_nums",) if MASKED in named else ())):
+        if not self.skip_nums and MASKED in named:
+            raise ValueError("`skip_nums` is empty: expected one or more numbers")
+        for name in ("methods", "learning_rates", "skip_nums"):
             given = getattr(self, name)
-            if not given and name == "skip_nums":
-                raise ValueError("`skip_nums` is empty: expected one or more numbers")
             if len(set(given)) < len(given):
                 raise ValueError(f"`{name}` has duplicates: got {list(given)}. Give each once")
         check_names(self.searches, map(str, self.skip_nums), "number of skipped layers")
