@@ -49,13 +49,16 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
     check_config(config)
     problem = load_problem(config)
     check_loaded(settings, problem, choice)
+    if choice is not None:
+        choice = fallback_if_not_removable(choice, problem)
     if settings.estimate:
         print_estimate(phases(settings, problem, choice))
         return None
     folder = required_folder(run)
     if choice is None:
-        choice = choice_of(search_first(settings.search, run, folder, settings.resume is not None, problem), config)
-    job = ShrinkJob(settings, fallback_if_not_removable(choice, problem), problem, folder)
+        found = search_first(settings.search, run, folder, settings.resume is not None, problem)
+        choice = fallback_if_not_removable(choice_of(found, config), problem)
+    job = ShrinkJob(settings, choice, problem, folder)
     measured = job.run(run.log_scalar)
     if measured is None:
         return None

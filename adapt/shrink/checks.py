@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import psutil
@@ -56,10 +55,8 @@ def check_loaded(settings: AnsweringSettings, problem: Problem, choice: Choice |
         raise ValueError(f"`targets` must be reference for {problem.task.name}, which has no answers: got teacher.")
     if choice is None:
         _check_budget_leaves_a_layer(as_vlm(problem), budget_of(settings, problem, settings.budget))
-    else:
-        if not as_vlm(problem).check_mask(choice.mask).any():
-            raise ValueError("`mask` skips nothing. Give one with a 1, or a budget such as macs_saved=0.2.")
-        fallback_if_not_removable(choice, problem)
+    elif not as_vlm(problem).check_mask(choice.mask).any():
+        raise ValueError("`mask` skips nothing. Give one with a 1, or a budget such as macs_saved=0.2.")
     check_examples(problem.task, shuffled(problem.task, problem.splits.test, settings.test_examples))
     train = problem.splits.train
     if settings.train.recover != "none" and len(train):
@@ -216,33 +213,24 @@ def fallback_if_not_removable(choice: Choice, problem: Problem) -> Choice:
     return replace(choice, mask=fallback, remark=f"{choice.remark}\n{remark}".strip())
 
 
-_REASONS: WeakKeyDictionary[VLM, dict[bytes, str]] = WeakKeyDictionary()
-"""Results of `why_not_removable` by model and mask."""
-
-
 def why_not_removable(problem: Problem, mask: np.ndarray) -> str:
     """Return why a model cannot generate correctly without the layers of a mask; empty if it can."""
     vlm = as_vlm(problem)
-    known = _REASONS.setdefault(vlm, {})
-    key = np.asarray(mask, bool).tobytes()
-    if key not in known:
-        # Tried once for each mask: `check` and `ShrinkJob` ask for the same ones.
-        known[key] = ""
-        try:
-            smaller = pruned_copy(vlm, mask)
-            deleting = VLM(vlm.model, vlm.unit_kind, vlm.capabilities)  # without the skip adapters of a search
-            probes = Probes.from_examples(deleting, problem.task, problem.splits.test, count=1)
-            check_generation(smaller, probes)
-            if vlm.removed_parts(mask):
-                check_logits(smaller, mask, probes)
-        except ValueError as error:
-            known[key] = str(error)
-    return known[key]
+    try:
+        smaller = pruned_copy(vlm, mask)
+        deleting = VLM(vlm.model, vlm.unit_kind, vlm.capabilities)  # without the skip adapters of a search
+        probes = Probes.from_examples(deleting, problem.task, problem.splits.test, count=1)
+        check_generation(smaller, probes)
+        if vlm.removed_parts(mask):
+            check_logits(smaller, mask, probes)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def budget_of(settings: AnsweringSettings, problem: Problem, budget: Mapping[str, Any]) -> Budget:
     """Return a budget of the problem's model. Latency is that of `search.latency_batch` prompts at a time."""
-    batch = settings.latency_batch
+    batch = int(settings.search.env_kwargs.get("latency_batch", 1))
     return pick_budget(len(problem.layer_names), budget, lambda setting: measure_cost(problem, setting, batch))
 
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from das_gym.adapt.card import display_name
@@ -131,7 +130,9 @@ class MethodTrials:
         if variant == FULL_MODEL:
             nothing = np.zeros(len(self.full.layers), dtype=bool)
             # Encoder outputs are computed here, so that the first method does not pay for them.
-            self.problem.evaluator.losses(nothing[None], self._reward_examples())
+            task = self.problem.task
+            count = self.settings.search.reward_examples or task.reward_examples
+            self.problem.evaluator.losses(nothing[None], shuffled(task, self.problem.splits.reward, count))
             quality = score_model(self.full, self.problem.task, self.test, FULL_MODEL, self.settings.metric)[0]
             return MethodTrial(variant, seed, tuple(nothing.astype(int).tolist()), before=quality)
         place = self.folder / f"{variant}_{seed}"
@@ -152,11 +153,6 @@ class MethodTrials:
             return self._measure(trial, mask)
         found = replace(known, variant=variant, evaluations=trial.evaluations, seconds=seconds)
         return replace(found, reward_loss=trial.reward_loss)
-
-    def _reward_examples(self) -> Sequence[Any]:
-        task = self.problem.task
-        count = self.settings.search.reward_examples or task.reward_examples
-        return shuffled(task, self.problem.splits.reward, count)
 
     def _search(self, method: str, seed: int, place: Path) -> SearchResult:
         self.problem.evaluator.forget()  # else a method would find the scores of those before it

@@ -6,7 +6,6 @@ import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.settings import REFIT, RecoveryConfig
 
-from das_gym.commands.progress import progress
 from das_gym.models.transformers.inserted_adapters import copy_with_linear_skips
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.linear_skips import fit_skip_adapters
@@ -31,14 +30,11 @@ def repaired_copy(problem: Problem, mask: np.ndarray, recovery: RecoveryConfig, 
         return pruned_copy(full, mask)
     examples = calibration_examples(problem.evaluator, problem.splits.train, count or config.calibration_examples)
     states = calibration_states(problem.evaluator, examples)
-    with progress(1, "repairing in closed form", unit="model") as bar:
-        if recovery.closed_form == REFIT:
-            smaller = pruned_copy(full, mask)
-            refit_before_removed(full, smaller, mask, states)
-        else:
-            # Other searches of this process score masks with the adapters of `full`, which are fitted for all masks.
-            fitted = VLM(full.model, full.unit_kind, full.capabilities)
-            fit_skip_adapters(fitted, states, config.skip_rank, mask)
-            smaller = copy_with_linear_skips(fitted, mask)
-        bar.update()
-    return smaller
+    if recovery.closed_form == REFIT:
+        smaller = pruned_copy(full, mask)
+        refit_before_removed(full, smaller, mask, states)
+        return smaller
+    # Other searches of this process score masks with the adapters of `full`, which are fitted for all masks.
+    fitted = VLM(full.model, full.unit_kind, full.capabilities)
+    fit_skip_adapters(fitted, states, config.skip_rank, mask)
+    return copy_with_linear_skips(fitted, mask)

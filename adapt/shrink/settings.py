@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,11 +141,6 @@ class RecoveryConfig(Settings, group="Recovery"):
         return 0.0 if self.method is None else self.method.recovery_rate * math.sqrt(RATE_WIDTH / hidden_size)
 
 
-def answering_problem() -> ProblemConfig:
-    """Return the default problem: the bundled model that answers questions."""
-    return ProblemConfig(model="VLM", task="answering")
-
-
 @dataclass(frozen=True)
 class AnsweringSettings(SearchingSettings, BudgetSettings, group="Recovery"):
     """What `python -m adapt shrink` and `shrink compare` have in common: model, budget and recovery.
@@ -156,7 +152,7 @@ class AnsweringSettings(SearchingSettings, BudgetSettings, group="Recovery"):
         metric: Score of generated answers: the task's, or one of `register_metric`. None means the task's.
     """
 
-    problem: ProblemConfig = nested(ProblemConfig, default=answering_problem)
+    problem: ProblemConfig = nested(ProblemConfig, default=partial(ProblemConfig, model="VLM", task="answering"))
     skip_num: int | None = None
     train: RecoveryConfig = nested(RecoveryConfig, shared=("seed",))
     search: SearchConfig = nested(SearchConfig, shared=SHARED, without=BUDGET_SETTINGS, listed=False)
@@ -179,11 +175,6 @@ class AnsweringSettings(SearchingSettings, BudgetSettings, group="Recovery"):
     def searches(self) -> bool:
         """Whether the command scores masks."""
         return True
-
-    @property
-    def latency_batch(self) -> int:
-        """Number of prompts at a time whose latency counts for a budget by latency."""
-        return 1
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -227,11 +218,6 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings, group="Output"):
     def searches(self) -> bool:
         """Whether the command scores masks."""
         return self.needs_search
-
-    @property
-    def latency_batch(self) -> int:
-        """Number of prompts at a time whose latency counts for a budget by latency."""
-        return int(self.search.env_kwargs.get("latency_batch", 1))
 
     def out_folder(self, run_folder: Path) -> Path:
         """Return the folder of the smaller model."""

@@ -15,17 +15,6 @@ import threading
 from typing import Any
 
 
-class DasGymBlocker:
-    """Reject every import of das_gym."""
-
-    @staticmethod
-    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
-        """Raise for das_gym, and leave other modules to the next finder."""
-        del path, target
-        if name.partition(".")[0] == "das_gym":
-            raise ImportError("the folder has to load without das_gym")
-
-
 def exit_with_stdin() -> None:
     """Wait for the end of standard input, and end the process."""
     while os.read(0, 1024):
@@ -35,7 +24,7 @@ def exit_with_stdin() -> None:
 
 def main(folder: str, input_path: str, output_path: str) -> None:
     """Load, run, and write the results."""
-    sys.meta_path.insert(0, DasGymBlocker)
+    sys.modules["das_gym"] = None  # type: ignore[assignment]  # every import of it fails
     import torch
     import transformers
 

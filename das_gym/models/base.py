@@ -448,15 +448,12 @@ class VLP(nn.Module, ABC):
         for index in range(len(self.layers)):
             self.skippable_layer(index).skip_adapter = nn.Identity()
 
-    def fit_skip_adapters(
-        self, states: Sequence[State], rank: int | None = None, on_unit: Callable[[Any], object] | None = None
-    ) -> None:
+    def fit_skip_adapters(self, states: Sequence[State], rank: int | None = None) -> None:
         """Give each unit a linear skip adapter that is fitted in closed form.
 
         Args:
             states: The states before stage 0 of some batches.
             rank: Rank of the maps; None = full rank.
-            on_unit: Called after each unit.
 
         Raises:
             ValueError: The model has no such adapters.

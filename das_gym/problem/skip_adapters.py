@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from das_gym.commands.progress import progress
 from das_gym.engine.evaluator import Evaluator
 from das_gym.files import cache_folder
 from das_gym.models.base import VLP
@@ -59,8 +58,7 @@ def add_linear_skips(evaluator: Evaluator, base: str, train: Sequence[Any], coun
         path.touch()
         return
     states = calibration_states(evaluator, examples)
-    with progress(len(vlp.layers), "fitting skip adapters", unit="unit") as bar:
-        vlp.fit_skip_adapters(states, rank, on_unit=lambda fit: bar.update())
+    vlp.fit_skip_adapters(states, rank)
     with suppress(OSError):  # without a writable cache, they are fitted again the next time
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, skip_adapter_tensors(vlp), {})

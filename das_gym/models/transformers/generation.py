@@ -33,8 +33,7 @@ def generate_answers(
     """Generate answers of a fine-tuned subnet, as its exported folder would; see `das_gym.registration.ModelEntry.say`."""
     from das_gym.models.transformers.inserted_adapters import exportable_subnet
 
-    advice = f" Raise `max_new_tokens={max_new_tokens}`."
-    return generate(exportable_subnet(subnet), processor, prompts, title, max_new_tokens=max_new_tokens, advice=advice)
+    return generate(exportable_subnet(subnet), processor, prompts, title, max_new_tokens=max_new_tokens)
 
 
 def generate(
@@ -44,7 +43,6 @@ def generate(
     title: str,
     batch_size: int = 8,
     max_new_tokens: int | None = None,
-    advice: str = "",
 ) -> list[str]:
     """Generate the model's answer to each prompt, greedily; warn if `max_new_tokens` cuts answers off.
 
@@ -55,9 +53,9 @@ def generate(
         title: Of the progress bar.
         batch_size: Prompts at a time, if the model can be padded at the left.
         max_new_tokens: Most tokens of an answer; None = the longest reference's, and a few.
-        advice: What the warning of answers that are cut off says to do.
     """
-    settings = greedy_settings(vlm, processor, max_new_tokens or longest_answer(processor, prompts))
+    longest = max(len(e.ids) - e.answer for e in map(processor.encode, prompts))
+    settings = greedy_settings(vlm, processor, max_new_tokens or longest + SPARE_TOKENS)
     tried = dict.fromkeys([*{prompt.image_key: prompt for prompt in prompts[:PROBED]}.values(), *prompts[:2]])
     probe = [processor.encode(prompt, pixels=True) for prompt in list(tried)[:PROBES]]
     size = batch_size
@@ -78,13 +76,9 @@ def generate(
                 bar.update(len(rows))
     cut_off = sum(len(tokens) == max_new_tokens for tokens in found.values())
     if cut_off:
-        warnings.warn(f"{cut_off} of {len(found)} answers are cut off after {max_new_tokens} tokens.{advice}", stacklevel=2)
+        setting = f"`max_new_tokens={max_new_tokens}`"
+        warnings.warn(f"{cut_off} of {len(found)} answers are cut off ({setting}).", stacklevel=2)
     return [processor.decode(found[number]) for number in range(len(prompts))]
-
-
-def longest_answer(processor: PromptProcessor, prompts: Sequence[Any]) -> int:
-    """Return the most tokens that answers may have: those of the longest reference, and `SPARE_TOKENS`."""
-    return max(len(e.ids) - e.answer for e in map(processor.encode, prompts)) + SPARE_TOKENS
 
 
 def generate_batch(

@@ -19,7 +19,7 @@ The strength of a regression is chosen by the error on held-out batches (`fit_ri
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from das_gym.commands.progress import progress
 from das_gym.models.adapters import LinearMap, LinearSkipAdapter, normalize
 from das_gym.models.base import State
 from das_gym.models.transformers.driver import real_tokens
@@ -67,7 +68,6 @@ def fit_skip_adapters(
     states: Sequence[State],
     rank: int | None = None,
     mask: np.ndarray | None = None,
-    on_unit: Callable[[LinearFit], object] | None = None,
 ) -> list[LinearFit]:
     """Give units skip adapters that are fitted on calibration batches.
 
@@ -79,7 +79,6 @@ def fit_skip_adapters(
         rank: Rank of the maps (reduced-rank regression); None = full rank.
         mask: (n_units,) bool. Only its skipped units are fitted, in order, on hidden states of the model under the mask.
             None fits every unit on hidden states of the full model.
-        on_unit: Called with each fit.
 
     Returns:
         The fits, in the order in which units run.
@@ -93,22 +92,20 @@ def fit_skip_adapters(
     fits = []
     full = list(states)
     short = full if mask is None else list(states)
-    for stage, (index,) in enumerate(vlm.stages):
-        full = [vlm.enter_stage(state, stage)[0] for state in full]
-        short = full if mask is None else [vlm.enter_stage(state, stage)[0] for state in short]
-        is_fitted = mask is None or bool(mask[index])
-        outputs = [_run_unit(vlm, index, state) for state in full]
-        if is_fitted:
-            pairs = [_pair(vlm, index, *each) for each in zip(full, outputs, short, strict=True)]
-            fits.append(_fit_unit(vlm, index, pairs, rank))
-            if on_unit is not None:
-                on_unit(fits[-1])
-        after = [_after(vlm, index, state, hidden) for state, (hidden, _) in zip(full, outputs, strict=True)]
-        if mask is None:
-            full = short = after
-            continue
-        short = [_after(vlm, index, state, vlm.run_unit(index, state, bool(mask[index]))) for state in short]
-        full = after
+    with progress(len(vlm.stages), "fitting linear maps", unit="unit") as bar:
+        for stage, (index,) in enumerate(vlm.stages):
+            full = [vlm.enter_stage(state, stage)[0] for state in full]
+            short = full if mask is None else [vlm.enter_stage(state, stage)[0] for state in short]
+            is_fitted = mask is None or bool(mask[index])
+            outputs = [_run_unit(vlm, index, state) for state in full]
+            if is_fitted:
+                pairs = [_pair(vlm, index, *each) for each in zip(full, outputs, short, strict=True)]
+                fits.append(_fit_unit(vlm, index, pairs, rank))
+            after = [_after(vlm, index, state, hidden) for state, (hidden, _) in zip(full, outputs, strict=True)]
+            if mask is not None:
+                short = [_after(vlm, index, state, vlm.run_unit(index, state, bool(mask[index]))) for state in short]
+            full = after
+            bar.update()
     return fits
 
 

@@ -419,11 +419,9 @@ class VLM(UnitModel):
 
     # ---- linear skip adapters ----
 
-    def fit_skip_adapters(
-        self, states: Sequence[State], rank: int | None = None, on_unit: Callable[[Any], object] | None = None
-    ) -> None:
+    def fit_skip_adapters(self, states: Sequence[State], rank: int | None = None) -> None:
         """See `VLP.fit_skip_adapters` and `das_gym.models.transformers.linear_skips`."""
-        linear_skips.fit_skip_adapters(self, states, rank, on_unit=on_unit)
+        linear_skips.fit_skip_adapters(self, states, rank)
 
     def put_skip_adapters(self, tensors: Mapping[str, Tensor]) -> None:
         linear_skips.put_skip_adapters(self, tensors)

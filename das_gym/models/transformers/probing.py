@@ -105,12 +105,8 @@ def _probe_decoder(compare: Comparison, plain: VLM, one: Sequence[Encoding], onl
     fixed = {} if only_runs else _fixed_ends(compare.model)
     found = replace(plain_way, protected={**fixed, **plain_way.protected})
     plain_logits = compare.layerwise_logits(compare.with_capabilities(plain_way))
-    tolerances = {
-        "caches_images": TOLERANCES,
-        "shares_prefix": ROUNDING_TOLERANCES,
-        "supports_kv_only_last_layer": ROUNDING_TOLERANCES,
-    }
-    for name, allowed in tolerances.items():
+    for name in ("caches_images", "shares_prefix", "supports_kv_only_last_layer"):
+        allowed = TOLERANCES if name == "caches_images" else ROUNDING_TOLERANCES
         richer: ModelCapabilities = replace(found, **{name: True})  # type: ignore[arg-type]
         try:
             if compare.same(compare.layerwise_logits(compare.with_capabilities(richer)), plain_logits, allowed):

@@ -68,14 +68,10 @@ def refit_before_removed(full: VLM, smaller: VLM, mask: np.ndarray, states: Sequ
 
 def check_refit(full: VLM) -> None:
     """Raise a ValueError for a model that `refit_before_removed` cannot repair under any mask."""
-    if any(unit.kind != LAYER for unit in full.layers):
-        raise ValueError("recover=refit needs whole layers as units: got units=sublayers. Use recover=linear.")
-    if full.tower is not None:
-        raise ValueError("recover=refit does not repair vision layers: got vision=True. Use recover=linear.")
-    if full.capabilities.protected:
-        kept = ", ".join(map(str, full.capabilities.protected))
+    if any(unit.kind != LAYER for unit in full.layers) or full.tower is not None or full.capabilities.protected:
         raise ValueError(
-            f"recover=refit needs a decoder all of whose layers can be removed, not {kept}. Use recover=linear."
+            "recover=refit needs whole decoder layers as units, all of them. Leave out `units` and `vision`, or use "
+            "recover=linear."
         )
     for layer in full.stack.layers:
         last_linear(layer)
