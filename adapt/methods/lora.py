@@ -13,8 +13,10 @@ from torch import nn
 from das_gym.models.base import HALVES, VLP
 
 MAMBA_TYPES = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+"""Values of `model_type` of models with Mamba layers, as in peft."""
+
 MAMBA_OUT = "out_proj"
-"""Types of models with this layer, whose weight Mamba's kernel reads by itself: peft rejects LoRA around it."""
+"""Last linear layer of a Mamba layer. Mamba's kernel reads its weight by itself, so peft rejects LoRA around it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class LoRA(Method):
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
         """Insert LoRA around every linear layer of decoder and projector."""
         names = linear_names(pruned.parts)
-        if pruned.root.config.model_type in MAMBA_TYPES:
+        config: Any = pruned.root.config
+        if config.model_type in MAMBA_TYPES:
             names = [name for name in names if not name.endswith(f".{MAMBA_OUT}")]
         return inject_lora(pruned.root, names, self.rank)
 

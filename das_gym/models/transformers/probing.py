@@ -285,7 +285,8 @@ def with_tower(capabilities: ModelCapabilities, model: Any, processor: PromptPro
         richer = replace(capabilities, tower=tower)
         layers = find_vision_tower(model).layers
         idle = [place for place, layer in enumerate(layers) if layer in compare.idle and place not in tower.protected]
-        if not compare.same(*(compare.layerwise_logits(compare.with_capabilities(c)) for c in (richer, capabilities))):
+        layerwise = compare.layerwise_logits(compare.with_capabilities(richer))
+        if not compare.same(layerwise, compare.layerwise_logits(compare.with_capabilities(capabilities))):
             raise ValueError(
                 f"{compare.name} computes something between its vision layers that cannot be replayed. Leave out `vision`."
             )
