@@ -139,7 +139,7 @@ class EvaluateSettings(SubnetSettings):
             check_names([self.split], TASKS[task].parts, f"split of {task}")
 
     def data_setting(self, name: str) -> Any:
-        """Return a setting of the data: the run's own, unless it or other data are given."""
+        """Return `data_root`, `columns` or `context`: as given, else of the run's record, which `data_root` makes void."""
         given = getattr(self, name)
         return self.finished.problem(self.task).get(name) if given is None and self.data_root is None else given
 

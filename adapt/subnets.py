@@ -109,10 +109,13 @@ def _load_recorded(run: FinishedRun, changes: Mapping[str, Any]) -> AdaptedModel
     recorded = trusted_settings(record, modules, {k: v for k, v in recorded.items() if k not in changes})
     with explain_damage(record, "import the module that registers it (plugins=MODULE), or fine-tune it again"):
         problem = build(ProblemConfig, {**recorded, **changes})
-    put_back = restore
-    if adaptation.method is not None:  # which inserts modules before its parameters fit; adapters are part of the model
-        from das_gym.adapt.methods.base import restore_adaptation as put_back
-    subnet = put_back(load_backbone(problem, **settings), adaptation, problem.task, file)
+    backbone = load_backbone(problem, **settings)
+    if adaptation.method is None:  # adapters are part of the model
+        subnet = restore(backbone, adaptation, problem.task, file)
+    else:  # a method inserts modules before its parameters fit
+        from das_gym.adapt.methods.base import restore_adaptation
+
+        subnet = restore_adaptation(backbone, adaptation, problem.task, file)
     subnet.head.eval()
     return subnet
 

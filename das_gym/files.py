@@ -44,6 +44,7 @@ MIN_UNPACKED, MAX_RATIO, MAX_UNPACKED = 2**28, 16, 2**31
 
 MAX_DESCRIPTION = 2**24
 """Bytes of the text by which a file describes itself: `meta` in one of arrays, the pickle in one of torch."""
+
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _HOST = hashlib.sha256(
     f"{platform.node()} {_PID_NAMESPACE.readlink() if _PID_NAMESPACE.is_symlink() else ''}".encode()

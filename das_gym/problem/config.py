@@ -162,7 +162,7 @@ class ProblemConfig(Settings, group="Model and data"):
 
     @property
     def unit_counts(self) -> range | None:
-        """The possible numbers of skippable units, by config.json or names of tensors; None if these do not tell.
+        """The possible numbers of skippable units, by config.json or names of tensors; None if they do not say.
 
         Only the loaded model knows which layers have to stay, in vision towers and outside of `ModelEntry.whole_types`.
         """
@@ -186,7 +186,10 @@ class ProblemConfig(Settings, group="Model and data"):
             if self.vision:
                 tower = config.get("vision_config", {})
                 least += 1
-                most += int(tower.get("num_hidden_layers") or tower.get("depth") or 512)  # more than any has
+                tower_layers = tower.get("num_hidden_layers") or tower.get("depth")
+                if tower_layers is None:
+                    return None
+                most += int(tower_layers)
         return range(least, most + 1)
 
     @property

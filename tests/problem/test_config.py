@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,16 @@ from tests.tasks.answering.making import llava_folder
 def test_listed_choices_are_those_that_are_read():
     assert (PRECISIONS, UNITS, ON_BAD_EXAMPLE) == (tree.PRECISIONS, units.UNITS, POLICIES)
     assert registration.PARTS == base.PARTS
+
+
+@pytest.mark.parametrize(
+    ("tower", "expected"), [({"num_hidden_layers": 3}, range(5, 8)), ({"depth": 3}, range(5, 8)), ({}, None)]
+)
+def test_numbers_of_units_are_unknown_if_the_vision_layers_are(tower, expected, tmp_path: Path):
+    config = {"model_type": "llava", "text_config": {"num_hidden_layers": 4}, "vision_config": tower}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    problem = ProblemConfig("VLM", "answering", checkpoint=str(tmp_path), vision=True)
+    assert problem.unit_counts == expected
 
 
 @pytest.mark.parametrize(

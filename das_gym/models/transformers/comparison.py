@@ -35,10 +35,10 @@ TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.1, tor
 """Largest difference of logits, as a share of their largest; parts of some models, such as routers, compute in float32."""
 
 ROUNDING_TOLERANCES = {**TOLERANCES, torch.float64: 2e-5, torch.float32: 2e-5}
-"""The same where a model is found out that computes something else, which may change less: rounding changes 1e-6."""
+"""The same where another way to compute may change little, such as what attention sees: rounding alone changes 1e-6."""
 
 LARGE_BYTES = 2**28
-"""Size of a model from which on few of its layers run while it is probed, see `Comparison.with_few_layers`."""
+"""Bytes of weights from which on only few layers run while a model is probed, see `Comparison.with_few_layers`."""
 
 ALIKE = 4
 """How many of the layers that are built and called alike then run, if they are what is probed; otherwise one."""

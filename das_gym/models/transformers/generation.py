@@ -54,8 +54,10 @@ def generate(
         batch_size: Prompts at a time, if the model can be padded at the left.
         max_new_tokens: Most tokens of an answer; None = the longest reference's, and a few.
     """
-    longest = max(len(e.ids) - e.answer for e in map(processor.encode, prompts))
-    settings = greedy_settings(vlm, processor, max_new_tokens or longest + SPARE_TOKENS)
+    limit = max_new_tokens
+    if limit is None:
+        limit = SPARE_TOKENS + max(len(e.ids) - e.answer for e in map(processor.encode, prompts))
+    settings = greedy_settings(vlm, processor, limit)
     tried = dict.fromkeys([*{prompt.image_key: prompt for prompt in prompts[:PROBED]}.values(), *prompts[:2]])
     probe = [processor.encode(prompt, pixels=True) for prompt in list(tried)[:PROBES]]
     size = batch_size
