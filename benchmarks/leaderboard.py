@@ -80,7 +80,8 @@ RECORDS = Path(__file__).parent / "records"
 REPORTS = (RECORDS / "real_model_report.txt", RECORDS / "real_model_sublayers.txt")
 """The tables below `REAL_MODEL` and `SUBLAYERS`."""
 
-SUBLAYERS = """Without 15 of its 60 attentions and MLPs (the same commands with `--skipped 15 --units sublayers`):
+SUBLAYERS = """Without 15 of its 60 attentions and MLPs (the same commands with `--skipped 15 --units sublayers`); the
+methods save different shares of the MACs:
 """
 
 
@@ -160,7 +161,7 @@ Mean regret after {SORTED_BY} evaluations, model by model:
 
 {len(LONG_TABLES)} tables, {settings.long_seeds} seeds, {LONG_EVALUATIONS} evaluations. *Optimum*: share of searches that end
 at the best mask, with its 95 % interval over seeds. *Needed*: median number of evaluations from which on the answer is the
-best mask. *One run*: all seeds gave the same search.
+best mask; - if fewer than half of the searches end there. *One run*: all seeds gave the same search.
 
 {long_tables(long)}
 
