@@ -75,7 +75,8 @@ class Settings:
 
     group: ClassVar[str]
 
-    def __init_subclass__(cls, group: str = "Settings") -> None:
+    def __init_subclass__(cls, group: str = "Settings", **others: Any) -> None:
+        super().__init_subclass__(**others)
         cls.group = group
 
     def __post_init__(self) -> None:

@@ -216,3 +216,17 @@ def test_array_of_wrong_type_is_rejected(values: Any):
         read_array("it", values, (3,))
     with pytest.raises(ValueError, match="it holds values other than 0 and 1"):
         read_array("it", [0, 1, 2], (3,), bool)
+
+
+def test_class_arguments_of_other_bases_reach_them():
+    class Versioned:
+        version = 0
+
+        def __init_subclass__(cls, version: int = 0, **others: Any) -> None:
+            super().__init_subclass__(**others)
+            cls.version = version
+
+    class Mine(Settings, Versioned, group="Mine", version=2):
+        pass
+
+    assert (Mine.group, Mine.version) == ("Mine", 2)
