@@ -82,7 +82,7 @@ class RecoveryConfig(Settings, group="Recovery"):
         distillation: Weight of the KL divergence from the full model's answers.
         cross_entropy: Weight of the cross-entropy with the reference answers.
         targets: Answers to train on: the reference answers, or those that the full model generates (`teacher`), which are
-            closer to what it knows (arXiv 2602.01997). References are then not read, but the data format still has them.
+            closer to what it knows (arXiv 2602.01997). References then only replace answers that are empty.
         save_every: Steps between checkpoints.
         micro_batch_size: Examples per forward pass; gradients are accumulated. None takes as many as fit in memory.
         gradient_checkpointing: Whether to recompute activations in the backward pass: less memory, more time. None does so
