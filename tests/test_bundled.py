@@ -63,7 +63,7 @@ def test_check_bundled_names_a_missing_file(tmp_path: Path, monkeypatch: pytest.
 
 def test_shipped_assets_document_their_origin():
     told = (PACKAGE / "assets" / "README.md").read_text(encoding="utf-8")
-    assert "under its own license, MIT" in told
+    assert "under this repository's license, MIT" in told
     folders = {path.parent.name for path in (PACKAGE / "assets").rglob("*") if path.is_file()} - {"assets"}
     assert folders
     assert all(f"`{folder}/" in told for folder in folders)
