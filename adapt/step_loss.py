@@ -10,16 +10,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from das_gym.adapt.hardware import (
-    ONE_DEVICE,
-    Prefetcher,
-    check_precision,
-    free_bytes,
-    make_accelerator,
-    process_share,
-    training_bytes,
-)
+from das_gym.adapt.hardware import ONE_DEVICE, check_precision, free_bytes, make_accelerator, process_share, training_bytes
 from das_gym.adapt.paper import PAPER
+from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.settings import Hardware, TrainingConfig
 from das_gym.adapt.training import WEIGHT_DECAY, StepResult, Trainer, adamw, learning_rate_factor
 from torch import Tensor

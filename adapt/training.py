@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from das_gym.adapt.hardware import ONE_DEVICE, Prefetcher, make_accelerator
+from das_gym.adapt.hardware import ONE_DEVICE, make_accelerator
+from das_gym.adapt.prefetching import Prefetcher
 from torch import Tensor, nn
 
 from das_gym.commands.progress import progress

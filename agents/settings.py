@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import gymnasium
 from das_gym.agents.ask_tell.base import AGENTS, agent_class, agent_hyperparameters, check_agent_name
+from das_gym.agents.ask_tell.front import DRAWN
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, find_algorithm, hyperparameters, is_algorithm
 
 from das_gym.commands.runs import RunSettings
@@ -29,9 +30,6 @@ COST_SETTINGS = {word: setting for setting, word in SAVED.items()}
 
 COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
 """The agents that are compared by default: all of ours but the one that scores every mask."""
-
-FRONT_DRAWN = 12
-"""Number of masks, the ends among them, that a search of a front draws before its process chooses."""
 
 SEARCH_DEFAULTS: dict[str, dict[str, Any]] = {"bandit": {"learning_rate": 20.0}}
 """Agent settings for searches of a few hundred masks; the paper's rate of 1 is for hundreds of turns."""
@@ -215,7 +213,7 @@ class ParetoSettings(EnvironmentSettings):
     """
 
     cost: str = choice("MACs", tuple(SAVED.values()))
-    evaluations: Annotated[int, Range(FRONT_DRAWN)] = 400
+    evaluations: Annotated[int, Range(DRAWN)] = 400
     masks_per_turn: PositiveInt = 8
     reward_examples: PositiveInt | None = None
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from das_gym.adapt.hardware import Prefetcher, checkpointed_bytes, free_bytes, process_share, training_bytes
+from das_gym.adapt.hardware import checkpointed_bytes, free_bytes, process_share, training_bytes
 from das_gym.adapt.methods.base import Method, PrunedModel, copy_parameters
+from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.shrink.images import TowerOutputs, find_frozen_tower
 from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE, TrainingMemory, TrainingPlan, answers_at_a_time, plan_training
 from das_gym.adapt.shrink.settings import RecoveryConfig

@@ -18,11 +18,13 @@ from typing import ClassVar
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, Seed
 from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, Posterior, expected_improvement, fit_step
-from das_gym.agents.settings import FRONT_DRAWN
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace, every_mask, flipped, front_rows
 from das_gym.problem.rewards import MAX_LOSS
+
+DRAWN = 12
+"""Number of masks, the ends among them, before the process chooses."""
 
 LEVELS = 8
 LISTED = 12
@@ -62,8 +64,8 @@ class FrontSearch(Agent):
 
     def ask(self, n: int) -> Masks:
         """Return (m, n_layers) masks to score next, distinct and new; m < n only if no more exist."""
-        if len(self.rewards) < min(FRONT_DRAWN, 2**self.n_layers):
-            return self.random_masks(min(n, FRONT_DRAWN - len(self.rewards)))
+        if len(self.rewards) < min(DRAWN, 2**self.n_layers):
+            return self.random_masks(min(n, DRAWN - len(self.rewards)))
         masks = self.scored_masks()
         losses = -np.array(list(self.rewards.values()))
         losses[losses >= MAX_LOSS] = np.inf  # `neg_loss` bounds losses that are not finite

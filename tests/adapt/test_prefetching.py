@@ -14,8 +14,8 @@ import pytest
 import torch
 from das_gym.adapt.das import Training, finetune_subnet, new_model
 from das_gym.adapt.finetune import with_new_head
-from das_gym.adapt.hardware import Prefetcher
 from das_gym.adapt.paper import das_settings
+from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.settings import Hardware, TrainingConfig
 from das_gym.adapt.step_loss import StepLoss, make_loss_and_trainer
 from das_gym.adapt.training import StepResult, Trainer
