@@ -20,10 +20,18 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
-from das_gym.agents.compare.comparison import AgentResult, SearchTrial, check_agent, depends_on_seed, judge, run_trial
+from das_gym.agents.compare.comparison import (
+    AgentResult,
+    SearchTrial,
+    check_agent,
+    depends_on_seed,
+    judge,
+    quantile,
+    run_trial,
+)
 from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.compare.runner import Comparison, grid, mean_in_words
 from das_gym.agents.search_experiment import search_phases
@@ -39,7 +47,6 @@ from das_gym.names import counted
 from das_gym.registration import is_tabular
 
 FIGURE = "compare.png"
-QUANTILES: Final = "inverted_cdf"  # which are among the values, since these may be infinite
 EXPLANATION = (
     "line: median over seeds; band between thin lines: quartiles. regret: reward of the best mask minus that of the mask\n"
     "the agent would answer with after this number of evaluations."
@@ -125,7 +132,7 @@ def cells_of(result: AgentResult, counts: Sequence[int]) -> tuple[str, ...]:
     """Return a row of the table: regrets, rank, found, needed, used, test metric; "-" for missing numbers."""
 
     def median(values: Any, digits: int = 0) -> str:
-        value = float(np.percentile(values, 50, method=QUANTILES))
+        value = float(quantile(values, 50))
         return f"{value:.{digits}f}" if np.isfinite(value) else "-"
 
     tests = result.test_metrics
@@ -145,7 +152,7 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
     figure = new_figure(9.0, 5.0)
     axes = figure.add_subplot()
     for index, result in enumerate(results):
-        quartiles = np.percentile(result.regret, (25, 50, 75), axis=0, method=QUANTILES)
+        quartiles = quantile(result.regret, (25, 50, 75))
         low, median, high = np.where(np.isfinite(quartiles), quartiles, np.nan)  # NaN is not drawn
         evaluations = np.arange(1, len(median) + 1)
         colour, style = f"C{index % 10}", ("-", "--", ":")[index % 3]  # ten colours times three styles

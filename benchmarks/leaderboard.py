@@ -8,14 +8,14 @@ python -m benchmarks.leaderboard --seeds 1 --long-seeds 2 --planted 2 --out mine
 from __future__ import annotations
 
 import argparse
-import inspect
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class, check_agent_name
-from das_gym.agents.compare.comparison import AgentResult
+from das_gym.agents.compare.comparison import AgentResult, quantile
+from das_gym.agents.listing import first_line
 from das_gym.agents.sb3.algorithms import find_algorithm, is_algorithm
 from das_gym.agents.settings import COMPARED
 
@@ -200,7 +200,7 @@ def method_of(agent: str) -> str:
     """Return what an agent does, in a line."""
     if is_algorithm(agent):
         return f"Stable-Baselines3's {find_algorithm(agent)[1].path.rpartition(':')[2]}, with das_gym's settings for it."
-    return (inspect.getdoc(agent_class(agent)) or "").partition("\n")[0]
+    return first_line(agent_class(agent))
 
 
 def summary(short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
@@ -292,7 +292,7 @@ def long_tables(scores: Scores) -> str:
         for agent in sorted(alone.results, key=lambda agent: (-alone.found(agent), alone.mean(agent, 60), agent)):
             (result,) = alone.results[agent]
             low, high = mean_interval(result.found[:, -1].astype(float))
-            needed = np.percentile(result.needed(), 50, method="inverted_cdf")
+            needed = quantile(result.needed(), 50)
             share = f"{100 * alone.found(agent):.0f} %"
             optimum = f"{share}{one_run(result) or f' [{100 * low:.0f}, {100 * high:.0f}]'}"
             rows.append(

@@ -114,6 +114,11 @@ def evaluations_needed(found: npt.NDArray[np.bool_]) -> Floats:
     return np.where(missed[:, -1], np.inf, np.where(missed.any(axis=1), last_miss + 1.0, 1.0))
 
 
+def quantile(values: npt.NDArray[Any], percent: float | Sequence[float]) -> npt.NDArray[Any]:
+    """Return the smallest of (seeds, ...) values that `percent` of the seeds do not exceed; values may be infinite."""
+    return np.percentile(values, percent, axis=0, method="inverted_cdf")
+
+
 def judge(oracle: Oracle, results: Sequence[AgentResult]) -> list[AgentResult]:
     """Return results with ranks and test metrics. Without ground truth, the best answer of all stands for the best mask."""
     best = oracle.best_reward
