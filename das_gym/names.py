@@ -17,6 +17,9 @@ LISTINGS = dict.fromkeys(("agent", "model", "task", "reward", "statistic"), "das
 MAX_LISTED = 12
 """Messages list all known names up to this number."""
 
+PARTS = ("train", "reward", "test")
+"""Names of the parts of every data set."""
+
 
 def add_entry(registry: dict[str, Entry], name: Any, entry: Entry, what: str, taken: Iterable[str] = ()) -> None:
     """Add a user's entry to a registry; error messages call it `what`, and names `taken` cannot be used either."""

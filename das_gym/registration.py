@@ -18,13 +18,10 @@ import numpy as np
 from gymnasium.envs.registration import register, registry
 
 from das_gym.files import ASSETS
-from das_gym.names import add_entry
+from das_gym.names import PARTS, add_entry
 
 DEFAULT_REWARD = "exp_neg_loss"
 """The reward of tasks that name no other."""
-
-PARTS = ("train", "reward", "test")
-"""The parts of every data set, as in `das_gym.tasks.base`, which imports torch."""
 
 
 @dataclass(frozen=True)

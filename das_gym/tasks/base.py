@@ -19,9 +19,7 @@ from das_gym.data.images import ImageSource
 from das_gym.data.splits import Splits
 from das_gym.files import read_json
 from das_gym.models.inputs import Pair, Processor
-
-PARTS = ("train", "reward", "test")
-"""The parts of every data set."""
+from das_gym.names import PARTS
 
 
 @dataclass(frozen=True)

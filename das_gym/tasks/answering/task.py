@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Prompt
+from das_gym.names import PARTS
 from das_gym.tasks.answering.examples import IMAGE_MARK, LETTERS, AnswerExample
 from das_gym.tasks.answering.reading import format_in, load_answers, load_answers_part
-from das_gym.tasks.base import PARTS, Task, mean_by, sum_by, token_nats
+from das_gym.tasks.base import Task, mean_by, sum_by, token_nats
 from das_gym.tasks.vqa.accuracy import normalize_answer, vqa_accuracy
 
 ANNOTATORS = 5

@@ -16,8 +16,9 @@ from torch.nn import functional as F  # noqa: N812
 from das_gym.data.entries import BadExamples
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
+from das_gym.names import PARTS
 from das_gym.shapes import bundled_root
-from das_gym.tasks.base import PARTS, Task, build_classifier
+from das_gym.tasks.base import Task, build_classifier
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
 from das_gym.tasks.vqa.files import TABLES, VQAExample, answer_vocabulary, load_vqa, read_vqav2
 
