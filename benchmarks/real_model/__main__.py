@@ -5,7 +5,7 @@
     python -m benchmarks.real_model compare FOLDER      searches for 3, 6 and 9 layers, about two hours on one core
     python -m benchmarks.real_model report FOLDER       the table of all searches that are done
     python -m benchmarks.real_model speed FOLDER --layers 3 4 5     tokens a second without some layers
-    python -m benchmarks.real_model figures FOLDER      docs' figures, from the table and the records, to a folder
+    python -m benchmarks.real_model figures FOLDER      docs' figures, from the tables and the records, to a folder
     python -m benchmarks.real_model train FOLDER        teaches the decoder to answer questions about images; an hour
     python -m benchmarks.real_model assemble FOLDER     builds that model from the weights that are shipped
     python -m benchmarks.real_model evaluate FOLDER     its exact match
@@ -23,7 +23,7 @@ import torch
 from benchmarks.machine import make_parser
 from benchmarks.real_model.assembling import assemble, evaluate, write_weights
 from benchmarks.real_model.comparing import RULES, SEARCHES, compare, landscape, report
-from benchmarks.real_model.figures import draw_landscape, draw_speed
+from benchmarks.real_model.figures import draw_landscape, draw_speed, print_agreement
 from benchmarks.real_model.prepare import prepare
 from benchmarks.real_model.speed import speed
 from benchmarks.real_model.training import train
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif given.command == "figures":
         draw_landscape(given.folder / "smollm2_layers.png")
         draw_speed(given.folder / "smollm2_speed.png")
+        print_agreement()
     elif given.command == "train":
         train(given.folder / "smollm2", given.folder / "vision", given.steps)
         write_weights(given.folder / "vision" / "trained.pt", given.weights)

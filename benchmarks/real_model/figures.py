@@ -11,10 +11,14 @@ import numpy as np
 from benchmarks.first_figure import label_axes
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.files import read_json
+from das_gym.intervals import spearman
 from das_gym.registration import ASSETS
 from das_gym.tables.table import SubnetTable
 
 RECORDS = Path(__file__).parents[1] / "records"
+
+TABLES = (ASSETS / "smollm2" / "text_table.npz", ASSETS / "smolvlm135m" / "answering_table.npz")
+"""Of SmolLM2 on text, and of the vision-language model on questions about images."""
 
 CHOOSERS = {
     (4, 5, 13, 14, 15, 16, 17, 18, 26): ("bayes", "#0072b2", "o"),
@@ -38,7 +42,7 @@ REPAIRS = {
 
 def single_layers() -> dict[str, np.ndarray]:
     """Return what removing each layer adds to the loss, (30,) nats, for text and for answers about images."""
-    table = SubnetTable.load(ASSETS / "smollm2" / "text_table.npz")
+    table = SubnetTable.load(TABLES[0])
     losses = table.values("loss")
     alone = table.index(np.eye(table.n_layers, dtype=bool))
     record = (RECORDS / "answering_layers.txt").read_text(encoding="utf-8")
@@ -62,6 +66,15 @@ def draw_landscape(path: Path) -> None:
     axes.set_yscale("log")
     label_axes(axes, "SmolLM2-135M without one layer", "removed layer", "added loss, nats")
     save_figure(figure, path)
+
+
+def print_agreement() -> None:
+    """Print how far the losses of all masks of three layers agree for text and for answers about images."""
+    text, answering = (SubnetTable.load(path) for path in TABLES)
+    masks = text.masks[text.masks.sum(axis=1) == text.most_skipped]
+    on_text, on_answers = (table.values("loss")[table.index(masks)] for table in (text, answering))
+    rank = 1 + int((on_answers < on_answers[on_text.argmin()]).sum())
+    print(f"{len(masks):,} masks: Spearman {spearman(on_text, on_answers):.2f}; text's best is number {rank} for answers")
 
 
 def draw_speed(path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
@@ -111,11 +112,15 @@ def read_editorials(source: Path) -> list[str]:
 
 
 def write_questions(wheel: Path, out: Path) -> None:
-    """Write questions of easy-VQA in LLaVA's format, with their images."""
+    """Write questions of easy-VQA in LLaVA's format, with their images; print how many need no image."""
     (out / "images").mkdir(parents=True, exist_ok=True)
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
     with zipfile.ZipFile(wheel) as archive:
         for part, count in QUESTIONS.items():
             questions = json.loads(archive.read(f"easy_vqa/data/{part}/questions.json"))
+            if part == "train":
+                for question, answer, _ in questions:
+                    answers[question][answer] += 1
             random.Random(0).shuffle(questions)
             entries = []
             for number, (question, answer, image) in enumerate(questions[:count]):
@@ -125,6 +130,9 @@ def write_questions(wheel: Path, out: Path) -> None:
                 conversation = [{"from": speaker, "value": text} for speaker, text in turns]
                 entries.append({"id": str(number), "image": name, "conversations": conversation})
             write_json(out / f"{part}.json", entries)
+            if part == "test":
+                right = sum(answers[question].most_common(1)[0][0] == answer for question, answer, _ in questions[:count])
+                print(f"{out}: without images, the most frequent training answer is right for {100 * right / count:.1f} %")
 
 
 def shuffled(texts: list[str]) -> list[str]:
