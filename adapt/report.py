@@ -389,9 +389,16 @@ def keep_subnet(
     name: str,
     artifacts: Sequence[str] = (),
 ) -> None:
-    """Save the subnet, and what `command_record` returned as the record `name`; remove the checkpoints.
+    """Save the subnet and the record `name`, and remove the checkpoints: the run is complete.
 
-    `info` says how the subnet was made, as JSON values. Sacred's run gets these files of its folder, and `artifacts`.
+    Args:
+        run: Sacred's run, which gets the files and `artifacts` of the folder.
+        folder: Folder of the run.
+        subnet: The fine-tuned subnet.
+        info: JSON values that describe how it was made.
+        record: What `command_record` returns.
+        name: File name of the record.
+        artifacts: Names of more files.
     """
     path = save(subnet, folder, info, record, name)  # the record last: a run with a record is complete
     for checkpoint in folder.glob("*.pt"):  # of trainings, for `resume`

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD
+from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SHRUNK
 from das_gym.adapt.report import read_examples
 from das_gym.adapt.settings import AdaptSettings, CompareSettings, JointSearchSettings
 from das_gym.adapt.shrink.job import command_of
-from das_gym.adapt.shrink.settings import RECORD as SHRUNK
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.agents.search_experiment import architecture_of, progress_of, search_facts
 from das_gym.agents.searching.record import RECORD as SEARCHED

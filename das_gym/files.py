@@ -253,7 +253,7 @@ def tensor_names(path: Path) -> str:
 
     Nothing is unpickled.
     """
-    with suppress(Exception), zipfile.ZipFile(path) as archive:  # a damaged one can raise anything; loading says what
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # loading reports a damaged archive
         pickle = next(name for name in archive.namelist() if name.endswith("data.pkl"))
         with archive.open(pickle) as file:
             return file.read(MAX_DESCRIPTION).decode("latin-1")
