@@ -24,7 +24,7 @@ import numpy as np
 from das_gym.agents.compare.comparison import run_agent
 from das_gym.agents.compare.oracle import SuiteOracle
 
-from benchmarks.machine import make_parser
+from benchmarks.machine import keep_arrays, make_parser
 from das_gym.commands.progress import progress
 from das_gym.drawing.report import markdown_table
 from das_gym.intervals import t_quantile
@@ -80,14 +80,8 @@ def trained_regrets(split: str, seed: int) -> np.ndarray:
 
 def cached(folder: Path | None, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """Return an array that a folder keeps under a name, or compute and keep it; without a folder, compute it."""
-    if folder is None:
-        return compute()
-    path = folder / f"{name}.npy"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(path, compute())
-    found: np.ndarray = np.load(path, allow_pickle=False)
-    return found
+    path = None if folder is None else folder / f"{name}.npz"
+    return keep_arrays(path, lambda: {"regrets": compute()})["regrets"]
 
 
 def measure(suite: Suite, split: str, sb3_seeds: int, folder: Path | None) -> dict[tuple[str, str], np.ndarray]:

@@ -1,4 +1,4 @@
-"""What benchmarks share: their parser, the machine that they ran on, and how much memory a process took at most."""
+"""What benchmarks share: their parser, kept arrays, the machine that they ran on, and how much memory a process took."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import argparse
 import ctypes
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from das_gym.commands.runs import library_versions
 from das_gym.engine.tree import bfloat16_hardware
+from das_gym.files import read_arrays, replacing
 
 
 def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -22,6 +25,17 @@ def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def keep_arrays(path: Path | None, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the arrays of a file, or compute and write them; without a path, compute them."""
+    if path is not None and path.exists():
+        return read_arrays(path)
+    arrays = compute()
+    if path is not None:
+        with replacing(path) as part, part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+    return arrays
 
 
 def describe_machine() -> dict[str, Any]:

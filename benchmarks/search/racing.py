@@ -1,7 +1,6 @@
 """What racing saves: the cost and processor time of `bayes` with and without it.
 
     python -m benchmarks.search.racing race --cache FOLDER --seeds 60   on tables of all masks of 4 of 12 units, by example
-    python -m benchmarks.search.racing race --cache FOLDER --train      stages and z, on the seeds that they were chosen on
     python -m benchmarks.search.racing live --cache FOLDER --seeds 5    searches of models, with their processor time
     python -m benchmarks.search.racing live --problems llava smolvlm_sublayers --seeds 3
 
@@ -12,7 +11,6 @@ examples; on models it is the task's. `to the optimum` is until the best mask wa
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,23 +21,23 @@ from typing import Any
 import numpy as np
 from das_gym.agents.ask_tell.base import ask
 from das_gym.agents.searching.loop import make_search_agent, run_turn
-from das_gym.agents.searching.racing import LEAST, STAGES, Race, Z
+from das_gym.agents.searching.racing import STAGES, Race, Z
 from das_gym.agents.searching.scorer import SCORES, MaskScorer, OwnScorer
 
-from benchmarks.machine import make_parser
+from benchmarks.machine import keep_arrays, make_parser
 from das_gym.drawing.report import markdown_table
 from das_gym.engine.scores import Scores
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.budget import Budget, Floats, MaskCost, Masks
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
-from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.mask_space import MaskSpace, every_mask
 
 MASKS = 120
 MASKS_PER_TURN = 3
 SKIPPED = 4
-TEST_SEEDS = range(700, 760)
-TRAIN_SEEDS = range(400, 430)
+SEEDS = range(700, 760)
+"""Stages and z of racing were chosen on seeds 400 to 429."""
 
 PROBLEMS: dict[str, dict[str, Any]] = {
     "meter_vqa": {"model": "METER", "task": "vqa"},
@@ -54,15 +52,8 @@ ANSWERING: dict[str, dict[str, Any]] = {
     "smolvlm_sublayers": {"model": "VLM", "task": "answering", "units": "sublayers"},
 }
 
-VARIANTS = (
-    ((), Z, LEAST),
-    (STAGES, Z, LEAST),
-    ((*STAGES, 3 / 4), Z, LEAST),
-    (STAGES, 2.0, LEAST),
-    (STAGES, 3.0, LEAST),
-    ((1 / 16, *STAGES), 3.0, 16),
-)
-"""Stages, z and the fewest examples of a stage; the first is without racing, the second what searches do."""
+VARIANTS = {"none": False, f"{', '.join(str(Fraction(share)) for share in STAGES)}; z = {Z:g}": True}
+"""Whether a search races, by the stages that its row names."""
 
 
 class LossTable(MaskScorer):
@@ -115,11 +106,11 @@ class Searched:
         return int(reached[0]) if len(reached) else None
 
 
-def run_search(scorer: MaskScorer, stages: Sequence[float], z: float, least: int, seed: int) -> Searched:
-    """Search with `bayes` for `MASKS` masks; without `stages`, without racing."""
+def run_search(scorer: MaskScorer, racing: bool, seed: int) -> Searched:
+    """Search with `bayes` for `MASKS` masks, with or without racing."""
     space = MaskSpace(Budget(len(scorer.layer_names), SKIPPED))
     agent = make_search_agent("bayes", space, seed, {}, scorer.statistics, scorer.blocks)
-    race = Race(scorer, space, stages, z, least) if stages else None
+    race = Race(scorer, space) if racing else None
     rows = []
     best = np.inf
     masks = 0
@@ -134,39 +125,32 @@ def run_search(scorer: MaskScorer, stages: Sequence[float], z: float, least: int
     return Searched(*np.array(rows).T)
 
 
-def example_losses(problem: Problem) -> tuple[Masks, Floats]:
-    """Return all masks of `SKIPPED` units, and their losses on each reward example."""
-    n = len(problem.layer_names)
-    chosen = list(itertools.combinations(range(n), SKIPPED))
-    masks = np.zeros((len(chosen), n), dtype=bool)
-    np.put_along_axis(masks, np.array(chosen), True, axis=1)
+def example_losses(problem: Problem) -> dict[str, np.ndarray]:
+    """Return all `masks` of `SKIPPED` units, and their `losses` on each reward example."""
+    masks = every_mask(len(problem.layer_names), SKIPPED)
     examples = EngineScorer(problem, {"skip_num": SKIPPED}).fixed_examples
-    return masks, problem.evaluator.evaluate_block(masks, examples, 0, len(examples)).losses
+    losses = problem.evaluator.evaluate_block(masks, examples, 0, len(examples)).losses
+    return {"masks": masks, "losses": losses.astype(np.float32)}
 
 
 def load_table(folder: Path, name: str) -> tuple[Masks, Floats]:
     """Return masks and losses of a problem from a folder, or compute and store them."""
-    path = folder / f"{name}.npz"
-    if not path.is_file():
-        masks, losses = example_losses(load_problem(ProblemConfig(**PROBLEMS[name])))
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez(path, masks=masks, losses=losses.astype(np.float32))
-    stored = np.load(path)
+    stored = keep_arrays(folder / f"{name}.npz", lambda: example_losses(load_problem(ProblemConfig(**PROBLEMS[name]))))
     return stored["masks"], stored["losses"].astype(np.float64)
 
 
-def race_tables(folder: Path, names: Iterable[str], seeds: Sequence[int], variants: Sequence[Any]) -> list[list[str]]:
-    """Return a row for each problem and variant: searches on tables."""
+def race_tables(folder: Path, names: Iterable[str], seeds: Sequence[int]) -> list[list[str]]:
+    """Return two rows for each problem, without and with racing: searches on tables."""
     rows = []
     for name in names:
         masks, losses = load_table(folder, name)
         optimum = float(losses.mean(axis=1).min())
-        for stages, z, least in variants:
+        for variant, racing in VARIANTS.items():
             found = []
             for seed in seeds:
                 order = np.random.default_rng(seed).permutation(losses.shape[1])
-                found.append(run_search(LossTable(masks, losses[:, order]), stages, z, least, seed))
-            rows.append(table_row(name, variant_name(stages, z), found, [optimum] * len(found), False))
+                found.append(run_search(LossTable(masks, losses[:, order]), racing, seed))
+            rows.append(table_row(name, variant, found, [optimum] * len(found), False))
             print(rows[-1], flush=True)
     return rows
 
@@ -177,22 +161,18 @@ def race_live(folder: Path | None, names: Iterable[str], seeds: Sequence[int]) -
     for name in names:
         problem = load_problem(ProblemConfig(**{**PROBLEMS, **ANSWERING}[name]))
         known = None if name in ANSWERING or folder is None else float(load_table(folder, name)[1].mean(axis=1).min())
-        found: dict[Any, list[Searched]] = {variant: [] for variant in VARIANTS[:2]}
+        found: dict[str, list[Searched]] = {variant: [] for variant in VARIANTS}
         for seed in seeds:
             for variant, searches in found.items():
                 problem.evaluator.forget()  # nothing that one search has scored helps another; encoder outputs stay
-                searches.append(run_search(OwnScorer(EngineScorer(problem, {"skip_num": SKIPPED})), *variant, seed))
+                scorer = OwnScorer(EngineScorer(problem, {"skip_num": SKIPPED}))
+                searches.append(run_search(scorer, VARIANTS[variant], seed))
         ends = np.array([[each.best[-1] for each in searches] for searches in found.values()])
         targets = ends.max(axis=0).tolist() if known is None else [known] * len(seeds)
-        for (stages, z, _), searches in found.items():
-            rows.append(table_row(name, variant_name(stages, z), searches, targets, True))
+        for variant, searches in found.items():
+            rows.append(table_row(name, variant, searches, targets, True))
             print(rows[-1], flush=True)
     return rows
-
-
-def variant_name(stages: Sequence[float], z: float) -> str:
-    """Return how a row names a variant: `1/8, 1/4, 1/2; z = 2.5`."""
-    return f"{', '.join(str(Fraction(share)) for share in stages)}; z = {z:g}" if stages else "none"
 
 
 def table_row(name: str, variant: str, found: Sequence[Searched], targets: Sequence[float], timed: bool) -> list[str]:
@@ -216,15 +196,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS))
     parser.add_argument("--seeds", type=int, default=60)
-    parser.add_argument("--train", action="store_true", help="all variants, on the training seeds")
     given = parser.parse_args(arguments)
     if given.what != "live" and given.cache is None:
         parser.error("--cache is needed")
     head = ["problem", "stages", "optimum", "mean regret", "median cost to it", "cost of 120 masks"]
-    seeds = (TRAIN_SEEDS if given.train else TEST_SEEDS)[: given.seeds]
+    seeds = SEEDS[: given.seeds]
     if given.what == "race":
-        rows = race_tables(given.cache, given.problems, seeds, VARIANTS if given.train else VARIANTS[:2])
-        print(*markdown_table(head, rows), sep="\n")
+        print(*markdown_table(head, race_tables(given.cache, given.problems, seeds)), sep="\n")
     else:
         head += ["median seconds to it", "seconds of 120 masks"]
         print(*markdown_table(head, race_live(given.cache, given.problems, seeds)), sep="\n")

@@ -12,11 +12,11 @@ from das_gym.agents.compare.comparison import AgentResult, check_agent, judge, r
 from das_gym.agents.sb3.algorithms import is_algorithm
 
 import das_gym
+from benchmarks.machine import keep_arrays
 from benchmarks.search.optuna_tpe import OPTUNA, run_optuna
 from benchmarks.search.problems import SearchProblem
 from benchmarks.search.scores import Scores
 from das_gym.commands.progress import progress
-from das_gym.files import read_arrays, replacing
 
 MASKS_PER_TURN = 3
 SB3_SEEDS = 2
@@ -56,13 +56,12 @@ def run_cached(folder: Path | None, problem: SearchProblem, agent: str) -> Agent
     key = hashlib.sha256(repr((das_gym.__version__, named, (agent, *shape))).encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.-]+", "_", f"{oracle.env_id}-{agent}")
     path = None if folder is None else folder / f"{name}-{key}.npz"
-    if path is not None and path.exists():
-        arrays = read_arrays(path)
-        return AgentResult(agent, *(arrays[name] for name in ARRAYS))
-    if agent != OPTUNA:
-        check_agent(oracle, agent, {}, MASKS_PER_TURN)
-    result = (run_optuna if agent == OPTUNA else run_agent)(oracle, agent, *shape)
-    if path is not None:
-        with replacing(path) as part, part.open("wb") as file:
-            np.savez(file, allow_pickle=False, **{name: getattr(result, name) for name in ARRAYS})
-    return result
+
+    def search() -> dict[str, np.ndarray]:
+        if agent != OPTUNA:
+            check_agent(oracle, agent, {}, MASKS_PER_TURN)
+        result = (run_optuna if agent == OPTUNA else run_agent)(oracle, agent, *shape)
+        return {name: getattr(result, name) for name in ARRAYS}
+
+    arrays = keep_arrays(path, search)
+    return AgentResult(agent, *(arrays[name] for name in ARRAYS))
