@@ -55,6 +55,7 @@ def test_settings_are_checked_before_torch_is_imported(module: str):
         ("with vlm_answering vision=True", "vision"),
         ("compare with vlm_answering units=sublayers", "units"),
         ("with device=gpu0", "device"),
+        ("shrink with dtype=fp16", "unknown dtype 'fp16'"),
         (f"evaluate with run={ASSETS / 'llava_mini'} device=gpu0", "device"),
         (f"evaluate with run={ASSETS / 'llava_mini'} split=tests", "split"),
     ],

@@ -25,7 +25,7 @@ from das_gym.engine.tree import bfloat16_hardware
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import share_copy
 from das_gym.models.transformers.layer_removal import check_reloads, counting_attentions, pruned_copy, remove_parts
-from das_gym.models.transformers.loading import check_is_model, loaded_dtype, read_dtype
+from das_gym.models.transformers.loading import check_is_model, loaded_dtype
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.refitting import check_refit
 from das_gym.models.transformers.stack import IMAGE, JOINT
@@ -123,7 +123,7 @@ def check_config(problem: ProblemConfig) -> None:
     source = source_of(problem)
     if problem.supernet is not None:
         raise ValueError(f"`supernet` is not supported by shrink: got {problem.supernet}. Leave it out.")
-    if read_dtype(problem.dtype or "auto") == "auto":
+    if problem.dtype in (None, "auto"):
         check_dtype(loaded_dtype(source), pick_device(problem.device), source)
 
 

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.settings import PositiveFloat, PositiveInt, Settings, choice
 from das_gym.commands.trust import REMOTE_CODE
 from das_gym.files import absolute, explain_damage, read_json, tensor_names
+from das_gym.names import nearest_name
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ UNITS = ("layers", "sublayers")
 SKIPS = ("delete", "linear")
 ON_BAD_EXAMPLE = ("raise", "skip")
 PRECISIONS = ("float32", "bfloat16", "auto")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 """Allowed values, as in the modules that read them, which import torch."""
 
 OPTIONS = ("image_size", "tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code")
@@ -33,6 +36,12 @@ PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_ca
 
 COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "tree_gib", "encoder_cache", "latency_again", "workers")
 """Fields of `ProblemConfig` that control how masks are scored."""
+
+DEVICE_TYPES = (
+    *("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla", "ipu", "maia", "ve", "hip", "fpga", "vulkan", "lazy"),
+    "privateuseone",
+)
+"""The types that `torch.device` of torch 2.13 accepts, without deprecated ones, and `meta`, which computes nothing."""
 
 STANDARD_ERRORS = 2.0
 """A score up to this many standard errors above chance counts as chance."""
@@ -64,8 +73,13 @@ def download_hint(value: str, setting: str) -> str:
 
 def check_device(device: str) -> None:
     """Raise for a word that cannot be a device of torch. Whether this machine has it shows when it is used."""
-    if re.fullmatch(r"(?!gpu)[a-z]+(:\d+)?", device) is None:
-        raise ValueError(f"`device` is unknown: got {device}, expected auto, cpu, cuda, cuda:1, ...")
+    kind = device.partition(":")[0]
+    # A package may add a type of its own (`torch_npu`); torch finds it by this entry point when it is imported.
+    is_type = kind in ("auto", *DEVICE_TYPES) or entry_points(group="torch.backends")
+    if not is_type or re.fullmatch(r"(?!auto:)[a-z]+(:\d+)?", device) is None:
+        nearest = "cuda" if kind.startswith("gpu") else nearest_name(kind, ("auto", *DEVICE_TYPES))
+        hint = f" Did you mean {nearest}?" if nearest and nearest != kind else ""
+        raise ValueError(f"`device` is unknown: got {device}, expected auto, cpu, cuda, cuda:1, mps, xpu, ...{hint}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,7 @@ class ProblemConfig(Settings, group="Model and data"):
         units: What can be skipped in a transformers model: whole layers, or the attention and the MLP of each decoder layer
             (`sublayers`). None means `layers`.
         vision: Whether layers of the vision tower of a transformers model can be skipped too. They follow the decoder's.
-        dtype: Number format of a transformers model: `auto` (as the checkpoint), `float32`, `bfloat16`, `float16`.
+        dtype: Number format of a transformers model; `auto` is the checkpoint's.
         device: Device of the model: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
         trust_remote_code: Whether Python code in the checkpoint's folder may run.
         image_size: Side of the input images in pixels. Position embeddings are resized. None keeps the checkpoint's size.
@@ -120,7 +134,7 @@ class ProblemConfig(Settings, group="Model and data"):
     tokenizer: str | None = None
     units: str | None = choice(None, UNITS)
     vision: bool | None = None
-    dtype: str | None = None
+    dtype: str | None = choice(None, DTYPES)
     device: str = "auto"
     trust_remote_code: bool | None = None
     image_size: PositiveInt | None = None

@@ -8,13 +8,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from das_gym.agents import SearchConfig, search
 
 from das_gym import registration
 from das_gym.data.entries import POLICIES
 from das_gym.engine import tree
 from das_gym.models.transformers import units
-from das_gym.problem.config import ON_BAD_EXAMPLE, PRECISIONS, UNITS, ProblemConfig, training_command, warn_at_chance
+from das_gym.problem.config import (
+    DEVICE_TYPES,
+    ON_BAD_EXAMPLE,
+    PRECISIONS,
+    UNITS,
+    ProblemConfig,
+    check_device,
+    training_command,
+    warn_at_chance,
+)
 from das_gym.problem.loading import task_class
 from das_gym.tasks import base
 from tests.tasks.answering.making import llava_folder
@@ -23,6 +33,30 @@ from tests.tasks.answering.making import llava_folder
 def test_listed_choices_are_those_that_are_read():
     assert (PRECISIONS, UNITS, ON_BAD_EXAMPLE) == (tree.PRECISIONS, units.UNITS, POLICIES)
     assert registration.PARTS == base.PARTS
+
+
+@pytest.mark.parametrize(
+    ("device", "nearest"),
+    [
+        ("gpu", "cuda"),
+        ("gpu0", "cuda"),
+        ("cud", "cuda"),
+        ("mpx", "mps"),
+        ("graphics", None),
+        ("auto:1", None),
+        ("meta", None),
+    ],
+)
+def test_words_that_are_no_device_of_torch_are_rejected(device: str, nearest: str | None):
+    with pytest.raises(ValueError, match=f"`device` is unknown: got {device}, expected auto, cpu, cuda") as caught:
+        ProblemConfig(device=device)
+    assert nearest is None or str(caught.value).endswith(f"Did you mean {nearest}?")
+
+
+def test_device_types_of_torch_pass():
+    for kind in DEVICE_TYPES:
+        assert torch.device(kind).type == kind
+        check_device(f"{kind}:1")
 
 
 @pytest.mark.parametrize(
