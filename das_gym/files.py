@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import pickletools
 import platform
 import re
 import shutil
@@ -248,16 +249,17 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def tensor_names(path: Path) -> str:
-    """Return the pickle in an archive of torch as text, which holds the names of tensors; empty for other files.
+def pickled_strings(path: Path) -> list[str]:
+    """Return the strings in the pickle of an archive of torch, the names of tensors among them; empty for other files.
 
     Nothing is unpickled.
     """
     with suppress(Exception), zipfile.ZipFile(path) as archive:  # loading reports a damaged archive
-        pickle = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        pickle = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         with archive.open(pickle) as file:
-            return file.read(MAX_DESCRIPTION).decode("latin-1")
-    return ""
+            content = file.read(MAX_DESCRIPTION)
+        return [argument for _, argument, _ in pickletools.genops(content) if isinstance(argument, str)]
+    return []
 
 
 def read_array(name: str, values: Any, shape: tuple[int, ...], kind: type[bool] | type[float] = float) -> np.ndarray:

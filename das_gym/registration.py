@@ -147,14 +147,14 @@ MODELS: dict[str, ModelEntry] = {
             vlp="das_gym.models.meter.model:METER",
             assets=ASSETS / "meter_mini",
             layer_counts={"fusion_layers": 2},
-            layer_tensors=r"(?:text|image)_layers\.\d+\.",
+            layer_tensors=r"cross_modal_(?:text|image)_layers\.\d+\.",
         ),
         ModelEntry(
             "ViLT",
             vlp="das_gym.models.vilt.model:ViLT",
             assets=ASSETS / "vilt_mini",
             layer_counts={"num_layers": 1, "num_hidden_layers": 1},
-            layer_tensors=r"\bblocks\.\d+\.",
+            layer_tensors=r"transformer\.blocks\.\d+\.",
         ),
         ModelEntry(
             "VLM",

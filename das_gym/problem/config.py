@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.settings import PositiveFloat, PositiveInt, Settings, choice
 from das_gym.commands.trust import REMOTE_CODE
-from das_gym.files import absolute, explain_damage, read_json, tensor_names
+from das_gym.files import absolute, explain_damage, pickled_strings, read_json
 from das_gym.names import nearest_name
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
 
@@ -185,7 +185,10 @@ class ProblemConfig(Settings, group="Model and data"):
         if place is None:
             return None
         if place.is_file():
-            count = len(set(re.findall(entry.layer_tensors, tensor_names(place)))) if entry.layer_tensors else 0
+            if not entry.layer_tensors:
+                return None
+            found = (re.match(entry.layer_tensors, name) for name in pickled_strings(place))
+            count = len({match.group() for match in found if match})
             return range(count, count + 1) if count else None
         if not (place / "config.json").is_file():
             return None

@@ -69,6 +69,19 @@ def test_numbers_of_units_are_unknown_if_the_vision_layers_are(tower, expected, 
     assert problem.unit_counts == expected
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_units_of_an_official_file_are_counted_by_whole_names(protocol: int, tmp_path: Path):
+    """Names of another module end alike, and a setting beside the weights is no name of a tensor."""
+    own = {f"transformer.blocks.{n}.{'norm' * 8}.weight": torch.zeros(1) for n in range(3)}
+    others = {f"momentum.{name}".replace(".2.", ".7."): tensor for name, tensor in own.items()}
+    path = tmp_path / "vilt.ckpt"
+    content = {"state_dict": {**own, **others}, "hyper_parameters": {"frozen": "all but transformer.blocks.9."}}
+    torch.save(content, path, pickle_protocol=protocol)
+    assert ProblemConfig("ViLT", checkpoint=str(path)).unit_counts == range(3, 4)
+    path.write_bytes(path.read_bytes()[:100])
+    assert ProblemConfig("ViLT", checkpoint=str(path)).unit_counts is None
+
+
 @pytest.mark.parametrize(
     ("name", "setting", "command"),
     [
