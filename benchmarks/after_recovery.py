@@ -15,8 +15,6 @@ recovery of the mask that a predictor prefers, less the least loss. For given ma
 keeps every mask; the same command continues it.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import time

@@ -10,8 +10,6 @@ Searches on a model measure blocks by themselves. A table does not hold them: th
 the table was made from, fields of `ProblemConfig`, and writes `vqa_blocks.json`, which is found there from then on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast

@@ -11,8 +11,6 @@ a supernet with the mean image, an answering model with a gray one. `prior` is t
 exact question. One to two minutes on one core.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -20,8 +20,6 @@ Faults are a text that is on none of its pages, a page that has none of the text
 figures, a record that does not round to the figures, two figures for one quantity, and a figure that no claim has.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import sys

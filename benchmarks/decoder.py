@@ -14,8 +14,6 @@ time is multiplied by the size of the set. The sets: a turn of 16 random masks w
 like every turn of a search but the first), all masks with four, all masks. Losses of the timed masks are compared.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import time

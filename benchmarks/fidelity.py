@@ -14,8 +14,6 @@ layers, negated. rho is Spearman's, over all masks and within the best tenth, wi
 a second training predicts. `--short 15 30` adds predictors: the loss on the reward split after so many steps of fine-tuning.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence

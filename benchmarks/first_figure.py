@@ -8,8 +8,6 @@ mask that it scored, by reward. The table knows the best mask of each budget. Sc
 Half a minute of one core.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

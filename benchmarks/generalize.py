@@ -13,8 +13,6 @@ not read statistics; they have the best of the first N masks that they score. In
 earns 1 - regret, at least 0.
 """
 
-from __future__ import annotations
-
 import re
 import runpy
 from collections.abc import Callable, Sequence

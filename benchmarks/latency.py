@@ -9,8 +9,6 @@ other load affects both; medians are compared. METER is also run full without ad
 two image layers skipped, adapters everywhere. Its share of saved time is compared with its share of saved MACs.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from typing import Any

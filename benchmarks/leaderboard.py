@@ -5,8 +5,6 @@ python -m benchmarks.leaderboard --cache FOLDER     keep finished searches: a st
 python -m benchmarks.leaderboard --seeds 1 --long-seeds 2 --planted 2 --out mine.md
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What benchmarks share: their parser, kept arrays, the machine that they ran on, and how much memory a process took."""
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import os

@@ -15,8 +15,6 @@ Images are read and texts tokenized beforehand. bfloat16 is used by the engine o
 float32, and "of float32" compares the engine with itself.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """The models that are measured: the bundled METER-mini, and METER-base with random weights."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -10,8 +10,6 @@ several budgets spreads the same evaluations evenly over budgets that are spread
 that can be; whatever it scored on the way counts. Random search draws the number of layers first, then the layers.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from functools import partial

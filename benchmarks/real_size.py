@@ -11,8 +11,6 @@ their own configuration classes, processors and image sizes, and the tokenizers 
 A command with `estimate=True` prints the estimate; the clock is that of the command without it, with imports and loading.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

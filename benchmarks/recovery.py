@@ -9,8 +9,6 @@ compared by the loss on the reward split. The best is evaluated on the test spli
 answers. The regained share is (shrunk - recovered) / (shrunk - full).
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import time

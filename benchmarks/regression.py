@@ -23,8 +23,6 @@ significant digits. On the processor, thread count and libraries of the record, 
 may be taken in another order. Elsewhere trained numbers may be off by 1e-3, others by 1e-6, and weights are not compared.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -9,8 +9,6 @@ environment with its resets, `vector` is `gymnasium.make_vec`, `sb3` is `das_gym
 evaluates new masks on 500 examples with cached encoder outputs.
 """
 
-from __future__ import annotations
-
 import time
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Writes small tables like those that ViLT's scripts make, for tests."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

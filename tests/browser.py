@@ -1,7 +1,5 @@
 """A headless Chromium that blocks all requests, and axe-core, which checks what it shows for accessibility."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager

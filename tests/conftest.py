@@ -1,7 +1,5 @@
 """Fixtures that several rooms share: a tiny METER with a supernet, and a tiny data set in VQAv2's format."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Every pair of settings in few rows: faults lie where two features meet."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """A suite of made-up tables: no model, but every part that a real one has."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Starts our commands as separate processes, as a scheduler does, and stops them."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal

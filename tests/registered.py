@@ -1,7 +1,5 @@
 """Models, tasks and environments as they were, whatever a test registers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """A random METER of 6 layers with a supernet: all of its 64 masks are scored in no time."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The bundled models match `das_gym/assets/README.md`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

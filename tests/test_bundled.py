@@ -1,7 +1,5 @@
 """Bundled files are the ones whose checksums are listed, and their origin and licence are documented."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reading and atomic writing of files."""
 
-from __future__ import annotations
-
 import errno
 import math
 import os

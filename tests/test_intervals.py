@@ -1,7 +1,5 @@
 """Intervals and rank correlation by hand and against R."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Phrases for which the field has a term: how many there are per 1,000 lines of each part of the repository."""
 
-from __future__ import annotations
-
 import io
 import re
 import tokenize

@@ -1,7 +1,5 @@
 """The wheel, unpacked and used from an empty folder, next to packages that own the names `agents` and `adapt`."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

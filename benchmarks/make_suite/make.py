@@ -10,8 +10,6 @@ Every table knows the latency of its units: of one example at a time, by the pro
 on the machine barely changes it; tables record the processor. One shape is timed once (the cache folder keeps it).
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The models of the suite: the bundled minis with other depths and weights, trained on for a minute each."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import shutil

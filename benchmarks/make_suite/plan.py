@@ -1,7 +1,5 @@
 """Which models the suite is made of: a list that a seed draws, in the order in which they are made."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

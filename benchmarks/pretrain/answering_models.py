@@ -1,7 +1,5 @@
 """SmolVLM-mini and LLaVA-mini: a few vision layers and a small decoder on 96 px images."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """What pre-training must know of a model: the base classes of the recipes, and what models share."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass

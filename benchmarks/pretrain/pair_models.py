@@ -1,7 +1,5 @@
 """METER-mini and ViLT-mini: 12 layers that can be skipped, on 96 px images."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import cast
 

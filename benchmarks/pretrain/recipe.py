@@ -15,8 +15,6 @@ the model predicts half-way up the decoder how many objects a name in the questi
 up the position of the object that is the answer.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from functools import partial

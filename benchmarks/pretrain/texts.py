@@ -1,7 +1,5 @@
 """What pre-training learns from: captions and questions about scenes, and the objects in the patches of their images."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -13,8 +13,6 @@
 Every command continues where it was stopped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

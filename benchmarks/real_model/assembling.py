@@ -1,7 +1,5 @@
 """Ship what was trained as one small file, and build the vision-language model from it and SmolLM2."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

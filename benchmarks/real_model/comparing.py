@@ -1,7 +1,5 @@
 """Which layers of the real model can go: the landscape of single layers, and searches for k layers at equal evaluations."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

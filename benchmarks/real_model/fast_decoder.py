@@ -3,8 +3,6 @@
 The residual stream and the normalization stay in float32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Draw the figures of docs/real_model.md from the shipped table and the records of the benchmarks."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

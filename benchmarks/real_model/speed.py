@@ -1,7 +1,5 @@
 """Measure tokens a second of the real model: full, without some of its layers, and with linear maps for these layers."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from pathlib import Path

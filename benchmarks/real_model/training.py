@@ -1,7 +1,5 @@
 """Teach SmolLM2 to answer questions about images: LoRA on its decoder, the connector and the tower are trained."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from functools import partial

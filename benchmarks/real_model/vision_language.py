@@ -4,8 +4,6 @@ The vocabulary keeps its size: three special tokens that SmolLM2-135M-Instruct h
 SmolVLM's processor puts around an image.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -13,8 +13,6 @@ as evaluations. Searches of a problem are distinct unless their answers are wort
 planted losses are in `benchmarks.leaderboard`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -5,8 +5,6 @@ learned with the noise by some steps up the marginal likelihood at each ask. Can
 the best mask: it grows with success, shrinks with failure, and is reset once it was at its smallest.
 """
 
-from __future__ import annotations
-
 import math
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Optuna's tree-structured Parzen estimator as a rival, if Optuna is installed."""
 
-from __future__ import annotations
-
 import importlib.util
 import time
 from collections.abc import Mapping, Sequence

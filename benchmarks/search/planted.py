@@ -1,7 +1,5 @@
 """Planted losses of models with too many layers to list all masks, drawn from a seed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Problems on which search agents are compared: tables of real models, deeper masks of LLaVA-mini, and planted losses."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

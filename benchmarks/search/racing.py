@@ -9,8 +9,6 @@ examples; on models it is the task's. `to the optimum` is until the best mask wa
 (24 units), until the best mask of that search and the one without racing.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

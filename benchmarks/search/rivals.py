@@ -1,7 +1,5 @@
 """Rivals of the default agent that are not installed: local search, Bayesian regressions and a heat kernel."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import numpy as np

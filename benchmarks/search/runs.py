@@ -1,7 +1,5 @@
 """Run agents on problems, and keep finished searches on disk, so that a stopped comparison continues."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence

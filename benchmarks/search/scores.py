@@ -1,7 +1,5 @@
 """Mean regrets by model, with intervals over models and the spread over seeds, and the best agents."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 

@@ -1,7 +1,5 @@
 """The paper's bandit, as `adapt das` makes it."""
 
-from __future__ import annotations
-
 from das_gym.agents.ask_tell.bandit import Bandit
 
 from das_gym.problem.budget import Budget

@@ -1,7 +1,5 @@
 """Which mask `python -m adapt` uses, the settings of its search, and the settings it rejects."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

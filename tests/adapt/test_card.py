@@ -1,7 +1,5 @@
 """What a card keeps of its source's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Which problem scores the masks of a search that runs first, and which problem a search of before has."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """Run the commands as users do, on a small data set."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """The paper's pipeline on a tiny problem."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

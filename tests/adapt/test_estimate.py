@@ -1,7 +1,5 @@
 """Estimates of `adapt` and `shrink`, and what is shared in memory: one model for search, teacher and student."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Worker processes read images ahead: the same training to the bit, the same errors, and no process left behind."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import time

@@ -1,7 +1,5 @@
 """Training with adapters in a model of transformers: supernet, a subnet, the paper's pipeline."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Defaults of training settings, and the estimate of memory before the first step."""
 
-from __future__ import annotations
-
 import pytest
 from das_gym.adapt import step_loss as module
 from das_gym.adapt.settings import SupernetConfig, TrainingConfig

@@ -1,7 +1,5 @@
 """The trained weights that come with das_gym are those of today's default settings."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`python -m adapt report`, on records as the commands write them."""
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import asdict
 from pathlib import Path

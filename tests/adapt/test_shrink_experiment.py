@@ -1,7 +1,5 @@
 """`python -m adapt shrink`: from a folder to a smaller one, and settings that are rejected at the start."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import replace

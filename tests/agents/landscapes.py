@@ -1,7 +1,5 @@
 """Rewards of masks, made up: effects of single layers and of pairs."""
 
-from __future__ import annotations
-
 import numpy as np
 from das_gym.agents import MaskSpace
 

@@ -1,7 +1,5 @@
 """A small search problem with the interface of the real vector environment: 12 layers, additive and pairwise losses."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from typing import ClassVar
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from das_gym.agents.ask_tell.base import AGENTS
 from das_gym.agents.commands import PROGRAM
 from das_gym.agents.listing import tables

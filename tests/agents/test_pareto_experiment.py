@@ -1,7 +1,5 @@
 """`python -m agents pareto`, on a made-up table."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from das_gym.agents.pareto_experiment import front_of, front_table

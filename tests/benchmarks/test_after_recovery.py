@@ -1,7 +1,5 @@
 """Losses of given masks after several recoveries, on a tiny model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Figures of the pages are those of the records, and every figure is claimed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

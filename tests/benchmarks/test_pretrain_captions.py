@@ -1,7 +1,5 @@
 """Captions of pre-training, each judged again from the words and the scene alone by `holds`."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

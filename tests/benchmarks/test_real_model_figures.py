@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from pathlib import Path
 
 from benchmarks.real_model.figures import draw_landscape, draw_speed, single_layers

@@ -1,7 +1,5 @@
 """Settings of recovery on a tiny model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

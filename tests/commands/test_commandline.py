@@ -1,7 +1,5 @@
 """Programs, sub-commands, words behind `with`, and the settings of every command."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

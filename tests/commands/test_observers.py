@@ -1,7 +1,5 @@
 """Runs with Sacred's observers next to the folder, and the files they write."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import json

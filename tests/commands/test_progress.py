@@ -1,7 +1,5 @@
 """What commands print: standard streams, bars on a terminal and never within other output, lines otherwise."""
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Runs: their folders, resuming, locks, errors, and what they record."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

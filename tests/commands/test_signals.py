@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM: exit codes, no traceback, and runs that resume."""
 
-from __future__ import annotations
-
 import os
 import pty
 import re

@@ -1,7 +1,5 @@
 """Entries: of JSON files, in a list or one per line, and of arrow tables; checks of their fields; bad ones."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from types import SimpleNamespace

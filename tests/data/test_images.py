@@ -1,7 +1,5 @@
 """Decoding of image files, sound and damaged."""
 
-from __future__ import annotations
-
 import io
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What examples share, parts chosen by hashes, and images with the same bytes under different names."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

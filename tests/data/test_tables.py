@@ -1,7 +1,5 @@
 """Arrow tables: found, opened, told apart from other formats, and named when damaged."""
 
-from __future__ import annotations
-
 import pickle
 import sys
 from pathlib import Path

@@ -7,8 +7,6 @@ A comment of HTML in front of a block sets how a test treats it; the page does n
     <!-- test: old => new -->      it is run with this text of Python replaced
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Examples in docstrings run and print what they show."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 from pathlib import Path

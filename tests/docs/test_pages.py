@@ -1,7 +1,5 @@
 """Blocks of README and docs are run, or only read where a comment gives the reason."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from dataclasses import fields

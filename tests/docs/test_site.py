@@ -1,7 +1,5 @@
 """The site of the documentation, as `.ci/docs` built it: it loads nothing external, and can be read by everybody."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Names, files and links in README and docs exist."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Worlds to score in: a tiny random METER or ViLT with a random supernet, and a few random images with questions."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Scoring on another device keeps all tensors there: tensors of the CPU would raise there, as on CUDA."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

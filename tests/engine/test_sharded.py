@@ -1,7 +1,5 @@
 """Masks on a local Ray cluster of two workers: the same numbers as alone, whatever becomes of a worker."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Iterator

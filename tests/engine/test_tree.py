@@ -1,7 +1,5 @@
 """What a walk down the tree of masks holds, as counted without computing, against the allocations of real walks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ Environments with a model are checked in their default form by `test_skip_env`, 
 form is the same code for all of them, a small model stands for all.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Budgets of other costs than MACs: figures are given, nothing is timed."""
 
-from __future__ import annotations
-
 import pickle
 from dataclasses import replace
 from typing import Any

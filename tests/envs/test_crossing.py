@@ -1,7 +1,5 @@
 """Every pair of settings of an environment, in the few rows that have them all: the same invariants hold for each."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Environments with a vector for a reward, as MO-Gymnasium has them."""
 
-from __future__ import annotations
-
 import json
 import pickle
 

@@ -1,7 +1,5 @@
 """Rendering of every form of the environments, alone and under Gymnasium's wrappers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

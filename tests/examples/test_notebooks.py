@@ -1,7 +1,5 @@
 """The notebooks of examples/ run from top to bottom, with smaller settings."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

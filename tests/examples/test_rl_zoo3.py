@@ -1,7 +1,5 @@
 """The files of hyper-parameters for rl_zoo3, without it: what it does with them is done here."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """python -m tests.faults [--long] [job ...]: kill and break jobs at some of their writes; --long at every one."""
 
-from __future__ import annotations
-
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: forks do not go with its threads

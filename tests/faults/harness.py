@@ -5,8 +5,6 @@ at one of them the process is killed, the file having been cut in half before it
 the call fails.
 """
 
-from __future__ import annotations
-
 import errno
 import importlib
 import os

@@ -1,7 +1,5 @@
 """The commands that write what matters, each small: how to start it, how to resume it, and what it must have written."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

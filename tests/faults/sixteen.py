@@ -4,8 +4,6 @@ Each begins a run, asks for data that are generated once, and writes and reads o
 generates first is killed on the way, holding the lock that the others wait for.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """Many processes on one runs folder and one cache, and environments in separate processes."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

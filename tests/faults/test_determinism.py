@@ -1,7 +1,5 @@
 """Every command with the same seed and number of threads writes byte-equal results; with another seed, other ones."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A few faults of `python -m tests.faults`, whose jobs are all commands that write what matters."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

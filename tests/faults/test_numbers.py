@@ -1,7 +1,5 @@
 """Non-finite values never reach preferences, weights or tables, and are reported with mask and examples."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Small data sets in the formats of others; one of their files is what `tests.hostile.test_readers` changes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

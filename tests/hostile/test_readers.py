@@ -1,7 +1,5 @@
 """Every reader of files, on damaged and invented bytes: it reads them, or raises ValueError with the name of the file."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import pickle

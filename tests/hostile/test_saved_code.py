@@ -1,7 +1,5 @@
 """Folders that `shrink` and `export` write name no code but our own, whatever the untrusted source names."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Run folders and records that name code, uploads and places to write: nothing happens unless the user confirms it."""
 
-from __future__ import annotations
-
 import dataclasses
 import shlex
 import sys

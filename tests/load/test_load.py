@@ -1,7 +1,5 @@
 """Stepping an environment leaves neither memory nor handles nor threads behind."""
 
-from __future__ import annotations
-
 import gc
 import itertools
 import threading

@@ -1,7 +1,5 @@
 """The recorded runs of the reference, and how to repeat them with our models."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Callable

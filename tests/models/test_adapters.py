@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import torch
 
 from das_gym.models.adapters import SkipAdapter, add_to

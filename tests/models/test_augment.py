@@ -1,7 +1,5 @@
 """RandAugment: torchvision's, and drawn from a separate seed."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from PIL import Image

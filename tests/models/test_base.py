@@ -1,7 +1,5 @@
 """The interface of models."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

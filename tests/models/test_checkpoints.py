@@ -1,7 +1,5 @@
 """Official checkpoints of METER and ViLT, transformers' folders, our own files, and rejected files."""
 
-from __future__ import annotations
-
 import functools
 import io
 import json

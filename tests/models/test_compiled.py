@@ -1,7 +1,5 @@
 """METER and ViLT compiled as one graph, at batches and text lengths that were not traced."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """METER and ViLT against recorded runs of the reference: numbers under masks, hidden states, gradients, what trains."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A model of transformers that is no family of ours, by what `VLP` asks for alone: `examples/own_model.py`."""
 
-from __future__ import annotations
-
 import runpy
 import shutil
 from collections.abc import Iterator

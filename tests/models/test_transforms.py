@@ -1,7 +1,5 @@
 """Images to METER's and ViLT's pixels."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

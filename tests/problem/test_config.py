@@ -1,7 +1,5 @@
 """The settings of a problem, and the warning where a model is no better than chance."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What units take: figures from a clock that is given in, and once, without a judgement, from a real one."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """Sets of masks: those that satisfy a budget, and Pareto fronts."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

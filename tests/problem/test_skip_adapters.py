@@ -1,7 +1,5 @@
 """Linear skip adapters as a setting of a problem: scores, costs, the cache folder."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

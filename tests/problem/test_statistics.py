@@ -1,7 +1,5 @@
 """Statistics of layers and of blocks of layers."""
 
-from __future__ import annotations
-
 import dataclasses
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Problems without a supernet: the full model is searched, with its own head."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Shapes-captions: the language, and the data set."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Shapes-NLVR2: the statements, and the data set."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter, defaultdict

@@ -1,7 +1,5 @@
 """Scenes, and how generated data sets are written."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from hashlib import blake2b

@@ -1,7 +1,5 @@
 """Shapes-SNLI-VE: labels that follow from the image, SNLI-VE's format, the same for a seed."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Shapes-VQA: its questions, and the data set."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

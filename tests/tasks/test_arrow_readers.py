@@ -1,7 +1,5 @@
 """The arrow tables of four tasks: what their rows become, how they are divided, and bad rows."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Multiple choice: files, the task, and lm-evaluation-harness."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Retrieval: Karpathy's files and arrow tables, and the task."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """SNLI-VE: its files, and its task."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

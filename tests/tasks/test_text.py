@@ -1,7 +1,5 @@
 """Text: documents, their windows, and the task."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from pathlib import Path

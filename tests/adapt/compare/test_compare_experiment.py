@@ -1,7 +1,5 @@
 """`python -m adapt compare` on a small model: its table, and resuming a stopped run."""
 
-from __future__ import annotations
-
 import dataclasses
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The order in which variants are trained, the choice of learning rates, and one training."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Export of fine-tuned answering models: LoRA and full fine-tuning as plain folders, DAS with its adapters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Exported folders: loaded without das_gym, and by das_gym without their code."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.metadata
 import json

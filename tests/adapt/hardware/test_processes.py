@@ -1,7 +1,5 @@
 """Two processes train as one does with the same batch size; micro-batches, precision and trackers."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

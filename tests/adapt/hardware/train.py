@@ -1,7 +1,5 @@
 """One process of a training, started by `test_processes.py`: it trains a supernet, and then fails in the main process."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What each method trains, inserts and leaves behind, on tiny models of three families."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

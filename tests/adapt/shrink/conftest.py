@@ -1,7 +1,5 @@
 """Tiny models of two types with tiny data in LLaVA's format, loaded once: the problems stay as they are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`adapt shrink compare`: the table, and the experiment on a tiny model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

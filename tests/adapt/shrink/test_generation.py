@@ -1,7 +1,5 @@
 """Generated answers: batched and padded they are those of transformers' own generate, one by one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The frozen vision tower of a recovery: it runs once for each image, and nothing else changes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Adapters of pruned models: driven by masks, run by the code of the saved folder, and trained."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 from collections.abc import Callable

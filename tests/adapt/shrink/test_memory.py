@@ -1,7 +1,5 @@
 """What fits into memory: examples of a step, prompts at a time, and a process that verifies."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Recovery after a deletion: the loss worked out by hand, what trains, what remains, and resuming."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace

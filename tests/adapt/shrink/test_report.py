@@ -1,7 +1,5 @@
 """Results of shrinking by hand."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import replace

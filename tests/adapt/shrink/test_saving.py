@@ -1,7 +1,5 @@
 """Saved folders have the source's dtype, shards and other files; an interrupted save leaves nothing."""
 
-from __future__ import annotations
-
 import errno
 import shutil
 from pathlib import Path

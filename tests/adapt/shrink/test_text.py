@@ -1,7 +1,5 @@
 """Shrinking a text model: scores by likelihood, and recovery on all tokens."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The saved folder in a fresh process is compared with the masked model; whatever differs is named."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path

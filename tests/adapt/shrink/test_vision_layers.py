@@ -1,7 +1,5 @@
 """Vision layers removed with decoder layers."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Guarantees of every agent in `AGENTS`."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from das_gym.agents import AGENTS, MaskSpace, make_agent

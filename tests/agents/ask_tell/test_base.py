@@ -1,7 +1,5 @@
 """The base class: its memory, the checks of masks and answers, and registration."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from das_gym.agents import AGENTS, Agent, MaskSpace, make_agent, register_agent

@@ -1,7 +1,5 @@
 """The search of a whole front, on made-up losses."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from das_gym.agents import MaskSpace

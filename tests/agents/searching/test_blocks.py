@@ -1,7 +1,5 @@
 """Blocks for the agents that use them: next to tables, and in a search."""
 
-from __future__ import annotations
-
 import shutil
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Racing: which masks are dropped, what the agent is told, and what the record says."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The engine on models of transformers: equal to plain forwards for every type, and what it shares."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Prompts as the tokens of a model."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

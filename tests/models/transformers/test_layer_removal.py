@@ -1,7 +1,5 @@
 """Removed layers: the configuration follows, and what cannot be removed is rejected."""
 
-from __future__ import annotations
-
 import pytest
 import transformers as t
 

@@ -1,7 +1,5 @@
 """Linear skip adapters: the fit against own ridge regression, masks against the model's own forward."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Every type of model against its own forward: masks, sublayers, removal, MACs, and the short cuts against the plain way."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

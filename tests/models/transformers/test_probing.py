@@ -1,7 +1,5 @@
 """What probing finds out about a model, and what it rejects."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The projector, trained with the adapters: its outputs are the same until it is changed."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

@@ -1,7 +1,5 @@
 """MLPs that are refitted before removed layers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

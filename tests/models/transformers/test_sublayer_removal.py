@@ -1,7 +1,5 @@
 """Attention and MLP removed apart: by type of model, against the masked model, in memory and from a folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

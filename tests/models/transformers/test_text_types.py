@@ -1,7 +1,5 @@
 """Text models of many types: losses of masks are those of models without these layers, in float64."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a walk over the units of a transformers model holds, against the allocations of real walks."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.engine.test_tree import check_peak

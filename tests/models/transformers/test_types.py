@@ -1,7 +1,5 @@
 """The table of types that work, in docs/models.md: `python -m tests.models.transformers.test_types` rewrites it."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """DAS's adapters in models of transformers: their formulas, what trains, and what is left after pruning."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Layers of vision towers as units: masks, the engine, deletion, costs, and unsupported models."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tiny random checkpoints of transformers' vision-language models, complete with processor files, made on the spot."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path

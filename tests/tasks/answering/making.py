@@ -1,7 +1,5 @@
 """Makes tiny data of every format, for tests."""
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Whatever a file in LLaVA's format holds, it is read, or one line names the file."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Scores of generated answers: known numbers, and ranges."""
 
-from __future__ import annotations
-
 import pytest
 
 from das_gym.registration import register_metric, score_texts

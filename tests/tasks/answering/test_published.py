@@ -1,7 +1,5 @@
 """LLaVA's conversations: examples, image paths, and rejected files."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Which format a folder has, and how it is divided."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

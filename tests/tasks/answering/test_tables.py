@@ -1,7 +1,5 @@
 """Parquet files and folders of `save_to_disk` with an image, a question and an answer in each row."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """VQA's normalization and accuracy, against values worked out by hand from the official rules."""
 
-from __future__ import annotations
-
 import pytest
 
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy

@@ -1,7 +1,5 @@
 """The reader of VQAv2's format: right on a small data set, clear on a damaged one."""
 
-from __future__ import annotations
-
 import functools
 import io
 import json
