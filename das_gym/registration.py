@@ -268,6 +268,12 @@ CHECKPOINT_TABLES = {
 """Ids of bundled tables of further checkpoints, to their environment and folder in `ASSETS`."""
 
 
+def checkpoint_table(id: str) -> Path:
+    """Return the file of a table in `CHECKPOINT_TABLES`."""
+    live, folder = CHECKPOINT_TABLES[id]
+    return ASSETS / folder / f"{ENVIRONMENTS[live].task}_table.npz"
+
+
 def entry_of(id: str) -> EnvEntry | None:
     """Return the environment that has an id, with or without `module:`, itself or for a table; None if there is none."""
     name = id.rpartition(":")[2]
@@ -418,12 +424,11 @@ def register_all() -> None:
             ENVIRONMENTS[entry.id] = entry
             for id, env in ((entry.id, live), (entry.tabular_id, tabular)):
                 _register(id, f"{env}Env", f"{env}VectorEnv", {"model": entry.model, "task": entry.task})
-    for id, (live_id, folder) in CHECKPOINT_TABLES.items():
+    for id, (live_id, _) in CHECKPOINT_TABLES.items():
         if id in registry:  # a model that replaces a bundled one need not have its checkpoints
             continue
         entry = ENVIRONMENTS[live_id]
-        table = str(ASSETS / folder / f"{entry.task}_table.npz")
-        settings = {"model": entry.model, "task": entry.task, "table": table}
+        settings = {"model": entry.model, "task": entry.task, "table": str(checkpoint_table(id))}
         _register(id, f"{tabular}Env", f"{tabular}VectorEnv", settings)
 
 

@@ -26,7 +26,7 @@ from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import latency_of
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
-from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
+from das_gym.registration import ENVIRONMENTS, EnvEntry, entry_of, find_environment
 from das_gym.shapes.captions import write_shapes_captions
 from das_gym.shapes.nlvr2 import write_shapes_nlvr2
 from das_gym.shapes.vqa import write_shapes
@@ -43,6 +43,12 @@ LATENCY_BATCH = 1
 
 BUNDLED_EXAMPLES = 256
 """Number of reward examples for the statistics of a bundled model."""
+
+PRETRAINED = {
+    "DAS-SmolLM2-Text-Tabular-v0": "SmolLM2-135M",
+    "DAS-SmolVLM135M-Answering-Tabular-v0": "SmolVLM-135M",
+}
+"""Names of the pretrained models whose bundled tables are part of the `test` split, by the ids of the tables."""
 
 
 def make_suite(out: Path, seed: int = SEED, only: str = "", bundled: bool = True) -> Path:
@@ -64,6 +70,7 @@ def make_suite(out: Path, seed: int = SEED, only: str = "", bundled: bool = True
         listed = [_make_one(spec, work, tables) for spec in models]
         if bundled and not only:
             listed += [_bundled_table(entry, tables) for entry in ENVIRONMENTS.values() if entry.table is not None]
+            listed += [_pretrained_table(id, name) for id, name in PRETRAINED.items()]
         if not only:
             write_json(tables / SUITE_FILE, suite_record(listed, seed))
         return tables
@@ -127,6 +134,12 @@ def _bundled_table(entry: EnvEntry, tables: Path) -> SuiteTable:
         timed(with_statistics(table, problem, tuple(STATISTICS), count), problem).save(path)
         print(f"{path.stem}: its statistics measured on {count} examples", flush=True)
     return SuiteTable(path.name, "test", model, task, f"bundled {model}")
+
+
+def _pretrained_table(id: str, name: str) -> SuiteTable:
+    entry = entry_of(id)
+    assert entry is not None
+    return SuiteTable(id, "test", entry.model, entry.task, name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

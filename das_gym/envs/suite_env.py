@@ -22,6 +22,9 @@ from das_gym.problem.budget import SAVED, Masks, is_whole
 from das_gym.problem.statistics import STATISTICS
 from das_gym.tables.suite import DEFAULT_BUDGETS, MAX_UNITS, Suite, load_suite
 
+MAX_EVALUATIONS = 65_536
+"""Of an episode of `SuiteSearchEnv`."""
+
 
 class SuiteEpisodes(Episodes):
     """m episodes, each on its own problem.
@@ -49,20 +52,20 @@ class SuiteEpisodes(Episodes):
         self.flat = flat
         self.which = np.zeros(rows, np.int64)
         self.costs = list(suite.other_costs)
-        names = tuple(f"unit.{number}" for number in range(MAX_UNITS))
+        names = tuple(f"unit.{number}" for number in range(suite.max_units))
         itself = cast(Any, self)
         self.mode = find_action_mode(action)(names, itself, itself, rows)
         observed = [STATISTICS[name] for name in suite.statistics]
-        low = np.tile(np.array([min(each.low, 0.0) for each in observed], np.float32), MAX_UNITS)  # 0 where no unit is
-        high = np.tile(np.array([max(each.high, 0.0) for each in observed], np.float32), MAX_UNITS)
+        low = np.tile(np.array([min(each.low, 0.0) for each in observed], np.float32), suite.max_units)  # 0 where no unit is
+        high = np.tile(np.array([max(each.high, 0.0) for each in observed], np.float32), suite.max_units)
         parts = {
             "statistics": spaces.Box(low, high, dtype=np.float32),
-            "units": spaces.Box(0.0, 1.0, (MAX_UNITS,), np.float32),
-            "savings": spaces.Box(-1.0, 1.0, (MAX_UNITS,), np.float32),
+            "units": spaces.Box(0.0, 1.0, (suite.max_units,), np.float32),
+            "savings": spaces.Box(-1.0, 1.0, (suite.max_units,), np.float32),
             "budget": spaces.Box(0.0, 1.0, (2,), np.float32),
         }
         if action == "sequence":
-            parts["skipped"] = spaces.Box(0.0, 1.0, (MAX_UNITS,), np.float32)
+            parts["skipped"] = spaces.Box(0.0, 1.0, (suite.max_units,), np.float32)
             parts["saved"] = spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.observation_space = joined(parts) if flat else spaces.Dict(dict(parts))
         special = {
@@ -107,7 +110,7 @@ class SuiteEpisodes(Episodes):
 
     @property
     def useful_layers(self) -> Masks:
-        """(m, MAX_UNITS) bool: units that serve the budget of each problem."""
+        """(m, max_units) bool: units that serve the budget of each problem."""
         return self.suite.useful[self.which]
 
     def is_feasible(self, masks: Masks) -> Masks:
@@ -229,7 +232,7 @@ class SuiteEnv(MaskEnv, gymnasium.Env[Any, Any]):
     `action="mask"`: `MultiBinary(16)`, 1 = skip. `"sequence"`: `Discrete(16)`, one unit a step until the budget is kept,
     with `action_masks()` and `info["action_mask"]`; an action without effect stands for the next one that has.
     `"scores"`: `Box(-1, 1, (16,))`, units are skipped from the highest score down until the budget is kept. Units that the
-    model does not have are never skipped, whatever the action.
+    model does not have are never skipped, whatever the action. 16 is `max_units`, here and in observations.
 
     ## Observation Space
     A `Dict` of vectors, all float32; with `flat=True` one `Box` of them, in this order:
@@ -263,6 +266,8 @@ class SuiteEnv(MaskEnv, gymnasium.Env[Any, Any]):
     suite: Folder of a suite, see `python -m benchmarks.make_suite`; None = the bundled one.
     budgets: Kinds of budgets, one or several of `count`, `macs`, `latency`, `parameters` and `memory`. Problems of the last
         three come last, so that the others keep their numbers; they need tables with these costs, such as the bundled ones.
+    max_units: What actions and observations are padded to; models with more units are left out. 30 adds to `test` the
+        pretrained SmolLM2-135M and SmolVLM-135M, three of whose 30 layers are skipped.
     problems: Draw from a random subset of this many problems; None = all.
     problems_seed: Chooses them.
     render_mode: `ansi`, `rgb_array` (all images of a split have one size) or None.
@@ -285,12 +290,13 @@ class SuiteEnv(MaskEnv, gymnasium.Env[Any, Any]):
         problems: int | None = None,
         problems_seed: int = 0,
         budgets: str | Iterable[str] = DEFAULT_BUDGETS,
+        max_units: int = MAX_UNITS,
         render_mode: str | None = None,
         **others: Any,
     ) -> None:
         signatures = [inspect.signature(cls).parameters for cls in (type(self), SuiteEnv)]
         check_arguments(others, [name for parameters in signatures for name in parameters if name != "others"])
-        self.suite = load_suite(suite, split, reward, statistics, problems_seed, budgets, problems)
+        self.suite = load_suite(suite, split, reward, statistics, problems_seed, budgets, problems, max_units)
         super().__init__(SuiteEpisodes(self.suite, action, flat, 1), render_mode)
 
     @property
@@ -354,14 +360,14 @@ class SuiteSearchEnv(SuiteEnv, gymnasium.Env[Any, Any]):
             raise ValueError(
                 "`action` is not supported: got 'sequence', expected 'scores' or 'mask', which make complete masks"
             )
-        if not is_whole(evaluations) or not 1 <= evaluations <= 2**MAX_UNITS:
+        if not is_whole(evaluations) or not 1 <= evaluations <= MAX_EVALUATIONS:
             raise ValueError(
-                f"`evaluations` is out of range: got {evaluations!r}, expected an integer from 1 to {2**MAX_UNITS}"
+                f"`evaluations` is out of range: got {evaluations!r}, expected an integer from 1 to {MAX_EVALUATIONS}"
             )
         super().__init__(action=action, **settings)
         self.evaluations = evaluations
         parts = {
-            "masks": spaces.Box(0.0, 1.0, (evaluations * MAX_UNITS,), np.float32),
+            "masks": spaces.Box(0.0, 1.0, (evaluations * self.suite.max_units,), np.float32),
             "rewards": spaces.Box(-1.0, 1.0, (evaluations,), np.float32),
             "scored": spaces.Box(0.0, 1.0, (evaluations,), np.float32),
             "best": spaces.Box(0.0, 1.0, (1,), np.float32),
@@ -376,7 +382,7 @@ class SuiteSearchEnv(SuiteEnv, gymnasium.Env[Any, Any]):
     def feature_names(self) -> tuple[str, ...]:
         """As `SuiteEnv`'s, then those of the masks so far: `mask.0/unit.3`, `reward.0`, `scored.0`, ..., `best`."""
         places = range(self.evaluations)
-        masks = (f"mask.{place}/unit.{unit}" for place in places for unit in range(MAX_UNITS))
+        masks = (f"mask.{place}/unit.{unit}" for place in places for unit in range(self.suite.max_units))
         numbers = (f"{name}.{place}" for name in ("reward", "scored") for place in places)
         return (*super().feature_names, *masks, *numbers, "best")
 
@@ -399,7 +405,7 @@ class SuiteSearchEnv(SuiteEnv, gymnasium.Env[Any, Any]):
         self.mode.over[:] = ended
         scaled = float(np.clip(rewards[0], -1.0, 1.0))
         history = self._history
-        history["masks"][place * MAX_UNITS : self._count * MAX_UNITS] = moves.masks[0]
+        history["masks"].reshape(self.evaluations, -1)[place] = moves.masks[0]
         history["rewards"][place] = scaled
         history["scored"][place] = 1.0
         gain = max(scaled - float(history["best"][0]), 0.0)

@@ -22,7 +22,7 @@ from das_gym.names import check_names, nearest_name
 from das_gym.problem.budget import SAVED, Budget, MaskCost, is_whole
 from das_gym.problem.rewards import find_reward
 from das_gym.problem.statistics import DEFAULT_STATISTICS, check_statistics
-from das_gym.registration import ASSETS
+from das_gym.registration import ASSETS, CHECKPOINT_TABLES, checkpoint_table
 from das_gym.tables.table import SubnetTable
 
 SUITE_FILE = "suite.json"
@@ -30,7 +30,7 @@ FORMAT = "das_gym suite 1"
 SUITE_SPLITS = ("train", "valid", "test")
 
 MAX_UNITS = 16
-"""What observations and actions are padded to."""
+"""The default of `max_units`, to which observations and actions are padded."""
 
 BUDGET_KINDS = {"count": "skip_num", **{setting.removesuffix("_saved"): setting for setting in SAVED}}
 """Kinds of budgets, and the setting of each."""
@@ -59,7 +59,7 @@ class SuiteTable:
     """One table of a suite.
 
     Attributes:
-        file: Name of its file, in the folder of the index.
+        file: Name of its file in the folder of the index, or the id of one in `CHECKPOINT_TABLES`.
         split: Whose problems it gives.
         model, task: As in `ProblemConfig`.
         name: Name of the model whose masks it scores.
@@ -75,6 +75,10 @@ class SuiteTable:
         check_names([self.split], SUITE_SPLITS, "split")
         if self.file in ("", ".", "..") or "/" in self.file or "\\" in self.file:
             raise ValueError(f"`file` is not allowed: got {self.file!r}, expected the name of a table in the index's folder")
+
+    def load(self, folder: Path) -> SubnetTable:
+        """Read the table; `folder` is that of the index."""
+        return SubnetTable.load(checkpoint_table(self.file) if self.file in CHECKPOINT_TABLES else folder / self.file)
 
 
 def suite_record(tables: Iterable[SuiteTable], seed: int) -> dict[str, Any]:
@@ -115,6 +119,32 @@ class SuiteProblem:
         """The cost that its budget limits: MACs if it is a number of units."""
         return self.table.layer_macs if self.budget.cost is None else self.budget.cost
 
+    @property
+    def larger_masks(self) -> np.ndarray:
+        """(m, n_layers) bool: a mask of 4, 5, ... 30 units for a table of at most 3 of 30; no rows for a complete table.
+
+        The budget allows none of them. Each stands for all masks of its size, and their rows follow those of the table.
+        """
+        sizes = np.arange(self.table.most_skipped + 1, self.table.n_layers + 1)
+        return np.arange(self.table.n_layers) < sizes[:, None]
+
+    @property
+    def masks(self) -> np.ndarray:
+        """(n_rows, n_layers) bool: those of the table, and `larger_masks`."""
+        return np.concatenate([self.table.masks, self.larger_masks])
+
+    def rows(self, masks: np.ndarray) -> np.ndarray:
+        """Return (m,) int64 rows of (m, n_layers) bool masks in `masks`."""
+        places = self.table.rows(masks)
+        larger = len(self.table.masks) - self.table.most_skipped - 1 + masks.sum(axis=1)
+        return np.where(places < 0, larger, places)
+
+    def saved(self, setting: str) -> np.ndarray:
+        """Return (n_rows,) float64: the share of a cost, a key of `SAVED`, that each mask saves; NaN = unknown."""
+        larger = self.larger_masks
+        known = self.table.costs.get(setting)
+        return np.append(self.table.saved(setting), np.full(len(larger), np.nan) if known is None else known.saved(larger))
+
     def scaled(self, rewards: np.ndarray) -> np.ndarray:
         """Return (...) rewards as the environment gives them: 0 = the random mean, 1 = the optimum, at least -1."""
         return np.maximum((rewards - self.random_mean) / (self.optimum - self.random_mean), WORST)
@@ -148,6 +178,10 @@ def random_probabilities(masks: np.ndarray, kept: np.ndarray, useful: np.ndarray
 def budgets_of(table: SubnetTable, kinds: Sequence[str] = DEFAULT_BUDGETS) -> Iterator[Budget]:
     """Yield the budgets under which a table gives problems; it must know the costs of `kinds`."""
     n = table.n_layers
+    if table.meta.max_skipped is not None:  # it lacks masks on the way to a budget by cost
+        if "count" in kinds:
+            yield Budget(n, table.most_skipped)
+        return
     for kind in kinds:
         if kind == "count":
             for skip_num in sorted({round(share * n) for share in COUNT_SHARES}):
@@ -183,7 +217,10 @@ def problems_of(
         kept = budget.is_feasible(table.masks)
         if kept.sum() < FEWEST_MASKS:
             continue
-        chances = random_probabilities(table.masks, kept, budget.useful_layers)
+        if table.meta.max_skipped is None:
+            chances = random_probabilities(table.masks, kept, budget.useful_layers)
+        else:  # of all masks of so many units, every one is as likely
+            chances = kept / kept.sum()
         for group, part in parts.items():
             mean = float(chances @ rewards[group])
             best = float(rewards[group][kept].max())
@@ -198,10 +235,11 @@ class Suite:
     Attributes:
         problems: (P) as given.
         statistics: Names of the statistics.
-        units: (P, MAX_UNITS) bool, which units there are.
-        observed: (P, MAX_UNITS, n_statistics) float32, 0 where there is no unit.
-        savings: (P, MAX_UNITS) float32, share of the budget's own cost that skipping a unit saves; MACs for `skip_num`.
-        useful: (P, MAX_UNITS) bool, units that serve the budget.
+        max_units: What observations and actions are padded to.
+        units: (P, max_units) bool, which units there are.
+        observed: (P, max_units, n_statistics) float32, 0 where there is no unit.
+        savings: (P, max_units) float32, share of the budget's own cost that skipping a unit saves; MACs for `skip_num`.
+        useful: (P, max_units) bool, units that serve the budget.
         goals: (P, 2) float32: share of units to skip, or 0; share of that cost to save, or 0.
         raw, scaled, losses, metrics, kept, saved: One entry for each mask of each problem, see `rows`.
         other_costs: The costs besides MACs, keys of `SAVED`, that budgets of the suite limit.
@@ -212,41 +250,43 @@ class Suite:
         self,
         problems: Sequence[SuiteProblem],
         statistics: Iterable[str] | None = None,
+        max_units: int = MAX_UNITS,
         made_by: tuple[Callable[..., Suite], tuple[Any, ...]] | None = None,
     ) -> None:
         if not problems:
             raise ValueError("a suite needs at least one problem")
         self.problems = tuple(problems)
+        self.max_units = max_units
         self.made_by = made_by
         self.statistics = DEFAULT_STATISTICS if statistics is None else tuple(statistics)
         count = len(problems)
-        self.units = np.zeros((count, MAX_UNITS), bool)
-        self.useful = np.zeros((count, MAX_UNITS), bool)
-        self.savings = np.zeros((count, MAX_UNITS), np.float32)
-        self.observed = np.zeros((count, MAX_UNITS, len(self.statistics)), np.float32)
+        self.units = np.zeros((count, max_units), bool)
+        self.useful = np.zeros((count, max_units), bool)
+        self.savings = np.zeros((count, max_units), np.float32)
+        self.observed = np.zeros((count, max_units, len(self.statistics)), np.float32)
         self.goals = np.zeros((count, 2), np.float32)
         for row, problem in enumerate(problems):
             n = problem.table.n_layers
             table = problem.table
             budget = problem.budget
-            if n > MAX_UNITS or table.meta.max_skipped is not None:
-                raise ValueError(f"{problem.source.file} has {n} units: suites need complete tables of at most {MAX_UNITS}")
             self.units[row, :n] = True
             self.useful[row, :n] = budget.useful_layers
             self.savings[row, :n] = problem.cost.savings / problem.cost.full
             self.observed[row, :n] = np.stack([table.statistic(name) for name in self.statistics], axis=1)
             self.goals[row] = (budget.skip_num or 0) / n, budget.saved or 0.0
         # The entries of problem p begin at _first[p]; the number of a mask is added.
-        self._first = np.cumsum([0, *(len(problem.rewards) for problem in problems[:-1])])
-        self._bits = 1 << np.arange(MAX_UNITS, dtype=np.int64)
-        off = np.concatenate([problem.budget.violations(problem.table.masks) for problem in problems])
+        sizes = [len(problem.masks) for problem in problems]
+        self._first = np.cumsum([0, *sizes[:-1]])
+        self._bits = 1 << np.arange(max_units, dtype=np.int64)
+        self._partial = [row for row, problem in enumerate(problems) if len(problem.rewards) < sizes[row]]
+        off = np.concatenate([problem.budget.violations(problem.masks) for problem in problems])
         self.kept = off == 0
-        self.raw = np.concatenate([problem.rewards for problem in problems])
-        scaled = np.concatenate([problem.scaled(problem.rewards) for problem in problems])
+        self.raw = _joined([problem.rewards for problem in problems], sizes)
+        scaled = _joined([problem.scaled(problem.rewards) for problem in problems], sizes)
         self.scaled = np.where(self.kept, scaled, WORST - off)
-        self.losses = np.concatenate([problem.table.values("loss") for problem in problems])
-        self.metrics = np.concatenate([problem.table.values("metric") for problem in problems])
-        self.saved = np.concatenate([problem.table.saved(problem.cost.setting) for problem in problems])
+        self.losses = _joined([problem.table.values("loss") for problem in problems], sizes)
+        self.metrics = _joined([problem.table.values("metric") for problem in problems], sizes)
+        self.saved = np.concatenate([problem.saved(problem.cost.setting) for problem in problems])
         self._saved_of: dict[str, np.ndarray] = {}
         settings = dict.fromkeys(problem.cost.setting for problem in problems)
         self.other_costs = tuple(setting for setting in settings if setting != "macs_saved")
@@ -282,24 +322,28 @@ class Suite:
     def saved_of(self, cost: str) -> np.ndarray:
         """Return (rows,) float64: the share of a cost, a key of `SAVED`, that masks of all problems save; NaN = unknown."""
         if cost not in self._saved_of:
-            self._saved_of[cost] = np.concatenate([problem.table.saved(cost) for problem in self.problems])
+            self._saved_of[cost] = np.concatenate([problem.saved(cost) for problem in self.problems])
         return self._saved_of[cost]
 
     def rows(self, which: np.ndarray, masks: np.ndarray) -> np.ndarray:
-        """Return (m,) int64: where the flat arrays hold (m, MAX_UNITS) bool masks of problems `which` ((m,) int64).
+        """Return (m,) int64: where the flat arrays hold (m, max_units) bool masks of problems `which` ((m,) int64).
 
         Units that a model does not have count as kept.
         """
-        places: np.ndarray = self._first[which] + (masks & self.units[which]) @ self._bits
-        return places
+        places: np.ndarray = (masks & self.units[which]) @ self._bits
+        for row in self._partial:
+            here = which == row
+            problem = self.problems[row]
+            places[here] = problem.rows(masks[here, : problem.table.n_layers])
+        return self._first[which] + places
 
     def skip_highest(self, which: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return (m, MAX_UNITS) bool: units skipped from the highest score down, until the budget is satisfied."""
+        """Return (m, max_units) bool: units skipped from the highest score down, until the budget is satisfied."""
         # Units that serve no purpose come last, where they are never reached.
         order = np.argsort(np.where(self.useful[which], -scores, np.inf), axis=1, kind="stable")
-        masks = np.zeros((len(which), MAX_UNITS), bool)
+        masks = np.zeros((len(which), self.max_units), bool)
         everyone = np.arange(len(which))
-        for place in range(MAX_UNITS):
+        for place in range(self.max_units):
             going = ~self.kept[self.rows(which, masks)]
             if not going.any():
                 break
@@ -316,6 +360,15 @@ class Suite:
         near = nearest_name(problem, names)
         hint = f" Did you mean {near!r}?" if near else f" Names are such as {names[0]!r}."
         raise ValueError(f"`problem` is unknown: got {problem!r}, expected 0..{len(names) - 1} or a name.{hint}")
+
+
+def _joined(parts: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
+    """Return arrays one after another, each filled up with NaN to its size."""
+    filled = np.full(sum(sizes), np.nan)
+    starts = np.cumsum([0, *sizes[:-1]])
+    for part, start in zip(parts, starts, strict=True):
+        filled[start : start + len(part)] = part
+    return filled
 
 
 def read_suite(folder: str | Path | None = None) -> tuple[Path, tuple[SuiteTable, ...]]:
@@ -341,6 +394,7 @@ def load_suite(
     seed: int = 0,
     budgets: str | Iterable[str] = DEFAULT_BUDGETS,
     problems: int | None = None,
+    max_units: int = MAX_UNITS,
 ) -> Suite:
     """Return the problems of a split, from a process-wide cache: do not change them. ValueError for wrong arguments.
 
@@ -359,14 +413,14 @@ def load_suite(
     names = None if statistics is None else tuple(each.name for each in check_statistics(statistics))
     path, tables = read_suite(folder)
     stamp = (path / SUITE_FILE).stat().st_mtime_ns
-    suite = _load_suite(path, stamp, tables, split, reward, names, kinds)
-    suite.made_by = (load_suite, (folder, split, reward, names, seed, kinds))
+    suite = _load_suite(path, stamp, tables, split, reward, names, kinds, max_units)
+    suite.made_by = (load_suite, (folder, split, reward, names, seed, kinds, None, max_units))
     if problems is None:
         return suite
     if not is_whole(problems) or not 1 <= problems <= len(suite.problems):
         raise ValueError(f"`problems` is out of range: got {problems!r}, expected 1..{len(suite.problems)} or None")
     drawn = [suite.problems[place] for place in np.random.default_rng(seed).permutation(len(suite.problems))[:problems]]
-    return Suite(drawn, names, (load_suite, (folder, split, reward, names, seed, kinds, problems)))
+    return Suite(drawn, names, max_units, (load_suite, (folder, split, reward, names, seed, kinds, problems, max_units)))
 
 
 @lru_cache(maxsize=8)
@@ -378,14 +432,18 @@ def _load_suite(
     reward: str,
     statistics: tuple[str, ...] | None,
     budgets: tuple[str, ...],
+    max_units: int,
 ) -> Suite:
     del stamp  # part of the cache's key: a suite that was made again is loaded again
     found: list[SuiteProblem] = []
     for source in tables:
-        if source.split == split:
-            found += problems_of(source, SubnetTable.load(path / source.file), reward, budgets)
+        table = source.load(path) if source.split == split else None
+        if table is not None and table.n_layers <= max_units:
+            found += problems_of(source, table, reward, budgets)
+    if not found:
+        raise ValueError(f"`max_units` leaves no problem: got {max_units!r}, and every model of {split!r} has more units")
     settings = list(BUDGET_KINDS.values())
     last_default = BUDGET_KINDS[DEFAULT_BUDGETS[-1]]
     # Sorting is stable: problems of the default budgets keep their order, and so their numbers.
     found.sort(key=lambda problem: max(settings.index(problem.cost.setting), settings.index(last_default)))
-    return Suite(found, statistics)
+    return Suite(found, statistics, max_units)

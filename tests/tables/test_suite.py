@@ -101,6 +101,28 @@ def test_wrong_budgets_are_rejected(made_up_suite: Path, tmp_path: Path):
             load_suite(made_up_suite, budgets=budgets)
 
 
+def test_tables_of_pretrained_models_are_problems_of_test():
+    suite = load_suite(split="test", max_units=30)
+    place = suite.index("SmolLM2-135M/text/all/skip_num=3")
+    problem = suite.problems[place]
+    assert place >= len(load_suite(split="test").problems)  # the others keep their numbers
+    sizes = problem.table.masks.sum(axis=1)
+    assert problem.random_mean == pytest.approx(problem.rewards[sizes == 3].mean())
+    masks = np.concatenate([every_mask(30, 3)[::500], np.arange(30) < np.array([[4], [30]])])
+    rows = suite.rows(np.full(len(masks), place), masks)
+    np.testing.assert_array_equal(suite.kept[rows], [True] * (len(masks) - 2) + [False] * 2)
+    losses = problem.table.values("loss")[problem.table.index(masks[:-2])]
+    np.testing.assert_array_equal(suite.losses[rows[:-2]], losses)
+    assert suite.scaled[rows[-2:]] == pytest.approx([-1 - 1 / 30, -1 - 27 / 30])
+    np.testing.assert_allclose(suite.saved[rows], problem.table.layer_macs.saved(masks))
+
+
+def test_max_units_leaves_out_larger_models(made_up_suite: Path):
+    assert {problem.table.n_layers for problem in load_suite(made_up_suite, max_units=6).problems} == {6}
+    with pytest.raises(ValueError, match="max_units"):
+        load_suite(made_up_suite, "test", max_units=6)
+
+
 def test_read_suite_rejects_other_folders_and_tables_outside(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="make_suite"):
         read_suite(tmp_path)
