@@ -80,16 +80,18 @@ def plan_training(
     return TrainingPlan(size, is_checkpointed, needed)
 
 
-def answers_at_a_time(vlm: VLM, processor: Any, prompts: Sequence[Any], free: int, most: int) -> int:
+def answers_at_a_time(
+    vlm: VLM, processor: Any, prompts: Sequence[Any], free: int, most: int, new_tokens: int = SPARE_TOKENS
+) -> int:
     """Return how many prompts are answered at a time: as many as fit into `free` bytes, from 1 to `most`.
 
-    The longest takes keys and values of all layers, and activations of one layer. Of these, the two within the MLP are the
-    largest, each about four times as wide as the hidden state.
+    The longest, with `new_tokens` more than it has with its answer, takes keys and values of all layers, and activations of
+    one layer. Of these, the two within the MLP are the largest, each about four times as wide as the hidden state.
     """
     lengths = [len(processor.encode(prompt).ids) for prompt in prompts]
     longest = prompts[lengths.index(max(lengths))]
     of_token = cached_values(vlm, processor, longest) + 2 * 4 * vlm.feature_size
-    of_prompt = (max(lengths) + SPARE_TOKENS) * of_token * vlm.model.dtype.itemsize
+    of_prompt = (max(lengths) + new_tokens) * of_token * vlm.model.dtype.itemsize
     return max(1, min(most, int(USABLE * free // of_prompt)))
 
 

@@ -31,7 +31,7 @@ from das_gym.commands.progress import progress
 from das_gym.engine.tree import saved_bytes
 from das_gym.models.base import HALVES
 from das_gym.models.inputs import Requests
-from das_gym.models.transformers.generation import batches_of, generate
+from das_gym.models.transformers.generation import batches_of, generate_tokens
 from das_gym.models.transformers.inserted_adapters import insert_into_pruned
 from das_gym.models.transformers.layer_removal import decoder_path
 from das_gym.models.transformers.model import VLM
@@ -73,12 +73,12 @@ def answer_states(vlm: VLM, task: Task, examples: Sequence[Any], images: TowerOu
 class Teacher:
     """The full model's hidden states for each example; its head, which does not train, gives the logits.
 
-    They are computed once, or, where they take more than `TEACHER_BYTES`, whenever they are asked for. `answers` replace the
-    reference answers by key of an example, see `answered`.
+    They are computed once, or, where they take more than `TEACHER_BYTES`, whenever they are asked for. `answers` has
+    examples with the answers to train on, by key; see `answered`.
     """
 
     def __init__(
-        self, full_model: VLM, task: Task, examples: Sequence[Any], batch_size: int, answers: Mapping[str, str] | None = None
+        self, full_model: VLM, task: Task, examples: Sequence[Any], batch_size: int, answers: Mapping[str, Any] | None = None
     ) -> None:
         # Hidden states are kept, not logits: a vocabulary is many times wider than the model.
         self.head = full_model.own_head()
@@ -104,7 +104,7 @@ class Teacher:
         """Return examples of `Task.open_ended` with the teacher's answers, if it is to train on those."""
         if self.answers is None:
             return examples
-        return [dataclasses.replace(example, answer=self.answers[example.key]) for example in examples]
+        return [self.answers[example.key] for example in examples]
 
     def states(self, examples: Sequence[Any]) -> Tensor:
         """Return the hidden states of examples, (tokens of all answers, hidden_size)."""
@@ -136,13 +136,25 @@ def make_teacher(full_model: VLM, task: Task, examples: Sequence[Any], config: R
     return Teacher(full_model, task, used, min(config.batch_size, len(examples)), answers)
 
 
-def generated_answers(full_model: VLM, task: Task, examples: Sequence[Any]) -> dict[str, str]:
-    """Return what the full model answers to examples of `Task.open_ended`, by key; where that is nothing, the reference."""
+def generated_answers(full_model: VLM, task: Task, examples: Sequence[Any]) -> dict[str, Any]:
+    """Return examples of `Task.open_ended`, by key, with what the full model answers; where that is nothing, as they are.
+
+    An answer of `TARGET_TOKENS` is cut off, and no end is learned after it.
+    """
     processor: Any = task.processor
     prompts: Any = [dataclasses.replace(prompt, answer=None) for prompt in cast(Any, task.pairs(examples))]
-    size = answers_at_a_time(full_model, processor, prompts, free_bytes(full_model), GENERATE_BATCH_SIZE)
-    texts = generate(full_model, processor, prompts, "answers to train on", size, TARGET_TOKENS)
-    return {example.key: text.strip() or example.answer for example, text in zip(examples, texts, strict=True)}
+    size = answers_at_a_time(
+        full_model, processor, prompts, free_bytes(full_model), GENERATE_BATCH_SIZE, new_tokens=TARGET_TOKENS
+    )
+    found = generate_tokens(full_model, processor, prompts, "answers to train on", size, TARGET_TOKENS)
+    answered = {}
+    for example, tokens in zip(examples, found, strict=True):
+        is_cut = len(tokens) == TARGET_TOKENS
+        text = processor.decode(tokens)
+        if is_cut:
+            text = text.removesuffix("\N{REPLACEMENT CHARACTER}")  # the first bytes of a letter
+        answered[example.key] = dataclasses.replace(example, answer=text, is_cut=is_cut) if text else example
+    return answered
 
 
 def trainable_parts(vlm: VLM) -> dict[str, nn.Module]:

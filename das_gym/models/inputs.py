@@ -71,12 +71,14 @@ class Prompt:
         images: The images, in the order of the marks.
         answer: The reference answer; None if it is unknown, and the question alone is read.
         rounds: Earlier questions and answers.
+        is_cut: Whether the answer goes on: no token that ends it follows.
     """
 
     question: str
     images: tuple[ImageSource, ...]
     answer: str | None
     rounds: tuple[tuple[str, str], ...] = ()
+    is_cut: bool = False
 
     @property
     def text(self) -> str:

@@ -57,6 +57,18 @@ def generate(
     limit = max_new_tokens
     if limit is None:
         limit = SPARE_TOKENS + max(len(e.ids) - e.answer for e in map(processor.encode, prompts))
+    found = generate_tokens(vlm, processor, prompts, title, batch_size, limit)
+    cut_off = sum(len(tokens) == max_new_tokens for tokens in found)
+    if cut_off:
+        setting = f"`max_new_tokens={max_new_tokens}`"
+        warnings.warn(f"{cut_off} of {len(found)} answers are cut off ({setting}).", stacklevel=2)
+    return [processor.decode(tokens) for tokens in found]
+
+
+def generate_tokens(
+    vlm: VLM, processor: PromptProcessor, prompts: Sequence[Any], title: str, batch_size: int, limit: int
+) -> list[list[int]]:
+    """Generate the tokens of each answer up to its end; an answer of `limit` tokens is cut off. See `generate`."""
     settings = greedy_settings(vlm, processor, limit)
     tried = dict.fromkeys([*{prompt.image_key: prompt for prompt in prompts[:PROBED]}.values(), *prompts[:2]])
     probe = [processor.encode(prompt, pixels=True) for prompt in list(tried)[:PROBES]]
@@ -65,7 +77,7 @@ def generate(
         size = 1
         warnings.warn(
             f"{type(vlm.model).__name__} computes other logits for left-padded prompts: answers are generated one by one.",
-            stacklevel=2,
+            stacklevel=3,
         )
     found: dict[int, list[int]] = {}
     chunk = size * 4  # prompts whose pixels are in memory
@@ -76,11 +88,7 @@ def generate(
                 answers = generate_batch(vlm, processor, [here[row] for row in rows], settings)
                 found |= {start + row: tokens for row, tokens in zip(rows, answers, strict=True)}
                 bar.update(len(rows))
-    cut_off = sum(len(tokens) == max_new_tokens for tokens in found.values())
-    if cut_off:
-        setting = f"`max_new_tokens={max_new_tokens}`"
-        warnings.warn(f"{cut_off} of {len(found)} answers are cut off ({setting}).", stacklevel=2)
-    return [processor.decode(found[number]) for number in range(len(prompts))]
+    return [found[number] for number in range(len(prompts))]
 
 
 def generate_batch(

@@ -238,7 +238,7 @@ class PromptProcessor:
         return parts
 
     def _answer_ids(self, prompt: Prompt, asked: str | None) -> list[int]:
-        """Return the tokens of the answer, and the one that ends it; none if the answer is not known.
+        """Return the tokens of the answer, and the one that ends it unless it is cut; none if the answer is not known.
 
         The answer is what the chat template writes after the question once it is given.
         """
@@ -254,6 +254,8 @@ class PromptProcessor:
         end = next((place for place, token in enumerate(ids) if token in self.ends), None)
         if not (prompt.answer or "").strip() or not ids or end == 0:
             raise _unreadable(prompt, f"has an answer without tokens: got {prompt.answer!r}.")
+        if prompt.is_cut:
+            return ids[:end]
         return [*ids, self.ends[0]] if end is None else ids[: end + 1]
 
 

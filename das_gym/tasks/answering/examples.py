@@ -46,6 +46,7 @@ class AnswerExample:
         rounds: Earlier questions and answers of the same conversation.
         kind: The data set's own group, such as `count` or `CLOSED`; may be empty.
         question_id: The number of the question on the data set's evaluation server, if any.
+        is_cut: Whether `answer` was generated and goes on after its last token.
     """
 
     key: str
@@ -57,6 +58,7 @@ class AnswerExample:
     rounds: tuple[tuple[str, str], ...] = ()
     kind: str = ""
     question_id: int | str | None = None
+    is_cut: bool = False
 
 
 def instructed(question: str, instruction: str = SHORT_ANSWER) -> str:

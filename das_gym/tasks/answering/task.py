@@ -68,7 +68,9 @@ class AnsweringTask(Task):
 
     def pairs(self, examples: Sequence[AnswerExample]) -> list[Prompt]:  # type: ignore[override]
         """Return each question with its answer, or with each of its options."""
-        return [Prompt(e.question, e.images, answer, e.rounds) for e in examples for answer in e.options or (e.answer,)]
+        return [
+            Prompt(e.question, e.images, answer, e.rounds, e.is_cut) for e in examples for answer in e.options or (e.answer,)
+        ]
 
     def targets(self, examples: Sequence[AnswerExample]) -> dict[str, Tensor]:
         """Return the tokens of the answers, int64.
