@@ -110,7 +110,6 @@ COST_COLUMNS = ("", "MACs, G", "change, G", "change, %", "adapters, M", "and nor
 
 def main(settings: PluginSettings) -> None:
     """Print settings, sources, differences, costs and tables."""
-    del settings
     print("Settings of the paper's pipeline, and ours where they differ:")
     for model in dict.fromkeys(model for model, _ in PAPER):
         settings_table(model).print()

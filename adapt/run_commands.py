@@ -40,7 +40,6 @@ def check(settings: AdaptSettings) -> None:
 
 def check_processes(settings: RunSettings) -> None:
     """Raise if this is not the only process."""
-    del settings
     if world_size() > 1:
         raise ValueError("`adapt shrink compare` trains in one process: start it without `accelerate launch`.")
 

@@ -89,14 +89,12 @@ def _handle(handler: Any, *numbers: int) -> None:
 
 
 def _end(number: int, frame: Any) -> None:
-    del frame
     os._exit(128 + number)
 
 
 def raise_interrupt(number: int, frame: Any) -> None:
     """Handle a signal by raising a KeyboardInterrupt."""
     global _last_raised
-    del frame
     if time.monotonic() - _last_raised < REPEAT:
         return
     _last_raised = time.monotonic()

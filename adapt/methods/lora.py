@@ -51,7 +51,6 @@ class LoRA(Method):
 
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
         """Raise ValueError for a model without linear layers."""
-        del vlp
         if not linear_names(parts):
             raise ValueError("LoRA needs layers of the type `torch.nn.Linear`, and the decoder has none. Use recover=full.")
 

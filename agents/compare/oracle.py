@@ -82,7 +82,6 @@ class Oracle(ABC):
 
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64] | None:
         """Return 1 + the number of masks within the budget with a higher reward than each of `rewards`; None if unknown."""
-        del rewards
         return None
 
 

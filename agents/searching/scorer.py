@@ -76,7 +76,6 @@ class MaskScorer(ABC):
 
     def masks_for_statistics(self, statistics: Iterable[str] | None) -> int:
         """Return how many masks are scored for layer statistics by name; None = for those observed."""
-        del statistics
         return 0
 
     def blocks(self) -> dict[str, Any] | None:

@@ -54,7 +54,6 @@ class ProgressLines(tqdm):
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Print a line where tqdm draws a bar; tqdm calls it with an empty `msg` to erase one."""
-        del pos
         if msg is None:
             # `close` disables the bar first, and ends the last line itself.
             print(self, end="" if self.disable else "\n", file=self.fp, flush=True)

@@ -110,7 +110,6 @@ class Scorer(ABC):
 
     def masks_for_statistics(self, names: Iterable[str]) -> int:
         """Return how many masks are scored for layer statistics by name; 0 where a table knows them."""
-        del names
         return 0
 
     def observation(self) -> np.ndarray:

@@ -102,7 +102,6 @@ class TableScorer(Scorer):
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """Return the scores of the table; see `Scorer.measure`. No examples are drawn."""
-        del rng
         rows = self.table.rows(masks)
         scores = {name: getattr(self._scores, name)[rows] for name in SCORES}
         missing = rows < 0  # more skipped layers than the table has

@@ -44,7 +44,6 @@ def no_mark(index: int, hidden: Tensor) -> None:
 
 def no_memo(key: tuple, compute: Callable[[], Any]) -> Any:
     """Compute the value without caching: the no-op `Memo`."""
-    del key
     return compute()
 
 
@@ -292,7 +291,6 @@ class VLP(nn.Module, ABC):
         For what runs between two stages and depends on the masks of those before, such as a projector between layers of a
         vision tower and layers of a decoder. A state without content (on `meta`) gives any content of the right shapes.
         """
-        del stage
         return state, 0
 
     @abstractmethod

@@ -182,7 +182,6 @@ def _unknown_global(name: str, kind: type) -> type:
     """Return a class of this name that replaces the one that a file names: nothing is imported or called."""
 
     def new(cls: type, *args: Any) -> Any:
-        del cls
         return args[0] if args and type(args[0]) in (dict, list) else kind()
 
     module, _, name = name.rpartition(".")

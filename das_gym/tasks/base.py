@@ -103,13 +103,11 @@ class Task(ABC):
 
         Errors about a folder in another task's format name that format.
         """
-        del root
         return ""
 
     @classmethod
     def is_labelled(cls, examples: Sequence[Any]) -> bool:
         """Return whether the right answers to examples are known."""
-        del examples
         return True
 
     @classmethod
@@ -120,7 +118,6 @@ class Task(ABC):
     @classmethod
     def choose_labels(cls, splits: Splits[Any], min_count: int | None = None) -> tuple[str, ...]:
         """Return the labels for a data set: none by default."""
-        del splits, min_count
         return ()
 
     @abstractmethod
@@ -160,7 +157,6 @@ class Task(ABC):
         It maps (batch * passes, feature_size) pooled features to (batch,) losses in nats. Raise ValueError if the task
         has no such loss, or the checkpoint no head for it.
         """
-        del heads
         raise ValueError(f"{self.name} has no image-text-matching loss. Leave `itm_weight` out")
 
     @abstractmethod
@@ -169,17 +165,14 @@ class Task(ABC):
 
     def other_metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return further metrics of each example by name, (batch,), 0..1, whose means are reported; by default none."""
-        del logits, targets
         return {}
 
     def chance(self, examples: Sequence[Any]) -> float:
         """Return the mean metric, 0..1, of answers to the examples that are drawn at random; 0 for open answers."""
-        del examples
         return 0.0
 
     def divergences(self, logits: Tensor, full_logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return KL(full model || subnet) of each example, (batch,), in nats."""
-        del targets
         full = full_logits.log_softmax(-1)
         subnet = logits.log_softmax(-1)
         return (full.exp() * (full - subnet)).sum(-1)
@@ -192,7 +185,6 @@ class Task(ABC):
 
     def generation_prompt(self, example: Any) -> Any:
         """Return the prompt to which the model generates an answer; None for an example with classes or options."""
-        del example
         return None
 
     def format_generated(self, example: Any, text: str) -> dict[str, Any]:
@@ -205,12 +197,10 @@ class Task(ABC):
 
     def reference(self, example: Any) -> str:
         """Return the right answer to an example as text for reports; empty where it is unknown."""
-        del example
         return ""
 
     def format_prediction(self, example: Any, prediction: Mapping[str, Any]) -> str:
         """Return an entry of `predictions` as text for reports."""
-        del example
         answer = prediction.get("prediction")
         if isinstance(answer, int) and 0 <= answer < len(self.logit_names):
             return self.logit_names[answer]
@@ -218,12 +208,10 @@ class Task(ABC):
 
     def group(self, example: Any) -> str:
         """Return the data set's own group of an example, such as a question type; may be empty."""
-        del example
         return ""
 
     def summary(self, examples: Sequence[Any], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
         """Return the numbers to report of a whole split: `loss` in nats, the metric by its name, and others."""
-        del examples
         return {self.metric_name: float(metrics.mean()), "loss": float(losses.mean())}
 
     def open_ended(self, examples: Sequence[Any]) -> list[Any]:
@@ -243,7 +231,6 @@ class Task(ABC):
 
         Only the first `max_images` images are used, if it is given.
         """
-        del examples, max_images
         return None
 
     def shuffled_order(self, examples: Sequence[Any]) -> np.ndarray:
@@ -252,7 +239,6 @@ class Task(ABC):
 
     def covers_labels(self, examples: Sequence[Any]) -> bool:
         """Return True if enough of the right answers are among the labels; by default always."""
-        del examples
         return True
 
 
@@ -345,7 +331,6 @@ class ClassificationTask(Task):
         return (logits.argmax(-1) == targets["label"]).to(logits)
 
     def chance(self, examples: Sequence[Any]) -> float:
-        del examples
         return 1 / len(self.classes)
 
     def predictions(self, examples: Sequence[Any], logits: Tensor) -> list[dict[str, Any]]:

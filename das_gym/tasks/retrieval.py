@@ -334,7 +334,6 @@ class RetrievalTask(Task):
 
     def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
         """Return a new rank output, which has no hidden layer."""
-        del head_size
         return build_rank_head(feature_size)
 
     def init_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -357,7 +356,6 @@ class RetrievalTask(Task):
         return partial(matching_losses, weight=head["weight"], bias=head["bias"])
 
     def chance(self, examples: Sequence[RetrievalExample]) -> float:
-        del examples
         return 1 / NUM_TEXTS
 
     def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:

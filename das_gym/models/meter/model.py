@@ -172,7 +172,6 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
 
 def meter_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return config fields from the shapes of an official METER checkpoint; ValueError if fusion layers are missing."""
-    del config
     text = shapes["cross_modal_text_transform.weight"]
     patch = shapes["vit_model.visual.conv1.weight"][-1]
     layers = {stream: count_modules(shapes, f"cross_modal_{stream}_layers") for stream in ("text", "image")}

@@ -131,7 +131,6 @@ class PromptProcessor:
 
     def requests(self, pairs: Sequence[Prompt], augment: tuple[int, int] | None, kept: Callable[[Any], bool]) -> Requests:
         """Return the prompts to read; see `das_gym.models.inputs.Processor.requests`."""
-        del augment
         with_images = [prompt for prompt in pairs if prompt.images]
         return {prompt: (prompt,) for prompt in with_images if prompt not in self._kept or not kept(prompt.image_key)}
 

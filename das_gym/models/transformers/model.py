@@ -162,7 +162,6 @@ class VLM(UnitModel):
 
         If vision layers are units, these are pixels and sizes, at no cost: a mask decides what becomes of them.
         """
-        del stream
         for key, prompt in items.items():
             encoding = processor.encode(prompt, pixels=True)
             sizes = tuple((name, tuple(t.flatten().tolist())) for name, t in encoding.sizes.items())
@@ -332,7 +331,6 @@ class VLM(UnitModel):
 
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
         """Return (1, flat tokens, hidden_size) hidden states; with `pooled_only`, only those that answers are read from."""
-        del memo
         return self.run_after(index, state, self.run_unit(index, state, skipped, pooled_only), pooled_only)
 
     def run_unit(self, index: int, state: State, skipped: bool, pooled_only: bool = False) -> Tensor:

@@ -209,7 +209,6 @@ def _sizes(shapes: Shapes, texts: str, positions: str, patches: str, blocks: str
 
 def vilt_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return config fields from the shapes of an official ViLT checkpoint."""
-    del config
     names = "text_embeddings", "transformer.pos_embed", "transformer.patch_embed.proj.weight", "transformer.blocks"
     adapters = "transformer.blocks.0.adapter0.down_proj.weight", "adapter_list.0.0.down_proj.weight"
     return {**_sizes(shapes, *names), **adapter_widths(shapes, *adapters)}

@@ -42,7 +42,6 @@ class ViltSubnet(ViLTNetwork, Subnet):
 
     def read_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return (batch, tokens, hidden_size) of texts; see `ViLTNetwork.embed_text`."""
-        del attention_mask
         return self.embed_text(input_ids)
 
     def fuse(self, text: Tensor, attend: Tensor, pixels: Tensor, pixel_mask: Tensor | None, image_type: int) -> Tensor:

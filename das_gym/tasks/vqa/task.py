@@ -92,7 +92,6 @@ class VQATask(Task):
 
     def divergences(self, logits: Tensor, full_logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return KL(full || subnet) between Bernoulli distributions, summed over answers, (batch,), in nats."""
-        del targets
         full = full_logits.sigmoid()
         yes = F.logsigmoid(full_logits) - F.logsigmoid(logits)
         no = F.logsigmoid(-full_logits) - F.logsigmoid(-logits)
@@ -109,7 +108,6 @@ class VQATask(Task):
         return counts[0][0] if len(counts) == 1 else ", ".join(f"{answer} ({count})" for answer, count in counts)
 
     def format_prediction(self, example: VQAExample, prediction: Mapping[str, Any]) -> str:
-        del example
         return str(prediction["answer"])
 
     def group(self, example: VQAExample) -> str:
