@@ -136,8 +136,7 @@ def generate_texts(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max
         raise TypeError(
             f"a {type(vlp).__name__} cannot generate answers. Register a function that does, as `ModelEntry(say=...)`."
         )
-    answers: list[str] = find_class(entry.say)(vlp, subnet.task.processor, prompts, title, max_new_tokens)
-    return answers
+    return find_class(entry.say)(vlp, subnet.task.processor, prompts, title, max_new_tokens)
 
 
 def answered(

@@ -186,5 +186,4 @@ def run_on_main_process(make: Callable[[], Value]) -> Value:
     broadcast_object_list(box)
     if isinstance(box[0], FloatingPointError):
         raise box[0]
-    value: Value = box[0]
-    return value
+    return box[0]

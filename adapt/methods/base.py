@@ -170,8 +170,7 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
         >>> make_method("lora", {"rank": 8}).rank
         8
     """
-    method: Method = build(method_class(name), settings or {}, f"setting of method {name!r},")
-    return method
+    return build(method_class(name), settings or {}, f"setting of method {name!r},")
 
 
 def trained_parameters(model: AdaptedModel) -> dict[str, Tensor]:

@@ -191,8 +191,7 @@ class MethodTrials:
 def _reward_loss(result: SearchResult, bits: tuple[int, ...]) -> float | None:
     """Return the loss on the reward split of a mask that a search scored."""
     rows = [vars(result), *best_rows(result.history, result.env_kwargs)]
-    loss: float | None = next(row["loss"] for row in rows if tuple(row["mask"]) == bits)
-    return loss
+    return next(row["loss"] for row in rows if tuple(row["mask"]) == bits)
 
 
 def title_of(settings: CompareSettings, count: int) -> str:

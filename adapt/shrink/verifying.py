@@ -212,8 +212,7 @@ def run_in_subprocess(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             errors = (line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception|Killed)\b", line))
             raise VerificationError(f"{folder} does not run in transformers alone: {next(errors, lines[-1])}")
-        found: dict[str, Any] = torch.load(paths[1], weights_only=True)
-        return found
+        return torch.load(paths[1], weights_only=True)
 
 
 @contextmanager

@@ -88,8 +88,7 @@ class Command:
     @property
     def settings_class(self) -> type:
         """The class of its settings. The function itself is not imported for it."""
-        cls: type = pkgutil.resolve_name(self.settings or f"{self.target}.settings_class")
-        return cls
+        return pkgutil.resolve_name(self.settings or f"{self.target}.settings_class")
 
     def run(self, name: str, words: Sequence[str], siblings: Sequence[str] = ()) -> int:
         """Run the command and return its exit code; messages call it `name` and suggest `siblings` as first words."""

@@ -148,8 +148,7 @@ class RecordedCommand(Generic[Settings]):
     @cached_property
     def settings_class(self) -> type[Settings]:
         """The dataclass of its settings."""
-        cls: type[Settings] = pkgutil.resolve_name(self.settings) if isinstance(self.settings, str) else self.settings
-        return cls
+        return pkgutil.resolve_name(self.settings) if isinstance(self.settings, str) else self.settings
 
     def run(
         self,

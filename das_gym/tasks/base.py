@@ -94,8 +94,7 @@ class Task(ABC):
         """
         if part not in PARTS:
             raise ValueError(f"unknown `split`: got {part!r}, expected {', '.join(PARTS)}")
-        examples: Sequence[Any] = getattr(cls.load_splits(data_root, on_bad_example, **options), part)
-        return examples
+        return getattr(cls.load_splits(data_root, on_bad_example, **options), part)
 
     @classmethod
     def format_of(cls, root: Path) -> str:

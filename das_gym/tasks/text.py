@@ -359,8 +359,7 @@ class TextTask(Task):
         return {"key": example.key, "continuation": text}
 
     def question(self, example: WindowExample) -> str:
-        text: str = self.processor.tokenizer.decode(list(example.ids))
-        return text
+        return self.processor.tokenizer.decode(list(example.ids))
 
     def format_prediction(self, example: WindowExample, prediction: Mapping[str, Any]) -> str:
         return f"{prediction['loss']:.3f} nats a token"

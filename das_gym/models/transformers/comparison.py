@@ -186,8 +186,7 @@ class Comparison:
 
     def layerwise_logits(self, vlm: VLM, removed: Sequence[int] = (), state: State | None = None) -> Tensor:
         """Return (answer tokens, vocabulary) logits, run layer by layer without the `removed` decoder layers."""
-        logits: Tensor = vlm.own_head()(self.layerwise_features(vlm, removed, state))
-        return logits
+        return vlm.own_head()(self.layerwise_features(vlm, removed, state))
 
     def layerwise_features(self, vlm: VLM, removed: Sequence[int] = (), state: State | None = None) -> Tensor:
         """Return the hidden states from which the head computes `layerwise_logits`."""

@@ -188,8 +188,7 @@ def pads_left(vlm: VLM, encodings: Sequence[Encoding], pad: int) -> bool:
 
     def logits(rows: Sequence[int], extra: int) -> Tensor:
         batch = left_padded([encodings[row] for row in rows], pad, vlm, extra)
-        found: Tensor = vlm.model.generate(**batch, output_logits=True, return_dict_in_generate=True).logits[0]
-        return found
+        return vlm.model.generate(**batch, output_logits=True, return_dict_in_generate=True).logits[0]
 
     # Some types place padding wrongly: rotary positions that count it, or convolutions that read it.
     with greedy_decoding(vlm.model, {"do_sample": False, "max_new_tokens": 1, "pad_token_id": pad}):

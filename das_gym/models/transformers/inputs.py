@@ -194,8 +194,7 @@ class PromptProcessor:
             messages = [
                 {**m, "content": [{k: v for k, v in p.items() if k != "image"} for p in m["content"]]} for m in messages
             ]
-        text: str = self.processor.apply_chat_template(messages, add_generation_prompt=ask, tokenize=False)
-        return text
+        return self.processor.apply_chat_template(messages, add_generation_prompt=ask, tokenize=False)
 
     def _encode_lines(self, prompt: Prompt, images: list[Any]) -> dict[str, Tensor]:
         """Encode a question without a chat template."""

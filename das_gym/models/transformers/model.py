@@ -118,8 +118,7 @@ class VLM(UnitModel):
     @property
     def device(self) -> torch.device:
         """The device of its inputs."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        return self.model.get_input_embeddings().weight.device
 
     @property
     def is_spread(self) -> bool:
@@ -396,8 +395,7 @@ class VLM(UnitModel):
     def pool(self, state: State) -> Tensor:
         """Return (tokens of all answers, feature_size): the final hidden states that predict the answers, in order."""
         read = driver.answer_states(state.extras["blocks"], state.hidden[JOINT])[state.extras["order"]]
-        features: Tensor = self.stack.norm(read).to(read.device)  # `device_map` may put the norm on another
-        return features
+        return self.stack.norm(read).to(read.device)  # `device_map` may put the norm on another
 
     def rows_of(self, state: State, stream: str, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the tokens to pool: prompts with their prefixes, or the images of each prompt; see `VLP.rows_of`."""

@@ -53,8 +53,7 @@ class Stack:
     @property
     def layers(self) -> nn.ModuleList:
         """The layers, in order."""
-        layers: nn.ModuleList = getattr(self.owner, self.name)
-        return layers
+        return getattr(self.owner, self.name)
 
 
 def find_decoder(model: nn.Module) -> Stack:
