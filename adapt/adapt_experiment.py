@@ -107,7 +107,8 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
 
 def check_start(start: Start, settings: AdaptSettings, choice: Choice | None, search: SearchConfig) -> None:
     """Raise for what the loaded model and its data cannot do, before masks are searched or anything is trained."""
-    backbone, task = start.model.backbone, start.model.task
+    backbone = start.model.backbone
+    task = start.model.task
     check_training(backbone, task, settings.train, settings.train.itm_weight)
     if choice is not None:
         backbone.vlp.check_mask(choice.mask)
@@ -165,7 +166,8 @@ def train(
         if name != SUBNET and load_reference(model, problem, config, name):
             bundled.append(name)
             continue
-        title, checkpoint = f"fine-tuning, {IN_WORDS[name]}", folder / f"{name}.pt"
+        title = f"fine-tuning, {IN_WORDS[name]}"
+        checkpoint = folder / f"{name}.pt"
         finetune(model, splits, config, title, checkpoint, add_prefix(name, log), encoder)
     return bundled
 

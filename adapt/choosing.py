@@ -55,7 +55,8 @@ def choice_from_run(runs_dir: str, run: int, given: Mapping[str, Any], point: in
     if point is None and not path.is_file() and (folder / FRONT).is_file():
         raise ValueError(f"run {run} is a Pareto front: give the number of one of its points too, as in point=3")
     if not path.is_file():
-        what, resume = ("search", "front")[point is not None], format_command(command, f"resume={run}")
+        what = "search" if point is None else "front"
+        resume = format_command(command, f"resume={run}")
         raise FileNotFoundError(f"{path} does not exist: run {run} is not a finished {what} (`{resume}` continues one)")
     if point is None:
         result = SearchResult.load(path)

@@ -86,8 +86,10 @@ class Training:
         self.hardware = hardware
         self.settings = settings
         examples = [*splits.train, *(splits.reward if settings.train_on_reward else ())]
-        size, itm_weight = min(settings.batch_size, len(examples)), settings.itm_weight
-        self.step_loss = StepLoss(model, examples, size, seed, settings.augment, hardware=hardware, itm_weight=itm_weight)
+        size = min(settings.batch_size, len(examples))
+        self.step_loss = StepLoss(
+            model, examples, size, seed, settings.augment, hardware=hardware, itm_weight=settings.itm_weight
+        )
         self.evaluator = Evaluator(model.backbone.vlp, model.head, model.task)
 
     @property
@@ -112,14 +114,15 @@ class Training:
             finally:
                 for module, mode in zip(modules, modes, strict=True):
                     module.train(mode)
-        step_loss, targets = self.step_loss, self.step_loss.targets(examples)
-        return np.array([float(step_loss.losses(examples, targets, mask)[0].double().mean()) for mask in masks])
+        targets = self.step_loss.targets(examples)
+        return np.array([float(self.step_loss.losses(examples, targets, mask)[0].double().mean()) for mask in masks])
 
     def trainer(
         self, steps: int, checkpoint: Path | None, save_every: int, rate: float | None = None, **stateful: Stateful
     ) -> Trainer:
         """Return the `Trainer`, with the settings' optimizer and schedule, and another learning rate if given."""
-        settings, vlp = self.settings, self.model.backbone.vlp
+        settings = self.settings
+        vlp = self.model.backbone.vlp
         rate = settings.learning_rate if rate is None else rate
         others, projector, fusion = [], [], []
         # The multipliers of the paper's settings go by parts of names.
@@ -186,7 +189,8 @@ def joint_search(
     save_every: int = 100,
 ) -> tuple[np.ndarray, list[JointTurn]]:
     """Train the model while a chooser searches; return its best mask and all turns. An existing checkpoint is resumed."""
-    settings, turns = training.settings, Turns(chooser)
+    settings = training.settings
+    turns = Turns(chooser)
     examples = reward_examples(training.model.task, splits, settings)
     first_turn = settings.warmup_epochs * training.steps_per_epoch
 

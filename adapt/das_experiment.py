@@ -159,13 +159,13 @@ def _search(settings: JointSearchSettings, untrained: Untrained, folder: Path, l
     """Return the found mask; from this run's file, if it was found before the run was stopped."""
     pipeline = settings.pipeline
     if not run_on_main_process((folder / FOUND).is_file):
-        model, splits = untrained.copy(), untrained.splits
+        model = untrained.copy()
         names = tuple(layer.name for layer in model.backbone.vlp.layers)
         space = MaskSpace(Budget(len(names), pipeline.skip_num))
-        training = Training(model, splits, pipeline, settings.seed, settings.train)
+        training = Training(model, untrained.splits, pipeline, settings.seed, settings.train)
         mask, turns = joint_search(
             training,
-            splits,
+            untrained.splits,
             Bandit(space, settings.seed, learning_rate=pipeline.update_rate),
             folder / "search.pt",
             add_prefix("search", log),

@@ -81,13 +81,15 @@ def evaluate(
 
     `encoder` is a cache of the same frozen encoders; None runs them without one.
     """
-    task, device = subnet.task, subnet.backbone.vlp.device
+    task = subnet.task
+    device = subnet.backbone.vlp.device
     rows: list[tuple[float, float]] = []
     predictions: list[dict[str, Any]] = []
     others: defaultdict[str, list[float]] = defaultdict(list)
     for chunk, logits in answered(subnet, examples, title, encoder):
         targets = {name: t.to(device) for name, t in task.targets(chunk).items()}
-        losses, metrics = task.losses(logits, targets), task.metrics(logits, targets)
+        losses = task.losses(logits, targets)
+        metrics = task.metrics(logits, targets)
         _check_finite(subnet, chunk, ~(losses.isfinite() & metrics.isfinite()))
         rows += zip(losses.tolist(), metrics.tolist(), strict=True)
         for name, values in task.other_metrics(logits, targets).items():
@@ -100,7 +102,8 @@ def evaluate(
     if gallery is not None:  # every text with every image, which takes longer than all the rest
         from das_gym.engine.ranking import recalls, score_pairs
 
-        images, texts = gallery.images, gallery.texts
+        images = gallery.images
+        texts = gallery.texts
         with progress(len(images) * len(texts), f"{title}, ranking", unit="pair") as bar:
             scores = score_pairs(subnet.backbone.vlp, subnet.head, task.processor, images, texts, progress=bar.update)
         # recall at 1, 5 and 10 both ways: tr_r1, ..., ir_r10
@@ -144,7 +147,8 @@ def answered(
 ) -> Iterator[tuple[Sequence[Any], Tensor]]:
     """Yield batches of examples with their logits; see `evaluate`."""
     subnet.head.eval()
-    task, vlp = subnet.task, subnet.backbone.vlp
+    task = subnet.task
+    vlp = subnet.backbone.vlp
     step = task.examples_for_pairs(BATCH_PAIRS)
     with progress(len(examples), title, unit="example") as bar:
         for start in range(0, len(examples), step):
@@ -199,7 +203,8 @@ def evaluation_main(settings: EvaluateSettings) -> None:
 
 def generated_scores(settings: EvaluateSettings, subnet: AdaptedModel, examples: Sequence[Any]) -> list[dict[str, Any]]:
     """Return the generated answers to the examples with their scores by `metric`."""
-    task, metric = subnet.task, settings.metric
+    task = subnet.task
+    metric = settings.metric
     assert metric is not None
     if not task.generates:
         raise ValueError(f"`metric` scores answers in words, which {task.name} does not have: got {metric}. Leave it out.")

@@ -97,7 +97,8 @@ def evaluation_phases(
     model: AdaptedModel, splits: Splits[Any], rank_images: int | None, models: int, timed: int = 0
 ) -> list[Phase]:
     """Return the phases of evaluating models on the test split, and of timing some of them."""
-    task, vlp = model.task, model.backbone.vlp
+    task = model.task
+    vlp = model.backbone.vlp
     examples = splits.test
     phases = [
         Phase(
@@ -112,7 +113,8 @@ def evaluation_phases(
     if gallery is not None:
         from das_gym.engine.ranking import score_pairs
 
-        images, texts = gallery.images, gallery.texts
+        images = gallery.images
+        texts = gallery.texts
         phases.append(
             Phase(
                 "ranking",

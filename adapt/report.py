@@ -137,7 +137,8 @@ def compare(
             title = f"evaluating, {IN_WORDS[name]}"
             shared = None if model.backbone.vlp.encoders_train else encoder
             evaluation = evaluate(model, splits.test, title, rank_images, shared)
-        vlp, is_baseline = model.backbone.vlp, name == BASELINE
+        vlp = model.backbone.vlp
+        is_baseline = name == BASELINE
         mask = vlp.check_mask(None)  # the mask of a pruned model; nothing skipped in others
         parameters = {*vlp.parameters(), *model.head.parameters()}  # a set: a head may be part of the model
         trained = sum(p.numel() for p in parameters if p.requires_grad)
@@ -167,8 +168,8 @@ def baseline_of(full: AdaptedModel) -> AdaptedModel:
 
 def one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Callable[[], Any]:
     """Return a function that runs the first test example, whose images are already decoded."""
-    task, vlp = subnet.task, subnet.backbone.vlp
-    forward = vlp.make_forward(task.processor, task.pairs(splits.test[:1]))
+    task = subnet.task
+    forward = subnet.backbone.vlp.make_forward(task.processor, task.pairs(splits.test[:1]))
     return lambda: subnet.head(task.group_features(forward()))
 
 
@@ -312,7 +313,8 @@ def results_table(models: Sequence[Mapping[str, Any]], title: str = "", notes: S
 
 def report_of(rows: Mapping[str, TunedModelResult], problem: ProblemConfig, done: str, subnet: AdaptedModel) -> RunReport:
     """Return the report of a run that fine-tuned, with its conclusion below the table."""
-    tested, evaluation = rows[SUBNET], rows[SUBNET].evaluation
+    tested = rows[SUBNET]
+    evaluation = rows[SUBNET].evaluation
     assert evaluation is not None
     notes = [RELATIVE]
     shipped = " and ".join(IN_WORDS[name] for name in IN_WORDS if name in rows and rows[name].from_package)
@@ -336,7 +338,8 @@ def report_of(rows: Mapping[str, TunedModelResult], problem: ProblemConfig, done
 def conclusion(rows: Mapping[str, TunedModelResult]) -> str:
     """Return a sentence with the skipped layers, MACs saved, speed-up and score."""
     subnet = rows[SUBNET]
-    evaluation, saved = subnet.evaluation, 100 * subnet.macs_saved
+    evaluation = subnet.evaluation
+    saved = 100 * subnet.macs_saved
     assert evaluation is not None
     what = f"Skipping {', '.join(subnet.skipped_layers) or 'nothing'}"
     # A skipped layer that is smaller than the adapters of the others saves nothing.

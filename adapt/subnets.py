@@ -101,7 +101,8 @@ def _load_recorded(run: FinishedRun, changes: Mapping[str, Any]) -> AdaptedModel
         )
     check_names(changes, (field.name for field in dataclasses.fields(ProblemConfig)))
     with explain_damage(record, "fine-tune it again"):
-        recorded, settings = dict(content["problem"]), dict(content["model_settings"])
+        recorded = dict(content["problem"])
+        settings = dict(content["model_settings"])
         for name in ("supernet", "data_root"):  # they need not exist any more
             if recorded.get(name) and not Path(recorded[name]).exists():
                 recorded[name] = None
@@ -160,7 +161,8 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
             f"{folder} holds a head of {shapes or 'nothing'}, the task {task.name} needs {wanted}. Export the run again."
         )
     head.load_state_dict(state)
-    place, base = pick_device(device), fingerprint(vlp)
+    place = pick_device(device)
+    base = fingerprint(vlp)
     return AdaptedModel(Backbone(vlp.to(place), processor, base, loaded.heads), head.to(place).eval(), task)
 
 
@@ -196,7 +198,8 @@ def save(
     Raises:
         ValueError: nothing was pruned, so it is a supernet; or its model was not loaded by `load_backbone`.
     """
-    backbone, folder = subnet.backbone, at_home(folder)
+    backbone = subnet.backbone
+    folder = at_home(folder)
     if backbone.vlp.pruned_mask is None:
         raise ValueError("No layer was removed from this model: it is a supernet. Use `subnet.adaptation().save(file)`.")
     if backbone.config is None:

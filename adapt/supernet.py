@@ -94,11 +94,11 @@ def image_reliance(model: AdaptedModel, splits: Splits[Any]) -> dict[str, dict[s
     The task's metric comes first, then its groups such as `question/colour`, since a model may answer one of them blindly.
     Prompts and images of many sizes, which have no mean, have no scores.
     """
-    processor, examples = model.task.processor, shuffled(model.task, splits.reward, model.task.reward_examples)
+    examples = shuffled(model.task, splits.reward, model.task.reward_examples)
     pairs = model.task.pairs(examples)
     if not all(isinstance(pair, Pair) for pair in pairs):
         return {}
-    if len({processor.image(pair.image).shape for pair in pairs}) > 1:
+    if len({model.task.processor.image(pair.image).shape for pair in pairs}) > 1:
         return {}
     models = {"seeing": model, "blind": with_mean_image(model, examples)}
     found = {name: evaluate(each, examples, name, rank_images=1) for name, each in models.items()}

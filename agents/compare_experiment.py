@@ -155,7 +155,8 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
         quartiles = quantile(result.regret, (25, 50, 75))
         low, median, high = np.where(np.isfinite(quartiles), quartiles, np.nan)  # NaN is not drawn
         evaluations = np.arange(1, len(median) + 1)
-        colour, style = f"C{index % 10}", ("-", "--", ":")[index % 3]  # ten colours times three styles
+        colour = f"C{index % 10}"  # ten colours times three styles
+        style = ("-", "--", ":")[index % 3]
         axes.plot(evaluations, median, label=result.agent, color=colour, linewidth=2.0, linestyle=style)
         axes.fill_between(evaluations, low, high, facecolor=(colour, 0.07), edgecolor=(colour, 0.6), linestyle=style)
     every = np.concatenate([result.regret.ravel() for result in results])

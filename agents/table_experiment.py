@@ -127,7 +127,8 @@ def _total(problem: Problem, counts: tuple[int | None, int | None]) -> int:
 
 def print_summary(table: SubnetTable, spent: Spending) -> None:
     """Print the scores of the best mask in a table, and the work that building the table took."""
-    meta, losses = table.meta, table.values("loss")
+    meta = table.meta
+    losses = table.values("loss")
     count = min(DEFAULT_SKIP_NUM, table.n_layers // 2, table.most_skipped)
     best = table.best(skip_num=count)
     print(

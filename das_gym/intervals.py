@@ -46,7 +46,8 @@ def t_quantile(degrees: int) -> float:
 
 def t_interval(values: np.ndarray) -> tuple[float, float]:
     """Return Student's interval of the mean of (n,) values, which holds for few of them; unbounded for fewer than 3."""
-    count, mean = len(values), float(values.mean())
+    count = len(values)
+    mean = float(values.mean())
     if count < 3:
         return -math.inf, math.inf
     width = t_quantile(count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
@@ -57,9 +58,11 @@ def mean_interval(scores: np.ndarray) -> tuple[float, float]:
     """Return the interval of the mean of (n,) scores in 0..1: Wilson's if each is 0 or 1, else by the bootstrap."""
     if not np.isin(scores, (0, 1)).all():
         return mean_bootstrap_interval(scores)
-    count, mean = len(scores), float(scores.mean())
+    count = len(scores)
+    mean = float(scores.mean())
     width = Z * math.sqrt(mean * (1 - mean) / count + Z**2 / (4 * count**2))
-    middle, scale = mean + Z**2 / (2 * count), 1 + Z**2 / count
+    middle = mean + Z**2 / (2 * count)
+    scale = 1 + Z**2 / count
     return max(0.0, (middle - width) / scale), min(1.0, (middle + width) / scale)
 
 
@@ -71,7 +74,9 @@ def difference_interval(differences: np.ndarray) -> tuple[float, float]:
     """
     if not np.isin(differences, (-1, 0, 1)).all():
         return mean_bootstrap_interval(differences)
-    better, worse, count = (differences == 1).sum() + 0.5, (differences == -1).sum() + 0.5, len(differences) + 2
+    better = (differences == 1).sum() + 0.5
+    worse = (differences == -1).sum() + 0.5
+    count = len(differences) + 2
     middle = (better - worse) / count
     width = Z * math.sqrt(better + worse - (better - worse) ** 2 / count) / count
     return float(max(-1.0, middle - width)), float(min(1.0, middle + width))

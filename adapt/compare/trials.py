@@ -103,7 +103,8 @@ class ComparisonContext:
         self.log = log
         self.base = base
         self.plain = baseline_of(self.base)
-        self.task, vlp = self.base.task, self.base.backbone.vlp
+        self.task = self.base.task
+        vlp = self.base.backbone.vlp
         self.recipe, self.about = resolve_defaults(recipe, self.base)
         self.encoder = EncoderCache(vlp, self.task.processor, int(recipe.encoder_cache_gib * 2**30))
         self.n_layers = len(vlp.layers)

@@ -13,7 +13,6 @@ from das_gym.adapt.report import results_table
 from das_gym.adapt.shrink.checks import source_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.verifying import (
-    TOLERANCES,
     Probes,
     VerificationError,
     compare_logits,
@@ -25,6 +24,7 @@ from das_gym.adapt.shrink.verifying import (
 from das_gym.data.images import NoiseImage
 from das_gym.files import write_text
 from das_gym.models.inputs import Prompt
+from das_gym.models.transformers.generation import LOGIT_TOLERANCES
 from das_gym.models.transformers.inserted_adapters import exportable_subnet, has_adapters
 from das_gym.models.transformers.loading import auto_class, source_dtype
 from das_gym.models.transformers.model import VLM
@@ -60,7 +60,7 @@ def export_answering(
         processor = Path(config.tokenizer) if config.tokenizer else source
         save(smaller.model, part, source, processor, dtype, has_remote_code(vlm), wanted_dtype != "auto")
         found = run_in_subprocess(part, given)
-        coarser = max((dtype, dtypes[1]), key=lambda each: TOLERANCES.get(each, 0.1))
+        coarser = max((dtype, dtypes[1]), key=lambda each: LOGIT_TOLERANCES.get(each, 0.1))
         what = "the folder differ from the fine-tuned model's"
         compare_logits(found["logits"], wanted, coarser, what, "This type of model cannot be exported.")
         first, *others = found["generated"].values()

@@ -161,7 +161,9 @@ class MethodTrials:
 
     def _measure(self, trial: MethodTrial, mask: np.ndarray) -> MethodTrial:
         """Return the trial with what is measured of the model without the layers of its mask."""
-        problem, settings, full = self.problem, self.settings, self.full
+        problem = self.problem
+        settings = self.settings
+        full = self.full
         config = replace(settings, seed=trial.seed).train
         smaller = pruned_copy(full, mask)
         prompt = next(iter(problem.task.pairs(problem.task.open_ended(problem.splits.test[:1]))))
@@ -179,7 +181,8 @@ class MethodTrials:
         smaller = repaired_copy(problem, mask, config)
         if trial.seed not in self._teachers:  # one at a time: it holds hidden states of every example
             self._teachers = {trial.seed: make_teacher(full, problem.task, problem.splits.train, config)}
-        checkpoint, teacher = self.folder / f"{trial.variant}_{trial.seed}.pt", self._teachers[trial.seed]
+        checkpoint = self.folder / f"{trial.variant}_{trial.seed}.pt"
+        teacher = self._teachers[trial.seed]
         trained = recover(smaller, problem, config, checkpoint, teacher)
         with temporarily_merged(smaller, full, config, trained, self.folder):
             title = f"{trial.variant}, recovered"

@@ -198,7 +198,9 @@ def recover(
     """
     if config.method is None:
         return []
-    full_model, task, examples = cast(VLM, problem.vlp), problem.task, problem.splits.train
+    full_model = cast(VLM, problem.vlp)
+    task = problem.task
+    examples = problem.splits.train
     teacher = teacher or make_teacher(full_model, task, examples, config)
     if teacher is None:
         raise ValueError("There are no training examples to recover with. Use recover=none, or data with a train split.")

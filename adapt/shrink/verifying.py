@@ -22,7 +22,7 @@ from das_gym.commands.runs import FailedResultError
 from das_gym.models.base import HALVES
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.generation import (
-    PADDING_TOLERANCE,
+    LOGIT_TOLERANCES,
     generate_batch,
     greedy_settings,
     input_form,
@@ -44,9 +44,6 @@ PROMPTS = 3
 
 NEW_TOKENS = 8
 """Number of tokens that are generated for each prompt."""
-
-TOLERANCES = PADDING_TOLERANCE
-"""Largest difference of logits relative to the largest logit, by dtype."""
 
 TIMEOUT_SECONDS = 3600
 
@@ -182,7 +179,7 @@ def check_logits(smaller: VLM, mask: np.ndarray, probes: Probes) -> None:
 
 def compare_logits(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: torch.dtype, what: str, advice: str) -> float:
     """Return the largest difference of logits relative to the largest; VerificationError above that of rounding."""
-    tolerance = TOLERANCES.get(dtype, 0.1)
+    tolerance = LOGIT_TOLERANCES.get(dtype, 0.1)
     difference = 0.0
     for logits, expected in zip(found, wanted, strict=True):
         if logits.shape != expected.shape or not bool((logits.isfinite() & expected.isfinite()).all()):
@@ -259,7 +256,7 @@ def verify(
     wanted = replay_logits(masked, probes, mask)
     what = f"{folder} differ from the masked model's"
     difference = compare_logits(found["logits"], wanted, computed, what, "This type of model cannot be shrunk.")
-    tolerance = TOLERANCES.get(computed, 0.1)
+    tolerance = LOGIT_TOLERANCES.get(computed, 0.1)
     encodings = {CACHED: probes.encodings, UNCACHED: probes.encodings[:1], PADDED: _same_form(probes.encodings)}
     for way, rows in found["generated"].items():
         for encoding, tokens in zip(encodings[way], rows, strict=True):

@@ -127,7 +127,8 @@ def judge(oracle: Oracle, results: Sequence[AgentResult]) -> list[AgentResult]:
         best = best if np.isfinite(best) else 0.0  # no agent ever had an answer
     judged = []
     for each in results:
-        has_answer, known = np.isfinite(each.curves[:, -1]), oracle.ranks(each.curves[:, -1])
+        has_answer = np.isfinite(each.curves[:, -1])
+        known = oracle.ranks(each.curves[:, -1])
         ranks = None if known is None else np.where(has_answer, known, np.inf)
         tests = np.where(has_answer, oracle.test_metrics(each.answers), np.nan)
         judged.append(replace(each, best_reward=best, ranks=ranks, test_metrics=tests))

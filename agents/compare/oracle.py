@@ -89,7 +89,8 @@ class TableOracle(Oracle):
     """The oracle of an exhaustive table: of a tabular environment with a budget and its other settings."""
 
     def __init__(self, env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> None:
-        self.env_id, self.env_kwargs = env_id, dict(env_kwargs or {})
+        self.env_id = env_id
+        self.env_kwargs = dict(env_kwargs or {})
         env = make_scored(env_id, {**budget, **self.env_kwargs})
         self.table = env.table
         self._scorer = env.scorer
@@ -119,8 +120,11 @@ class SuiteOracle(Oracle):
     """The oracle of a problem of a suite. A problem is one group of examples, so there is no test split."""
 
     def __init__(self, problem: SuiteProblem, statistics: Sequence[str]) -> None:
-        self.env_id, self.env_kwargs = problem.name, {}
-        self.table, self._rewards, self.space = problem.table, problem.rewards, MaskSpace(problem.budget)
+        self.env_id = problem.name
+        self.env_kwargs = {}
+        self.table = problem.table
+        self._rewards = problem.rewards
+        self.space = MaskSpace(problem.budget)
         names = dict.fromkeys((*statistics, *statistics_of_removals()))
         self.statistics = {name: self.table.statistic(name).astype(np.float64) for name in names}
         self.best_reward, self.random_reward = problem.optimum, problem.random_mean
@@ -133,7 +137,8 @@ class LiveOracle(Oracle):
     """The oracle of an environment with its model, which caches scores: agents that ask for the same mask share its cost."""
 
     def __init__(self, env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> None:
-        self.env_id, self.env_kwargs = env_id, dict(env_kwargs or {})
+        self.env_id = env_id
+        self.env_kwargs = dict(env_kwargs or {})
         batches = self.env_kwargs.get("reward_batches", "fixed")
         if batches != "fixed":
             raise ValueError(f"`reward_batches` has to be 'fixed' to compare agents: got {batches!r}")
@@ -166,11 +171,14 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
         >>> round(oracle([0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 1, 0]), 4)
         0.8118
     """
-    name, settings = env_id.rpartition(":")[2], dict(env_kwargs or {})
+    name = env_id.rpartition(":")[2]
+    settings = dict(env_kwargs or {})
     if name in SUITE_IDS:
         if budget:
             raise ValueError(f"`budget` is not allowed for a problem of a suite, which has its own: got {dict(budget)}")
-        problem, split = settings.pop("problem", 0), settings.pop("split", "test")
+        problem = settings.pop("problem", 0)
+        split = settings.pop("split", "test")
         suite = SuiteEnv(split, **settings).suite
         return SuiteOracle(suite.problems[suite.index(problem)], suite.statistics)
-    return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget or {}, settings)
+    oracle = TableOracle if is_tabular(env_id) else LiveOracle
+    return oracle(env_id, budget or {}, settings)

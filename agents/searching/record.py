@@ -206,7 +206,8 @@ class SearchResult:
         path = Path(source) if Path(source).is_file() else Path(source) / RECORD
         if not path.is_file():
             raise FileNotFoundError(f"no {RECORD} in {source}: no search ended there. Search again, or resume a stopped one")
-        record, history = read_json(path), path.with_name(HISTORY)
+        record = read_json(path)
+        history = path.with_name(HISTORY)
         try:
             turns = read_json(history)["turns"] if history.is_file() else []  # the record alone is enough to use the mask
             if record.pop("format") != FORMAT:

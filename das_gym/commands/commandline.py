@@ -224,7 +224,8 @@ def setting_words(
 
     With the class of a command's settings, names are the shortest ones.
     """
-    flat, known = flatten_settings(settings), flatten_settings(defaults or {})
+    flat = flatten_settings(settings)
+    known = flatten_settings(defaults or {})
     words = []
     for name, value in flat.items():
         if name not in known or known[name] != value:
@@ -293,7 +294,8 @@ def check_words(
     words: Sequence[str], command: str, settings: Iterable[str], commands: Iterable[str] = (), named: Iterable[str] = ()
 ) -> None:
     """Raise UsageError for words of `command` that cannot be parsed: first `with`, an option or one of `commands`."""
-    commands, flags = list(commands), {f"--{name}".replace("_", "-") for name in settings}
+    commands = list(commands)
+    flags = {f"--{name}".replace("_", "-") for name in settings}
     for word in words:
         if word == "=" or word.partition("=")[0].replace("_", "-") in flags:
             raise UsageError(f"settings follow `with` as name=value, without spaces and dashes: got {word}")
@@ -341,7 +343,8 @@ def defaults_of(cls: type) -> dict[str, Any]:
 
 def settings_text(cls: type, values: Mapping[str, Any]) -> str:
     """Return settings under headings: value, what is allowed, default and description; * marks those that were changed."""
-    fields, texts = {field.name: field for field in dataclasses.fields(cls)}, describe_fields(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    texts = describe_fields(cls)
     lines: list[str] = []
     for heading, names in group_headings(cls).items():
         lines += ["", heading]
@@ -368,7 +371,8 @@ def _setting_lines(cls: type, field: dataclasses.Field[Any], name: str, value: A
         given = value if isinstance(value, Mapping) else settings_dict(value)
         value, default = {each: given[each] for each in given if given[each] != defaults.get(each)}, {}
     value, default = plain(value), plain(default)
-    is_changed, is_missing = not required and value != default, required and value is None
+    is_changed = not required and value != default
+    is_missing = required and value is None
     remark = "; required" if is_missing else f"; default {_format_value(default)}" if is_changed else ""
     allowed = _allowed_values(field_types(cls)[field.name], field.metadata.get("choices"))
     line = f"{name}={'...' if is_missing else _format_value(value)}  ({allowed}{remark})"

@@ -166,9 +166,11 @@ class RecordedCommand(Generic[Settings]):
         Raises:
             RunError: A wrong setting, file or run id. The message includes the remedy.
         """
-        self.current_run, lock = None, None
+        self.current_run = None
+        lock = None
         try:
-            given, options = flatten_settings(config_updates or {}), dict(options or {})
+            given = flatten_settings(config_updates or {})
+            options = dict(options or {})
             if (folder := options.pop("--file_storage", None)) is not None:
                 given["runs_dir"] = folder  # over a setting of that name
             check_mongodb(options.get("--mongo_db"))
@@ -260,7 +262,8 @@ class RecordedCommand(Generic[Settings]):
             modules = dict.fromkeys(unknown_modules(settings))
             ask_to_repeat(f"{name} was written", {"plugins": ",".join(modules)} if modules else {})
             return settings
-        known, listing = self.named_configs(), format_command(f"{self.name} print_named_configs")
+        known = self.named_configs()
+        listing = format_command(f"{self.name} print_named_configs")
         check_names([name], known, "named config", own=True, listing=listing)
         return flatten_settings(known[name])
 
@@ -547,7 +550,8 @@ class RunFolder(FileStorageObserver):
 
 def write_in_place(path: Path, text: str) -> bool:
     """Overwrite a file by a text that takes no more room than it; return False if it does."""
-    data, size = text.encode("utf-8", "replace"), path.stat().st_size if path.exists() else 0
+    data = text.encode("utf-8", "replace")
+    size = path.stat().st_size if path.exists() else 0
     if len(data) > size:
         return False
     with path.open("r+b") as file:

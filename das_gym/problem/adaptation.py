@@ -93,7 +93,8 @@ class Adaptation:
         if not path.is_file():
             raise FileNotFoundError(f"no adaptation file at {path}. `das-adapt` or `das-adapt supernet` writes one.")
         file = read_safetensors(path)
-        described, tensors = dict(file.config), file.tensors
+        described = dict(file.config)
+        tensors = file.tensors
         form = described.pop("format", None)
         if form != FORMAT:
             raise ValueError(f"{path} is not an adaptation file of das_gym (format {form!r}, not {FORMAT!r})")

@@ -157,7 +157,8 @@ def latency_of(problem: Problem, batch: int = 1, clock: Callable[[], float] = ti
     """
     if batch < 1:
         raise ValueError(f"`latency_batch` is out of range: got {batch}, expected at least 1")
-    examples, n_layers = shuffled(problem.task, problem.splits.reward, batch), len(problem.layer_names)
+    examples = shuffled(problem.task, problem.splits.reward, batch)
+    n_layers = len(problem.layer_names)
     timed = make_timed_forward(problem.vlp, problem.head, problem.task, examples)
     measured = {**_conditions(problem.vlp, timed, len(examples)), "clock": clock.__name__}
     digest = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:16]
@@ -355,7 +356,8 @@ def _conditions(vlp: VLP, timed: Timed, batch: int) -> dict[str, Any]:
     with torch.inference_mode():
         timed(None, lambda index, hidden: shapes.append(list(hidden.shape)))
     names = [(name, list(p.shape), str(p.dtype)) for name, p in vlp.named_parameters()]
-    cuda, cpuinfo = vlp.device.type == "cuda", Path("/proc/cpuinfo")
+    cuda = vlp.device.type == "cuda"
+    cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []  # Linux has the full name
     processors = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {

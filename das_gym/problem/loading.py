@@ -155,20 +155,21 @@ def build_problem(config: ProblemConfig) -> Problem:
 
 def problem_of(supernet: AdaptedModel, splits: Splits[Any], config: ProblemConfig) -> Problem:
     """Return the problem of scoring masks of a loaded model, which is not trained any more."""
-    backbone, head, task = supernet.backbone, supernet.head, supernet.task
-    head.eval().requires_grad_(False)
+    backbone = supernet.backbone
+    supernet.head.eval().requires_grad_(False)
     counter = MacCounter(backbone.vlp)
     sample = sample_of(supernet, splits, counter)
     walk = walk_bytes(supernet, sample[0], counter)
     room = int(config.tree_gib * 2**30) - _trunk_bytes(config)
     pairs = max(1, min(PAIRS_PER_BATCH, room // walk))
-    evaluator = _make_evaluator(config, supernet, config.eval_batch_size or _examples_of(task, splits, pairs), counter)
+    batch_size = config.eval_batch_size or _examples_of(supernet.task, splits, pairs)
+    evaluator = _make_evaluator(config, supernet, batch_size, counter)
     if config.skip == "linear":
         from das_gym.problem.skip_adapters import add_linear_skips
 
         add_linear_skips(evaluator, backbone.base, splits.train, config.calibration_examples, config.skip_rank)
         counter = evaluator.counter = MacCounter(backbone.vlp)  # with the new adapters
-    return Problem(backbone, head, task, splits, _costs_of(supernet, sample, counter), evaluator, walk)
+    return Problem(backbone, supernet.head, supernet.task, splits, _costs_of(supernet, sample, counter), evaluator, walk)
 
 
 def walk_bytes(model: AdaptedModel, encoded: State, counter: MacCounter) -> int:
@@ -348,7 +349,8 @@ def supernet_model(
 
 def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> AdaptedModel:
     """Return the pre-trained model with its own head and no adapters: a skipped layer is dropped, not replaced."""
-    kind, vlp = task_class(task), backbone.vlp
+    kind = task_class(task)
+    vlp = backbone.vlp
     if backbone.untrained:
         lacks = ", ".join(backbone.untrained[:3])
         raise ValueError(f"`checkpoint` is incomplete: it lacks {lacks}. Train a supernet first, or use a complete one.")
@@ -422,9 +424,10 @@ def _costs_of(model: AdaptedModel, sample: tuple[State, int], counter: MacCounte
 
 def sample_of(model: AdaptedModel, splits: Splits[Any], counter: MacCounter) -> tuple[State, int]:
     """Return the encoder outputs of one pair of text and image, and the MACs of its encoders; see `VLP.cost_example`."""
-    vlp, task, examples = model.backbone.vlp, model.task, splits.reward[:COST_SAMPLE]
+    task = model.task
+    examples = splits.reward[:COST_SAMPLE]
     try:
-        return vlp.cost_example(task.processor, task.pairs(examples), counter)
+        return model.backbone.vlp.cost_example(task.processor, task.pairs(examples), counter)
     except PromptError as error:
         key = next(example.key for example in examples if error.prompt in task.pairs([example]))
         raise ValueError(f"{key}: {error}") from error

@@ -191,7 +191,8 @@ def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, A
         begins there, 0..1, None where the stream has no m layers left. `cosine`: the same with 1 - cos(input, output) over
         real tokens, 0..2, for m up to 3.
     """
-    vlp, count = evaluator.vlp, len(evaluator.vlp.layers)
+    vlp = evaluator.vlp
+    count = len(evaluator.vlp.layers)
     sums = {"angular": np.zeros((count, count)), "cosine": np.zeros((count, TOKEN_BLOCKS))}
     counts = np.zeros(count)  # an example of retrieval is many rows
     for start in range(0, len(examples), evaluator.batch_size):

@@ -23,8 +23,8 @@ PROBED = 64
 PROBES = 4
 """Prompts among which some with different images are looked for, and how many of these are tried padded at the left."""
 
-PADDING_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
-"""Largest difference of logits under padding, as a share of their largest; some routers compute in float32 in any case."""
+LOGIT_TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
+"""Allowed difference of two runs, as a share of the largest logit. In float64, too, some routers compute in float32."""
 
 
 def generate_answers(
@@ -184,7 +184,7 @@ def pads_left(vlm: VLM, encodings: Sequence[Encoding], pad: int) -> bool:
 
     The encodings are a few with their pixels; those of one form should have different images. `pad` is the id of padding.
     """
-    tolerance = PADDING_TOLERANCE.get(vlm.model.dtype, 0.1)
+    tolerance = LOGIT_TOLERANCES.get(vlm.model.dtype, 0.1)
 
     def logits(rows: Sequence[int], extra: int) -> Tensor:
         batch = left_padded([encodings[row] for row in rows], pad, vlm, extra)
