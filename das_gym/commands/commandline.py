@@ -164,16 +164,14 @@ class Program:
 
     def help(self) -> str:
         """Return all sub-commands and the examples, in 80 columns."""
-        start, column = format_command(self.name), 29
+        start = format_command(self.name)
         lines = [f"{start} COMMAND", ""]
         for name, each in self.commands.items():
             words = f"  {name} {each.words}".rstrip()
-            if len(words) > column:
+            if len(words) > 29:
                 lines.append(words)
                 words = ""
-            for line in textwrap.wrap(each.about, 80 - column - 2):
-                lines.append(f"{words:<{column}}  {line}")
-                words = ""
+            lines += textwrap.wrap(each.about, WIDTH, initial_indent=f"{words:<31}", subsequent_indent=31 * " ")
         lines += ["", "Examples:"] if self.examples else []
         for words, about in self.examples:
             lines += [f"  {start} {words}".rstrip(), f"      {about}"]

@@ -171,7 +171,8 @@ class RecordedCommand(Generic[Settings]):
         try:
             given = flatten_settings(config_updates or {})
             options = dict(options or {})
-            if (folder := options.pop("--file_storage", None)) is not None:
+            folder = options.pop("--file_storage", None)
+            if folder is not None:
                 given["runs_dir"] = folder  # over a setting of that name
             check_mongodb(options.get("--mongo_db"))
             values, reopen = self.resolve(given, named_configs)
@@ -304,7 +305,8 @@ class RecordedCommand(Generic[Settings]):
         """Run the command with the command-line words after its name; messages suggest `siblings` as first words."""
         names = [field.name for field in fields(self.settings_class)]
         check_words(words, self.name, names, (*siblings, *COMMANDS), self.named_configs())
-        if set(words[: list(words).index("with")] if "with" in words else words) & set(HELP):
+        end = list(words).index("with") if "with" in words else len(words)
+        if set(words[:end]) & set(HELP):
             print(self.help_text())
             return None
         try:
@@ -351,7 +353,8 @@ class RecordedCommand(Generic[Settings]):
         """Return what the command does, its settings, named configs and options, in 80 columns."""
         module = self.main.__module__ if callable(self.main) else self.main.partition(":")[0]
         parts = [localize_commands(help_text(self.settings_class, module_docstring(module)))]
-        if named := self.named_configs():
+        named = self.named_configs()
+        if named:
             parts.append("\nNamed configs, words after `with` that stand for several settings:\n")
             parts.append(textwrap.fill(", ".join(named), WIDTH, initial_indent="  ", subsequent_indent="  "))
         return "\n".join([*parts, OPTIONS.rstrip()])

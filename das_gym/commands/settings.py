@@ -91,8 +91,8 @@ class Settings:
                 check_names(names, field.metadata["choices"], field.name, own=field.metadata["own"])
             object.__setattr__(self, field.name, value)
         for field in dataclasses.fields(self):
-            if shared := field.metadata.get("shared"):
-                own = {name: getattr(self, name) for name in shared}
+            if field.metadata.get("shared"):
+                own = {name: getattr(self, name) for name in field.metadata["shared"]}
                 object.__setattr__(self, field.name, dataclasses.replace(getattr(self, field.name), **own))
 
 
@@ -202,9 +202,9 @@ def build(cls: type[Config], values: Any, what: str = "setting", default: Config
     if issubclass(cls, Settings):
         values = nest_settings(full_names(cls, flatten_settings(values)))
     fields = {field.name: field for field in dataclasses.fields(cast(Any, cls)) if field.init}
-    for name, value in values.items():
-        for inner in fields[name].metadata.get("without", ()) if name in fields and isinstance(value, Mapping) else ():
-            if inner in value:
+    for name, field in fields.items():
+        for inner in field.metadata.get("without", ()):
+            if isinstance(values.get(name), Mapping) and inner in values[name]:
                 raise ValueError(f"unknown {what} '{name}.{inner}'. Did you mean `{inner}`?")
     check_names(values, [*fields, *(name for name in short_names(cls) if name not in values)], what)
     optional = {f.name for f in fields.values() if not f.default is f.default_factory is dataclasses.MISSING}

@@ -321,8 +321,7 @@ class CellImage:
 
     def stamp(self) -> str:
         """Return size and modification time of the table; nothing with a digest, which changes with the image."""
-        stat = self.path.stat()
-        return "" if self.digest else f"{stat.st_size} {stat.st_mtime_ns}"
+        return "" if self.digest else ImageFile(self.path).stamp()
 
     @property
     def name(self) -> str:
@@ -347,7 +346,9 @@ class CellImage:
         from das_gym.data.tables import images_in, open_table  # only tables need it
 
         table = open_table(self.path, [self.column])
-        found = images_in(table[self.column][self.row], self.name)[self.index :] if self.row < table.num_rows else None
-        if found is None or (self.digest and digest_of(found[0] if found else b"") != self.digest):
-            raise ValueError(f"{self.name} has changed since it was loaded")
-        return found[0] if found else b""
+        if self.row < table.num_rows:
+            found = images_in(table[self.column][self.row], self.name)
+            image = found[self.index] if self.index < len(found) else b""
+            if not self.digest or digest_of(image) == self.digest:
+                return image
+        raise ValueError(f"{self.name} has changed since it was loaded")

@@ -53,7 +53,8 @@ class VectorReward:
         """Set what MO-Gymnasium's wrappers and MORL-Baselines read from `env.unwrapped`; `info` gets the savings."""
         ranges = self.unwrapped.episodes.report_savings(self._names[1:])
         # 0 is the reward within an episode, and what a mask off its budget saves.
-        low, high = ([bound(0.0, *ends) for ends in ranges] for bound in (min, max))
+        low = [min(0.0, *ends) for ends in ranges]
+        high = [max(0.0, *ends) for ends in ranges]
         space = spaces.Box(np.array(low, np.float32), np.array(high, np.float32), dtype=np.float32)
         self.unwrapped.reward_space = space
         self.unwrapped.reward_dim = len(ranges)

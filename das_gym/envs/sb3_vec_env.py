@@ -73,9 +73,9 @@ class SB3VecEnv(VecEnv):
             last = info_rows(_changed(info["final_info"], info), self.num_envs)
             final = info["final_obs"]
             for index in np.flatnonzero(dones).tolist():
-                begun = self.reset_infos[index] = infos[index]
+                self.reset_infos[index] = infos[index]
                 # wrappers such as RecordEpisodeStatistics add keys next to final_info
-                infos[index] = {**begun, **last[index], "terminal_observation": final[index]}
+                infos[index] = {**infos[index], **last[index], "terminal_observation": final[index]}
         for each, cut_off in zip(infos, (truncated & ~terminated).tolist(), strict=True):
             each["TimeLimit.truncated"] = cut_off
         return observations, np.asarray(rewards, dtype=np.float32), dones, infos
@@ -154,7 +154,6 @@ def info_rows(info: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
     """Return the info of a vector environment as one dict per environment, with plain numbers."""
     columns: dict[str, Any] = {}
     some: dict[str, tuple[Any, Any]] = {}
-    everywhere: Any = None
     for key, values in info.items():
         if key.startswith("_") and key[1:] in info:
             continue
@@ -163,8 +162,7 @@ def info_rows(info: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
             column = values.tolist() if values.ndim == 1 else values
         else:
             column = info_rows(values, num_envs) if isinstance(values, Mapping) else values
-        if present is everywhere or np.count_nonzero(present) == num_envs:
-            everywhere = present
+        if present is None or np.count_nonzero(present) == num_envs:
             columns[key] = column
         else:
             some[key] = column, present

@@ -48,7 +48,7 @@ def family_of(vlp: VLP) -> Family | None:
 
 @dataclass
 class LoadReport:
-    """Report of a loaded checkpoint: missing, derived, unused and unknown names.
+    """What a loaded checkpoint lacks, and what of it is not used, by name.
 
     Attributes:
         path: The file or folder.

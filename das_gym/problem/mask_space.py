@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Callable, Container, Iterable
 from functools import cached_property
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -93,8 +92,7 @@ class MaskSpace:
             )
         self.budget = budget
         self.n_layers = int(budget.n_layers)
-
-    skip_num = property(attrgetter("budget.skip_num"), doc="The budget's, or None.")
+        self.skip_num = budget.skip_num
 
     @cached_property
     def enumerable(self) -> bool:
@@ -174,8 +172,8 @@ class MaskSpace:
             others; m < n where no more exist (or, where masks are too many to list, none were found).
         """
         found: dict[bytes, Masks] = {}
-        for source in (draw, lambda: self._any(rng)):
-            for _ in range(_DRAWS if source is draw or not self.enumerable else 0):
+        for source in [draw] if self.enumerable else [draw, lambda: self._any(rng)]:
+            for _ in range(_DRAWS):
                 if len(found) >= n:
                     break
                 mask = source()

@@ -130,11 +130,10 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
     def sites(self, index: int) -> tuple[Site, ...]:
         """Return the three sub-layers of a fusion layer; DAS inserts its adapters next to them."""
         layer: Any = self.skippable_layer(index).module_for(False)
-        beside = partial(partial, setattr, layer)
         return (
-            Site("attention", layer.self_attention, "out", ("query", "value"), beside("self_adapter")),
-            Site("cross", layer.cross_attention, "out", ("query", "value"), beside("cross_adapter")),
-            Site("mlp", layer, "feed_out", (), beside("feed_adapter")),
+            Site("attention", layer.self_attention, "out", ("query", "value"), partial(setattr, layer, "self_adapter")),
+            Site("cross", layer.cross_attention, "out", ("query", "value"), partial(setattr, layer, "cross_adapter")),
+            Site("mlp", layer, "feed_out", (), partial(setattr, layer, "feed_adapter")),
         )
 
     def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:

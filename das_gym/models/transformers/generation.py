@@ -70,8 +70,9 @@ def generate_tokens(
 ) -> list[list[int]]:
     """Generate the tokens of each answer up to its end; an answer of `limit` tokens is cut off. See `generate`."""
     settings = greedy_settings(vlm, processor, limit)
-    tried = dict.fromkeys([*{prompt.image_key: prompt for prompt in prompts[:PROBED]}.values(), *prompts[:2]])
-    probe = [processor.encode(prompt, pixels=True) for prompt in list(tried)[:PROBES]]
+    by_image = {prompt.image_key: prompt for prompt in prompts[:PROBED]}
+    probed = dict.fromkeys([*by_image.values(), *prompts[:2]])  # each once
+    probe = [processor.encode(prompt, pixels=True) for prompt in list(probed)[:PROBES]]
     size = batch_size
     if batch_size > 1 and not pads_left(vlm, probe, pad_token(vlm, processor)):
         size = 1

@@ -221,9 +221,9 @@ def _read_config(folder: Path, trust_remote_code: bool, only_runs: bool) -> Any:
             "its own needs `trust_remote_code=True`."
         ) from error
     parts = [config, *(part for part in vars(config).values() if hasattr(part, "to_dict"))]  # Kimi K2.5 has it in a part
-    how = next((found for part in parts if (found := getattr(part, "quantization_config", None)) is not None), None)
-    if how is not None:
-        method = how.get("quant_method") if isinstance(how, dict) else getattr(how, "quant_method", how)
+    given = [part.quantization_config for part in parts if getattr(part, "quantization_config", None) is not None]
+    if given:
+        method = given[0].get("quant_method") if isinstance(given[0], dict) else getattr(given[0], "quant_method", given[0])
         raise ValueError(
             f"{folder} holds quantized weights ({method}), whose layers cannot be saved again unchanged. Pass the folder of "
             "the full weights."

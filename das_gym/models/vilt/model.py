@@ -150,10 +150,9 @@ class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
     def sites(self, index: int) -> tuple[Site, ...]:
         """Return attention and multi-layer perceptron of a block; DAS inserts its adapters next to them."""
         block: Any = self.skippable_layer(index).module_for(False)
-        beside = partial(partial, setattr, block)
         return (
-            Site("attention", block.attention, "out", ("query", "value"), beside("attention_adapter")),
-            Site("mlp", block, "mlp_out", (), beside("mlp_adapter")),
+            Site("attention", block.attention, "out", ("query", "value"), partial(setattr, block, "attention_adapter")),
+            Site("mlp", block, "mlp_out", (), partial(setattr, block, "mlp_adapter")),
         )
 
     def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
