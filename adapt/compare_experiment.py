@@ -91,19 +91,19 @@ def check_model(settings: CompareSettings, model: AdaptedModel, splits: Splits[A
 
 def with_methods(settings: CompareSettings, vlp: VLP) -> CompareSettings:
     """Return the settings with all methods that the model supports. Methods that are given explicitly must be supported."""
-    having = []
+    supported = []
     for name in settings.methods or METHODS:
         try:
             make_method(name, settings.method_settings.get(name, {})).check(vlp)
-            having.append(name)
+            supported.append(name)
         except ValueError as error:
             if settings.methods:
                 raise
             if is_main_process():
                 print(f"left out: {error}")
-    if not having:
-        raise ValueError(f"a {type(vlp).__name__} can have none of the methods {', '.join(METHODS)}")
-    return dataclasses.replace(settings, methods=tuple(having))
+    if not supported:
+        raise ValueError(f"a {type(vlp).__name__} supports none of the methods {', '.join(METHODS)}")
+    return dataclasses.replace(settings, methods=tuple(supported))
 
 
 def search_of(settings: CompareSettings, skip_num: int) -> SearchConfig:
@@ -215,6 +215,6 @@ def find_masks(settings: CompareSettings, base: AdaptedModel, splits: Splits[Any
         else:
             mask = choice_from_run(settings.runs_dir, source, config.changed).mask
         if mask.shape != (n_layers,) or mask.sum() != k:
-            raise ValueError(f"searches.{k}={source} skips {int(mask.sum())} of {len(mask)} layers")
+            raise ValueError(f"searches.{k}={source} skips {mask.sum()} of {len(mask)} layers, expected {k} of {n_layers}")
         masks[k] = tuple(mask.astype(int).tolist())
     return masks

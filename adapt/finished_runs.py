@@ -43,9 +43,9 @@ class FinishedRun(NamedTuple):
 
     Attributes:
         model: The adapter file of its model, or the folder of a whole model.
-        record: The path of its record; None of a folder that `export` or `shrink` wrote.
+        record: The path of its record; None for a folder that `export` or `shrink` wrote.
         content: What the record holds, or else config.json.
-        trial: The training of the model, in a run of `adapt compare`.
+        trial: How the model was trained, for a run of `adapt compare`.
     """
 
     model: Path

@@ -18,7 +18,7 @@ import torch
 from das_gym.adapt.settings import Hardware
 from torch import Tensor
 
-from das_gym.processes import join, rank, world_size
+from das_gym.processes import join_process_group, rank, world_size
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,7 +76,7 @@ def make_accelerator(hardware: Hardware, device: torch.device, folder: Path | No
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    join()
+    join_process_group()
     trackers = list(hardware.trackers) if folder is not None else []
     # accelerate 1.15 keeps the first precision and device in singletons, but one process may train several models.
     AcceleratorState._reset_state(reset_partial_state=world_size() == 1)

@@ -98,7 +98,7 @@ class StepLoss:
         return self._evaluate(batch_at(self.examples, self.batch_size, self.seed, step), step, mask)
 
     def parts(self, step: int, mask: np.ndarray | None = None) -> Iterator[StepResult]:
-        """Yield the result of a call in parts that add up to it: micro-batches of this process's examples."""
+        """Yield parts that add up to the result of a call, one for each micro-batch of this process's examples."""
         for number, part in enumerate(self._micro_batches(step)):
             self.prefetcher.load(step, number)
             # parts may differ in size, and the trainer divides the sum over processes by their number

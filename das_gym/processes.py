@@ -155,7 +155,7 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
-def join() -> None:
+def join_process_group() -> None:
     """Join the process group, and select this process's device."""
     if world_size() > 1:
         import torch
@@ -176,7 +176,7 @@ def run_on_main_process(make: Callable[[], Value]) -> Value:
         return make()
     from accelerate.utils import broadcast_object_list
 
-    join()
+    join_process_group()
     box: list[Any] = [None]
     if is_main_process():
         try:

@@ -38,9 +38,9 @@ class AdapterTuning(Method):
         trained: list[nn.Parameter] = []
         for site in all_sites(vlp):
             adapter = Adapter(site.width, bottleneck or max(1, site.width // 8), norm=False, init="zero")
-            adapter.to(site.last.weight.device)
+            adapter.to(site.out_layer.weight.device)
             # In place of the linear layer: the code of any layer runs it there.
-            site.owner.set_submodule(site.out, SequentialAdapter(site.last, adapter))
+            site.owner.set_submodule(site.out, SequentialAdapter(site.out_layer, adapter))
             trained += adapter.parameters()
         return trained
 
@@ -67,7 +67,7 @@ class ScaledParallel(Method):
         for site in all_sites(vlp, "mlp"):
             width = self.bottleneck or max(1, site.width // 4)
             adapter = Adapter(site.width, width, norm=False, scale=self.scale, init="zero")
-            site.put_beside(adapter.to(site.last.weight.device))
+            site.put_beside(adapter.to(site.out_layer.weight.device))
             trained += adapter.parameters()
         return trained
 

@@ -17,7 +17,7 @@ class Evolution(Agent):
 
     The best of the first `offspring` random masks is the parent. Each generation scores `offspring` mutants of it, and
     the best of mutants and parent is the next parent. A mutant keeps all but s of the parent's skipped layers and skips s
-    others, s the smaller of two draws from 1..`max_swaps`; by cost, as many others as the budget takes. No mask comes
+    others, s the smaller of two draws from 1..`max_swaps`; for a budget by cost, as many others as it takes. No mask comes
     twice.
 
     Args:

@@ -246,7 +246,7 @@ def conclude(
     found = max(rows, key=reward_of)
     asked = [row["mask"] for turn in turns for row in turn.complete_rows]
     answer_masks = 0 if own in asked else 1
-    statistic_masks = scorer.masks_for_statistics(statistics_read)
+    statistic_masks = scorer.count_statistic_masks(statistics_read)
     names = list(scorer.layer_names)
     result = SearchResult(
         **{name: getattr(config, name) for name in ("env_id", "agent", "seed", "masks_per_turn")},

@@ -74,7 +74,7 @@ class MaskScorer(ABC):
     def warn_at_chance(self) -> None:  # noqa: B027 - the scores of a table or of another package are what they are
         """Score the full model, and warn where it is no better than chance on the reward examples."""
 
-    def masks_for_statistics(self, statistics: Iterable[str] | None) -> int:
+    def count_statistic_masks(self, statistics: Iterable[str] | None) -> int:
         """Return how many masks are scored for layer statistics by name; None = for those observed."""
         return 0
 
@@ -126,8 +126,8 @@ class OwnScorer(MaskScorer):
     def cost_of(self, setting: str) -> MaskCost:
         return self.own.cost_of(setting)
 
-    def masks_for_statistics(self, statistics: Iterable[str] | None) -> int:
-        return self.own.observation_masks if statistics is None else self.own.masks_for_statistics(statistics)
+    def count_statistic_masks(self, statistics: Iterable[str] | None) -> int:
+        return self.own.observation_masks if statistics is None else self.own.count_statistic_masks(statistics)
 
     def warn_at_chance(self) -> None:
         if isinstance(self.own, EngineScorer):

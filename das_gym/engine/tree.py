@@ -304,12 +304,12 @@ class FusedAttention(TorchFunctionMode):
 
 
 class LayerBytes(NamedTuple):
-    """Bytes of one run of a layer.
+    """Bytes of tensors in one run of a layer.
 
     Attributes:
-        output: Its result.
-        shared: What it gives its memo, by the streams that each part reads.
-        inner: The most that it holds besides those two.
+        output: The layer's result.
+        shared: What it puts into its memo, by the streams from which each entry is computed.
+        inner: The peak of all other tensors.
     """
 
     output: int
@@ -392,7 +392,7 @@ class WalkMemory:
 
 
 def _leaf_bytes(logits: Tensor) -> int:
-    """Return the tensors of a leaf: logits of the mask and of the full model, and those that `Task.divergences` computes."""
+    """Return the bytes of a leaf: logits of the mask and of the full model, and what `Task.divergences` computes."""
     # in float64: both log-softmaxes, their difference, the probabilities, and their product with it
     doubles = 5 if logits.dtype == torch.float64 else 7  # and both logits, unless they are
     return 2 * bytes_of(logits) + doubles * 8 * logits.numel()

@@ -108,7 +108,7 @@ class Scorer(ABC):
     def remember(self, masks: np.ndarray, scores: Scores) -> None:  # noqa: B027 - looking up a table is quick
         """Take the scores of (m, n_layers) masks from a record, so that the model need not score them again."""
 
-    def masks_for_statistics(self, names: Iterable[str]) -> int:
+    def count_statistic_masks(self, names: Iterable[str]) -> int:
         """Return how many masks are scored for layer statistics by name; 0 where a table knows them."""
         return 0
 
@@ -123,7 +123,7 @@ class Scorer(ABC):
     @property
     def observation_masks(self) -> int:
         """Masks that are scored for the observation."""
-        return self.masks_for_statistics(statistic.name for statistic in self.statistics)
+        return self.count_statistic_masks(statistic.name for statistic in self.statistics)
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the lowest and the highest observation, (n_layers * n_statistics,) float32 each."""

@@ -77,7 +77,7 @@ class EngineScorer(Scorer):
     def architecture(self) -> Architecture:
         return Architecture.from_layers(self.problem.vlp.layers, self.macs)
 
-    def masks_for_statistics(self, names: Iterable[str]) -> int:
+    def count_statistic_masks(self, names: Iterable[str]) -> int:
         return masks_needed(names, self.n_layers)
 
     def statistic(self, name: str) -> np.ndarray:

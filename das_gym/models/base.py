@@ -104,14 +104,14 @@ class Site:
     put_beside: Callable[[nn.Module], None]
 
     @property
-    def last(self) -> Any:
-        """The module that `out` names."""
+    def out_layer(self) -> Any:
+        """The linear layer `out` of `owner`; AttributeError if there is none."""
         return self.owner.get_submodule(self.out)
 
     @property
     def width(self) -> int:
         """Width of hidden vectors."""
-        return int(self.last.out_features)
+        return int(self.out_layer.out_features)
 
 
 class SkippableLayer(nn.Module):
@@ -254,9 +254,9 @@ class VLP(nn.Module, ABC):
                 yield keys[row], real_tokens(hidden[position], attend, position), macs
 
     def cost_example(self, processor: Any, pairs: Sequence[Any], counter: MacCounter) -> tuple[State, int]:
-        """Return the encoder outputs of one pair without content, and the MACs of its encoders: where costs are counted.
+        """Return encoder outputs, on `meta`, of a pair on which costs are counted, and the MACs of its encoders.
 
-        The longest text of all pairs, with a square image, stands for them.
+        The pair has the longest text of all pairs and a square image.
         """
         texts = processor.texts(sorted({pair.text for pair in pairs}))
         longest = int(texts["attention_mask"].sum(1).max())

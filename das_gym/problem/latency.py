@@ -104,13 +104,13 @@ class Speedup(NamedTuple):
         return not self.low <= 1 <= self.high
 
 
-def speedup(of: np.ndarray, over: np.ndarray) -> Speedup:
-    """Compare the times of a call with those of a reference, both as `measure_latency` returns them.
+def speedup(times: np.ndarray, base: np.ndarray) -> Speedup:
+    """Compare the (blocks,) times of a call with those of the call that it replaces, as `measure_latency` returns them.
 
     Blocks of one index ran one after the other, and are resampled together.
     """
-    low, high = bootstrap_interval(lambda rows: np.median(over[rows], axis=1) / np.median(of[rows], axis=1), len(of))
-    return Speedup(float(np.median(over) / np.median(of)), low, high)
+    low, high = bootstrap_interval(lambda rows: np.median(base[rows], axis=1) / np.median(times[rows], axis=1), len(times))
+    return Speedup(float(np.median(base) / np.median(times)), low, high)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ DOCUMENTS_AT_A_TIME = 256
 DEFAULT_CONTEXT = 512
 """Tokens of a window."""
 
-PAIRS_OF_A_WINDOW = 32
+PAIRS_PER_WINDOW = 32
 """A window takes the memory of this many short prompts: it has logits of the full vocabulary at every token."""
 
 
@@ -310,7 +310,7 @@ class TextTask(Task):
     @classmethod
     def examples_for_pairs(cls, pairs: int) -> int:
         """Return the number of windows, at least 1, that take the memory of some short prompts."""
-        return max(pairs // PAIRS_OF_A_WINDOW, 1)
+        return max(pairs // PAIRS_PER_WINDOW, 1)
 
     def pairs(self, examples: Sequence[WindowExample]) -> list[Passage]:  # type: ignore[override]
         """Return each window, whose tokens are all predicted but the first."""

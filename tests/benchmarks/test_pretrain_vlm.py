@@ -15,7 +15,7 @@ from benchmarks.pretrain.texts import INSTRUCTION
 from benchmarks.pretrain.tokenizer import train_chat_tokenizer
 from das_gym.registration import ASSETS
 from das_gym.shapes.scenes import Scene, SceneObject, render
-from das_gym.tasks.answering.examples import instructed
+from das_gym.tasks.answering.examples import add_instruction
 
 CLASSES = {"SmolVLM": ("SmolVLMForConditionalGeneration", 12), "LLaVA": ("LlavaForConditionalGeneration", 24)}
 
@@ -75,7 +75,7 @@ def messages(text: str) -> list[dict[str, object]]:
 
 
 def test_questions_are_put_as_the_answering_task_puts_them():
-    assert instructed("is it red?") == f"is it red?{INSTRUCTION}"
+    assert add_instruction("is it red?") == f"is it red?{INSTRUCTION}"
 
 
 def test_batch_equals_the_processors(family: AnsweringRecipe, batches: ConversationBatches, processor):

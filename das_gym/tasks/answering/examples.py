@@ -61,7 +61,7 @@ class AnswerExample:
     is_cut: bool = False
 
 
-def instructed(question: str, instruction: str = SHORT_ANSWER) -> str:
+def add_instruction(question: str, instruction: str = SHORT_ANSWER) -> str:
     """Return a question with an instruction on a new line."""
     return f"{question.strip()}\n{instruction}"
 
@@ -69,7 +69,7 @@ def instructed(question: str, instruction: str = SHORT_ANSWER) -> str:
 def multiple_choice(question: str, context: str, choices: Sequence[str]) -> str:
     """Return a question with its context (`N/A` if empty, as is usual) and up to 26 lettered choices."""
     lettered = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
-    return instructed(f"{question.strip()}\nContext: {context.strip() or 'N/A'}\nOptions: {lettered}", LETTER_ANSWER)
+    return add_instruction(f"{question.strip()}\nContext: {context.strip() or 'N/A'}\nOptions: {lettered}", LETTER_ANSWER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,10 +50,10 @@ from das_gym.tasks.answering.examples import (
     LETTERS,
     AnswerExample,
     Conversation,
+    add_instruction,
     check_options,
     divide,
     drop_broken,
-    instructed,
     multiple_choice,
 )
 from das_gym.tasks.answering.files import IMAGE_FOLDERS, MISSPELLED, ImageFinder, plain_name, subfolders
@@ -217,7 +217,7 @@ def _read_slake(path: Path, root: Path, bad: BadExamples) -> list[Conversation]:
         answer = check_text(str(entry["answer"]), f"{where}: `answer`")
         images = (finder.find(entry["img_name"], where),)
         kind = str(entry.get("answer_type") or "").strip()
-        rounds = ((instructed(entry["question"]), answer),)
+        rounds = ((add_instruction(entry["question"]), answer),)
         return Conversation(where, f"{path.name}/{key}", images, (plain_name(entry["img_name"]),), rounds, kind=kind)
 
     return drop_broken(bad.parse(read_entries(path, bad), conversation), str(path), bad)
@@ -305,7 +305,7 @@ def load_class_folders(
 ) -> Splits[AnswerExample]:
     """Read what `class_folders` found in `root`; errors are those of `Task.load_splits`."""
     bad = BadExamples(on_bad_example)
-    question = instructed(CLASS_QUESTION)
+    question = add_instruction(CLASS_QUESTION)
     class_names = sorted({folder.name for classes in parts.values() for folder in classes})
     for name in class_names:
         check_characters(name, f"{root}: the name of the folder {name!a}")

@@ -13,7 +13,7 @@ from das_gym.data.entries import BadExamples, content_of, first_few
 from das_gym.data.splits import LazySequence, Splits
 from das_gym.files import absolute
 from das_gym.shapes import bundled_root
-from das_gym.tasks.answering.examples import TRUE_OR_FALSE, AnswerExample, instructed
+from das_gym.tasks.answering.examples import TRUE_OR_FALSE, AnswerExample, add_instruction
 from das_gym.tasks.answering.files import QUESTIONS, check_companions, data_file, data_sets, json_files
 from das_gym.tasks.answering.published import (
     PID_SPLITS,
@@ -214,7 +214,7 @@ def _example(example: VQAExample, by_question: bool) -> AnswerExample:
     return AnswerExample(
         key=example.key,
         images=(example.image,),
-        question=instructed(example.question),
+        question=add_instruction(example.question),
         answer=example.answer or next((answer for answer, _ in counts.most_common(1)), ""),
         answers=example.answers,
         kind=example.question_type if by_question else example.answer_type,
@@ -233,7 +233,7 @@ def _judgement(example: NLVR2Example) -> AnswerExample:
     return AnswerExample(
         key=example.key,
         images=example.images,
-        question=instructed(example.sentence, TRUE_OR_FALSE),
+        question=add_instruction(example.sentence, TRUE_OR_FALSE),
         answer=TRUTHS[0] if example.label else TRUTHS[1],
         options=TRUTHS,
     )

@@ -25,10 +25,10 @@ from das_gym.tasks.answering.examples import (
     IMAGE_MARK,
     AnswerExample,
     Conversation,
+    add_instruction,
     check_options,
     divide,
     drop_broken,
-    instructed,
 )
 from das_gym.tasks.answering.files import ALL, ImageFinder, part_of, plain_name, subfolders
 from das_gym.tasks.answering.published import with_classes
@@ -184,7 +184,7 @@ def _prompt(question: str, images: int, where: str) -> str:
         raise ValueError(f"{where}: got {images} images and {marks} marks {IMAGE_MARK}, expected equal numbers or no mark")
     # A question of several lines already includes an instruction.
     text = check_text(question.replace(IMAGE_MARK, ""), f"{where}: the question")
-    return question if "\n" in text else instructed(question)
+    return question if "\n" in text else add_instruction(question)
 
 
 def _answers(value: Any, classes: Sequence[str] | None) -> list[str]:
