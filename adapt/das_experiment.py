@@ -111,7 +111,7 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float | None:
     models = {SUBNET: _finetune(settings, untrained, SUBNET, mask, folder, run.log_scalar)}
     if settings.references:
         models[FULL_MODEL] = _finetune(settings, untrained, FULL_MODEL, nothing, folder, run.log_scalar)
-    # Others have trained their share of each step, and evaluation is not divided.
+    # Training was divided among processes; evaluation is not.
     if not is_main_process():
         return 0.0
     full = models[FULL_MODEL] if settings.references else untrained.copy()

@@ -20,15 +20,15 @@ class DASSettings(Settings):
     Attributes:
         skip_num: Layers to skip.
         warmup_epochs: Epochs of training before the first turn.
-        search_epochs: Epochs of training with search, those of warm-up included.
+        search_epochs: Epochs of training with search, warm-up included.
         finetune_epochs: Epochs of fine-tuning the found subnet.
-        finetune_from: What that begins from: `new` adapters and head, or those that the `search` has trained.
+        finetune_from: Where fine-tuning starts: `new` adapters and head, or those that the `search` has trained.
         steps_per_turn: Training steps between turns.
         masks_per_turn: Distinct masks that a turn scores.
-        update_rate: eta of the bandit's update.
+        update_rate: Step size (eta) of the bandit's update.
         reward_examples: Examples that score a mask.
-        reward_shuffled: Whether those are drawn evenly from their split, once; else they are its first ones.
-        reward_split: Which split they come from: `reward`, or `train`.
+        reward_shuffled: Whether they are drawn at random from their split, once; else they are its first examples.
+        reward_split: Split of the examples that score masks: `reward`, or `train`.
         train_on_reward: Whether training uses the reward split as well.
         reward_dropout: Whether dropout is on while masks are scored.
         dropout: Rate of dropout while training, 0..1.
@@ -37,15 +37,15 @@ class DASSettings(Settings):
         image_size: Pixels, for a custom checkpoint; None is the checkpoint's.
         max_text_length: Tokens; None is the model's usual length.
         batch_size: Examples a step; at most as many as there are.
-        learning_rate: Peak, of token types and METER's first text token.
-        finetune_learning_rate: The same in fine-tuning; None = as in the search.
-        projector_learning_rate: Peak, of what lies between vision tower and decoder; 0 = it stays as it is.
-        head_multiplier: Of the head's learning rate.
-        fusion_multiplier: Of the learning rate of adapters and poolers.
+        learning_rate: Peak learning rate of token types and METER's first text token.
+        finetune_learning_rate: `learning_rate` in fine-tuning; None = as in the search.
+        projector_learning_rate: Peak learning rate of the projector before the decoder; 0 = it does not train.
+        head_multiplier: The head's learning rate, as a multiple of `learning_rate`.
+        fusion_multiplier: That of adapters and poolers, likewise.
         warmup: Share of the steps in which the learning rate rises.
-        weight_decay: Of matrices.
-        itm_weight: Of the image-text-matching loss that is added to retrieval's ranking loss, by the checkpoint's frozen
-            matching head; in rewards, too, where they are computed with dropout.
+        weight_decay: Weight decay of matrices; vectors have none.
+        itm_weight: Weight of the image-text-matching loss that is added to retrieval's ranking loss. The checkpoint's
+            frozen matching head computes it; in rewards, too, if `reward_dropout` is on.
         schedule: How the learning rate falls to 0: `linear` or `cosine`.
     """
 

@@ -1,4 +1,4 @@
-"""The commands of `python -m agents` that keep runs: settings are checked before torch and what runs are imported."""
+"""The commands of `python -m agents` that keep runs. Settings are checked before torch and the commands are imported."""
 
 from __future__ import annotations
 

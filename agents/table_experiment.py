@@ -86,7 +86,7 @@ def phases(settings: TableSettings, problem: Problem) -> list[Phase]:
 
 
 def count_nodes(masks: np.ndarray, stages: Sequence[Sequence[int]]) -> int:
-    """Return the number of nodes of the tree of (m, n_units) bool masks: of different beginnings, stage by stage."""
+    """Return the number of nodes in the prefix tree of (m, n_units) bool masks, all stages together."""
     before: list[int] = []
     nodes = 0
     for stage in stages:

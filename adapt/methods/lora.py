@@ -77,7 +77,7 @@ def linear_names(parts: Mapping[str, nn.Module]) -> list[str]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Check that a module computes `x W' + b` and nothing else: some routers of experts are subclasses of `nn.Linear`."""
+    """Return whether a module computes just `x W' + b`: some routers of experts are subclasses of `nn.Linear`."""
     if not isinstance(module, nn.Linear) or type(module) is nn.Linear:
         return isinstance(module, nn.Linear)
     x = torch.ones(1, module.in_features).to(module.weight)
@@ -99,7 +99,7 @@ def inject_lora(model: Any, names: Iterable[str], rank: int) -> list[nn.Paramete
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(names), lora_dropout=0.0)
     inject_adapter_in_model(config, model)
-    # peft makes parameters of the dtype of the layer: steps of 1e-4 of them are lost in 16 bits.
+    # peft gives them the dtype of the layer; 16 bits would lose training steps of 1e-4 of a weight.
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     trained = [p for layer in layers for part in (layer.lora_A, layer.lora_B) for p in part.parameters()]
     for parameter in trained:

@@ -52,8 +52,8 @@ class ShrunkModelResult(ModelResult):
         loss: Mean negative log-likelihood of the reference answers' tokens, nats.
         perplexity: Of text; None for other tasks.
         others: Means of `Task.other_metrics`; None without.
-        bytes: Of its weights as saved.
-        kv_bytes: Of keys and values in the cache per token, in the saved dtype.
+        bytes: Bytes of its weights as saved.
+        kv_bytes: Bytes of keys and values in the cache per token, in the saved dtype.
         prefill_ms: Time to the first token of an answer, image included.
         decode_ms: Time of each further token.
         prefill_speedup, decode_speedup: Relative to the full model. None for the full model itself.

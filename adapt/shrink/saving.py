@@ -103,7 +103,7 @@ def save(
 
     A folder with code of das_gym is loaded with trust_remote_code=True, which runs all code that the folder names. So unless
     the source's code is trusted (`has_remote_code`), only files of known names are copied, and settings that name code are
-    left out. With `names_dtype` the configuration names `dtype`, and not what the source's names.
+    left out. With `names_dtype` the configuration names `dtype`, not the source's dtype.
     """
     code = own_code(model)
     own: dict[str, Any] = {}
@@ -145,7 +145,7 @@ def rounded_state(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def _set_config_dtype(folder: Path, source: Path, dtype: torch.dtype, names_dtype: bool) -> None:
-    """Set the dtype in config.json: the saved one with `names_dtype`, otherwise what the source's names.
+    """Set the dtype in config.json: the saved one with `names_dtype`, otherwise the one in the source's config.json.
 
     The source's dtype may differ from that of its weights. If it names none, the weights' own is written.
     """

@@ -211,7 +211,7 @@ class ProblemConfig(Settings, group="Model and data"):
 
     @property
     def supernet_path(self) -> str | Path | None:
-        """The file of the supernet; None if the model is searched without training, with the checkpoint's head."""
+        """The file of the supernet, None for a search without training; ValueError if one is needed and not bundled."""
         if self.supernet is None and (self.checkpoint is not None or MODELS[self.model].reads_prompts):
             return None
         return self.supernet or self.bundled(f"{self.task}_supernet.safetensors")
