@@ -82,7 +82,8 @@ def read_front(path: Path) -> dict[str, Any]:
         if masks.ndim != 2 or not np.isin(masks, (0, 1)).all() or not np.isfinite(numbers).all():
             raise ValueError("masks or numbers of its points")
         names_are_strings = all(isinstance(name, str) for each in points for name in each["skipped_layers"])
-        if not (names_are_strings and isinstance(record["env_id"], str) and isinstance(record["env_kwargs"], dict)):
+        have_names = all(isinstance(each, dict) for each in (record["env_kwargs"], record.get("table_settings", {})))
+        if not (names_are_strings and isinstance(record["env_id"], str) and have_names):
             raise TypeError("names or environment")
     return dict(record)
 
@@ -90,7 +91,7 @@ def read_front(path: Path) -> dict[str, Any]:
 def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str, Any]) -> ProblemConfig:
     """Return the model and data of a record; `given` overrides them."""
     known = {each.name for each in fields(ProblemConfig)}
-    recorded = {**_kind_of_units(record), **record["env_kwargs"]}
+    recorded = {**_kind_of_units(record), **record.get("table_settings", {}), **record["env_kwargs"]}
     recorded = {name: value for name, value in recorded.items() if name in known and name not in given}
     # A record may come from anyone: what it would import or run has to be named again.
     trusted = trusted_settings(path, record.get("plugins", ()), recorded)
@@ -109,7 +110,7 @@ def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str,
 
 
 def _kind_of_units(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `units` and `vision` by the names of a record's units, since a search on a table has no such settings."""
+    """Return `units` and `vision` by the names of a record's units, since earlier tables have no settings."""
     names = record.get("layer_names", ())
     found: dict[str, Any] = {}
     if any(name.endswith(".attention") for name in names):

@@ -153,6 +153,8 @@ class SearchResult:
         answer_masks: Answers of the agent that it had not asked for, so that they were scored in addition (0 or 1).
         plugins: Modules that register the environment or the agent.
         units, statistics: Layout and statistics of the layers, for reports.
+        table_settings: Settings of the problem whose masks a table holds, such as `context` and `dtype`: commands that use
+            the mask take them from here.
         history: Every turn; stored in `search_history.json`.
     """
 
@@ -179,6 +181,7 @@ class SearchResult:
     plugins: tuple[str, ...] = ()
     units: tuple[Unit, ...] = ()
     statistics: dict[str, list[float]] = field(default_factory=dict)
+    table_settings: dict[str, Any] = field(default_factory=dict)
     history: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:

@@ -83,7 +83,7 @@ class MaskScorer(ABC):
         return None
 
     def layout(self) -> dict[str, Any]:
-        """Return `units` and `statistics` of a `SearchResult`; empty if they are unknown."""
+        """Return `units`, `statistics` and `table_settings` of a `SearchResult`; empty if they are unknown."""
         return {}
 
     def get_state(self) -> Any:
@@ -140,7 +140,8 @@ class OwnScorer(MaskScorer):
 
     def layout(self) -> dict[str, Any]:
         statistics = {name: values.tolist() for name, values in self._observed().items()}
-        return {"units": self.own.architecture().units, "statistics": statistics}
+        units = self.own.architecture().units
+        return {"units": units, "statistics": statistics, "table_settings": self.own.table_settings}
 
     def get_state(self) -> Any:
         return {**self.own.get_state(), "rng": self._rng.bit_generator.state}

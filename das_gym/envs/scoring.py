@@ -76,6 +76,11 @@ class Scorer(ABC):
         """Return the cost of masks by a key of `SAVED`."""
 
     @property
+    def table_settings(self) -> dict[str, Any]:
+        """`TableMeta.settings` of the table; empty if a model is scored."""
+        return {} if self.table is None else self.table.meta.settings
+
+    @property
     @abstractmethod
     def metric_name(self) -> str:
         """What `metrics` measure: `accuracy`, ..."""

@@ -43,6 +43,12 @@ DEVICE_TYPES = (
 )
 """The types that `torch.device` of torch 2.13 accepts, without deprecated ones, and `meta`, which computes nothing."""
 
+SCORE_SETTINGS = (
+    *("image_size", "max_text_length", "context", "columns", "on_bad_example"),
+    *("units", "vision", "dtype", "skip", "skip_rank", "calibration_examples"),
+)
+"""Fields of `ProblemConfig` that change the scores of masks, besides model, task and paths."""
+
 STANDARD_ERRORS = 2.0
 """A score up to this many standard errors above chance counts as chance."""
 
@@ -230,6 +236,11 @@ class ProblemConfig(Settings, group="Model and data"):
     def env_kwargs(self) -> dict[str, Any]:
         """Keyword arguments of the environment: `changed` without model and task, which its id says."""
         return {name: value for name, value in self.changed.items() if name not in ("model", "task")}
+
+    @property
+    def score_settings(self) -> dict[str, Any]:
+        """Those of `changed` that a table keeps, which knows neither paths nor the machine: `SCORE_SETTINGS`."""
+        return {name: value for name, value in self.changed.items() if name in SCORE_SETTINGS}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -155,6 +155,7 @@ def build_table(
     costs = {setting: measure_cost(problem, setting).as_dict() for setting in COUNTED}
     if latency_batch is not None:
         costs |= latency_costs(latency_of(problem, latency_batch))
+    config = problem.backbone.config
     meta = TableMeta(
         env_id=env_id,
         layer_names=problem.layer_names,
@@ -168,6 +169,7 @@ def build_table(
         max_skipped=max_skipped,
         costs=costs,
         groups=tuple(groups),
+        settings={} if config is None else config.score_settings,
     )
     scores = {split: _mean_scores(progress.sums[split], len(examples[split])) for split in SPLITS}
     macs = problem.costs.macs_cost.amounts(masks)

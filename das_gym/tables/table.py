@@ -62,6 +62,7 @@ class TableMeta:
         costs: What masks cost besides MACs, as `das_gym.problem.budget.given_costs` takes it; earlier tables have none.
             Latency says under `measured` what its milliseconds hold for: machine, threads, type, examples at a time.
         groups: Names of the groups of examples, as `SubnetTable.examples` numbers them; empty in a table of means.
+        settings: `ProblemConfig.score_settings` of the problem; earlier tables have none.
     """
 
     env_id: str
@@ -76,6 +77,7 @@ class TableMeta:
     max_skipped: int | None = None
     costs: dict[str, Any] = field(default_factory=dict)
     groups: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,19 +1,22 @@
 """Which problem scores the masks of a search that runs first, and which problem a search of before has."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from das_gym.adapt.choosing import choice_from_run, scored_problem
+from das_gym.agents.run_commands import pareto as pareto_command
 from das_gym.agents.run_commands import search as search_command
 from das_gym.agents.searching.scorer import open_scorer
 from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.recorded import RunError
-from das_gym.files import read_json, write_json
+from das_gym.files import ASSETS, read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.registration import DEFAULT_ENV
+from das_gym.tables.table import SubnetTable
 
 LOADED: Any = SimpleNamespace(backbone=SimpleNamespace(config=ProblemConfig(device="cpu")))
 
@@ -52,3 +55,15 @@ def test_a_search_on_a_table_of_a_model_that_is_not_bundled_needs_its_checkpoint
     write_json(tmp_path / "1" / "search.json", {**record, "layer_names": [*names, "vision.0", "vision.1"]})
     problem = choice_from_run(str(tmp_path), 1, {"checkpoint": str(tmp_path)}).problem
     assert (problem.units, problem.vision) == ("sublayers", True)
+
+
+def test_a_table_brings_the_settings_of_its_problem(tmp_path: Path):
+    bundled = SubnetTable.load(ASSETS / "meter_mini" / "vqa_table.npz")
+    table = tmp_path / "table.npz"
+    replace(bundled, meta=replace(bundled.meta, settings={"max_text_length": 20})).save(table)
+    found: dict[str, Any] = {"env_id": "DAS-METER-VQA-Tabular-v0", "env_kwargs": {"table": str(table)}}
+    search_command.run({**found, "agent": "random", "evaluations": 3, "runs_dir": str(tmp_path)})
+    pareto_command.run({**found, "evaluations": 40, "runs_dir": str(tmp_path)})
+    for run, point in ((1, None), (2, 0)):
+        assert choice_from_run(str(tmp_path), run, {}, point).problem.max_text_length == 20
+        assert choice_from_run(str(tmp_path), run, {"max_text_length": 30}, point).problem.max_text_length == 30

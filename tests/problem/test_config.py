@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +15,12 @@ from das_gym.data.entries import POLICIES
 from das_gym.engine import tree
 from das_gym.models.transformers import units
 from das_gym.problem.config import (
+    COMPUTE_SETTINGS,
     DEVICE_TYPES,
     ON_BAD_EXAMPLE,
+    PATH_SETTINGS,
     PRECISIONS,
+    SCORE_SETTINGS,
     UNITS,
     ProblemConfig,
     check_device,
@@ -31,6 +35,13 @@ from tests.tasks.answering.making import llava_folder
 def test_listed_choices_are_those_that_are_read():
     assert (PRECISIONS, UNITS, ON_BAD_EXAMPLE) == (tree.PRECISIONS, units.UNITS, POLICIES)
     assert registration.PARTS == base.PARTS
+
+
+def test_each_setting_either_changes_scores_or_not():
+    """A new setting that changes scores has to be in `SCORE_SETTINGS`, which tables keep."""
+    elsewhere = {"model", "task", "trust_remote_code", "device_map", *PATH_SETTINGS, *COMPUTE_SETTINGS}
+    assert elsewhere | set(SCORE_SETTINGS) == {each.name for each in fields(ProblemConfig)}
+    assert not elsewhere & set(SCORE_SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,9 @@ def test_shrink_takes_the_result_of_a_search_on_a_table(
     ex.run({**kept, **settings, "search_run": 2, "recover": "none", "test_examples": 2})
     mask = read_json(tmp_path / "2" / "search.json")["mask"]
     assert sum(mask) == 1
-    assert read_json(tmp_path / "3" / "shrink.json")["report"]["mask"] == mask
+    record = read_json(tmp_path / "3" / "shrink.json")
+    assert record["report"]["mask"] == mask
+    assert record["problem"]["context"] == CONTEXT
 
 
 @pytest.mark.slow
