@@ -17,6 +17,7 @@ import shlex
 import sys
 import textwrap
 import types
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,8 @@ class Program:
         """Run the command that the arguments name; return the exit code. User errors are printed in one paragraph."""
         prepare_streams()
         add_working_folder()  # the path of a console script lacks it
+        usual = warnings.formatwarning
+        warnings.formatwarning = _format_warning
         try:
             code = self._dispatch([_expand_home(word) for word in arguments])
             sys.stdout.flush()
@@ -148,6 +151,7 @@ class Program:
                 return silence_stdout()
             return 2 if isinstance(error, UsageError) else 1
         finally:
+            warnings.formatwarning = usual
             ignore_signals()
 
     def _dispatch(self, words: list[str]) -> int:
@@ -183,6 +187,12 @@ class Program:
             "settings as they would be. `plugins=my_module` imports your module first.",
         ]
         return "\n".join(lines) + "\n"
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *place: object, **line: object) -> str:
+    """Return a warning as commands print it: without the line of source code that Python adds."""
+    del place, line
+    return f"{category.__name__}: {escape_control_chars(localize_commands(str(message)))}\n"
 
 
 def _expand_home(word: str) -> str:

@@ -175,3 +175,10 @@ def test_plugins_are_used_and_recorded(tmp_path, monkeypatch, capsys, small_kwar
         assert AGENTS.run(["search", "with", "plugins=my_module", "mine_vqa", *words]) == 0
     assert "Next: das-adapt with search_run=1 plugins=my_module\n" in capsys.readouterr().out
     assert json.loads((tmp_path / "runs/1/search.json").read_text())["plugins"] == ["my_module"]
+
+
+def test_warnings_are_printed_without_a_line_of_source(tmp_path):
+    (tmp_path / "loud.py").write_text("import warnings\nwarnings.warn('two \\x1b[2J are left out: python -m adapt')\n")
+    words = [sys.executable, "-m", "das_gym.agents", "print_config", "with", "plugins=loud"]
+    printed = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert printed.stderr == "UserWarning: two \\x1b[2J are left out: python -m das_gym.adapt\n"
