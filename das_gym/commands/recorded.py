@@ -375,7 +375,8 @@ def _sacred_logger() -> logging.Logger:
     """Return a logger for Sacred's messages on standard error; its own would turn up the messages of every library."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s - %(message)s"))
-    handler.addFilter(lambda record: not record.getMessage().startswith("Result: "))  # commands print a conclusion
+    # Commands print a conclusion, and a run without observers is asked for: by `estimate` or `--unobserved`.
+    handler.addFilter(lambda record: not record.getMessage().startswith(("Result: ", "No observers")))
     _LOGGER.handlers = [handler]
     _LOGGER.propagate = False
     _LOGGER.setLevel(logging.INFO if is_main_process() else logging.ERROR)

@@ -36,6 +36,13 @@ def command() -> RecordedCommand[Settings]:
     return RecordedCommand("trial", Settings, count)
 
 
+@pytest.mark.parametrize(("settings", "options"), [({"estimate": True}, {}), ({}, {"--unobserved": True})])
+def test_a_run_that_keeps_nothing_on_purpose_has_no_warning(command, settings, options, tmp_path: Path, capsys):
+    command.run({"runs_dir": str(tmp_path), **settings}, options=options)
+    assert "observers" not in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("place", ["localhost:1:das", "not a place", "localhost:99999:das"])
 def test_mongodb_that_does_not_answer_is_rejected_soon(command, tmp_path: Path, monkeypatch, place: str):
     pytest.importorskip("pymongo")
