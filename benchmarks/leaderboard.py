@@ -50,37 +50,10 @@ LEFT_OUT = ("angular", "block_influence", "interlace", "uniform")
 READERS = ("angular", "block_influence", "interlace")
 """Agents that read layer statistics, which planted problems lack. They have no environment for SB3 either."""
 
-ABOUT_BANDIT = """The paper's `bandit` was made for a search during training: it scores three masks
-a turn and takes one small step of its preferences after each. That suits hundreds of turns, not a few evaluations."""
+TEMPLATE = Path(__file__).with_name("leaderboard_template.md")
+"""The words around the tables. Deeper masks were measured once: a search takes minutes of processor time."""
 
-DEEPER = """## Deeper masks of LLaVA-mini
-
-No table knows the best of these masks, so `python -m benchmarks.search --cache FOLDER` scores them with the model. Loss of
-the answer above the best known mask, in % of the possible gain (2026-11-28):
-
-| problem | `bayes` | heat kernel | quadratic regression | local search | greedy removal |
-|---|---:|---:|---:|---:|---:|
-| 24 layers, 6 skipped, as many evaluations as greedy removal, 6 seeds | 0.7 | 0.5 | 0.6 | 1.1 | 2.2 |
-| 48 sub-layers, 12 skipped, 240 evaluations, `bayes` 4 seeds, others 2 | 0.2 | 4.4 | 6.9 | 5.9 | - |
-
-Differences in the first row may be chance. In the second row, greedy removal would need 510 evaluations.
-"""
-"""Measured once: a search takes minutes of processor time."""
-
-REAL_MODEL = """## Layers of SmolLM2-135M
-
-Perplexity without 3, 6 or 9 of the 30 layers of a [pretrained model](docs/real_model.md), on the 12 reward texts of
-documentation that were searched on, 16 held-out texts and 16 of news: `python -m benchmarks.real_model compare FOLDER
---skipped 9 6 --dtype bfloat16` and `report` (2026-11-30). Of three seeds, the median is given, with the range.
-`block_influence` is ShortGPT, `greedy` is SLEB, `last` removes the last layers, `before_last` the block before the last.
-"""
 RECORDS = Path(__file__).parent / "records"
-REPORTS = (RECORDS / "real_model_report.txt", RECORDS / "real_model_sublayers.txt")
-"""The tables below `REAL_MODEL` and `SUBLAYERS`."""
-
-SUBLAYERS = """Without 15 of its 60 attentions and MLPs (the same commands with `--skipped 15 --units sublayers`); the
-methods save different shares of the MACs:
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -117,76 +90,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def document(settings: argparse.Namespace, short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
     """Return the whole file."""
-    versions = library_versions()
-    methods = "\n".join(f"| `{name}` | {method_of(name)} |" for name in settings.agents)
+    shown = [agent for agent in short.ranked(SORTED_BY) if agent not in LEFT_OUT]
     command = f"python -m benchmarks.leaderboard --seeds {settings.seeds} --long-seeds {settings.long_seeds}"
-    layers = " ".join(map(str, settings.layers))
-    return f"""# Leaderboard
-
-{summary(short, long, planted)}
-
-Written by `{command} --planted {settings.planted} --layers {layers}`
-with das_gym {versions["das_gym"]} and numpy {versions["numpy"]}. The same seeds give the same numbers, except
-for milliseconds. To add an agent, add a file to `agents/ask_tell/` and a line to `das_gym.agents.ask_tell.base.AGENTS`, and
-run the command again.
-
-## How to read the tables
-
-- *Regret*: 0 = the best mask, 1 = layers skipped in a random order, {WORST:g} at most. *At N*: of the best mask within the
-  budget among the first N scored masks, whatever the size of a turn. While there is none, it counts as 1.
-- *Evaluations* count every scored mask: those that an agent asks for, single layers included (`leave_one_out`, `greedy`),
-  and those behind layer statistics.
-  Statistics from one forward of the full model (`block_influence`, `angular`, `interlace`) need none.
-- Means are over models: first over seeds, then over the problems of a model, then over models. Brackets are 95 % t-intervals
-  over models: what another set of such models could have given. *Seeds*: standard deviation of the mean over seeds.
-  *Within the noise*: the paired t-interval of the difference of two agents over models includes 0, or a sign-flip test of
-  the same differences has p > 0.05. A percentile bootstrap over six models would be too narrow.
-- {MASKS_PER_TURN} masks a turn. Agents only see rewards, exp(-loss), of the reward split. {sb3_note(settings)}
-
-## Up to 12 units
-
-{len(short.problems)} problems of {len(short.models)} models: the bundled tables with k = 4 and with 12 % of the MACs saved,
-and problems of five models of the suite's `test` (bundled METER and ViLT among them) with
-at least {MIN_MASKS} masks; {settings.seeds} seeds each. *ms*: processor time of a turn.
-
-{short_table(short)}
-
-Mean regret after {SORTED_BY} evaluations, model by model:
-
-{model_table(short)}
-
-## 24 and 30 units
-
-{len(LONG_TABLES)} tables, {settings.long_seeds} seeds, {LONG_EVALUATIONS} evaluations. *Optimum*: share of searches that end
-at the best mask, with its 95 % interval over seeds. *Needed*: median number of evaluations from which on the answer is the
-best mask; - if fewer than half of the searches end there. *One run*: all seeds gave the same search.
-
-{long_tables(long)}
-
-## Planted problems
-
-Losses of {len(FAMILIES)} families (`benchmarks/search/planted.py`), a third of the layers skipped, {settings.planted}
-problems of each family and number of layers, on which nothing was tuned. They are functions, not models. Regret is of the
-loss: 0 = the best known mask, from {CLIMBS} climbs on the loss itself. There are no layer statistics, and no agent that
-reads them. `greedy` needs more evaluations than it has: it scores no mask within the budget, which counts as 1.
-`optuna` is Optuna's TPE (multivariate, one number per layer, of which the largest are skipped), on the smallest problems
-alone. Columns of families: regret at the end.
-
-{planted_tables(planted)}
-
-{DEEPER}
-{REAL_MODEL}
-{recorded_table(REPORTS[0])}
-
-{SUBLAYERS}
-{recorded_table(REPORTS[1])}
-
-## Methods
-
-| agent | method |
-|---|---|
-{methods}
-"""
+    return TEMPLATE.read_text(encoding="utf-8").format(
+        settings=settings,
+        summary=summary(shown, short, long, planted),
+        winners=winners(short, long, planted),
+        listed=len(shown),
+        compared=len(short.results),
+        sorted_by=SORTED_BY,
+        command=f"{command} --planted {settings.planted} --layers {' '.join(map(str, settings.layers))}",
+        versions=library_versions(),
+        worst=WORST,
+        masks_per_turn=MASKS_PER_TURN,
+        sb3_note=sb3_note(settings),
+        short_problems=len(short.problems),
+        short_models=len(short.models),
+        min_masks=MIN_MASKS,
+        short_table=short_table(short),
+        model_table=model_table(short),
+        long_count=len(LONG_TABLES),
+        long_evaluations=LONG_EVALUATIONS,
+        long_tables=long_tables(long),
+        families=len(FAMILIES),
+        climbs=CLIMBS,
+        planted_tables=planted_tables(planted),
+        real_layers=recorded_table(RECORDS / "real_model_report.txt"),
+        real_sublayers=recorded_table(RECORDS / "real_model_sublayers.txt"),
+        methods="\n".join(f"| `{name}` | {method_of(name)} |" for name in settings.agents),
+    )
 
 
 def recorded_table(record: Path) -> str:
@@ -201,34 +133,29 @@ def method_of(agent: str) -> str:
     return first_line(agent_class(agent))
 
 
-def summary(short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
-    """Return the first table, and who wins where."""
-    sentences = [f"- up to 12 units, after {count} evaluations: {short.winners(count)}" for count in COUNTS[:3]]
-    sentences += [f"- {name}: {optima(long, place)}" for place, name in enumerate(LONG_TABLES)]
-    for n, scores in planted.items():
-        last = PLANTED_EVALUATIONS[n]
-        sentences.append(f"- planted problems of {n} layers, after {last} evaluations: {scores.winners(last)}")
+def summary(agents: Sequence[str], short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
+    """Return the first table."""
     head = ["agent", *(f"up to 12 units: at {count}" for count in COUNTS[:3]), f"seeds at {SORTED_BY}"]
-    head += [
-        f"24 and 30 units: optimum in {LONG_EVALUATIONS}",
-        *(f"planted {n}: at {PLANTED_EVALUATIONS[n]}" for n in planted),
-    ]
+    head.append(f"24 and 30 units: optimum in {LONG_EVALUATIONS}")
+    head += [f"planted {n}: at {PLANTED_EVALUATIONS[n]}" for n in planted]
     rows = []
-    for agent in short.ranked(SORTED_BY):
-        if agent in LEFT_OUT:
-            continue
+    for agent in agents:
         row = [agent, *(short.cell(agent, count) for count in COUNTS[:3]), spread(short, agent)]
         row.append(f"{100 * long.found(agent):.0f} %")
         for n, scores in planted.items():
             row.append(f"{scores.mean(agent, PLANTED_EVALUATIONS[n]):.3f}" if agent in scores.results else "-")
         rows.append(row)
-    table = "\n".join(markdown_table(head, rows))
-    about = (
-        "Mean regret, 0 = the best mask, with 95 % intervals over models, and the share of searches that find it.\n"
-        f"Rows are sorted by the regret after {SORTED_BY} evaluations on models of up to 12 units; {len(rows)} of\n"
-        f"{len(short.results)} agents are here. {ABOUT_BANDIT}\nFirst are:"
-    )
-    return "\n".join([table, "", about, "", *sentences])
+    return "\n".join(markdown_table(head, rows))
+
+
+def winners(short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
+    """Return who is first where, as a list."""
+    found = [f"- up to 12 units, after {count} evaluations: {short.winners(count)}" for count in COUNTS[:3]]
+    found += [f"- {name}: {optima(long, place)}" for place, name in enumerate(LONG_TABLES)]
+    for n, scores in planted.items():
+        last = PLANTED_EVALUATIONS[n]
+        found.append(f"- planted problems of {n} layers, after {last} evaluations: {scores.winners(last)}")
+    return "\n".join(found)
 
 
 def spread(scores: Scores, agent: str) -> str:
