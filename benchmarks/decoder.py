@@ -26,6 +26,7 @@ from das_gym.adapt.shrink.checks import as_vlm
 from torch import Tensor
 
 from benchmarks.machine import make_parser, memory_mib, restart_peak
+from benchmarks.models import llava_config
 from das_gym.data.images import NoiseImage
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.inputs import Prompt
@@ -65,25 +66,9 @@ def build(options: argparse.Namespace) -> tuple[VLM, PromptProcessor]:
     processor = t.LlavaProcessor(
         images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="full", num_additional_image_tokens=1
     )
-    tower = t.CLIPVisionConfig(
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        image_size=SIDE,
-        patch_size=PATCH,
-    )
-    decoder = t.LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=options.hidden,
-        intermediate_size=options.hidden * 43 // 16,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.heads,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    config = t.LlavaConfig(vision_config=tower, text_config=decoder, image_token_id=3, vision_feature_select_strategy="full")
+    decoder = (options.hidden, options.layers, options.heads)
+    marks = {"image_token_id": words["<image>"], "vision_feature_select_strategy": "full"}
+    config = llava_config(decoder, (256, 6, 4), len(words), **marks)
     torch.manual_seed(0)
     dtype = getattr(torch, options.dtype)
     with torch.device(options.device):

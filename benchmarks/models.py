@@ -1,4 +1,4 @@
-"""The models that are measured: the bundled METER-mini, and METER-base with random weights."""
+"""The models that are measured: the bundled METER-mini, METER-base with random weights, and LLaVA-1.5 of any size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,3 +75,24 @@ def make_base_example(number: int) -> VQAExample:
     question = f"{number} " + "what is left of the red circle " * 10
     image = NoiseImage(number, 384, 384)
     return VQAExample(number, number, image, question, "", "other", str(number), (str(number),) * 10)
+
+
+def llava_config(decoder: Sequence[int], tower: Sequence[int], vocab_size: int, **settings: Any) -> Any:
+    """Return the configuration of a model with the proportions of LLaVA-1.5, on images of 24 x 24 patches at 336 px.
+
+    Args:
+        decoder: Width, layers and attention heads of the Llama decoder.
+        tower: Width, layers and attention heads of the CLIP tower.
+        vocab_size: Number of tokens.
+        settings: Others of `LlavaConfig`.
+    """
+    import transformers as t
+
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    seen = dict(zip(names, tower, strict=True))
+    spoken = dict(zip(names, decoder, strict=True))
+    return t.LlavaConfig(
+        vision_config=t.CLIPVisionConfig(**seen, intermediate_size=4 * tower[0], image_size=336, patch_size=14),
+        text_config=t.LlamaConfig(**spoken, intermediate_size=decoder[0] * 43 // 16, vocab_size=vocab_size),
+        **settings,
+    )

@@ -29,8 +29,9 @@ from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE
 from das_gym.adapt.shrink.recovery import insert_trainable
 
 from benchmarks.machine import describe_machine, make_parser, memory_mib, restart_peak
-from benchmarks.pretrain.answering_models import SMOLVLM_TEMPLATE, SMOLVLM_TOKENS
-from benchmarks.pretrain.tokenizer import Tokens, train_chat_tokenizer
+from benchmarks.models import llava_config
+from benchmarks.pretrain.answering_models import SMOLVLM_TOKENS, smolvlm_processor
+from benchmarks.pretrain.tokenizer import Tokens, special_ids, train_chat_tokenizer
 from das_gym.engine.tree import saved_bytes
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import count_macs
@@ -78,24 +79,21 @@ QWEN_TEMPLATE = (
 def smolvlm_256m() -> tuple[Any, Any]:
     """SmolVLM-256M's configuration and processor: images whole at 512 px, 64 tokens each."""
     import transformers as t
-    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
     tokenizer = train_chat_tokenizer(SMOLVLM_TOKENS)
-    side = {"longest_edge": 512}
-    images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
     vision = t.SmolVLMVisionConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=512, patch_size=16
     )
     decoder = t.LlamaConfig(
         **{"vocab_size": 49280, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
         **{"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192},
-        **ends_of(tokenizer),
+        **special_ids(tokenizer),
     )
     image = tokenizer.convert_tokens_to_ids("<image>")
     config = t.SmolVLMConfig(
         vision_config=vision, text_config=decoder, image_token_id=image, scale_factor=4, tie_word_embeddings=False
     )
-    return config, t.Idefics3Processor(images, tokenizer, image_seq_len=64, chat_template=SMOLVLM_TEMPLATE)
+    return config, smolvlm_processor(tokenizer, 512, 64)
 
 
 def qwen2_vl_2b() -> tuple[Any, Any]:
@@ -110,7 +108,7 @@ def qwen2_vl_2b() -> tuple[Any, Any]:
         **{"vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28},
         **{"num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 32768},
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-        **ends_of(tokenizer),
+        **special_ids(tokenizer),
     }
     config = t.Qwen2VLConfig(vision_config=vision, text_config=decoder, tie_word_embeddings=True, **ids)
     size = {"size": {"shortest_edge": 224 * 224, "longest_edge": 224 * 224}}
@@ -123,24 +121,6 @@ def qwen2_vl_2b() -> tuple[Any, Any]:
 
 MODELS = {"smolvlm-256m": (smolvlm_256m, torch.float32), "qwen2-vl-2b": (qwen2_vl_2b, torch.bfloat16)}
 """Models with random weights, and their dtype."""
-
-
-def llava_7b() -> Any:
-    """LLaVA-1.5-7B's configuration: 576 tokens of an image at 336 px."""
-    import transformers as t
-
-    vision = t.CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
-    )
-    decoder = t.LlamaConfig(
-        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
-    )
-    return t.LlavaConfig(vision_config=vision, text_config=decoder)
-
-
-def ends_of(tokenizer: Any) -> dict[str, int]:
-    """The ids of the tokens that begin, end and pad a text."""
-    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
 
 
 def write_checkpoint(made: tuple[Any, Any], folder: Path, dtype: torch.dtype) -> Path:
@@ -221,7 +201,7 @@ def estimate_7b(tokens: int, batch: int, removed: int, cached_images: int, tree_
     gib = 2**30
     with torch.device("meta"):
         torch.set_default_dtype(torch.bfloat16)
-        vlm = VLM(LlavaForConditionalGeneration(llava_7b()))
+        vlm = VLM(LlavaForConditionalGeneration(llava_config((4096, 32, 32), (1024, 24, 16), 32064)))
         torch.set_default_dtype(torch.float32)
     vlm.freeze()
     layers = len(vlm.layers)

@@ -9,6 +9,7 @@ from benchmarks.pretrain.family import IMAGE_TOKENS, AnsweringRecipe, Prompt, Si
 from benchmarks.pretrain.texts import DESCRIPTION, INSTRUCTION, PATCH_SIZE
 from benchmarks.pretrain.tokenizer import Tokens
 from das_gym.models.meter.inputs import CLIP_MEAN, CLIP_STD
+from das_gym.registration import ASSETS
 from das_gym.shapes.scenes import IMAGE_SIZE
 
 SCALE_FACTOR = 2
@@ -25,16 +26,6 @@ SMOLVLM_TOKENS = Tokens(
     pad="<|im_end|>",
 )
 """SmolVLM's own names, and what stands in every prompt."""
-
-SMOLVLM_TEMPLATE = (
-    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
-    "{% if message['content'] is string %}{{ ': ' + message['content'] }}"
-    "{% else %}{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
-    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
-    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endif %}<end_of_utterance>\n"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-"""SmolVLM's, without videos."""
 
 
 class SmolVLMMini(AnsweringRecipe):
@@ -72,15 +63,24 @@ class SmolVLMMini(AnsweringRecipe):
         return torch.stack(list(model.get_image_features(image[:, None]).pooler_output))
 
     def make_processor(self, tokenizer: Any) -> Any:
-        """Return Idefics3's processor: it writes the same prompts and needs neither num2words nor a video decoder."""
-        from transformers import Idefics3Processor
-        from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+        return smolvlm_processor(tokenizer, IMAGE_SIZE, IMAGE_TOKENS)
 
-        side = {"longest_edge": IMAGE_SIZE}
-        images = Idefics3ImageProcessorPil(
-            size=side, max_image_size=side, do_image_splitting=False, image_mean=list(HALF), image_std=list(HALF)
-        )
-        return Idefics3Processor(images, tokenizer, image_seq_len=IMAGE_TOKENS, chat_template=SMOLVLM_TEMPLATE)
+
+def smolvlm_processor(tokenizer: Any, image_size: int, image_tokens: int) -> Any:
+    """Return Idefics3's processor: it writes SmolVLM's prompts and needs neither num2words nor a video decoder."""
+    from transformers import Idefics3Processor
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    side = {"longest_edge": image_size}
+    images = Idefics3ImageProcessorPil(
+        size=side, max_image_size=side, do_image_splitting=False, image_mean=list(HALF), image_std=list(HALF)
+    )
+    return Idefics3Processor(images, tokenizer, image_seq_len=image_tokens, chat_template=chat_template("smolvlm_mini"))
+
+
+def chat_template(model: str) -> str:
+    """Return the prompts of a bundled model as it is shipped: SmolVLM's without videos, or LLaVA-1.5's."""
+    return (ASSETS / model / "chat_template.jinja").read_text(encoding="utf-8")
 
 
 LLAVA_TOKENS = Tokens(
@@ -92,17 +92,6 @@ LLAVA_TOKENS = Tokens(
     pad="<pad>",
 )
 """LLaVA-1.5's own names, and what stands in every prompt."""
-
-LLAVA_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ message['role'] | upper + ':' }}"
-    "{% if message['content'] is string %}{{ ' ' + message['content'] }}"
-    "{% else %}{% for line in message['content'] if line['type'] == 'image' %}{{ ' <image>\n' }}{% endfor %}"
-    "{% for line in message['content'] if line['type'] == 'text' %}"
-    "{{ '' if message['content'][0]['type'] == 'image' else ' ' }}{{ line['text'] }}{% endfor %}{% endif %}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-"""LLaVA-1.5's prompts: USER: <image>, a line break, the question, ASSISTANT: the answer."""
 
 
 class LlavaMini(AnsweringRecipe):
@@ -144,5 +133,5 @@ class LlavaMini(AnsweringRecipe):
             patch_size=PATCH_SIZE,
             vision_feature_select_strategy="default",
             num_additional_image_tokens=1,
-            chat_template=LLAVA_TEMPLATE,
+            chat_template=chat_template("llava_mini"),
         )

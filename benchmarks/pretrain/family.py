@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.pretrain.texts import PATCH_SIZE
-from benchmarks.pretrain.tokenizer import Tokens
+from benchmarks.pretrain.tokenizer import Tokens, special_ids
 from das_gym.models.base import VLP, State
 from das_gym.shapes.scenes import IMAGE_SIZE
 
@@ -152,7 +152,7 @@ class AnsweringRecipe(Recipe):
         """Return a model of a class of transformers that says short answers by itself; `settings` are its config's rest."""
         from transformers import GenerationConfig
 
-        special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        special = special_ids(tokenizer)
         decoder = {
             "model_type": "llama",
             "hidden_size": hidden_size,

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -115,6 +115,11 @@ def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
+
+
+def special_ids(tokenizer: Any) -> dict[str, int]:
+    """Return the ids of the tokens that begin, end and pad a text, as configurations name them."""
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
 
 
 def _chat_corpus(tokens: Tokens, seed: int) -> Iterator[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.pretrain.answering_models import SmolVLMMini
 from benchmarks.pretrain.batches import scene_images
 from benchmarks.pretrain.family import IMAGE_TOKENS, Prompt
+from benchmarks.pretrain.tokenizer import special_ids
 from das_gym.registration import ASSETS
 from das_gym.shapes.scenes import COLORS, SHAPES, sample_scene
 
@@ -77,7 +78,7 @@ def build_model(folder: Path, tokenizer: Any) -> Any:
 
     text = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     eyes = SmolVLMForConditionalGeneration.from_pretrained(TOWER, dtype=torch.float32)
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    special = special_ids(tokenizer)
     config = SmolVLMConfig(
         text_config=text.config.to_dict(),
         vision_config=eyes.config.vision_config.to_dict(),
