@@ -1,8 +1,6 @@
 """Check every measured figure of README, docs and LEADERBOARD.md against `benchmarks/claims.yaml`.
 
-    python -m benchmarks.claims                 prints what is wrong, and exits with 1 if something is
-    python -m benchmarks.claims list            all claims with their pages, commands and records
-    python -m benchmarks.claims draw --count 40 some of them at random, to be checked by hand
+    python -m benchmarks.claims     prints what is wrong, and exits with 1 if something is
 
 `claims.yaml` is a list of claims. Each quotes pages, with the figures in braces:
 
@@ -20,18 +18,17 @@ Faults are a text that is on none of its pages, a page that has none of the text
 figures, a record that does not round to the figures, two figures for one quantity, and a figure that no claim has.
 """
 
-import random
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from benchmarks.machine import make_parser
+from das_gym.commands.settings import build
 
 ROOT = Path(__file__).parents[1]
 CLAIMS = ROOT / "benchmarks" / "claims.yaml"
@@ -56,6 +53,9 @@ class Claim:
         measured: Date and machine of a measurement without a record.
         given: Why the figures are not measured.
         same: Whether all texts are about one quantity.
+
+    Raises:
+        ValueError: a text has no figure, or there is not exactly one proof.
     """
 
     texts: tuple[str, ...]
@@ -65,6 +65,18 @@ class Claim:
     measured: str = ""
     given: str = ""
     same: bool = False
+
+    def __post_init__(self) -> None:
+        name = self.texts[0]
+        if [bool(self.record), bool(self.measured), bool(self.given)].count(True) != 1:
+            raise ValueError(f"claim {name!r}: expected one of record, measured and given")
+        if bool(self.given) == bool(self.command):
+            raise ValueError(f"claim {name!r}: expected a command, or given")
+        if self.measured and not re.match(r"20\d\d-\d\d-\d\d, \S", self.measured):
+            raise ValueError(f"claim {name!r}: measured: got {self.measured!r}, expected 'DATE, MACHINE'")
+        for text in self.texts:
+            if not figures_of(text):
+                raise ValueError(f"claim {text!r}: expected a figure in braces")
 
 
 def figures_of(text: str) -> list[str]:
@@ -88,33 +100,8 @@ def squeeze(text: str) -> str:
 
 
 def load_claims(path: Path = CLAIMS) -> list[Claim]:
-    """Read the claims of a file.
-
-    Raises:
-        ValueError: an entry has an unknown or missing field, a text without a figure, or not exactly one proof.
-    """
-    return [read_claim(entry) for entry in yaml.safe_load(path.read_text(encoding="utf-8"))]
-
-
-def read_claim(entry: Mapping[str, Any]) -> Claim:
-    """Return the claim of an entry; see `load_claims`."""
-    unknown = sorted(set(entry) - set(Claim.__dataclass_fields__))
-    missing = sorted({"texts", "pages"} - set(entry))
-    if unknown or missing:
-        raise ValueError(f"claim {dict(entry)}: unknown fields {unknown}, missing fields {missing}")
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-    claim = Claim(**fields)
-    name = claim.texts[0]
-    if [bool(claim.record), bool(claim.measured), bool(claim.given)].count(True) != 1:
-        raise ValueError(f"claim {name!r}: expected one of record, measured and given")
-    if bool(claim.given) == bool(claim.command):
-        raise ValueError(f"claim {name!r}: expected a command, or given")
-    if claim.measured and not re.match(r"20\d\d-\d\d-\d\d, \S", str(claim.measured)):
-        raise ValueError(f"claim {name!r}: measured: got {claim.measured!r}, expected 'DATE, MACHINE'")
-    for text in claim.texts:
-        if not figures_of(text):
-            raise ValueError(f"claim {text!r}: expected a figure in braces")
-    return claim
+    """Read the claims of a file; raise ValueError for an entry with an unknown or missing field."""
+    return [build(Claim, entry, "field") for entry in yaml.safe_load(path.read_text(encoding="utf-8"))]
 
 
 def read_pages(root: Path = ROOT) -> dict[str, str]:
@@ -210,28 +197,14 @@ def hide_code(page: str) -> str:
     return squeeze(re.sub(r"arXiv \d+\.\d+|\]\([^)]*\)|`[^`]*`", "`", page, flags=re.DOTALL))
 
 
-def describe(claim: Claim) -> str:
-    """Return a claim in some lines."""
-    proof = " / ".join(claim.record) or claim.measured or claim.given
-    quotes = "\n".join(quote_of(text) for text in claim.texts)
-    return f"{quotes}\n    {', '.join(claim.pages)}\n    {claim.command or 'not measured'} ({proof})"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command."""
-    parser = make_parser("claims", __doc__)
-    parser.add_argument("command", nargs="?", default="check", choices=("check", "list", "draw"))
-    parser.add_argument("--count", type=int, default=40, help="claims to draw")
-    given = parser.parse_args(arguments)
+def main() -> int:
+    """Check all claims; the exit code is 1 if something is wrong."""
+    make_parser("claims", __doc__).parse_args()
     claims = load_claims()
-    if given.command == "check":
-        faults = faults_of(claims)
-        print("\n".join(faults) or f"{len(claims)} claims hold")
-        sys.exit(1 if faults else 0)
-    if given.command == "draw":
-        claims = random.sample(claims, min(given.count, len(claims)))
-    print("\n".join(describe(claim) for claim in claims))
+    faults = faults_of(claims)
+    print("\n".join(faults) or f"{len(claims)} claims hold")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.claims import Claim, faults_of, load_claims, read_claim
+from benchmarks.claims import Claim, faults_of, load_claims
+from das_gym.commands.settings import build
 from tests.docs.blocks import commands_of
 from tests.docs.test_pages import wrong_words
 
@@ -78,4 +79,4 @@ def test_one_quantity_has_one_figure(tmp_path: Path):
 )
 def test_entries_that_are_not_allowed(entry: dict[str, Any], word: str):
     with pytest.raises(ValueError, match=word):
-        read_claim(entry)
+        build(Claim, entry)
