@@ -96,7 +96,9 @@ class AgentResult:
 
     def needed(self) -> Floats:
         """Return (seeds,) the evaluations from which on the answer is as good as the best mask; inf where it is not."""
-        return evaluations_needed(self.found)
+        missed = ~self.found
+        last_miss = missed.shape[1] - np.argmax(missed[:, ::-1], axis=1)
+        return np.where(missed[:, -1], np.inf, np.where(missed.any(axis=1), last_miss + 1.0, 1.0))
 
     def mean_regrets(self) -> Floats:
         """Return (seeds,) means over evaluations, from each seed's first answer on; inf where a seed never had one."""
@@ -105,13 +107,6 @@ class AgentResult:
     def mean_regret(self) -> float:
         """Return the mean of `mean_regrets`."""
         return float(self.mean_regrets().mean())
-
-
-def evaluations_needed(found: npt.NDArray[np.bool_]) -> Floats:
-    """Return (seeds,) the evaluations from which on (seeds, evaluations) `found` stays True; inf where it ends False."""
-    missed = ~found
-    last_miss = missed.shape[1] - np.argmax(missed[:, ::-1], axis=1)
-    return np.where(missed[:, -1], np.inf, np.where(missed.any(axis=1), last_miss + 1.0, 1.0))
 
 
 def quantile(values: npt.NDArray[Any], percent: float | Sequence[float]) -> npt.NDArray[Any]:

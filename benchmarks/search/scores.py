@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
-from das_gym.agents.compare.comparison import AgentResult, evaluations_needed
+from das_gym.agents.compare.comparison import AgentResult
 from das_gym.agents.compare.oracle import Oracle
 
 from benchmarks.search.problems import SearchProblem
@@ -13,9 +13,6 @@ from das_gym.problem.budget import Floats
 
 WORST = 2.0
 """The largest normalized regret that counts."""
-
-ROUNDING = 1e-9
-"""Regrets up to this are those of the best mask."""
 
 FLIPPED = 12
 """Up to this many differences, the sign-flip test goes through all signs."""
@@ -84,16 +81,15 @@ class Scores:
 
     def needed(self, agent: str) -> Floats:
         """Return (searches,) the evaluations from which on the answer is the best mask; inf where it is not at the end."""
-        found = [regret_curves(problem.oracle, each) <= ROUNDING for problem, each in self._pairs(agent)]
-        return np.concatenate([evaluations_needed(each) for each in found])
+        return np.concatenate([each.needed() for each in self.results[agent]])
 
     def found(self, agent: str) -> float:
         """Return the share of searches that end at the best mask, over all problems."""
-        return float((self.final_regrets(agent) <= ROUNDING).mean())
+        return float(np.mean([each.found[:, -1].mean() for each in self.results[agent]]))
 
     def milliseconds(self, agent: str) -> float:
         """Return the mean processor time of a turn."""
-        times = [each.milliseconds.mean() for _, each in self._pairs(agent) if each.milliseconds is not None]
+        times = [each.milliseconds.mean() for each in self.results[agent] if each.milliseconds is not None]
         return float(np.mean(times))
 
     def _pairs(self, agent: str) -> list[tuple[SearchProblem, AgentResult]]:
