@@ -216,9 +216,8 @@ def phases(training: Training, splits: Splits[Any], models: int) -> list[Phase]:
     """
     settings = training.settings
     n_layers = len(training.model.backbone.vlp.layers)
-    masks = np.zeros((settings.masks_per_turn, n_layers), dtype=bool)
-    for row, mask in enumerate(masks):
-        mask[np.random.default_rng(row).choice(n_layers, settings.skip_num, replace=False)] = True
+    rng = np.random.default_rng(0)
+    masks = np.array([rng.permutation(n_layers) < settings.skip_num for _ in range(settings.masks_per_turn)])
     examples = reward_examples(training.model.task, splits, settings)
     per_epoch = training.steps_per_epoch
     turns = max(0, settings.search_epochs - settings.warmup_epochs) * per_epoch / settings.steps_per_turn

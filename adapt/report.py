@@ -16,7 +16,7 @@ from das_gym.adapt.finished_runs import SUBNET_FILE
 from das_gym.adapt.settings import RANKED_IMAGES
 from das_gym.adapt.subnets import save
 
-from das_gym.commands.settings import build, settings_dict
+from das_gym.commands.settings import build, plain, settings_dict
 from das_gym.commands.trust import imported_plugins
 from das_gym.data.images import ImageSource
 from das_gym.data.splits import Splits
@@ -66,8 +66,7 @@ class ModelResult:
 
     def record(self) -> dict[str, Any]:
         """Return JSON values."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return plain(vars(self))
 
 
 @dataclass(frozen=True)

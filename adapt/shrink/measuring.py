@@ -43,15 +43,30 @@ LATENCY_BLOCKS = 9
 
 
 @dataclass(frozen=True)
-class ShrunkModelResult(ModelResult):
+class Quality:
+    """How well a model answers.
+
+    Attributes:
+        loss: Mean negative log-likelihood of the reference answers' tokens, nats.
+        score: Mean score of the answers, 0..1.
+        low, high: Its 95 % interval.
+        perplexity: Of text; None for other tasks.
+        others: Means of `Task.other_metrics`; None without.
+    """
+
+    loss: float
+    score: float
+    low: float
+    high: float
+    perplexity: float | None = None
+    others: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShrunkModelResult(Quality, ModelResult):
     """The measurements of one model: `full`, `shrunk` or `recovered`. Its record has times as [median, quartiles].
 
     Attributes:
-        score: Mean score of the generated answers, 0..1.
-        low, high: Its 95 % interval.
-        loss: Mean negative log-likelihood of the reference answers' tokens, nats.
-        perplexity: Of text; None for other tasks.
-        others: Means of `Task.other_metrics`; None without.
         bytes: Bytes of its weights as saved.
         kv_bytes: Bytes of keys and values in the cache per token, in the saved dtype.
         prefill_ms: Time to the first token of an answer, image included.
@@ -59,33 +74,12 @@ class ShrunkModelResult(ModelResult):
         prefill_speedup, decode_speedup: Relative to the full model. None for the full model itself.
     """
 
-    score: float
-    low: float
-    high: float
-    loss: float
     bytes: int
     kv_bytes: int
     prefill_ms: Spread
     decode_ms: Spread
     prefill_speedup: Speedup | None = None
     decode_speedup: Speedup | None = None
-    perplexity: float | None = None
-    others: dict[str, float] | None = None
-
-
-@dataclass(frozen=True)
-class Quality:
-    """A model's loss on the reference answers (nats), its mean score (0..1) with a 95 % interval, and further numbers.
-
-    `perplexity` is that of text, `others` are means of `Task.other_metrics`; None without.
-    """
-
-    loss: float
-    score: float
-    low: float
-    high: float
-    perplexity: float | None = None
-    others: dict[str, float] | None = None
 
 
 Scored = tuple[Quality, Sequence[str], np.ndarray]
@@ -147,7 +141,7 @@ def measure(job: ShrinkJob, models: Mapping[str, VLM], costs: Mapping[str, Costs
         quality, texts[name], scores[name] = scored[name]
         own_mask = np.zeros_like(job.mask) if name == FULL else job.mask
         own_costs = costs.get(name, costs[FULL])
-        own_times = times.get(name) or times[SHRUNK]
+        own_times = times.get(name, times[SHRUNK])
         speedups = [None if name == FULL else speedup(*pair) for pair in zip(own_times, times[FULL], strict=True)]
         parameters = sum(p.numel() for p in vlm.model.parameters())
         rows[name] = ShrunkModelResult(

@@ -260,8 +260,7 @@ class RecordedCommand(Generic[Settings]):
     def _named_config(self, name: str) -> Mapping[str, Any]:
         if Path(name).suffix in (".json", ".yaml", ".yml"):
             settings = flatten_settings(read_settings_file(Path(name)))
-            modules = dict.fromkeys(unknown_modules(settings))
-            ask_to_repeat(f"{name} was written", {"plugins": ",".join(modules)} if modules else {})
+            ask_to_repeat(f"{name} was written", {}, unknown_modules(settings))
             return settings
         known = self.named_configs()
         listing = format_command(f"{self.name} print_named_configs")
@@ -297,7 +296,7 @@ class RecordedCommand(Generic[Settings]):
         unknown = unknown_modules({"plugins": recorded})
         sensitive = sensitive_settings(stored, {*sys.modules, *recorded})  # `plugins=` confirms its module's agents too
         missing = {name: value for name, value in sensitive.items() if name not in changes}
-        ask_to_repeat(f"run {folder.name} was started", {**({"plugins": ",".join(unknown)} if unknown else {}), **missing})
+        ask_to_repeat(f"run {folder.name} was started", missing, unknown)
         plugins = tuple(dict.fromkeys((*given.get("plugins", ()), *import_plugins(recorded))))
         return {**changes, **stored, "resume": given["resume"], "runs_dir": str(folder.parent), "plugins": plugins}
 
@@ -531,7 +530,9 @@ class RunFolder(FileStorageObserver):
             if self.reopen is None and self.dir is not None:
                 shutil.rmtree(self.dir, ignore_errors=True)
             self.dir = None  # type: ignore[assignment]  # as Sacred's own begins
-            raise not_writable(self.basedir, error) if isinstance(error, OSError) else error from None
+            if isinstance(error, OSError):
+                raise not_writable(self.basedir, error) from None
+            raise
 
     def save_cout(self) -> None:
         """Write the output as Sacred does, also where file names in it are not UTF-8."""

@@ -106,27 +106,34 @@ def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.
         if last in DEVICES:
             continue
         if last in (REMOTE_CODE, *WRITES):  # whatever the type: `SkipEnv` only asks whether it is true
-            found |= {name: value} if value else {}
+            is_sensitive = bool(value)
         elif isinstance(value, list | tuple) and last != "plugins":
-            found |= {name: value} if any(sensitive_settings({last: each}, known) for each in value) else {}
-        elif modules := unknown_modules(value, last, known):
-            found[name] = ",".join(modules) if last == "plugins" else value
+            is_sensitive = any(sensitive_settings({last: each}, known) for each in value)
+        else:
+            is_sensitive = bool(unknown_modules(value, last, known))
+        if is_sensitive:
+            found[name] = ",".join(unknown_modules(value, last, known)) if last == "plugins" else value
     return found
 
 
-def ask_to_repeat(what: str, settings: Mapping[str, Any]) -> None:
-    """Raise for settings, by dotted name, that were not confirmed; `what` has them, as in "run 3 was started"."""
+def ask_to_repeat(what: str, settings: Mapping[str, Any], modules: Iterable[str] = ()) -> None:
+    """Raise ValueError for settings, by dotted name, and modules to import that were not confirmed.
+
+    `what` has them, as in "run 3 was started".
+    """
+    plugins = ",".join(dict.fromkeys(modules))
+    settings = {"plugins": plugins, **settings} if plugins else settings
     if not settings:
         return
     words = ", ".join(f"`{name}={value}`" for name, value in settings.items())
-    writes = {name.rpartition(".")[2] in WRITES for name in settings}
-    effect = " and ".join(
-        ["runs code"] * (False in writes) + ["writes outside the run folder or uploads"] * (True in writes)
-    )
+    writes = [name.rpartition(".")[2] in WRITES for name in settings]
+    effects = [] if all(writes) else ["runs code"]
+    if any(writes):
+        effects.append("writes outside the run folder or uploads")
     if "plugins" in settings:  # of two `plugins=` on a command line, the last counts
         settings = {**settings, "plugins": ",".join(dict.fromkeys([*imported_plugins(), *settings["plugins"].split(",")]))}
     confirm = " ".join(shlex.quote(f"{name}={value}") for name, value in settings.items())
-    message = f"{what} with {words}, which {effect}. To confirm, add to the command: {confirm}"
+    message = f"{what} with {words}, which {' and '.join(effects)}. To confirm, add to the command: {confirm}"
     raise ValueError(message.replace("\n", "\\n"))  # a value cannot add a line with another command
 
 
@@ -136,12 +143,11 @@ def trusted_settings(source: object, plugins: Iterable[str], settings: Mapping[s
     `settings` lack those that the user gave; `plugins` are the modules that the record was made with.
     """
     kept: dict[str, Any] = _without_writes(settings)
-    unknown = dict.fromkeys(unknown_modules({"plugins": list(plugins), **kept}))
-    missing: dict[str, Any] = {"plugins": ",".join(unknown)} if unknown else {}
+    missing: dict[str, Any] = {}
     for name, value in sensitive_settings(kept).items():
         if not unknown_modules(value, name.rpartition(".")[2]):
             missing[REMOTE_CODE] = True
-    ask_to_repeat(f"{source} was made", missing)
+    ask_to_repeat(f"{source} was made", missing, unknown_modules({"plugins": list(plugins), **kept}))
     import_plugins(plugins)  # so that printed commands name them
     return kept
 

@@ -169,7 +169,9 @@ def read_entries(path: Path, bad: BadExamples) -> Iterator[tuple[str, Any]]:
 def read_list(path: Path, key: str = "", object_hook: Callable[[dict[str, Any]], Any] | None = None) -> list[Any]:
     """Return the list that a JSON file holds, or the list named `key` of its object; ValueError for other content."""
     whole = read_json(path, object_hook)
-    found = whole.get(key) if key and isinstance(whole, dict) else whole if not key else None
+    found = whole
+    if key:
+        found = whole.get(key) if isinstance(whole, dict) else None
     if not isinstance(found, list):
         expected = f"an object with a list `{key}`" if key else "a list of entries, or one object per line"
         got = f"an object with {first_few(list(whole)) or 'nothing'}" if isinstance(whole, dict) else f"{whole!r:.30}"

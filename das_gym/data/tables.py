@@ -71,7 +71,7 @@ def _open_reader(path: Path, **options: Any) -> Any:
     file = pa.memory_map(str(path))
     is_file = file.read(len(MAGIC)) == MAGIC
     file.seek(0)
-    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(file, **options)
+    return pa.ipc.open_file(file, **options) if is_file else pa.ipc.open_stream(file, **options)
 
 
 def open_table(path: Path, read: Iterable[str], kinds: Mapping[str, str] | None = None) -> pyarrow.Table:

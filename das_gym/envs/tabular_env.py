@@ -139,13 +139,15 @@ class TableScorer(Scorer):
 
     def score_one(self, masks: np.ndarray, rng: np.random.Generator, ended: bool) -> tuple[float, dict[str, Any]]:
         # The bytes of a short mask hash faster than its row is computed.
-        known = self._rows_known.get(key := masks.tobytes())
+        key = masks.tobytes()
+        known = self._rows_known.get(key)
         if known is None:
             row = int(self.table.rows(masks[0])) if self._exact else -1
             if row < 0:
                 return super().score_one(masks, rng, ended)
             rewards, infos = self._known
-            known = self._rows_known[key] = float(rewards[row]), {name: values[row].item() for name, values in infos.items()}
+            known = float(rewards[row]), {name: values[row].item() for name, values in infos.items()}
+            self._rows_known[key] = known
         reward, info = known
         if not ended:
             return 0.0, {**info, "loss": np.inf, "metric": 0.0, "evaluations": self.evaluations}

@@ -241,7 +241,7 @@ class Format:
         for pattern, target in self.rules:
             match = re.fullmatch(pattern, name.removeprefix(self.prefix))
             if match:
-                targets = () if target is None else (target,) if isinstance(target, str) else target
+                targets = (target,) if isinstance(target, str) else target or ()
                 return tuple(match.expand(t) for t in targets)
         return None
 

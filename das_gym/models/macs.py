@@ -210,7 +210,7 @@ class MacCounter:
 
 
 def _shapes(given: Mapping[str, Any]) -> tuple:
-    """Return the shapes of tensors, and other values unchanged."""
+    """Return the shapes of tensors, and other values unchanged, or their types if they have no hash."""
     tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in given.items()}
     leaves = tree_leaves(tree)
     return tuple(tuple(x.shape) if isinstance(x, Tensor) else x if isinstance(x, Hashable) else type(x) for x in leaves)

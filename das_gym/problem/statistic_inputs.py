@@ -161,7 +161,8 @@ def _effects(evaluator: Evaluator, state: State, targets: dict[str, Tensor]) -> 
         state, _ = vlp.enter_stage(state, number)
         hidden = dict(state.hidden)
         for index in stage:
-            kept[index] = hidden[vlp.layers[index].stream] = vlp.run_layer(index, state, skipped=False)
+            kept[index] = vlp.run_layer(index, state, skipped=False)
+            hidden[vlp.layers[index].stream] = kept[index]
             states[index] = state
             with torch.no_grad():
                 skipped[index] = vlp.run_layer(index, state, skipped=True)

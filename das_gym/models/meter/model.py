@@ -123,7 +123,6 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
         return Processor(tokenizer, meter_transform, self.config.image_size, self.config.patch_size, longest)
 
     def skippable_layer(self, index: int) -> SkippableLayer:
-        """Return the module of layer `index`."""
         layer = self.layers[index]
         return cast(SkippableLayer, (self.text_layers if layer.stream == "text" else self.image_layers)[layer.stage])
 
@@ -145,7 +144,6 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
         return self.encode_image(batch["image"]), None
 
     def embed(self, encoded: State) -> State:
-        """Return the state before stage 0; see `VLP.embed`."""
         image_types = encoded.extras.get("image_types", 1)
         text, image = self.embed_streams(encoded.hidden["text"], encoded.hidden["image"], image_types)
         return encoded.with_hidden({"text": text, "image": image})

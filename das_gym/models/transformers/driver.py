@@ -220,7 +220,8 @@ def run_with_prefixes(layer: nn.Module, place: int, block: Block, prefixes: Tens
 
 def run_everywhere(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Call a layer at all positions; arguments and results are those of `run_plain`."""
-    return (run_with_prefixes if block.prefix else run_plain)(layer, place, block, prefixes, rows)
+    run = run_with_prefixes if block.prefix else run_plain
+    return run(layer, place, block, prefixes, rows)
 
 
 def run_at_answers(

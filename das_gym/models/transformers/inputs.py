@@ -290,10 +290,10 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
     check_bundled(folder)
     for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
         settings = read_json(path) if path.is_file() else {}
-        for name in ("extra_special_tokens", "additional_special_tokens") if isinstance(settings, dict) else ():
-            count = len(named) if isinstance(named := settings.get(name), list | dict) else 0
-            if count > SPECIAL_TOKENS:
-                raise ValueError(f"{path}: too many {name}: got {count:,}, expected at most {SPECIAL_TOKENS:,}")
+        for name in ("extra_special_tokens", "additional_special_tokens"):
+            tokens = settings.get(name) if isinstance(settings, dict) else None
+            if isinstance(tokens, list | dict) and len(tokens) > SPECIAL_TOKENS:
+                raise ValueError(f"{path}: too many {name}: got {len(tokens):,}, expected at most {SPECIAL_TOKENS:,}")
     try:
         return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

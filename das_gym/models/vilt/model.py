@@ -144,7 +144,6 @@ class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
         return Processor(tokenizer, vilt_transform, self.config.image_size, self.config.patch_size, longest)
 
     def skippable_layer(self, index: int) -> SkippableLayer:
-        """Return the module of block `index`."""
         return cast(SkippableLayer, self.blocks[index])
 
     def sites(self, index: int) -> tuple[Site, ...]:
@@ -165,7 +164,6 @@ class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
         return image, seen[:, None, None]
 
     def embed(self, encoded: State) -> State:
-        """Return the state before stage 0; see `VLP.embed`."""
         joint = self.join_streams(encoded.hidden["text"], encoded.hidden["image"], encoded.extras.get("image_types", 1))
         masks = [encoded.attend["text"], encoded.attend["image"]]
         if masks[0] is None and masks[1] is None:
@@ -177,7 +175,6 @@ class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
         return State({"joint": joint}, {"joint": torch.cat(masks, dim=-1)})  # type: ignore[arg-type]
 
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
-        """Return new hidden vectors of the joint stream; see `VLP.run_layer`."""
         del memo  # with one layer a stage, no two runs have a part in common
         x = state.hidden["joint"]
         module = self.skippable_layer(index).module_for(skipped)

@@ -115,8 +115,8 @@ def data_sets(files: Sequence[DataFile]) -> list[dict[str, DataFile]]:
     one = max(parts.values(), default=0) <= 1 and (ALL not in parts or len(parts) == 1)
     sets: defaultdict[tuple[str, ...], dict[str, DataFile]] = defaultdict(dict)
     for file in files:
-        name = () if one else (ALL, file.path.name) if file.part == ALL else file.rest
-        before = sets[name].setdefault(file.part, file)
+        name = (ALL, file.path.name) if file.part == ALL else file.rest
+        before = sets[() if one else name].setdefault(file.part, file)
         if before is not file:
             raise ValueError(
                 f"two files for {file.part}: got {before.path} and {file.path}. Remove one, or pass the other as `data_root`"

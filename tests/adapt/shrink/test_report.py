@@ -26,12 +26,27 @@ from das_gym.problem.latency import Speedup, Spread
 
 def measured(*losses: float) -> Measured:
     names = ("full", "shrunk", "recovered")[: len(losses)]
-    duration, faster = Spread(1.0, 1.0, 1.0), (Speedup(1.5, 1.25, 1.75), Speedup(1.02, 0.9, 1.1))
+    duration = Spread(1.0, 1.0, 1.0)
+    faster = Speedup(1.5, 1.25, 1.75), Speedup(1.02, 0.9, 1.1)
     rows = {}
     for name, loss in zip(names, losses, strict=True):
         parameters, cached, speedups = (100, 64, (None, None)) if name == "full" else (80, 48, faster)
-        quality = 0.5, 0.4, 0.6, loss
-        rows[name] = ShrunkModelResult(name, parameters, 50, 0.1, *quality, 200, cached, duration, duration, *speedups)
+        rows[name] = ShrunkModelResult(
+            name,
+            parameters,
+            macs=50,
+            macs_saved=0.1,
+            loss=loss,
+            score=0.5,
+            low=0.4,
+            high=0.6,
+            bytes=200,
+            kv_bytes=cached,
+            prefill_ms=duration,
+            decode_ms=duration,
+            prefill_speedup=speedups[0],
+            decode_speedup=speedups[1],
+        )
     return Measured(rows, {}, {name: np.array([1.0, 0.0]) for name in names}, "accuracy")
 
 
