@@ -108,7 +108,7 @@ def make_table(settings: TableSettings, run: Run) -> None:
     counts = (settings.reward_examples, settings.test_examples)
     with progress(_total(problem, counts), "scoring every mask", unit="example") as bar:
         options: dict[str, Any] = {name: getattr(settings, name) for name in ("max_skipped", "each", "latency_batch")}
-        table, spent = build_table(problem, env_id, *counts, checkpoint=folder / CHECKPOINT, on_chunk=bar.update, **options)
+        table, spent = build_table(problem, env_id, *counts, checkpoint=folder / CHECKPOINT, on_scores=bar.update, **options)
     problem.evaluator.close()
     table.save(out)
     write_json(

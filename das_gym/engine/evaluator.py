@@ -32,6 +32,9 @@ if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's
 Watch = Callable[[Sequence[Any], int, State, Tensor], None]
 """`watch(batch, index, state, output)` sees each layer of the full model on each batch of examples."""
 
+OnScores = Callable[[np.ndarray, np.ndarray], None]
+"""`on_scores(rows, scores)` gets rows of the masks, and their (3, rows, n) losses, metrics and divergences on a batch."""
+
 
 class Evaluator:
     """Scores masks of one frozen model and head.
@@ -89,11 +92,13 @@ class Evaluator:
         self._trunk = TrunkMemory(trunk_bytes)
         self._head_macs: dict[torch.Size, int] = {}
         self._runner: VLP | None = None
+        self._started: float | None = None
 
     @property
     def spent(self) -> Spending:
-        """A copy of the counters since the last `reset_spent`."""
-        return replace(self._spent)
+        """A copy of the counters since the last `reset_spent`, also while masks are scored."""
+        running = 0.0 if self._started is None else time.perf_counter() - self._started
+        return replace(self._spent, seconds=self._spent.seconds + running)
 
     def reset_spent(self) -> None:
         """Set every counter to zero."""
@@ -184,15 +189,15 @@ class Evaluator:
         found = zip(scores.losses.tolist(), scores.metrics.tolist(), strict=True)
         self._memory.keep({key: Score(loss, metric, None) for key, (loss, metric) in zip(keys, found, strict=True)})
 
-    def evaluate_each(self, masks: np.ndarray, examples: Sequence[Any]) -> Scores:
-        """Return (m, n_examples) losses, metrics and divergences, NaN or inf of a broken example; nothing is cached."""
+    def evaluate_each(self, masks: np.ndarray, examples: Sequence[Any], on_scores: OnScores | None = None) -> Scores:
+        """Return (m, n_examples) losses, metrics and divergences, NaN or inf of a broken example; nothing is cached.
+
+        `on_scores` gets the scores of masks on a batch as soon as they are known.
+        """
         masks = self._check_masks(masks, examples)
         self._forget_changed()
         with self._timed_run(_signature(examples)):
-            each = self._score_each(masks, examples)
-        with np.errstate(invalid="ignore"):
-            self._count_scored(len(masks), len(examples), each[0].sum(axis=1))
-        return Scores(*each)
+            return Scores(*self._score_each(masks, examples, on_scores))
 
     def evaluate_block(self, masks: np.ndarray, examples: Sequence[Any], start: int, stop: int) -> Scores:
         """Score masks on a block of examples, one by one. What is kept of the full model stays from block to block.
@@ -253,12 +258,13 @@ class Evaluator:
     @contextmanager
     def _timed_run(self, signature: int) -> Iterator[None]:
         """Prepare the trunk for the examples with this signature, and measure the time, also of a run that fails."""
-        started = time.perf_counter()
+        self._started = time.perf_counter()
         self._trunk.start(hash((signature, self.batch_size)))
         try:
             yield
         finally:
-            self._spent.seconds += time.perf_counter() - started
+            self._spent.seconds += time.perf_counter() - self._started
+            self._started = None
 
     def _count_scored(self, masks: int, examples: int, losses: np.ndarray) -> None:
         """Count the masks of a run; `losses`: (masks,), non-finite for broken masks."""
@@ -266,13 +272,23 @@ class Evaluator:
         self._spent.examples += masks * examples
         self._spent.broken += int((~np.isfinite(losses)).sum())
 
-    def _score_each(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
+    def _score_each(self, masks: np.ndarray, examples: Sequence[Any], on_scores: OnScores | None = None) -> np.ndarray:
         """Return (3, m, n_examples) losses, metrics and divergences."""
         full_model = np.zeros((1, masks.shape[1]), dtype=bool)
-        each = np.zeros((3, len(masks) + 1, len(examples)))
-        for rows, where, scores, _ in self._leaves(np.concatenate((full_model, masks)), examples, divergences=True):
+        each = np.zeros((3, len(masks), len(examples)))
+        for leaf, where, scores, _ in self._leaves(np.concatenate((full_model, masks)), examples, divergences=True):
+            rows = leaf[leaf > 0] - 1
             each[:, rows, where] = np.stack(scores)[:, None]  # equal masks share a leaf, and so a column of scores
-        return each[:, 1:]
+            self._count_each(rows, where, each)
+            if on_scores is not None and len(rows):
+                on_scores(rows, each[:, rows, where])
+        return each
+
+    def _count_each(self, rows: np.ndarray, where: slice, each: np.ndarray) -> None:
+        """Count the masks in `rows`, whose scores on a batch are in (3, m, n_examples) `each`."""
+        self._spent.masks += len(rows) if where.start == 0 else 0
+        self._spent.examples += len(rows) * (where.stop - where.start)
+        self._spent.broken += int((~np.isfinite(each[0, rows, where])).any(axis=1).sum())
 
     def _score_block(self, masks: np.ndarray, examples: Sequence[Any], start: int, stop: int) -> np.ndarray:
         """Return (2, m, stop - start) losses and metrics."""

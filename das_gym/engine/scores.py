@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -62,6 +62,12 @@ class Spending:
     images: int = 0
     macs: int = 0
     seconds: float = 0.0
+
+    def __add__(self, other: Spending) -> Spending:
+        return Spending(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+    def __sub__(self, other: Spending) -> Spending:
+        return Spending(*(mine - its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
 
 def format_mask(mask: np.ndarray) -> str:

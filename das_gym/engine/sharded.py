@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from das_gym.engine.evaluator import Evaluator
+from das_gym.engine.evaluator import Evaluator, OnScores
 from das_gym.engine.scores import Scores, Spending
 from das_gym.processes import raise_interrupts
 
@@ -142,8 +142,14 @@ class ShardedEvaluator(Evaluator):
             progress(len(examples))
         return scores, []
 
-    def _score_each(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
-        return self._share(masks, examples, True, True)
+    def _score_each(self, masks: np.ndarray, examples: Sequence[Any], on_scores: OnScores | None = None) -> np.ndarray:
+        """Return what `Evaluator._score_each` returns; `on_scores` is called once, when all workers have answered."""
+        each = self._share(masks, examples, True, True)
+        rows = np.arange(len(masks))
+        self._count_each(rows, slice(0, len(examples)), each)
+        if on_scores is not None:
+            on_scores(rows, each)
+        return each
 
     def _score_block(self, masks: np.ndarray, examples: Sequence[Any], start: int, stop: int) -> np.ndarray:
         return self._share(masks, examples, True, False, (start, stop))[:2]

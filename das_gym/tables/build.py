@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ from das_gym.tables.table import SCORES, SPLITS, SubnetTable, TableMeta
 from das_gym.tasks.base import Task, content_hash
 
 CHECKPOINT_FORMAT = "das_gym table checkpoint 2"
+
+SAVE_SECONDS = 30.0
+"""Least time between two checkpoints within a batch: all masks of a large model take hours on a few examples."""
 
 COUNTED = tuple(name for name, kind in COST_KINDS.items() if kind.counted and name != "macs_saved")
 """Costs besides MACs that every table holds: they are the same on every machine."""
@@ -119,10 +123,11 @@ def build_table(
     reward_examples: int | None = None,
     test_examples: int | None = None,
     checkpoint: Path | None = None,
-    on_chunk: Callable[[int], Any] | None = None,
+    on_scores: Callable[[float], Any] | None = None,
     max_skipped: int | None = None,
     each: bool = False,
     latency_batch: int | None = None,
+    save_seconds: float = SAVE_SECONDS,
 ) -> tuple[SubnetTable, Spending]:
     """Score every mask, or every one of few skipped layers, on the reward and the test split, batch by batch.
 
@@ -133,12 +138,14 @@ def build_table(
         env_id: Its environment.
         reward_examples: How many examples of the reward split to use, None = all.
         test_examples: The same of the test split.
-        checkpoint: File to write after every batch, and to resume from if it exists; the table is the same, bit for bit,
-            as one that was not interrupted.
-        on_chunk: Called with the number of examples done, first with those of the checkpoint.
+        checkpoint: File to write after every batch, and within one, and to resume from if it exists; the table is the same,
+            bit for bit, as one that was not interrupted.
+        on_scores: Called with the number of examples done, first with those of the checkpoint. A share of the masks on some
+            examples counts as that share of the examples.
         max_skipped: Masks of more skipped layers are left out; None = none are.
         each: Keep the scores of each example (format 2).
         latency_batch: Number of examples per forward pass when measuring the latency of units; None measures none.
+        save_seconds: Least time between two checkpoints within a batch. Workers of Ray report whole batches.
     """
     width = len(problem.layer_names)
     masks = masks_up_to(width, max_skipped)
@@ -151,7 +158,7 @@ def build_table(
     progress = _Progress(problem.task, examples, identity, len(masks), each)
     if checkpoint is not None and checkpoint.is_file():
         progress.restore(checkpoint)
-    _score_batches(problem.evaluator, masks, examples, progress, checkpoint, on_chunk or (lambda done: None))
+    _score_batches(problem.evaluator, masks, examples, progress, checkpoint, save_seconds, on_scores or (lambda done: None))
     costs = {setting: measure_cost(problem, setting).as_dict() for setting in COUNTED}
     if latency_batch is not None:
         costs |= latency_costs(latency_of(problem, latency_batch))
@@ -185,20 +192,48 @@ def _score_batches(
     examples: Mapping[str, Sequence[Any]],
     progress: _Progress,
     checkpoint: Path | None,
-    report: Callable[[int], Any],
+    save_seconds: float,
+    report: Callable[[float], Any],
 ) -> None:
-    report(sum(progress.done.values()))
+    report(sum(progress.done.values()) + progress.batch.shape[2] * float(progress.scored.mean()))
     for split in SPLITS:
         for start in range(progress.done[split], len(examples[split]), evaluator.batch_size):
             chunk = examples[split][start : start + evaluator.batch_size]
-            before = evaluator.spent
-            progress.add(split, evaluator.evaluate_each(masks, chunk))
-            for counter in dataclasses.fields(Spending):
-                more = getattr(evaluator.spent, counter.name) - getattr(before, counter.name)
-                setattr(progress.spent, counter.name, getattr(progress.spent, counter.name) + more)
+            progress.begin_batch(len(chunk))
+            _score_batch(evaluator, masks, chunk, progress, checkpoint, save_seconds, report)
+            progress.end_batch(split)
             if checkpoint is not None:
                 progress.save(checkpoint)
-            report(len(chunk))
+
+
+def _score_batch(
+    evaluator: Evaluator,
+    masks: np.ndarray,
+    chunk: Sequence[Any],
+    progress: _Progress,
+    checkpoint: Path | None,
+    save_seconds: float,
+    report: Callable[[float], Any],
+) -> None:
+    """Score the masks on a batch that a checkpoint within the batch does not hold."""
+    todo = np.flatnonzero(~progress.scored)
+    if not len(todo):
+        return
+    earlier = progress.spent - evaluator.spent
+    saved = time.monotonic()
+
+    def keep(rows: np.ndarray, scores: np.ndarray) -> None:
+        nonlocal saved
+        progress.batch[:, todo[rows]] = scores
+        progress.scored[todo[rows]] = True
+        if checkpoint is not None and time.monotonic() - saved > save_seconds:
+            progress.spent = earlier + evaluator.spent
+            progress.save(checkpoint)
+            saved = time.monotonic()
+        report(len(chunk) * len(rows) / len(masks))
+
+    evaluator.evaluate_each(masks[todo], chunk, keep)
+    progress.spent = earlier + evaluator.spent
 
 
 def _mean_scores(sums: np.ndarray, count: int) -> Scores:
@@ -242,6 +277,8 @@ class _Progress:
         sums: By split, (3, masks) float64 sums over examples of losses, metrics and divergences.
         each: By split, the scores of each example; empty where means are enough.
         done: By split, how many examples are in them.
+        batch: (3, masks, n) float64 losses, metrics and divergences on the batch at work, of the masks in `scored`.
+        scored: (masks,) bool.
         spent: The computation so far.
     """
 
@@ -253,6 +290,8 @@ class _Progress:
         self.done = dict.fromkeys(SPLITS, 0)
         self.spent = Spending()
         self.sums = {split: np.zeros((len(SCORES), masks)) for split in SPLITS}
+        self.batch = np.zeros((len(SCORES), masks, 0))
+        self.scored = np.zeros(masks, dtype=bool)
         self.each: dict[str, ExampleScores] = {}
         for split, part in examples.items() if each else ():
             images: dict[str, int] = {}
@@ -261,17 +300,27 @@ class _Progress:
             places = np.array([groups.index(task.group(e)) for e in part], np.int16)
             self.each[split] = ExampleScores.empty(masks, places, numbers, [e.key for e in part])
 
-    def add(self, split: str, scores: Scores) -> None:
-        """Add the (masks, m) scores of the next m examples."""
+    def begin_batch(self, size: int) -> None:
+        """Begin the next batch of examples, or continue the restored one."""
+        if self.scored.any() and self.batch.shape[2] != size:
+            raise ValueError(f"the checkpoint ends within a batch of {self.batch.shape[2]} examples, expected {size}")
+        if not self.scored.any():
+            self.batch = np.zeros((*self.batch.shape[:2], size))
+
+    def end_batch(self, split: str) -> None:
+        """Add the scores of the batch."""
         if self.each:
-            self.each[split] = self.each[split].put(self.done[split], scores)
-        self.sums[split] += np.stack([getattr(scores, name).sum(axis=1) for name in SCORES])
-        self.done[split] += scores.losses.shape[1]
+            self.each[split] = self.each[split].put(self.done[split], Scores(*self.batch))
+        self.sums[split] += self.batch.sum(axis=2)
+        self.done[split] += self.batch.shape[2]
+        self.scored[:] = False
 
     def save(self, path: Path) -> None:
         """Write the checkpoint atomically."""
         meta = {"format": CHECKPOINT_FORMAT, **self.identity, "done": self.done, "spent": dataclasses.asdict(self.spent)}
         arrays = dict(self.sums)
+        if self.scored.any():
+            arrays |= {"batch": self.batch, "scored": self.scored}
         for split, each in self.each.items():
             arrays |= each.arrays(split)
         buffer = io.BytesIO()
@@ -299,6 +348,11 @@ class _Progress:
                     read = ExampleScores.from_arrays(arrays, split)
                     read.check(split, each.losses.shape[1], len(each.keys), len(self.identity["groups"]))
                     self.each[split] = read
+            if "batch" in arrays:
+                kinds = [(each.ndim, each.shape[:2], each.dtype) for each in (arrays["batch"], arrays["scored"])]
+                if kinds != [(3, self.batch.shape[:2], self.batch.dtype), (1, self.scored.shape, self.scored.dtype)]:
+                    raise ValueError("its batch belongs to other masks")
+                self.batch, self.scored = arrays["batch"], arrays["scored"]
             self.done = done
             self.spent = spent
         except Exception as error:  # a damaged file can raise anything

@@ -40,40 +40,38 @@ def test_table_equals_the_engines_scores(small_problem: Problem, small_table: Su
 
 def test_batches_walk_the_tree_once(small_problem: Problem):
     small_problem.evaluator.forget()
-    done = []
-    _, spent = build_table(small_problem, ENV_ID, 10, 6, on_chunk=done.append)
-    assert done == [0, 4, 4, 2, 4, 2]
+    done: list[float] = []
+    _, spent = build_table(small_problem, ENV_ID, 10, 6, on_scores=done.append)
+    assert done == [0, *[4 / 64] * 128, *[2 / 64] * 64, *[4 / 64] * 64, *[2 / 64] * 64]
     assert spent.layer_runs == 5 * (2 + 2 * 4 + 2 * 16)  # at each of 3 stages two layers a parent state
     assert spent.examples == 64 * 16
 
 
-def test_build_table_resumes_after_a_kill(small_problem: Problem, small_table: SubnetTable, tmp_path: Path):
+@pytest.mark.parametrize("each", [False, True])
+def test_build_table_resumes_after_a_kill(small_problem: Problem, each: bool, tmp_path: Path):
+    """Within each batch of the reward split, and one of the test split: no mask is scored twice on an example."""
     checkpoint = tmp_path / "checkpoint.npz"
+    wanted, whole = build_table(small_problem, ENV_ID, 10, 6, each=each)
+    done: list[float] = []
 
-    def killed(after: int, *counts: int, **settings: bool) -> None:
-        seen: list[int] = []
+    def killed(number: float) -> None:
+        done.append(number)
+        if len(done) == 50:
+            raise KeyboardInterrupt
 
-        def on_chunk(done: int) -> None:
-            seen.append(done)
-            if len(seen) == after:
-                raise KeyboardInterrupt
-
+    for total in (49 * 4 / 64, 98 * 4 / 64, 8 + 19 * 2 / 64, 10 + 4 * 4 / 64):
+        done.clear()
+        small_problem.evaluator.forget()
         with pytest.raises(KeyboardInterrupt):
-            build_table(small_problem, ENV_ID, *counts, checkpoint, on_chunk, **settings)
-
+            build_table(small_problem, ENV_ID, 10, 6, checkpoint, killed, each=each, save_seconds=0)
+        assert sum(done) == pytest.approx(total)
+    done.clear()
     small_problem.evaluator.forget()
-    for after in (2, 4):  # during the reward split, and during the test split
-        killed(after, 10, 6)
-    small_problem.evaluator.forget()
-    done: list[int] = []
-    table, spent = build_table(small_problem, ENV_ID, 10, 6, checkpoint, done.append)
-    assert done == [14, 2]
-    assert spent.examples == 64 * 16
-    assert equal(table, small_table, tmp_path)
-    checkpoint.unlink()
-    killed(2, 2, 1, each=True)  # before the test split
-    resumed, _ = build_table(small_problem, ENV_ID, 2, 1, checkpoint, each=True)
-    assert equal(resumed, build_table(small_problem, ENV_ID, 2, 1, each=True)[0], tmp_path)
+    table, spent = build_table(small_problem, ENV_ID, 10, 6, checkpoint, done.append, each=each)
+    assert sum(done) == 16
+    assert (spent.masks, spent.examples, spent.broken) == (whole.masks, whole.examples, whole.broken)
+    assert whole.layer_runs < spent.layer_runs < 1.2 * whole.layer_runs  # the first layers ran again
+    assert equal(table, wanted, tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"done": {"reward": 1}}, {"done": 3}, {"spent": {"x": 1}}, {"format": 1}, 3])
