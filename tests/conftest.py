@@ -73,6 +73,12 @@ def small_kwargs(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) 
 
 
 @pytest.fixture(scope="session")
+def bare_kwargs(small_kwargs: dict[str, str]) -> dict[str, str]:
+    """As `small_kwargs`, without the supernet."""
+    return {name: value for name, value in small_kwargs.items() if name != "supernet"}
+
+
+@pytest.fixture(scope="session")
 def small_problem(small_kwargs: dict[str, str]) -> Problem:
     """The problem of `small_kwargs`, scored 4 examples at a time; do not train it."""
     return build_problem(ProblemConfig(**small_kwargs, eval_batch_size=4))

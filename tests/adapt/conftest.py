@@ -1,7 +1,47 @@
+"""Tiny models with tiny data in LLaVA's format, loaded once: the problems stay as they are; and commands in this process."""
+
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from das_gym.adapt.commands import PROGRAM
+
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import Problem, load_problem
+from tests.models.transformers import tiny
+from tests.tasks.answering import making
+
+MASK = np.array([False, True, False, True])
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 conversations to train on, 6 to score masks on and 6 to report, an image each."""
+    return making.llava_folder(tmp_path_factory.mktemp("llava"), train=12, val=6, test=6)
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny float32 checkpoint by its type, made once."""
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = tiny.save(name, tmp_path_factory.mktemp(name) / name)
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def problem_of(folder_of: Callable[[str], Path], data: Path) -> Callable[[str], Problem]:
+    def load(name: str) -> Problem:
+        return load_problem(
+            ProblemConfig(model="VLM", task="answering", checkpoint=str(folder_of(name)), data_root=str(data), device="cpu")
+        )
+
+    return load
 
 
 @pytest.fixture

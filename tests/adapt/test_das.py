@@ -212,21 +212,17 @@ SHORT = {"search_epochs": 1, "warmup_epochs": 0, "finetune_epochs": 0, "skip_num
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["search", "new"])
-def test_finetune_from_decides_what_fine_tuning_starts_from(
-    small_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], start: str
-):
-    given: dict[str, Any] = {name: value for name, value in small_kwargs.items() if name != "supernet"}
-    given["problem"] = {"image_size": 96}
+def test_finetune_from_decides_what_fine_tuning_starts_from(bare_kwargs, tmp_path, capsys, start):
     das = {**SHORT, "finetune_from": start}
-    ex.run(config_updates={**given, "runs_dir": str(tmp_path), "references": False, "das": das}, named_configs=["meter_vqa"])
+    given = {**bare_kwargs, "problem": {"image_size": 96}, "runs_dir": str(tmp_path), "references": False, "das": das}
+    ex.run(config_updates=given, named_configs=["meter_vqa"])
     folder = tmp_path / "1"
     supernet = Adaptation.load(folder / SUPERNET_FILE)
     subnet = load_subnet(folder).adaptation().tensors
     kept = [bool(np.array_equal(supernet.tensors[name], tensor)) for name, tensor in subnet.items()]
     assert all(kept) is (start == "search")
     assert read_json(folder / "das.json")["pipeline"]["finetune_from"] == start
-    given |= given.pop("problem")
-    problem = load_problem(ProblemConfig(**given, supernet=str(folder / SUPERNET_FILE)))
+    problem = load_problem(ProblemConfig(**bare_kwargs, image_size=96, supernet=str(folder / SUPERNET_FILE)))
     assert np.isfinite(problem.evaluator.losses(np.zeros((1, 6), bool), problem.splits.reward[:4])).all()
     printed = capsys.readouterr().out
     assert f"bayes skip_num=2 {shlex.quote(f'supernet={folder / SUPERNET_FILE}')}" in printed

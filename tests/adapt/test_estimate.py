@@ -1,7 +1,6 @@
 """Estimates of `adapt` and `shrink`, and what is shared in memory: one model for search, teacher and student."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from das_gym.agents.run_commands import compare, pareto, search, table
 
 from das_gym.engine.tree import saved_bytes
 from das_gym.models.transformers.layer_removal import pruned_copy
-from das_gym.problem.loading import Problem
-from tests.adapt.shrink.conftest import MASK, data, folder_of, problem_of  # noqa: F401 - fixtures
+from tests.adapt.conftest import MASK
 
 
 def estimate_of(command: Any, settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -31,25 +29,23 @@ def names_in(line: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("command", "parts"), [(search, 2), (pareto, 2), (table, 2)])
-def test_agents_print_an_estimate(
-    command: Any, parts: int, small_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_agents_print_an_estimate(command, parts, small_kwargs, tmp_path, capsys):
     settings = {**small_kwargs, "reward_examples": 10}
     assert len(names_in(estimate_of(command, settings, tmp_path, capsys))) == parts
 
 
-def test_a_table_needs_no_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_table_needs_no_estimate(tmp_path, capsys):
     line = estimate_of(search, {"env_id": "DAS-METER-VQA-Tabular-v0"}, tmp_path, capsys)
     assert line == "estimate: no model has to run"
 
 
 @pytest.mark.slow
-def test_adapt_prints_an_estimate(small_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_adapt_prints_an_estimate(small_kwargs, tmp_path, capsys):
     line = estimate_of(adapt, {**small_kwargs, "train": {"steps": 4}}, tmp_path, capsys)
     assert names_in(line) == ["layer statistics", "search", "encoders", "training", "evaluation", "timing"]
 
 
-def test_a_comparison_of_agents_prints_an_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_comparison_of_agents_prints_an_estimate(tmp_path, capsys):
     agents = ["random", "uniform"]
     line = estimate_of(compare, {"env_id": "DAS-METER-VQA-v0", "agents": agents, "evaluations": 9}, tmp_path, capsys)
     assert names_in(line) == agents
@@ -57,17 +53,14 @@ def test_a_comparison_of_agents_prints_an_estimate(tmp_path: Path, capsys: pytes
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [das, supernet, adapt_compare], ids=["das", "supernet", "compare"])
-def test_long_trainings_print_an_estimate(
-    command: Any, small_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    settings: dict[str, Any] = {name: value for name, value in small_kwargs.items() if name != "supernet"}
+def test_long_trainings_print_an_estimate(command, bare_kwargs, tmp_path, capsys):
     training = {"train": {"steps": 4, "batch_size": 4}}
     more = {
         das: {"das": {"skip_num": 2, "batch_size": 4, "image_size": None, "reward_examples": 4}},
         supernet: training,
         adapt_compare: {**training, "methods": ["lora", "das"], "skip_nums": [0]},
     }
-    line = estimate_of(command, {**settings, **more[command]}, tmp_path, capsys)
+    line = estimate_of(command, {**bare_kwargs, **more[command]}, tmp_path, capsys)
     parts = {
         das: ["turns", "encoders", "search", "fine-tuning", "evaluation", "timing"],
         supernet: ["encoders", "training", "evaluation"],
@@ -78,13 +71,7 @@ def test_long_trainings_print_an_estimate(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mask", [None, MASK.astype(int).tolist()])
-def test_shrink_prints_an_estimate(
-    mask: list[int] | None,
-    folder_of: Callable[[str], Path],  # noqa: F811
-    data: Path,  # noqa: F811
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-):
+def test_shrink_prints_an_estimate(mask, folder_of, data, tmp_path, capsys):
     settings = {"checkpoint": str(folder_of("llava")), "data_root": str(data), "skip_num": None if mask else 2, "mask": mask}
     line = estimate_of(shrink, {**settings, "train": {"steps": 4}, "control": mask and True}, tmp_path, capsys)
     own = ["teacher", "recovery", "measuring", "measuring without recovery", "timing", "verification"]
@@ -94,13 +81,7 @@ def test_shrink_prints_an_estimate(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recover", ["linear", "refit+lora"])
-def test_an_estimate_includes_the_repair_in_closed_form(
-    recover: str,
-    folder_of: Callable[[str], Path],  # noqa: F811
-    data: Path,  # noqa: F811
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-):
+def test_an_estimate_includes_the_repair_in_closed_form(recover, folder_of, data, tmp_path, capsys):
     settings = {"checkpoint": str(folder_of("llava")), "data_root": str(data), "recover": recover, "skip_num": 1}
     line = estimate_of(shrink_compare, {**settings, "train": {"steps": 4}}, tmp_path, capsys)
     assert "repair" in names_in(line)
@@ -108,7 +89,7 @@ def test_an_estimate_includes_the_repair_in_closed_form(
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_student_shares_all_that_does_not_train(problem_of: Callable[[str], Problem], method: str):  # noqa: F811
+def test_student_shares_all_that_does_not_train(problem_of, method):
     full = problem_of("llava").vlp
     student: Any = pruned_copy(full, MASK)
     trained = insert_trainable(student, full, RecoveryConfig(recover=method).method)
@@ -118,7 +99,7 @@ def test_student_shares_all_that_does_not_train(problem_of: Callable[[str], Prob
     assert {p.untyped_storage().data_ptr() for p in student.model.parameters()} <= own | shared
 
 
-def test_gradient_checkpointing_of_recovery_gives_the_same_gradients(problem_of: Callable[[str], Problem]):  # noqa: F811
+def test_gradient_checkpointing_of_recovery_gives_the_same_gradients(problem_of):
     problem = problem_of("llava")
     examples = problem.task.open_ended(problem.splits.train[:3])
     config, found = RecoveryConfig(recover="lora"), {}

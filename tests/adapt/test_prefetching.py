@@ -20,8 +20,6 @@ from das_gym.adapt.training import StepResult, Trainer
 
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone, load_splits
-from tests.models.transformers import tiny
-from tests.tasks.answering.making import llava_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
 
@@ -29,8 +27,8 @@ Logged = list[tuple[str, float, int]]
 
 
 @pytest.fixture
-def problem(small_kwargs: dict[str, str]) -> ProblemConfig:
-    return ProblemConfig(**{name: value for name, value in small_kwargs.items() if name != "supernet"})
+def problem(bare_kwargs: dict[str, str]) -> ProblemConfig:
+    return ProblemConfig(**bare_kwargs)
 
 
 @pytest.fixture(autouse=True)
@@ -87,10 +85,8 @@ def test_prefetcher_changes_no_bit_with_augmentation_dropout_and_resume(problem:
 
 
 @pytest.mark.slow
-def test_prefetcher_changes_no_bit_of_prompts(tmp_path: Path):
-    tiny.save("llava", tmp_path / "model")
-    llava_folder(tmp_path / "data", train=12, test=4)
-    problem = ProblemConfig("VLM", "answering", checkpoint=str(tmp_path / "model"), data_root=str(tmp_path / "data"))
+def test_prefetcher_changes_no_bit_of_prompts(folder_of, data):
+    problem = ProblemConfig("VLM", "answering", checkpoint=str(folder_of("llava")), data_root=str(data))
     found = []
     for workers in (0, 1):
         step_loss, trainer = new_training(problem, workers, micro_batch_size=2)

@@ -93,10 +93,10 @@ def test_closed_terminal_does_not_fail_a_command(tmp_path: Path, monkeypatch: py
 
 
 @pytest.fixture
-def training(small_kwargs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def training(bare_kwargs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A training of some seconds, as it is typed."""
     monkeypatch.chdir(tmp_path)
-    data = [f"{name}={value}" for name, value in small_kwargs.items() if name != "supernet"]
+    data = [f"{name}={value}" for name, value in bare_kwargs.items()]
     return " ".join(["python -m adapt supernet with", *data, "train.steps=30 train.save_every=5 train.batch_size=4"])
 
 

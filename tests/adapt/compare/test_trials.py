@@ -72,8 +72,8 @@ def test_random_masks_depend_on_the_seed():
         method_variants(["lora"], {"lora": {"rank": 0}}, {})
 
 
-def context_of(small_kwargs: dict[str, str], folder: Path, **recipe: Any) -> ComparisonContext:
-    problem = ProblemConfig(**{name: value for name, value in small_kwargs.items() if name != "supernet"})
+def context_of(bare_kwargs: dict[str, str], folder: Path, **recipe: Any) -> ComparisonContext:
+    problem = ProblemConfig(**bare_kwargs)
     recipe = {"steps": 1, "batch_size": 4, **recipe}
     splits = load_splits(problem)
     base = with_new_head(load_backbone(problem), problem.task, splits)
@@ -81,9 +81,9 @@ def context_of(small_kwargs: dict[str, str], folder: Path, **recipe: Any) -> Com
 
 
 @pytest.mark.slow
-def test_context_trains_with_the_seed_of_the_trial(small_kwargs: dict[str, str], tmp_path, monkeypatch):
+def test_context_trains_with_the_seed_of_the_trial(bare_kwargs, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "measure_latency", lambda calls: {"own": np.array([2.0]), "plain": np.array([3.0])})
-    context = context_of(small_kwargs, tmp_path, seed=7)
+    context = context_of(bare_kwargs, tmp_path, seed=7)
     (variant,) = method_variants(["lora"], {}, {})
     trained, _, result = context.train(variant, 3e-3, 5)
     again, other = context.train(variant, 3e-3, 5)[-1], context.train(variant, 3e-3, 6)[-1]
@@ -95,8 +95,8 @@ def test_context_trains_with_the_seed_of_the_trial(small_kwargs: dict[str, str],
     assert not list(tmp_path.glob("*_5.pt"))  # kept until then, so that a run that stops trains nothing again
 
 
-def test_context_removes_the_checkpoint_of_a_diverged_training(small_kwargs: dict[str, str], tmp_path, monkeypatch):
-    context = context_of(small_kwargs, tmp_path, save_every=1)
+def test_context_removes_the_checkpoint_of_a_diverged_training(bare_kwargs, tmp_path, monkeypatch):
+    context = context_of(bare_kwargs, tmp_path, save_every=1)
     seen: list[str] = []
 
     def broken(*_: Any, **__: Any) -> None:

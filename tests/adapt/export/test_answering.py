@@ -1,6 +1,5 @@
 """Export of fine-tuned answering models: LoRA and full fine-tuning as plain folders, DAS with its adapters."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,13 @@ from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.inserted_adapters import exportable_subnet
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, task_class
-from tests.adapt.shrink.conftest import data, folder_of  # noqa: F401
 from tests.models.transformers import tiny
 
 MASK = (0, 1, 0, 1)
 RECORD = {"row": "LoRA, learning rate 0.002", "models": [{"name": "LoRA", "metric": 0.75, "metric_name": "exact_match"}]}
 
 
-def finetuned(folder: Path, data: Path, name: str, **settings: Any) -> AdaptedModel:  # noqa: F811
+def finetuned(folder: Path, data: Path, name: str, **settings: Any) -> AdaptedModel:
     """Return a model whose trained parameters have changed."""
     config = ProblemConfig(model="VLM", task="answering", checkpoint=str(folder), data_root=str(data), device="cpu")
     backbone = load_backbone(config, **({"bottleneck": 4, "skip_bottleneck": 6} if name == "das" else {}))
@@ -49,7 +47,7 @@ def finetuned(folder: Path, data: Path, name: str, **settings: Any) -> AdaptedMo
         pytest.param("das", {}, marks=pytest.mark.slow),
     ],
 )
-def test_as_saved_keeps_the_outputs(folder_of: Callable[[str], Path], data: Path, name: str, settings: dict[str, Any]):  # noqa: F811
+def test_as_saved_keeps_the_outputs(folder_of, data, name, settings):
     model = finetuned(folder_of("llava"), data, name, **settings)
     vlm, processor = model.backbone.vlp, model.task.processor
     probes = Probes(vlm, processor, [Prompt(q, (NoiseImage(n, 96, 64),), "red") for n, q in enumerate(QUESTIONS)])
@@ -65,12 +63,7 @@ def test_as_saved_keeps_the_outputs(folder_of: Callable[[str], Path], data: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("wanted", "dtype"), [("auto", torch.bfloat16), ("float32", torch.float32)])
-def test_export_answering_loads_in_transformers(
-    data: Path,  # noqa: F811
-    tmp_path: Path,
-    wanted: str,
-    dtype: torch.dtype,
-):
+def test_export_answering_loads_in_transformers(data, tmp_path, wanted, dtype):
     source = tiny.save("llava", tmp_path / "source", torch.bfloat16)
     written = export_answering(finetuned(source, data, "lora"), tmp_path / "out", RECORD, wanted)
     assert written.loads_with == "transformers.AutoModelForImageTextToText"
@@ -85,7 +78,7 @@ def test_export_answering_loads_in_transformers(
 
 
 @pytest.mark.slow
-def test_export_answering_writes_a_trained_projector(data: Path, tmp_path: Path):  # noqa: F811
+def test_export_answering_writes_a_trained_projector(data, tmp_path):
     source = tiny.save("llava", tmp_path / "source", torch.bfloat16)
     config = ProblemConfig(model="VLM", task="answering", checkpoint=str(source), data_root=str(data), device="cpu")
     backbone = load_backbone(config, bottleneck=4, skip_bottleneck=6, projector=True)

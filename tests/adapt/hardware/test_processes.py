@@ -50,22 +50,17 @@ def start(rank: int, port: int, *words: str, program: Sequence[str] = TRAIN, pro
     return subprocess.Popen(command, env={**os.environ, **places, **more}, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.fixture(scope="module")
-def problem(small_kwargs: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in small_kwargs.items() if name != "supernet"}
-
-
 @pytest.mark.slow
-def test_training_in_two_processes_equals_one(problem: dict[str, str], tmp_path: Path):
+def test_training_in_two_processes_equals_one(bare_kwargs, tmp_path):
     """A batch of 5 is split 2 and 3, so that a mean of means would be wrong; masks leave parameters without gradients."""
     port, two = free_port(), tmp_path / "two"
     two.mkdir()
     trackers = ["tensorboard"] if find_spec("tensorboard") else []
-    words = (json.dumps(problem), json.dumps({**STEPS, "trackers": trackers}), str(two))
+    words = (json.dumps(bare_kwargs), json.dumps({**STEPS, "trackers": trackers}), str(two))
     both = [start(rank, port, *words) for rank in (0, 1)]
     logged: list[tuple[str, float, int]] = []
     one = train_supernet(
-        SupernetConfig(**STEPS), ProblemConfig(**problem), tmp_path / "one.safetensors", log=lambda *e: logged.append(e)
+        SupernetConfig(**STEPS), ProblemConfig(**bare_kwargs), tmp_path / "one.safetensors", log=lambda *e: logged.append(e)
     )
     for process in both:
         _, told = process.communicate(timeout=300)

@@ -74,7 +74,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory, small_kwargs: dict[str, str], shapes_folder: Path) -> dict[str, World]:
+def worlds(tmp_path_factory: pytest.TempPathFactory, bare_kwargs: dict[str, str], shapes_folder: Path) -> dict[str, World]:
     folder = tmp_path_factory.mktemp("methods")
     torch.manual_seed(0)
     vilt, sizes = ASSETS / "vilt_mini", {"image_size": 96, "patch_size": 16, "hidden_size": 32, "num_heads": 2}
@@ -84,9 +84,8 @@ def worlds(tmp_path_factory: pytest.TempPathFactory, small_kwargs: dict[str, str
     tiny.save("llava", folder / "vlm")
     llava_folder(folder / "data", train=6, test=2)
     data = {"data_root": str(shapes_folder)}
-    meter = {name: value for name, value in small_kwargs.items() if name != "supernet"}
     problems = (
-        ProblemConfig("METER", "vqa", **meter),
+        ProblemConfig("METER", "vqa", **bare_kwargs),
         ProblemConfig("ViLT", "vqa", checkpoint=str(folder / "vilt"), tokenizer=str(vilt), **data),
         ProblemConfig("VLM", "answering", checkpoint=str(folder / "vlm"), data_root=str(folder / "data")),
     )

@@ -13,7 +13,6 @@ from das_gym.commands.recorded import RunError
 from das_gym.files import read_json
 from das_gym.problem.budget import Masks
 from tests.models.transformers import tiny
-from tests.tasks.answering import making
 
 
 def trial(method: str, seed: int, loss: float, after: float | None = None) -> MethodTrial:
@@ -42,14 +41,12 @@ def test_comparison_table_has_the_interval_over_seeds():
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A tiny model, tiny data, and a run that compared two methods on them."""
-    place = tmp_path_factory.mktemp("compared")
-    making.llava_folder(place / "data", train=12, val=6, test=6)
-    tiny.save("llava", place / "llava")
-    settings = {"checkpoint": str(place / "llava"), "data_root": str(place / "data"), "runs_dir": str(place / "runs")}
+def given(folder_of, data, tmp_path_factory) -> dict[str, Any]:
+    """Two methods to compare on a tiny model."""
     return {
-        **settings,
+        "checkpoint": str(folder_of("llava")),
+        "data_root": str(data),
+        "runs_dir": str(tmp_path_factory.mktemp("runs")),
         "skip_num": 1,
         "evaluations": 4,
         "device": "cpu",
@@ -59,7 +56,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_compare_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFixture[str]):
+def test_compare_on_a_tiny_model(given, capsys):
     run = ex.run(given)
     folder = Path(given["runs_dir"]) / "1"
     record = read_json(folder / "compare.json")
@@ -73,7 +70,7 @@ def test_compare_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
-def test_compare_measures_a_mask_of_two_methods_once(given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_compare_measures_a_mask_of_two_methods_once(given, tmp_path, monkeypatch):
     """With half of the MACs of attentions and MLPs apart; the rules `uniform` and `angular` of two layers differ."""
     measured, measure = [], MethodTrials._measure
     monkeypatch.setattr(
@@ -89,7 +86,7 @@ def test_compare_measures_a_mask_of_two_methods_once(given: dict[str, Any], tmp_
 
 
 @pytest.mark.slow
-def test_compare_repairs_in_closed_form(given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_compare_repairs_in_closed_form(given, tmp_path, capsys):
     settings = {"recover": "linear", "methods": ["random"], "search": {"reward_examples": 4}}
     ex.run({**given, **settings, "runs_dir": str(tmp_path / "runs")})
     _, row = read_json(tmp_path / "runs" / "1" / "compare.json")["trials"]
@@ -106,7 +103,7 @@ class WholeTower(Heuristic):
 
 
 @pytest.mark.slow
-def test_compare_leaves_out_methods_whose_masks_cannot_be_removed(given: dict[str, Any], tmp_path: Path):
+def test_compare_leaves_out_methods_whose_masks_cannot_be_removed(given, tmp_path):
     tiny.save("qwen2_5_vl", tmp_path / "model")
     tower = f"{__name__}:WholeTower"
     more = {"checkpoint": str(tmp_path / "model"), "vision": True, "skip_num": 3, "recover": "none"}
@@ -129,7 +126,7 @@ def test_compare_leaves_out_methods_whose_masks_cannot_be_removed(given: dict[st
         ({"methods": ["bayes", "angular", "bays"]}, "unknown agent 'bays'; did you mean 'bayes'"),
     ],
 )
-def test_compare_rejects_wrong_settings(given: dict[str, Any], tmp_path: Path, update: dict[str, Any], told: str):
+def test_compare_rejects_wrong_settings(given, tmp_path, update, told):
     with pytest.raises((RunError, FileNotFoundError), match=told):
         ex.run({**given, "runs_dir": str(tmp_path), **update})
     assert not list(tmp_path.iterdir())

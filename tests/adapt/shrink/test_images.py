@@ -12,7 +12,7 @@ from das_gym.adapt.shrink.settings import RecoveryConfig
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.tower import find_projectors
 from das_gym.problem.loading import Problem
-from tests.adapt.shrink.conftest import MASK
+from tests.adapt.conftest import MASK
 from tests.models.transformers import tiny
 
 

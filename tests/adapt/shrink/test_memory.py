@@ -12,7 +12,7 @@ from das_gym.adapt.shrink.verifying import off_gpu
 
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.problem.loading import Problem, load_problem
-from tests.adapt.shrink.conftest import MASK
+from tests.adapt.conftest import MASK
 from tests.fake_device import DEVICE, fake_device
 
 FIXED, PLAIN, CHECKPOINTED = 100, 50, 10

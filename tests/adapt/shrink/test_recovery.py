@@ -34,7 +34,7 @@ from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.tower import find_projectors
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
-from tests.adapt.shrink.conftest import MASK
+from tests.adapt.conftest import MASK
 from tests.fake_device import DEVICE, OTHER_DEVICE, two_devices
 from tests.models.transformers import tiny
 
