@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from types import MethodType
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,7 +74,8 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
             # a hook of accelerate, for a `device_map`, is the layer's forward: it moves what `_old_forward` reads
             forward = "_old_forward" if hasattr(layer, "_old_forward") else "forward"
             layer.run_kept = getattr(layer, forward)
-            setattr(layer, forward, MethodType(_run_with_replacements, layer))
+            # a partial and not a method: pickle looks methods up by their name in the class
+            setattr(layer, forward, partial(_run_with_replacements, layer))
     if is_linear:
         replace_modules(model, das)
     return model
@@ -99,7 +100,7 @@ def replace_modules(model: Any, das: Mapping[str, Any]) -> None:
         kind = LinearSkipAdapter if form["is_layer"] else LinearMap
         module.linear_skip = kind(form["width"], form["width"], das["rank"]).to(like)
         module.linear_skip_outputs = form["outputs"]
-        module.forward = MethodType(_run_linear_skip, module)
+        module.forward = partial(_run_linear_skip, module)
     if das["attentions"]:
         attentions = [(model.get_submodule(name), name not in das["replaced"]) for name in das["attentions"]]
         renumber_cache_slots(model.config.get_text_config(decoder=True), attentions)

@@ -191,3 +191,15 @@ def test_saved_folder_gives_logits_of_a_plain_forward(driven, folder_of, tmp_pat
     torch.testing.assert_close(model.with_model(loaded).plain(model.prompts()), wanted, rtol=0, atol=1e-14)
     masked = Driven(full_model_with_adapters(driven(name, units, vision).vlm, smaller, mask), model.processor)
     torch.testing.assert_close(masked.logits(model.prompts(), mask), wanted, rtol=0, atol=1e-12)
+
+
+def test_a_loaded_folder_can_be_pickled(driven, folder_of, tmp_path):
+    """As Ray and multiprocessing do with a model; transformers' own hooks cannot be pickled once it has run."""
+    mask = np.array(SAVED["llava"][2], dtype=bool)
+    model = fitted(driven("llava", vision=True), mask=mask)
+    save(copy_with_linear_skips(model.vlm, mask).model, tmp_path / "whole", *[folder_of("llava")] * 2, torch.float64)
+    loaded, _ = load(tmp_path / "whole")
+    torch.save(loaded, tmp_path / "whole.pt")
+    again = torch.load(tmp_path / "whole.pt", weights_only=False)
+    wanted = model.with_model(loaded).plain(model.prompts())
+    assert torch.equal(model.with_model(again).plain(model.prompts()), wanted)
