@@ -61,8 +61,8 @@ def export_answering(
         save(smaller.model, part, source, processor, dtype, has_remote_code(vlm), wanted_dtype != "auto")
         found = run_in_subprocess(part, given)
         coarser = max((dtype, dtypes[1]), key=lambda each: LOGIT_TOLERANCES.get(each, 0.1))
-        what = "the folder differ from the fine-tuned model's"
-        compare_logits(found["logits"], wanted, coarser, what, "This type of model cannot be exported.")
+        claim = "the logits of the folder differ from the fine-tuned model's"
+        compare_logits(found["logits"], wanted, coarser, claim, "This type of model cannot be exported.")
         first, *others = found["generated"].values()
         if dtype == torch.float32 and any(rows != first[: len(rows)] for rows in others):
             raise VerificationError(f"the folder generates different text with and without a cache: {found['generated']}")

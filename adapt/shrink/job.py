@@ -54,8 +54,8 @@ class ShrinkJob:
             self.deleted = self._costs_of(VLM(self.full.model, self.full.unit_kind, self.full.capabilities))
         self.mask = self.choice.mask
         self.source = source_of(choice.problem)
-        self.dtypes = source_dtype(self.source), self.full.model.dtype, settings.save_dtype
-        self.dtype = saved_dtype(*self.dtypes)
+        self.source_dtype = source_dtype(self.source)
+        self.dtype = saved_dtype(self.source_dtype, self.full.model.dtype, settings.save_dtype)
         self.out = settings.out_folder(folder)
         self.recovery = settings.train
         self.test = shuffled(self.problem.task, self.problem.splits.test, settings.test_examples)
@@ -86,11 +86,10 @@ class ShrinkJob:
         # Card and record are written while the folder has its hidden name: a model that exists has both.
         with new_folder(self.out) as part:
             processor = self.source if self.choice.problem.tokenizer is None else Path(self.choice.problem.tokenizer)
-            own_code = has_remote_code(self.full)
             names_dtype = self.settings.save_dtype != "auto"
             with temporarily_merged(final, self.full, self.recovery, trained, self.folder):
                 round_parameters(final.model, self.dtype)  # so that what is measured is what is saved
-                save(final.model, part, self.source, processor, self.dtype, own_code, names_dtype)
+                save(final.model, part, self.source, processor, self.dtype, has_remote_code(self.full), names_dtype)
                 verified = verify(part, final, mask, probes, self.dtype, [shrunk])
                 if self.recovery.recover != "none":
                     models[RECOVERED] = final
@@ -110,7 +109,8 @@ class ShrinkJob:
         drawn = draw_mask(self.full, mask)
         signs = " (A: attention alone is left, M: MLP alone)" if set(drawn) & {"A", "M"} else ""
         print(f"layers: {drawn}{signs}")
-        print(f"weights: {describe_dtype(*self.dtypes, 'save_dtype')}")
+        weights = describe_dtype(self.source_dtype, self.full.model.dtype, self.settings.save_dtype, "save_dtype")
+        print(f"weights: {weights}")
         return measured
 
     def _costs_of(self, vlm: VLM) -> Costs:

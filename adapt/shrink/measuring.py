@@ -148,7 +148,7 @@ def measure(job: ShrinkJob, models: Mapping[str, VLM], costs: Mapping[str, Costs
             name,
             parameters,
             **asdict(quality),
-            bytes=parameters * (job.dtypes[0] if name == FULL else job.dtype).itemsize,
+            bytes=parameters * (job.source_dtype if name == FULL else job.dtype).itemsize,
             macs=own_costs.macs(own_mask),
             macs_saved=own_costs.macs_saved(own_mask),
             kv_bytes=cached_values(vlm, processor, prompt) * job.dtype.itemsize,

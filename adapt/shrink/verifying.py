@@ -173,12 +173,14 @@ def check_logits(smaller: VLM, mask: np.ndarray, probes: Probes) -> None:
     Whole layers are compared when a model is loaded. Of attentions and MLPs, it depends on the mask.
     """
     found = [smaller.run([e], with_head=True).logits[0, e.answer - 1 : -1].cpu() for e in probes.encodings]
-    what = f"a {type(smaller.model).__name__} without these attentions and MLPs differ from those with zeros in their place"
-    compare_logits(found, replay_logits(probes.vlm, probes, mask), smaller.model.dtype, what, "Use `units=layers`.")
+    claim = (
+        f"the logits of a {type(smaller.model).__name__} without these attentions and MLPs differ from the masked model's"
+    )
+    compare_logits(found, replay_logits(probes.vlm, probes, mask), smaller.model.dtype, claim, "Use `units=layers`.")
 
 
-def compare_logits(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: torch.dtype, what: str, advice: str) -> float:
-    """Return the largest difference of logits relative to the largest; VerificationError above that of rounding."""
+def compare_logits(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: torch.dtype, claim: str, advice: str) -> float:
+    """Return the largest difference of logits relative to the largest; VerificationError, with `claim`, above rounding."""
     tolerance = LOGIT_TOLERANCES.get(dtype, 0.1)
     difference = 0.0
     for logits, expected in zip(found, wanted, strict=True):
@@ -189,9 +191,7 @@ def compare_logits(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: tor
             largest = float((logits - expected).abs().max()) / (float(expected.abs().max()) + 1e-6)
             difference = max(difference, largest)
     if difference > tolerance:
-        raise VerificationError(
-            f"the logits of {what}: relative difference {difference:.2g}, allowed {tolerance:g}. {advice}"
-        )
+        raise VerificationError(f"{claim}: relative difference {difference:.2g}, allowed {tolerance:g}. {advice}")
     return difference
 
 
@@ -254,8 +254,8 @@ def verify(
     masked = merge(probes.vlm, smaller, mask)
     computed = probes.vlm.model.dtype
     wanted = replay_logits(masked, probes, mask)
-    what = f"{folder} differ from the masked model's"
-    difference = compare_logits(found["logits"], wanted, computed, what, "This type of model cannot be shrunk.")
+    claim = f"the logits of {folder} differ from the masked model's"
+    difference = compare_logits(found["logits"], wanted, computed, claim, "This type of model cannot be shrunk.")
     tolerance = LOGIT_TOLERANCES.get(computed, 0.1)
     encodings = {CACHED: probes.encodings, UNCACHED: probes.encodings[:1], PADDED: _same_form(probes.encodings)}
     for way, rows in found["generated"].items():
