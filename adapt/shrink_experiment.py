@@ -34,7 +34,7 @@ from das_gym.registration import MODELS
 
 def shrink(settings: ShrinkSettings, run: Run) -> float | None:
     """Search if no mask is given, delete, recover, save, verify and measure; the saved model's score is the result."""
-    kept = run_folder(run)  # of the main process alone
+    kept = run_folder(run)  # None outside the main process
     if run_on_main_process(lambda: kept is not None and settings.is_saved(kept)):
         if kept is None:
             return None

@@ -24,7 +24,6 @@ from das_gym.agents.settings import TableSettings
 from das_gym.commands.progress import Phase, print_estimate, progress
 from das_gym.commands.recorded import Run, required_folder
 from das_gym.drawing.report import Table
-from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.scores import Spending
 from das_gym.engine.tree import saved_bytes
 from das_gym.files import at_home, write_json
@@ -62,11 +61,12 @@ def phases(settings: TableSettings, problem: Problem) -> list[Phase]:
 
     pair = examples[:2]
     sensitivity = saved_bytes(lambda: measure_sensitivity(problem.evaluator, pair), problem.vlp.parameters())
-    timed: list[Evaluator] = []
+    timed = problem.evaluator
 
     def score(count: int) -> None:
-        timed[:] = [problem.evaluator.twin()]
-        timed[0].evaluate_each(some, examples[:count])
+        nonlocal timed
+        timed = problem.evaluator.twin()  # with empty caches
+        timed.evaluate_each(some, examples[:count])
 
     scores = Phase(
         "scores",
@@ -75,7 +75,7 @@ def phases(settings: TableSettings, problem: Problem) -> list[Phase]:
         batch,
         repeats=count_nodes(masks, stages) / count_nodes(some, stages),
         example_bytes=problem.task.passes * problem.walk_bytes,
-        kept_bytes=lambda: timed[0].kept_bytes(),
+        kept_bytes=lambda: timed.kept_bytes(),
     )
     rounds = 2 if settings.each else 1  # all examples, then each group of them
     size = sensitivity // len(pair)

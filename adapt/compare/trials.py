@@ -76,8 +76,8 @@ def method_variants(
     return variants
 
 
-class Begun(NamedTuple):
-    """A training that has not taken a step; `updated` is the number of parameters that the method updates."""
+class ReadyTraining(NamedTuple):
+    """A training before its first step; `updated` is the number of parameters that the method updates."""
 
     model: AdaptedModel
     method: Method
@@ -117,7 +117,7 @@ class ComparisonContext:
         """Return the file of a training's state, which exists until the trial is measured."""
         return self.folder / f"{key}_{rate:g}_{seed}.pt"
 
-    def begin(self, variant: MethodVariant, rate: float, seed: int, checkpoint: Path | None = None) -> Begun:
+    def begin(self, variant: MethodVariant, rate: float, seed: int, checkpoint: Path | None = None) -> ReadyTraining:
         """Return a training of a new model."""
         # A full copy: some methods train what others leave frozen.
         backbone = dataclasses.replace(self.base.backbone, vlp=copy.deepcopy(self.base.backbone.vlp))
@@ -128,7 +128,7 @@ class ComparisonContext:
         config = dataclasses.replace(self.recipe, learning_rate=rate, head_learning_rate=rate, seed=seed)
         torch.manual_seed(seed)  # again: methods draw different amounts of random numbers for what they insert
         step_loss, trainer = make_loss_and_trainer(model, self.splits.train, config, checkpoint, self.encoder)
-        return Begun(model, method, updated, step_loss, trainer)
+        return ReadyTraining(model, method, updated, step_loss, trainer)
 
     def train(self, variant: MethodVariant, rate: float, seed: int) -> tuple[AdaptedModel, Adaptation, Trial]:
         """Train a new model, and score it on the reward split.

@@ -165,7 +165,7 @@ class AnsweringSettings(SearchingSettings, BudgetSettings, group="Recovery"):
         if not MODELS[model].reads_prompts:
             others = [name for name, entry in MODELS.items() if entry.reads_prompts]
             raise ValueError(f"`model` must answer in words: got {model}, expected {', '.join(others)}. See `adapt`.")
-        check_budget(self.asked)
+        check_budget(self.given_budget)
         # A search scores masks with linear maps, too. A given mask needs none but its own, which are fitted later.
         if self.searches and self.train.closed_form == LINEAR and self.problem.skip is None:
             object.__setattr__(self, "problem", replace(self.problem, skip=LINEAR))
@@ -177,14 +177,14 @@ class AnsweringSettings(SearchingSettings, BudgetSettings, group="Recovery"):
         return True
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def given_budget(self) -> dict[str, Any]:
         """The budget that was given; empty without one."""
         return {name: getattr(self, name) for name in BUDGET_SETTINGS if getattr(self, name) is not None}
 
     @property
     def budget(self) -> dict[str, Any]:
         """The budget of the search."""
-        return self.asked or {"macs_saved": DEFAULT_SHARE}
+        return self.given_budget or {"macs_saved": DEFAULT_SHARE}
 
 
 @dataclass(frozen=True)
@@ -205,9 +205,9 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings, group="Output"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.asked and not self.needs_search:
+        if self.given_budget and not self.needs_search:
             raise ValueError(
-                f"`{next(iter(self.asked))}` is the budget of a search: leave it out with `mask` or `search_run`"
+                f"`{next(iter(self.given_budget))}` is the budget of a search: leave it out with `mask` or `search_run`"
             )
         if self.control and self.train.method is None:
             raise ValueError(

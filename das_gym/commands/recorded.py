@@ -253,9 +253,11 @@ class RecordedCommand(Generic[Settings]):
         merged: dict[str, Any] = {}
         for part in (*map(self._named_config, named_configs), given):
             merged |= full_names(self.settings_class, part)
-        if self.complete is not None and reopen is None:
+        if reopen is not None:
+            merged = self._resumed(reopen, merged)
+        elif self.complete is not None:
             merged = self.complete(merged)
-        return (merged if reopen is None else self._resumed(reopen, merged)), reopen
+        return merged, reopen
 
     def _named_config(self, name: str) -> Mapping[str, Any]:
         if Path(name).suffix in (".json", ".yaml", ".yml"):

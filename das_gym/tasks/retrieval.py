@@ -213,11 +213,9 @@ class _Reader:
         filename = entry["filename"]
         folder = entry.get("filepath") or ""
         imgid = entry["imgid"]
-        for name, value in {"filename": filename, "filepath": folder}.items():
-            if value or name == "filename":
-                check_text(value, f"{where}: `{name}`")
-                if "\0" in value:
-                    raise ValueError(f"{where}: wrong `{name}`: got {value!r:.60}, expected the name of a file")
+        for name in ("filename", "filepath") if folder else ("filename",):
+            if "\0" in check_text(entry[name], f"{where}: `{name}`"):
+                raise ValueError(f"{where}: wrong `{name}`: got {entry[name]!r:.60}, expected the name of a file")
         where += f" ({filename})"
         if entry["split"] not in SPLITS:
             raise ValueError(f"{where}: wrong `split`: got {entry['split']!r:.60}, expected {', '.join(SPLITS)}")
