@@ -17,7 +17,6 @@ class RandomSearch(Agent):
     races: ClassVar[bool] = True
 
     def ask(self, n: int) -> Masks:
-        """Return (m, n_layers) masks that were not scored before, m = n while there are enough."""
         return self.space.distinct(n, lambda: self.space.sample(self.rng), self.rng, self.rewards)
 
 

@@ -107,8 +107,8 @@ class Bayes(Agent):
         self.turns = 1  # the first masks; each fit is one more
 
     def ask(self, n: int) -> Masks:
-        """Return (m, n_layers) masks that were not scored before, m = n while there are enough."""
-        if len(small := self._small_masks(n)):
+        small = self._small_masks(n)
+        if len(small):
             return small
         allowed = self._allowed_masks()
         if len(allowed) < DRAWN:

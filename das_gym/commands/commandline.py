@@ -19,7 +19,7 @@ import textwrap
 import types
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -373,7 +373,7 @@ def settings_text(cls: type, values: Mapping[str, Any]) -> str:
 
 
 def _setting_lines(cls: type, field: dataclasses.Field[Any], name: str, value: Any, default: Any) -> list[str]:
-    required = field.default is field.default_factory is dataclasses.MISSING
+    required = field.default is MISSING and field.default_factory is MISSING
     if "group" in field.metadata:  # its settings are not listed: those that were changed are enough
         defaults = {} if default == {} else settings_dict(default)
         given = value if isinstance(value, Mapping) else settings_dict(value)
@@ -381,7 +381,8 @@ def _setting_lines(cls: type, field: dataclasses.Field[Any], name: str, value: A
     value, default = plain(value), plain(default)
     is_changed = not required and value != default
     is_missing = required and value is None
-    remark = "; required" if is_missing else f"; default {_format_value(default)}" if is_changed else ""
+    changed = f"; default {_format_value(default)}" if is_changed else ""
+    remark = "; required" if is_missing else changed
     allowed = _allowed_values(field_types(cls)[field.name], field.metadata.get("choices"))
     line = f"{name}={'...' if is_missing else _format_value(value)}  ({allowed}{remark})"
     mark = "* " if is_changed else "  "
@@ -408,8 +409,10 @@ def _allowed_values(kind: Any, choices: Iterable[str] | None) -> str:
         return describe_type(kind)
     inner = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     names = list(choices)
-    several = "some of " if any(get_origin(each) is tuple for each in inner) else "one of " if len(names) > 1 else ""
-    return f"{several}{', '.join(names)}{' or None' if type(None) in inner else ''}"
+    count = "one of " if len(names) > 1 else ""
+    if any(get_origin(each) is tuple for each in inner):
+        count = "some of "
+    return f"{count}{', '.join(names)}{' or None' if type(None) in inner else ''}"
 
 
 def module_docstring(name: str) -> str | None:

@@ -10,7 +10,7 @@ import functools
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -138,9 +138,9 @@ def nested(
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
     """Return the default of a field; None for one without."""
-    if field.default_factory is not dataclasses.MISSING:
+    if field.default_factory is not MISSING:
         return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
+    return None if field.default is MISSING else field.default
 
 
 def group_fields(field: dataclasses.Field[Any]) -> dict[str, dataclasses.Field[Any]]:
@@ -207,8 +207,8 @@ def build(cls: type[Config], values: Any, what: str = "setting", default: Config
             if isinstance(values.get(name), Mapping) and inner in values[name]:
                 raise ValueError(f"unknown {what} '{name}.{inner}'. Did you mean `{inner}`?")
     check_names(values, [*fields, *(name for name in short_names(cls) if name not in values)], what)
-    optional = {f.name for f in fields.values() if not f.default is f.default_factory is dataclasses.MISSING}
-    missing = [name for name in fields if name not in values and name not in optional]
+    required = [name for name, field in fields.items() if field.default is MISSING and field.default_factory is MISSING]
+    missing = [name for name in required if name not in values]
     if missing:
         raise ValueError(f"{what} {missing[0]!r} is missing: give {', '.join(missing)}")
     if not issubclass(cls, Settings):  # which converts its values itself

@@ -107,11 +107,9 @@ class EngineScorer(Scorer):
         return self._evaluate(masks, self.fixed_examples if self.reward_batches == "fixed" else self._examples(places))
 
     def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
-        """Score masks on a block of the fixed examples; see `Scorer.score_examples`."""
         return self.problem.evaluator.evaluate_block(masks, self.fixed_examples, start, stop)
 
     def measure_fixed(self, masks: np.ndarray) -> Scores:
-        """Score masks on the fixed examples; see `Scorer.measure_fixed`."""
         return self._evaluate(masks, self.fixed_examples)
 
     def _evaluate(self, masks: np.ndarray, examples: tuple) -> Scores:
