@@ -31,7 +31,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from das_gym.agents import SearchConfig, search
 
 import das_gym  # noqa: F401 - registers the environments
 from benchmarks.machine import describe_machine, make_parser
-from das_gym.files import write_json
+from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem
 from das_gym.shapes.vqa import write_shapes
@@ -78,11 +79,11 @@ LIVE = ("METER-VQA", "METER-NLVR2", "METER-F30K", "ViLT-VQA", "ViLT-NLVR2", "ViL
 """Environments of METER and ViLT whose supernets are bundled."""
 
 
+@dataclass(frozen=True)
 class Workplace:
     """An empty temporary folder in which commands run, with one thread, and what several sections need."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start `python -m` with these words."""
@@ -113,17 +114,7 @@ class Workplace:
         training = ["train.steps=20", "train.batch_size=32", "seed=0"]
         training += ["train.learning_rate=1e-3", "train.head_learning_rate=1e-3"]
         self.run("das_gym.adapt", "with", f"model={model}", "task=vqa", self.data(), runs, *chosen, *training)
-        return newest_run(self.folder / f"runs_{model}")
-
-
-def newest_run(runs: Path) -> Path:
-    """Return the folder of the run with the highest id."""
-    return max((path.parent for path in runs.glob("*/run.json")), key=lambda path: int(path.name))
-
-
-def read(path: Path) -> Any:
-    """Return the content of a JSON file."""
-    return json.loads(path.read_text())
+        return self.folder / f"runs_{model}" / "1"
 
 
 def bits(mask: Any) -> str:
@@ -147,7 +138,7 @@ def weights(path: Path) -> str:
 def logged(run: Path) -> Values:
     """Return the losses and accuracies that a run logged of its subnet and its search, each with its last step."""
     found = {}
-    for name, metric in read(run / "metrics.json").items():
+    for name, metric in read_json(run / "metrics.json").items():
         if name.endswith(("loss", "accuracy")) and not ("unskipped" in name or "no adapters" in name):
             found[f"{name} at step {metric['steps'][-1]}"] = metric["values"][-1]
     return found
@@ -156,8 +147,8 @@ def logged(run: Path) -> Values:
 def main_job(place: Workplace) -> Values:
     """The README's command, shortened."""
     run = place.finetuned("METER")
-    found = read(run.parent / "1" / "search.json")
-    subnet = next(model for model in read(run / "adapt.json")["models"] if any(model["mask"]))
+    found = read_json(run / "search.json")
+    subnet = next(model for model in read_json(run / "adapt.json")["models"] if any(model["mask"]))
     searched = {"mask": bits(subnet["mask"]), "reward": found["reward"], "macs_saved": subnet["macs_saved"]}
     return {**searched, **logged(run), "weights": weights(run / "adapter.safetensors")}
 
@@ -200,8 +191,8 @@ def das(place: Workplace) -> Values:
     pipeline = [*epochs, "das.skip_num=4", "das.masks_per_turn=3", "das.batch_size=32", "das.reward_examples=32"]
     where = [place.data(), "runs_dir=runs_das"]
     place.run("das_gym.adapt", "das", "with", "model=METER", "task=vqa", "seed=0", *where, *pipeline)
-    run = newest_run(place.folder / "runs_das")
-    found = read(run / "das.json")["search"]
+    run = place.folder / "runs_das" / "1"
+    found = read_json(run / "das.json")["search"]
     turns = hashed(np.array([turn["masks"] for turn in found["turns"]], dtype=bool))
     return {"mask": bits(found["mask"]), "turns": turns, **logged(run), "weights": weights(run / "adapter.safetensors")}
 
@@ -212,7 +203,7 @@ def supernet(place: Workplace) -> Values:
     training += ["train.learning_rate=2e-3", "train.head_learning_rate=2e-3"]
     where = [place.data(), "runs_dir=runs_supernet"]
     place.run("das_gym.adapt", "supernet", "with", "model=METER", "task=vqa", *where, *training)
-    run = newest_run(place.folder / "runs_supernet")
+    run = place.folder / "runs_supernet" / "1"
     return {**logged(run), "weights": weights(run / "supernet.safetensors")}
 
 
@@ -225,11 +216,11 @@ def shrink(place: Workplace) -> Values:
     chosen = ["skip_num=3", "search.agent=bayes", "search.evaluations=20", "recover=none"]
     where = [place.data(), f"out={out}", "runs_dir=runs_shrink"]
     place.run("das_gym.adapt", "shrink", "with", "model=VLM", "task=answering", *where, *chosen)
-    run = newest_run(place.folder / "runs_shrink")
+    run = place.folder / "runs_shrink" / "1"
     model = AutoModelForImageTextToText.from_pretrained(out, local_files_only=True).eval()
     ids = torch.randint(10, 400, (2, 24), generator=torch.Generator().manual_seed(0))
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -1, :16]
-    mask = read(run.parent / "1" / "search.json")["mask"]
+    mask = read_json(run / "search.json")["mask"]
     return {"mask": bits(mask), "logits": logits.flatten().tolist()}
 
 
@@ -243,7 +234,7 @@ def export(place: Workplace) -> Values:
         run = place.finetuned(model)
         out = place.folder / f"exported_{model}"
         place.run("das_gym.adapt", "export", "with", f"run={run}", f"out={out}")
-        config = read(out / "config.json")
+        config = read_json(out / "config.json")
         kind = getattr(transformers, config["architectures"][0], transformers.AutoModel)
         exported = kind.from_pretrained(out, trust_remote_code=True, local_files_only=True).eval()
         generator = torch.Generator().manual_seed(0)
@@ -287,8 +278,8 @@ def resume(place: Workplace) -> Values:
     found = {}
     for runs in ("runs_whole", "runs_killed"):
         run = place.folder / runs / "1"
-        result = read(run / "search.json")
-        turns = read(run / "search_history.json")["turns"]
+        result = read_json(run / "search.json")
+        turns = read_json(run / "search_history.json")["turns"]
         found[f"{runs}: mask"] = bits(result["mask"])
         found[f"{runs}: reward"] = result["reward"]
         found[f"{runs}: rewards"] = [reward for turn in turns for reward in turn["rewards"]]
@@ -318,17 +309,10 @@ def measure(sections: list[str]) -> dict[str, Values]:
         place = Workplace(Path(folder))
         for name in sections:
             before = sum(os.times()[:4])
-            values = SECTIONS[name](place)
-            found[name] = {key: rounded(value) for key, value in values.items()}
-            print(f"{name}: {len(values)} values, {sum(os.times()[:4]) - before:.1f} s of processor time", flush=True)
+            text = json.dumps(SECTIONS[name](place))
+            found[name] = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.10g}"))
+            print(f"{name}: {len(found[name])} values, {sum(os.times()[:4]) - before:.1f} s of processor time", flush=True)
     return found
-
-
-def rounded(value: Any) -> Any:
-    """Return numbers with 10 significant digits."""
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return float(f"{value:.10g}") if isinstance(value, float) else value
 
 
 def same_machine(recorded: Values, here: Values) -> bool:
@@ -344,34 +328,38 @@ def tolerance(section: str, same: bool) -> float:
     return 0.0 if section in EXACT and same else SCORED
 
 
-def numbers(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each entry of a list by itself."""
-    if isinstance(value, list):
-        for place, entry in enumerate(value):
-            yield f"{name}[{place}]", entry
-    else:
-        yield name, value
+def numbers(values: Values) -> Values:
+    """Return values by name, each entry of a list by itself."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            found.update({f"{name}[{place}]": entry for place, entry in enumerate(value)})
+        else:
+            found[name] = value
+    return found
+
+
+def is_close(one: Any, other: Any, allowed: float) -> bool:
+    """Return whether values are equal, or numbers within a tolerance relative to the larger of 1 and the first."""
+    if isinstance(one, float | int) and isinstance(other, float | int):
+        return abs(one - other) <= allowed * max(1.0, abs(one))
+    return bool(one == other)
 
 
 def compare(recorded: Values, found: dict[str, Values], same: bool) -> int:
     """Print what differs, and how many values do; return that."""
-    equal = different = 0
+    compared = different = 0
     for section, values in found.items():
         allowed = tolerance(section, same)
-        expected = dict(pair for name, value in recorded[section].items() for pair in numbers(name, value))
-        got = dict(pair for name, value in values.items() for pair in numbers(name, value))
-        for name, one in expected.items():
-            other = got.get(name)
+        got = numbers(values)
+        for name, one in numbers(recorded[section]).items():
             if name == "weights" and not same:
                 continue
-            close = one == other
-            if not close and isinstance(one, float | int) and isinstance(other, float | int):
-                close = abs(one - other) <= allowed * max(1.0, abs(one))
-            equal += close
-            different += not close
-            if not close:
-                print(f"{section}, {name}: expected {one}, got {other}, tolerance {allowed:g}")
-    print(f"{equal} values are equal, {different} differ")
+            compared += 1
+            if not is_close(one, got.get(name), allowed):
+                different += 1
+                print(f"{section}, {name}: expected {one}, got {got.get(name)}, tolerance {allowed:g}")
+    print(f"{compared - different} values are equal, {different} differ")
     return different
 
 
@@ -386,10 +374,10 @@ def main(arguments: list[str] | None = None) -> int:
     machine = describe_machine()
     found = measure(options.sections)
     if options.what == "record":
-        kept = read(options.json)["sections"] if options.json.exists() else {}
+        kept = read_json(options.json)["sections"] if options.json.exists() else {}
         write_json(options.json, {"machine": machine, "sections": {**kept, **found}})
         return 0
-    recorded = read(options.json)
+    recorded = read_json(options.json)
     return int(compare(recorded["sections"], found, same_machine(recorded["machine"], machine)) > 0)
 
 
