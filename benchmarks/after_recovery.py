@@ -28,6 +28,7 @@ from das_gym.adapt.methods.base import Method, register_method
 from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.measuring import loss_of
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
+from das_gym.adapt.shrink.repairing import repaired_copy
 from das_gym.adapt.shrink.settings import LINEAR, REFIT, RecoveryConfig
 from torch import nn
 
@@ -36,15 +37,10 @@ from benchmarks.machine import describe_machine, make_parser
 from das_gym.drawing.report import markdown_table
 from das_gym.files import read_json, write_json
 from das_gym.models.base import VLP
-from das_gym.models.transformers.inserted_adapters import copy_with_linear_skips
-from das_gym.models.transformers.layer_removal import pruned_copy
-from das_gym.models.transformers.linear_skips import fit_skip_adapters
-from das_gym.models.transformers.refitting import refit_before_removed
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem, load_splits, shuffled
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.problem.skip_adapters import calibration_examples, calibration_states
 from das_gym.problem.statistic_inputs import measure_activity
 
 BATCH = 8
@@ -108,21 +104,14 @@ def choose_masks(problem: Problem, linear: Problem, count: int, skip_num: int, e
 
 
 def recovered_losses(
-    problem: Problem, states: Any, mask: np.ndarray, config: RecoveryConfig, teacher: Teacher, tests: list[Any]
+    problem: Problem, mask: np.ndarray, config: RecoveryConfig, teacher: Teacher, tests: list[Any]
 ) -> list[float]:
     """Return the loss on each list of test examples of the model without the layers of a mask, recovered."""
     full = as_vlm(problem)
-    task = problem.task
-    if config.closed_form == LINEAR:
-        fit_skip_adapters(full, states, mask=mask)
-        student = copy_with_linear_skips(full, mask)
-    else:
-        student = pruned_copy(full, mask)
-    if config.closed_form == REFIT:
-        refit_before_removed(full, student, mask, states)
+    student = repaired_copy(problem, mask, config)
     trained = recover(student, problem, config, teacher=teacher)
     with temporarily_merged(student, full, config, trained):
-        return [loss_of(student, task, test, BATCH, "loss") for test in tests]
+        return [loss_of(student, problem.task, test, BATCH, "loss") for test in tests]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -150,10 +139,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         masks = np.stack([np.isin(every, [int(layer) for layer in layers.split(",")]) for layers in options.layers])
     else:
         masks = choose_masks(problem, linear, options.masks, options.skip_num, reward)
-    scores = predictors(problem, linear, masks, reward)  # before fits for single masks change the model's skip adapters
+    scores = predictors(problem, linear, masks, reward)
     longest = max(ways.values(), key=lambda each: each.steps if each.method else 0)
     teacher = make_teacher(as_vlm(problem), task, splits.train, longest)
-    states = calibration_states(problem.evaluator, calibration_examples(problem.evaluator, splits.train, 256))
     record: dict[str, Any] = {"settings": vars(options), "machine": describe_machine(), "rows": []}
     if path.is_file():
         record = read_json(path)
@@ -161,22 +149,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         found = {}
         for name, way in ways.items():
             started = time.process_time()
-            losses = recovered_losses(problem, states, mask, way, teacher, tests)
+            losses = recovered_losses(problem, mask, way, teacher, tests)
             found[name] = {"loss": losses[0], "losses": losses, "seconds": time.process_time() - started}
         record["rows"].append({"mask": mask.astype(int).tolist(), "recovered": found})
         write_json(path, record)
-        print(
-            len(record["rows"]),
-            mask.nonzero()[0].tolist(),
-            {name: round(each["loss"], 4) for name, each in found.items()},
-            flush=True,
-        )
+        shown = {name: round(each["loss"], 4) for name, each in found.items()}
+        print(len(record["rows"]), mask.nonzero()[0].tolist(), shown, flush=True)
     full = [loss_of(as_vlm(problem), task, test, BATCH, "loss") for test in tests]
-    record |= {
-        "full": full[0],
-        "full_losses": full,
-        "predictors": {name: values.tolist() for name, values in scores.items()},
-    }
+    predicted = {name: values.tolist() for name, values in scores.items()}
+    record |= {"full": full[0], "full_losses": full, "predictors": predicted}
     write_json(path, record)
     return record
 
@@ -196,7 +177,7 @@ def table(record: dict[str, Any]) -> str:
 def loss_table(record: dict[str, Any]) -> str:
     """Return the losses of each mask after each recovery, on the test split and the other data, and seconds, as Markdown."""
     ways = list(record["rows"][0]["recovered"])
-    rows = [["full model", *[" / ".join(f"{loss:.4f}" for loss in record["full_losses"])], *[""] * (len(ways) - 1)]]
+    rows = [["full model", " / ".join(f"{loss:.4f}" for loss in record["full_losses"]), *[""] * (len(ways) - 1)]]
     for row in record["rows"]:
         layers = " ".join(str(layer) for layer in np.flatnonzero(row["mask"]))
         found = [row["recovered"][way] for way in ways]
