@@ -18,7 +18,6 @@ from das_gym.agents.sb3.algorithms import find_algorithm, is_algorithm
 from das_gym.agents.settings import COMPARED
 
 from benchmarks.machine import make_parser
-from benchmarks.search.optuna_tpe import OPTUNA, has_optuna
 from benchmarks.search.planted import CLIMBS, FAMILIES
 from benchmarks.search.problems import (
     EVALUATIONS,
@@ -31,7 +30,7 @@ from benchmarks.search.problems import (
     planted_problem,
     short_problems,
 )
-from benchmarks.search.rivals import RIVALS, register_rivals
+from benchmarks.search.rivals import OPTUNA, RIVALS, has_optuna, register_rivals
 from benchmarks.search.runs import MASKS_PER_TURN, SB3_SEEDS, compare
 from benchmarks.search.scores import WORST, Scores
 from das_gym.commands.runs import library_versions

@@ -11,8 +11,8 @@ from das_gym.agents.sb3.algorithms import is_algorithm
 
 import das_gym
 from benchmarks.machine import keep_arrays
-from benchmarks.search.optuna_tpe import OPTUNA, run_optuna
 from benchmarks.search.problems import SearchProblem
+from benchmarks.search.rivals import OPTUNA, run_optuna
 from benchmarks.search.scores import Scores
 from das_gym.commands.progress import progress
 

@@ -7,10 +7,9 @@ from das_gym.agents.compare.comparison import AgentResult, judge
 
 from benchmarks.search import problems, runs
 from benchmarks.search.__main__ import main
-from benchmarks.search.optuna_tpe import run_optuna
 from benchmarks.search.planted import FAMILIES, PlantedOracle
 from benchmarks.search.problems import SearchProblem, planted_problem
-from benchmarks.search.rivals import register_rivals
+from benchmarks.search.rivals import register_rivals, run_optuna
 from das_gym.problem.mask_space import every_mask
 
 
