@@ -23,13 +23,13 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shapes_folder(tmp_path_factory) -> Path:
     """A few scenes and their questions."""
     return write_shapes(tmp_path_factory.mktemp("shapes") / "data", seed=5, train_scenes=40, val_scenes=40)
 
 
 @pytest.fixture(scope="session")
-def random_supernet(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> Path:
+def random_supernet(tmp_path_factory, shapes_folder) -> Path:
     """A supernet of METER-mini for `shapes_folder` whose parameters are random and large: masks differ a lot."""
     backbone = load_backbone(ProblemConfig())
     task = VQATask(backbone.processor, answer_vocabulary(load_vqa(shapes_folder).train, min_count=1))
@@ -43,19 +43,19 @@ def random_supernet(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Pat
 
 
 @pytest.fixture(scope="session")
-def tiny_kwargs(shapes_folder: Path, random_supernet: Path) -> dict[str, str]:
+def tiny_kwargs(shapes_folder, random_supernet) -> dict[str, str]:
     """What to pass to `gymnasium.make` for the tiny problem."""
     return {"data_root": str(shapes_folder), "supernet": str(random_supernet)}
 
 
 @pytest.fixture(scope="session")
-def tiny_problem(tiny_kwargs: dict[str, str]) -> Problem:
+def tiny_problem(tiny_kwargs) -> Problem:
     """The tiny problem itself; do not train it."""
     return build_problem(ProblemConfig(**tiny_kwargs))
 
 
 @pytest.fixture(scope="session")
-def made_up_suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_up_suite(tmp_path_factory) -> Path:
     """The folder of a suite of a few made-up tables; do not write there."""
     return write_made_up_suite(tmp_path_factory.mktemp("suite"))
 
@@ -67,31 +67,31 @@ def mini_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_kwargs(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> dict[str, str]:
+def small_kwargs(tmp_path_factory, shapes_folder) -> dict[str, str]:
     """As `tiny_kwargs`, of a random METER with 6 layers: all of its 64 masks are scored in no time."""
     return small_world(tmp_path_factory.mktemp("small"), shapes_folder)
 
 
 @pytest.fixture(scope="session")
-def bare_kwargs(small_kwargs: dict[str, str]) -> dict[str, str]:
+def bare_kwargs(small_kwargs) -> dict[str, str]:
     """As `small_kwargs`, without the supernet."""
     return {name: value for name, value in small_kwargs.items() if name != "supernet"}
 
 
 @pytest.fixture(scope="session")
-def small_problem(small_kwargs: dict[str, str]) -> Problem:
+def small_problem(small_kwargs) -> Problem:
     """The problem of `small_kwargs`, scored 4 examples at a time; do not train it."""
     return build_problem(ProblemConfig(**small_kwargs, eval_batch_size=4))
 
 
 @pytest.fixture(scope="session")
-def small_table(small_problem: Problem) -> SubnetTable:
+def small_table(small_problem) -> SubnetTable:
     """Its table, of 10 reward and 6 test examples."""
     return build_table(small_problem, "DAS-METER-VQA-v0", 10, 6)[0]
 
 
 @pytest.fixture(scope="session")
-def small_table_file(small_table: SubnetTable, tmp_path_factory: pytest.TempPathFactory) -> str:
+def small_table_file(small_table, tmp_path_factory) -> str:
     """The file of `small_table`; do not write there."""
     path = tmp_path_factory.mktemp("table") / "table.npz"
     small_table.save(path)

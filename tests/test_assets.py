@@ -11,7 +11,7 @@ from das_gym.engine.ranking import recalls, score_pairs
 from das_gym.envs.tabular_env import bundled_table
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem
-from das_gym.registration import ASSETS, ENVIRONMENTS, EnvEntry
+from das_gym.registration import ASSETS, ENVIRONMENTS
 from das_gym.tables.build import check_table, table_examples
 from das_gym.tables.table import SubnetTable
 
@@ -23,7 +23,7 @@ def test_assets_are_small_in_total():
 
 
 @pytest.mark.parametrize("entry", [entry for entry in ENVIRONMENTS.values() if entry.bundled], ids=lambda entry: entry.short)
-def test_bundled_environments_have_tables_of_their_supernets(entry: EnvEntry):
+def test_bundled_environments_have_tables_of_their_supernets(entry):
     table = SubnetTable.load(bundled_table(entry.model, entry.task))
     assert table.meta.env_id == entry.id
     check_table(table, load_problem(ProblemConfig(model=entry.model, task=entry.task)))
@@ -34,7 +34,7 @@ def test_bundled_environments_have_tables_of_their_supernets(entry: EnvEntry):
 
 
 @pytest.mark.parametrize("model", [entry.model for entry in ENVIRONMENTS.values() if entry.task == "retrieval"])
-def test_retrieval_is_ten_times_better_than_chance(model: str):
+def test_retrieval_is_ten_times_better_than_chance(model):
     problem, images = load_problem(ProblemConfig(model=model, task="retrieval")), 20
     ranked = problem.task.gallery(problem.splits.test, images)
     scores = score_pairs(problem.vlp, problem.head, problem.task.processor, ranked.images, ranked.texts)
@@ -68,7 +68,7 @@ def test_table_of_separate_attention_and_mlp():
 @pytest.mark.parametrize(
     "path", sorted(ASSETS.glob("*_mini/*_table.npz")), ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
-def test_table_holds_the_latency_of_its_units(path: Path):
+def test_table_holds_the_latency_of_its_units(path):
     table = SubnetTable.load(path)
     cost = table.costs["latency_saved"]
     assert cost.savings.shape == (table.n_layers,)

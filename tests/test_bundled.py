@@ -39,7 +39,7 @@ READ = {
 
 
 @pytest.mark.parametrize("name", READ)
-def test_reading_a_changed_bundled_file_is_rejected(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_reading_a_changed_bundled_file_is_rejected(name, tmp_path, monkeypatch):
     folder, file = Path(name).parts
     shutil.copytree(files.ASSETS / folder, tmp_path / folder)
     monkeypatch.setattr(files, "ASSETS", tmp_path)
@@ -50,7 +50,7 @@ def test_reading_a_changed_bundled_file_is_rejected(name: str, tmp_path: Path, m
         READ[name](tmp_path / name)
 
 
-def test_check_bundled_names_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_check_bundled_names_a_missing_file(tmp_path, monkeypatch):
     shutil.copytree(files.ASSETS / "vilt_mini", tmp_path / "vilt_mini")
     monkeypatch.setattr(files, "ASSETS", tmp_path)
     check_bundled(tmp_path / "vilt_mini")

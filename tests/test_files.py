@@ -25,7 +25,7 @@ from das_gym.files import (
 )
 
 
-def test_json_reads_back_bit_for_bit(tmp_path: Path):
+def test_json_reads_back_bit_for_bit(tmp_path):
     values, name = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 1.0], os.fsdecode(b"caf\xe9")  # which is not UTF-8
     write_text(tmp_path / "a.txt", name)
     assert (tmp_path / "a.txt").read_bytes() == b"caf?"
@@ -38,7 +38,7 @@ def test_json_reads_back_bit_for_bit(tmp_path: Path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, object()])
-def test_write_json_rejects_other_values(tmp_path: Path, value: object):
+def test_write_json_rejects_other_values(tmp_path, value):
     with pytest.raises((ValueError, TypeError), match=r"cannot write .*a\.json"):
         write_json(tmp_path / "a.json", [value])
     assert not list(tmp_path.iterdir())
@@ -54,7 +54,7 @@ def failing(writing, path: Path, error: Exception) -> None:
 
 
 @pytest.mark.parametrize("writing", [replacing, replacing_folder])
-def test_failed_write_leaves_no_files(tmp_path: Path, writing):
+def test_failed_write_leaves_no_files(tmp_path, writing):
     with pytest.raises(RuntimeError, match="halfway"):
         failing(writing, tmp_path / "a", RuntimeError("halfway"))
     rust = Exception("Error while serializing: I/O error: No space left on device (os error 28)")
@@ -65,7 +65,7 @@ def test_failed_write_leaves_no_files(tmp_path: Path, writing):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_failing_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int):
+def test_failing_disk_keeps_the_old_file(tmp_path, monkeypatch, call, code):
     write_text(tmp_path / "a.txt", "old")
 
     def fail(*args):
@@ -77,7 +77,7 @@ def test_failing_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_temporary_files_of_killed_writers_are_removed(tmp_path: Path):
+def test_temporary_files_of_killed_writers_are_removed(tmp_path):
     script = """import os, sys; from das_gym import files
 writer = getattr(files, sys.argv[1])(files.Path(sys.argv[2]))
 writer.__enter__().mkdir(exist_ok=True)
@@ -94,7 +94,7 @@ os._exit(1)"""
     assert names[0].startswith(".b.txt.")
 
 
-def test_read_arrays_limits_what_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_read_arrays_limits_what_is_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MIN_UNPACKED", 2**20)
     np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(2**18))
     with pytest.raises(ValueError, match="expected at most 1048576"):
@@ -110,7 +110,7 @@ def test_read_arrays_limits_what_is_unpacked(tmp_path: Path, monkeypatch: pytest
         read_arrays(tmp_path / "described.npz")
 
 
-def test_at_home_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_at_home_and_absolute(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert at_home("~/x") == Path("/home/me/x")
     with pytest.raises(ValueError, match="~no such person/x"):
@@ -124,7 +124,7 @@ def test_at_home_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert absolute("..") == tmp_path
 
 
-def test_check_new_folder(tmp_path: Path):
+def test_check_new_folder(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     check_new_folder(tmp_path / "a" / "b", source)

@@ -51,7 +51,7 @@ def test_bootstrap_interval_takes_any_statistic():
         ([1, 1, 2, 2], [1, 2, 1, 2], 0.0),
     ],
 )
-def test_spearman_by_hand(one: list, other: list, rho: float):
+def test_spearman_by_hand(one, other, rho):
     assert spearman(np.array(one), np.array(other)) == pytest.approx(rho, abs=1e-12)
 
 

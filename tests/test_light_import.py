@@ -17,14 +17,14 @@ DOORS = (das_gym, das_gym.agents, das_gym.adapt)
 
 
 @pytest.mark.parametrize("package", ["das_gym", "das_gym.agents", "das_gym.adapt", "das_gym.problem.config"])
-def test_importing_the_package_is_light(package: str):
+def test_importing_the_package_is_light(package):
     heavy = ("torch", "transformers", "sacred", "matplotlib", "stable_baselines3", "pyarrow")
     code = f"import sys, {package}; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
 @pytest.mark.parametrize("module", ["das_gym.agents.run_commands", "das_gym.adapt.run_commands"])
-def test_settings_are_checked_before_torch_is_imported(module: str):
+def test_settings_are_checked_before_torch_is_imported(module):
     heavy = ("torch", "transformers", "matplotlib", "stable_baselines3", "pyarrow")
     code = (
         f"import sys, {module} as module\n"
@@ -58,7 +58,7 @@ def test_settings_are_checked_before_torch_is_imported(module: str):
         (f"evaluate with run={ASSETS / 'llava_mini'} split=tests", "split"),
     ],
 )
-def test_wrong_settings_are_reported_before_torch_is_imported(words: str, setting: str):
+def test_wrong_settings_are_reported_before_torch_is_imported(words, setting):
     code = (
         "import sys\nfrom das_gym.adapt.commands import PROGRAM\n"
         f"print(PROGRAM.run({words.split()}), 'torch' in sys.modules)"
@@ -69,7 +69,7 @@ def test_wrong_settings_are_reported_before_torch_is_imported(words: str, settin
 
 
 @pytest.mark.parametrize("env_id", ["DAS-METER-VQA-Tabular-v0", "DAS-METER-VQA-Tabular-MO-v0", "DAS-Suite-v0"])
-def test_tabular_environments_need_numpy_and_gymnasium_only(env_id: str):
+def test_tabular_environments_need_numpy_and_gymnasium_only(env_id):
     code = (
         "import sys, gymnasium, numpy, das_gym\n"
         "loaded = lambda: {name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)\n"
@@ -110,7 +110,7 @@ def test_type_checking_imports_match_places(door):
     assert told == door._PLACES
 
 
-def test_import_finds_the_package_from_the_parent_folder_of_a_clone(tmp_path: Path):
+def test_import_finds_the_package_from_the_parent_folder_of_a_clone(tmp_path):
     for name in ("das_gym", "agents", "adapt"):
         (tmp_path / "das_gym" / name).mkdir(parents=True)
         (tmp_path / "das_gym" / name / "__init__.py").touch()

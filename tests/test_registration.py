@@ -13,7 +13,7 @@ from tests.registered import as_before
 
 
 @pytest.fixture(autouse=True)
-def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def restored(monkeypatch) -> Iterator[None]:
     """Tables as they were, whatever a test registers."""
     with as_before():
         yield
@@ -27,7 +27,7 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (TaskEntry(None, "Other", "x:X", "nothing"), "name=None cannot be part of an id"),
     ],
 )
-def test_bad_task_is_rejected_and_leaves_no_ids(entry: TaskEntry, text: str):
+def test_bad_task_is_rejected_and_leaves_no_ids(entry, text):
     with pytest.raises(ValueError, match=text):
         register_task(entry)
     register_task(TaskEntry("good", "Good", "x:X", "nothing"))
@@ -83,7 +83,7 @@ LACKS = (
         (dict, "not a task: got <class 'dict'>, expected a subclass of das_gym.Task"),
     ],
 )
-def test_missing_methods_of_a_custom_task_are_named_together(task, text: str):
+def test_missing_methods_of_a_custom_task_are_named_together(task, text):
     with pytest.raises(TypeError, match=text):
         register_task(TaskEntry("tiny", "Tiny", task, "nothing"))
     assert "tiny" not in registration.TASKS

@@ -16,13 +16,13 @@ MASK = np.array([False, True, False, True])
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory) -> Path:
     """12 conversations to train on, 6 to score masks on and 6 to report, an image each."""
     return making.llava_folder(tmp_path_factory.mktemp("llava"), train=12, val=6, test=6)
 
 
 @pytest.fixture(scope="session")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def folder_of(tmp_path_factory) -> Callable[[str], Path]:
     """The folder of a tiny float32 checkpoint by its type, made once."""
     made: dict[str, Path] = {}
 
@@ -35,7 +35,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def problem_of(folder_of: Callable[[str], Path], data: Path) -> Callable[[str], Problem]:
+def problem_of(folder_of, data) -> Callable[[str], Problem]:
     def load(name: str) -> Problem:
         return load_problem(
             ProblemConfig(model="VLM", task="answering", checkpoint=str(folder_of(name)), data_root=str(data), device="cpu")
@@ -45,7 +45,7 @@ def problem_of(folder_of: Callable[[str], Path], data: Path) -> Callable[[str], 
 
 
 @pytest.fixture
-def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def run_here(tmp_path, monkeypatch, capsys):
     """Runs `python -m adapt ...` in an empty folder and in this process; returns its exit code and all that it printed."""
     monkeypatch.chdir(tmp_path)
 

@@ -32,25 +32,25 @@ def record_of(**env_kwargs: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
+def run_folder(tmp_path) -> Path:
     """The folder of run 1 among runs in `tmp_path`."""
     write_json(tmp_path / "1" / "run.json", {"status": "COMPLETED"})
     return tmp_path / "1"
 
 
-def test_choose_names_an_unknown_environment(run_folder: Path):
+def test_choose_names_an_unknown_environment(run_folder):
     write_json(run_folder / "search.json", record_of() | {"env_id": "DAS-Mine-VQA-v0"})
     with pytest.raises(ValueError, match=r"DAS-Mine-VQA-v0, which is not registered.*plugins=<module>"):
         choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
 
 
-def test_record_cannot_set_output_paths(run_folder: Path):
+def test_record_cannot_set_output_paths(run_folder):
     write_json(run_folder / "search.json", record_of(encoder_cache="/anywhere", workers="ray"))
     problem = choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent))).problem
     assert (problem.encoder_cache, problem.workers) == (None, None)
 
 
-def test_mask_of_wrong_width_is_rejected_before_the_run(tmp_path: Path):
+def test_mask_of_wrong_width_is_rejected_before_the_run(tmp_path):
     with pytest.raises(RunError, match="`mask`"):
         ex.run({"mask": [1, 0], "runs_dir": str(tmp_path)})
     assert not list(tmp_path.iterdir())
@@ -60,9 +60,7 @@ def test_mask_of_wrong_width_is_rejected_before_the_run(tmp_path: Path):
     ("given", "text"),
     [({}, "val2014.* cannot be read"), ({"train": {"itm_weight": 0.5}}, "itm_weight")],
 )
-def test_unsupported_training_is_rejected_before_a_search(
-    given: dict[str, Any], text: str, tmp_path: Path, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch
-):
+def test_unsupported_training_is_rejected_before_a_search(given, text, tmp_path, small_kwargs, monkeypatch):
     monkeypatch.setattr(Evaluator, "evaluate", lambda *_: pytest.fail("it searched"))
     data = Path(small_kwargs["data_root"])
     if not given:
@@ -96,12 +94,12 @@ def front_of(folder: Path) -> None:
         ({"mask": (0, 2)}, r"`mask\[1\]` is out of range"),
     ],
 )
-def test_choice_that_is_impossible_is_rejected(run_folder: Path, given: dict[str, Any], text: str):
+def test_choice_that_is_impossible_is_rejected(run_folder, given, text):
     front_of(run_folder)
     with pytest.raises(ValueError, match=text):
         choose(AdaptSettings(**given, runs_dir=str(run_folder.parent)))
 
 
-def test_run_without_a_front_is_named(run_folder: Path):
+def test_run_without_a_front_is_named(run_folder):
     with pytest.raises(FileNotFoundError, match=r"run 1 is not a finished front \(`das-agents pareto with resume=1`"):
         choose(AdaptSettings(search_run=1, point=0, runs_dir=str(run_folder.parent)))

@@ -1,7 +1,5 @@
 """What a card keeps of its source's."""
 
-from pathlib import Path
-
 import pytest
 from das_gym.adapt.card import front_matter
 
@@ -16,13 +14,13 @@ LIST = "license: other\nlanguage:\n- en\nbase_model:\n- owner/tower\n- owner/dec
         ("pipeline_tag: x\n", []),
     ],
 )
-def test_front_matter_keeps_license_and_base_models(tmp_path: Path, yaml: str, kept: list[str]):
+def test_front_matter_keeps_license_and_base_models(tmp_path, yaml, kept):
     (tmp_path / "README.md").write_text(f"---\n{yaml}---\n# Mine\n")
     lines = front_matter(tmp_path, "AutoModelForImageTextToText", ["smaller"]).splitlines()
     assert lines[3 : lines.index("tags:")] == kept
 
 
-def test_front_matter_names_the_source_of_the_hub(tmp_path: Path):
+def test_front_matter_names_the_source_of_the_hub(tmp_path):
     source = tmp_path / "models--owner--name" / "snapshots" / "0123"
     source.mkdir(parents=True)
     (source / "README.md").write_text(f"---\n{LIST}---\n")

@@ -1,7 +1,6 @@
 """Which problem scores the masks of a search that runs first, and which problem a search of before has."""
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +29,7 @@ def test_the_loaded_problem_scores_a_search_of_the_same_model_and_data():
 
 
 @pytest.mark.parametrize("other", [search("DAS-METER-VQA-Tabular-v0"), search(tree_gib=1.0), search(workers="ray")])
-def test_other_settings_of_the_search_are_not_ignored(other: SearchConfig):
+def test_other_settings_of_the_search_are_not_ignored(other):
     assert scored_problem(other, LOADED) is None
 
 
@@ -39,7 +38,7 @@ def test_an_unknown_setting_of_a_search_on_a_loaded_problem():
         open_scorer(DEFAULT_ENV, {"reward_exampels": 8}, problem=LOADED)
 
 
-def test_a_search_on_a_table_of_a_model_that_is_not_bundled_needs_its_checkpoint(tmp_path: Path, capsys: Any):
+def test_a_search_on_a_table_of_a_model_that_is_not_bundled_needs_its_checkpoint(tmp_path, capsys):
     found: dict[str, Any] = {"env_id": "DAS-SmolLM2-Text-Tabular-v0", "agent": "random", "evaluations": 3}
     with pytest.raises(RunError, match="`skip_num` is out of range"):
         search_command.run({**found, "skip_num": 4, "runs_dir": str(tmp_path)})
@@ -57,7 +56,7 @@ def test_a_search_on_a_table_of_a_model_that_is_not_bundled_needs_its_checkpoint
     assert (problem.units, problem.vision) == ("sublayers", True)
 
 
-def test_a_table_brings_the_settings_of_its_problem(tmp_path: Path):
+def test_a_table_brings_the_settings_of_its_problem(tmp_path):
     bundled = SubnetTable.load(ASSETS / "meter_mini" / "vqa_table.npz")
     table = tmp_path / "table.npz"
     replace(bundled, meta=replace(bundled.meta, settings={"max_text_length": 20})).save(table)

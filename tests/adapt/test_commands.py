@@ -35,7 +35,7 @@ def words_of(settings: dict[str, str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def adapted(tmp_path_factory: pytest.TempPathFactory, small_kwargs: dict[str, str]) -> Path:
+def adapted(tmp_path_factory, small_kwargs) -> Path:
     """The run folders of `python -m adapt`, which searches first."""
     folder = tmp_path_factory.mktemp("adapted")
     printed = io.StringIO()
@@ -46,7 +46,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory, small_kwargs: dict[str, st
     return folder
 
 
-def test_adapt_searches_fine_tunes_and_compares(adapted: Path):
+def test_adapt_searches_fine_tunes_and_compares(adapted):
     search = json.loads((adapted / "runs/1/search.json").read_text())
     record = json.loads((adapted / "runs/1/adapt.json").read_text())
     subnet, full, baseline = record["models"]
@@ -74,9 +74,7 @@ def in_this_process(words: list[str], capsys: pytest.CaptureFixture[str]) -> str
     return capsys.readouterr().out
 
 
-def test_answers_are_kept_and_written_again(
-    adapted: Path, small_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_answers_are_kept_and_written_again(adapted, small_kwargs, tmp_path, capsys):
     """Of a run, as VQA's server takes them; the same again by `evaluate` and `predict`, with the metric of the run."""
     run, out = adapted / "runs/1", tmp_path / "answers.json"
     kept = json.loads((run / "answers_subnet.json").read_text())
@@ -96,7 +94,7 @@ def test_answers_are_kept_and_written_again(
     assert "`out` is missing" in capsys.readouterr().err
 
 
-def test_adapter_file_is_small_and_reloads_to_equal_logits(adapted: Path, small_kwargs: dict[str, str], mini_folder: Path):
+def test_adapter_file_is_small_and_reloads_to_equal_logits(adapted, small_kwargs, mini_folder):
     path = adapted / "runs/1/adapter.safetensors"
     assert path.stat().st_size < (mini_folder / "model.safetensors").stat().st_size / 4
     problem = ProblemConfig(**small_kwargs)
@@ -108,7 +106,7 @@ def test_adapter_file_is_small_and_reloads_to_equal_logits(adapted: Path, small_
     assert evaluations[0].loss == pytest.approx(record["loss"], rel=1e-6)
 
 
-def test_adapt_shows_the_full_model_once_without_adapters(run_here, tmp_path: Path, shapes_folder: Path):
+def test_adapt_shows_the_full_model_once_without_adapters(run_here, tmp_path, shapes_folder):
     kwargs = small_world(tmp_path / "plain", shapes_folder, bottleneck=0, skip_bottleneck=0)
     code, printed = run_here("with", *words_of(kwargs), *QUICK, f"mask={MASK}", "test_examples=5")
     assert code == 0, printed
@@ -116,7 +114,7 @@ def test_adapt_shows_the_full_model_once_without_adapters(run_here, tmp_path: Pa
     assert [model["name"] for model in record["models"]] == ["subnet", "baseline"]
 
 
-def test_fine_tuning_keeps_frozen_weights_bit_identical(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
+def test_fine_tuning_keeps_frozen_weights_bit_identical(run_here, tmp_path, small_kwargs):
     code, printed = run_here("with", *words_of(small_kwargs), *QUICK, f"mask={MASK}", "test_examples=5")
     assert code == 0, printed
     record = json.loads((tmp_path / "runs/1/adapt.json").read_text())
@@ -131,7 +129,7 @@ def test_fine_tuning_keeps_frozen_weights_bit_identical(run_here, tmp_path: Path
             assert torch.equal(tensor, old[name])
 
 
-def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
+def test_supernet_of_other_peoples_data(run_here, tmp_path, small_kwargs):
     """Other words, other answers, images of another size: from supernet to adapted model."""
     data = write_shapes(tmp_path / "data", seed=8, train_scenes=12, val_scenes=24)
     from PIL import Image
@@ -164,7 +162,7 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
         (("supernet", "with", "train.steps=1", "--unobserved"), "leave --unobserved"),
     ],
 )
-def test_user_error_is_printed_without_a_traceback(run_here, tmp_path: Path, arguments: tuple[str, ...], says: str):
+def test_user_error_is_printed_without_a_traceback(run_here, tmp_path, arguments, says):
     code, printed = run_here(*arguments)
     assert code == 1
     assert says in printed
@@ -172,13 +170,13 @@ def test_user_error_is_printed_without_a_traceback(run_here, tmp_path: Path, arg
     assert not list(tmp_path.rglob("adapt.json"))
 
 
-def test_adapters_of_one_mask_are_no_supernet(adapted: Path, small_kwargs: dict[str, str]):
+def test_adapters_of_one_mask_are_no_supernet(adapted, small_kwargs):
     problem = ProblemConfig(**{**small_kwargs, "supernet": str(adapted / "runs/1/adapter.safetensors")})
     with pytest.raises(ValueError, match="holds the adapters of one mask"):
         cut_subnet(problem, np.zeros(6, bool))
 
 
-def test_adapt_leaves_references_out(run_here, small_kwargs: dict[str, str], tmp_path: Path):
+def test_adapt_leaves_references_out(run_here, small_kwargs, tmp_path):
     code, printed = run_here("with", *words_of(small_kwargs), *QUICK, f"mask={MASK}".replace(" ", ""), "references=False")
     assert code == 0, printed
     run = tmp_path / "runs/1"

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ def settings_of(recipe: str, **changes) -> DASSettings:
 
 
 @pytest.fixture
-def problem(shapes_folder: Path) -> ProblemConfig:
+def problem(shapes_folder) -> ProblemConfig:
     return ProblemConfig(data_root=str(shapes_folder))
 
 
@@ -47,7 +46,7 @@ def new_training(problem: ProblemConfig, settings: DASSettings) -> tuple[Trainin
 
 
 @pytest.mark.slow
-def test_joint_search_takes_turns_after_warmup(problem: ProblemConfig):
+def test_joint_search_takes_turns_after_warmup(problem):
     settings = settings_of("das_gym", search_epochs=2)
     training, splits = new_training(problem, settings)
     chooser = paper_bandit(12, 4, 0, 1.0)
@@ -80,7 +79,7 @@ def test_turns_restore_the_chooser_of_a_stopped_search():
     np.testing.assert_array_equal(resumed.ask(5), stopped.ask(5))
 
 
-def test_joint_search_trains_tunable_parameters_alone(problem: ProblemConfig):
+def test_joint_search_trains_tunable_parameters_alone(problem):
     settings = settings_of("das_gym", search_epochs=1, warmup_epochs=0)
     training, splits = new_training(problem, settings)
     before = {name: p.detach().clone() for name, p in training.model.backbone.vlp.named_parameters()}
@@ -91,7 +90,7 @@ def test_joint_search_trains_tunable_parameters_alone(problem: ProblemConfig):
     assert changed <= set(tunable)
 
 
-def test_losses_use_dropout_in_the_papers_recipe_alone(problem: ProblemConfig):
+def test_losses_use_dropout_in_the_papers_recipe_alone(problem):
     mask = np.zeros((2, 12), dtype=bool)
     for recipe, same in (("paper", False), ("das_gym", True)):
         training, splits = new_training(problem, settings_of(recipe))
@@ -100,7 +99,7 @@ def test_losses_use_dropout_in_the_papers_recipe_alone(problem: ProblemConfig):
     assert training.model.backbone.vlp.training is False
 
 
-def test_reward_examples_of_each_recipe(problem: ProblemConfig):
+def test_reward_examples_of_each_recipe(problem):
     training, splits = new_training(problem, settings_of("paper"))
     task = training.model.task
     first = reward_examples(task, splits, settings_of("paper"))
@@ -113,7 +112,7 @@ def test_reward_examples_of_each_recipe(problem: ProblemConfig):
     assert [e.key for e in drawn] != [e.key for e in first]
 
 
-def test_trainer_multiplies_learning_rates(problem: ProblemConfig):
+def test_trainer_multiplies_learning_rates(problem):
     training, _ = new_training(problem, settings_of("paper"))
     groups = training.trainer(10, None, 100).optimizer.param_groups
     rates = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
@@ -126,7 +125,7 @@ def test_trainer_multiplies_learning_rates(problem: ProblemConfig):
     assert {"vlp.token_types.weight", "vlp.text_pooler.weight"} <= named.keys()
 
 
-def test_dropout_is_everywhere_in_the_papers_recipe(problem: ProblemConfig):
+def test_dropout_is_everywhere_in_the_papers_recipe(problem):
     training, _ = new_training(problem, settings_of("paper"))
     vlp = training.model.backbone.vlp
     places = {name: module for name, module in vlp.named_modules() if isinstance(module, nn.Dropout)}
@@ -142,7 +141,7 @@ def test_dropout_is_everywhere_in_the_papers_recipe(problem: ProblemConfig):
 
 
 @pytest.mark.slow
-def test_das_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_das_command(problem, tmp_path, capsys):
     updates = {
         "data_root": problem.data_root,
         "runs_dir": str(tmp_path),
@@ -173,20 +172,20 @@ def test_das_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.Capt
         ({"das": {"itm_weight": 0.5}}, "itm_weight"),
     ],
 )
-def test_das_command_names_a_wrong_setting(updates: dict, text: str, problem: ProblemConfig, tmp_path: Path):
+def test_das_command_names_a_wrong_setting(updates, text, problem, tmp_path):
     with pytest.raises(RunError, match=text):
         ex.run(config_updates={**updates, "data_root": problem.data_root, "runs_dir": str(tmp_path)})
     assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
-def captions(tmp_path_factory: pytest.TempPathFactory) -> ProblemConfig:
+def captions(tmp_path_factory) -> ProblemConfig:
     root = write_shapes_captions(tmp_path_factory.mktemp("captions") / "data", scenes={"train": 4, "val": 4, "test": 4})
     return ProblemConfig(task="retrieval", data_root=str(root))
 
 
 @pytest.mark.slow
-def test_itm_weight_adds_matching_to_training_and_to_rewards_with_dropout(captions: ProblemConfig):
+def test_itm_weight_adds_matching_to_training_and_to_rewards_with_dropout(captions):
     changes = {"batch_size": 1, "reward_examples": 1, "augment": False, "dropout": 0.0, "train_on_reward": False}
     losses = {}
     for weight, dropout in ((0.0, True), (0.5, True), (0.5, False)):
@@ -228,7 +227,7 @@ def test_finetune_from_decides_what_fine_tuning_starts_from(bare_kwargs, tmp_pat
     assert f"bayes skip_num=2 {shlex.quote(f'supernet={folder / SUPERNET_FILE}')}" in printed
 
 
-def test_das_rejects_adapter_widths_of_another_checkpoint(small_kwargs: dict[str, str], tmp_path: Path):
+def test_das_rejects_adapter_widths_of_another_checkpoint(small_kwargs, tmp_path):
     given: dict[str, Any] = {**small_kwargs, "supernet": None, "problem": {"image_size": 96}, "das": {"bottleneck": 24}}
     with pytest.raises(RunError, match=r"got \(16, 64\) .*, expected \(24, 64\)"):
         ex.run(config_updates={**given, "runs_dir": str(tmp_path)})

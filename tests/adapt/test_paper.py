@@ -42,12 +42,12 @@ def test_paper_settings_have_sources_and_differences_reasons():
 @pytest.mark.parametrize(
     ("changes", "text"), [({"recipe": "papr"}, "did you mean 'paper'"), ({"masks_per_turn": 1}, "masks_per_turn")]
 )
-def test_wrong_settings(changes: dict, text: str):
+def test_wrong_settings(changes, text):
     with pytest.raises(ValueError, match=text):
         das_settings("METER", "vqa", **changes)
 
 
-def test_paper_command_prints_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_paper_command_prints_tables(capsys, monkeypatch):
     monkeypatch.setattr("das_gym.adapt.paper_command.count", lambda row: (1.25, 2.5))  # its numbers are tested separately
     main(PluginSettings())
     printed = capsys.readouterr().out
@@ -71,7 +71,7 @@ ROWS = {(row.model, row.title): row for row in PUBLISHED}
         ("ViLT", "adapter", 12 * 2 * 2 * 768 * 96 * (40 + 145) / 1e9),  # published are 0.86, of larger images
     ],
 )
-def test_count_agrees_with_published_parameters_and_macs(model: str, title: str, macs: float):
+def test_count_agrees_with_published_parameters_and_macs(model, title, macs):
     row = ROWS[model, title]
     found = count(row)
     assert found[0] == pytest.approx(row.parameters, abs=0.005)

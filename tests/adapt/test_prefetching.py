@@ -5,7 +5,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import psutil
 import pytest
@@ -27,7 +26,7 @@ Logged = list[tuple[str, float, int]]
 
 
 @pytest.fixture
-def problem(bare_kwargs: dict[str, str]) -> ProblemConfig:
+def problem(bare_kwargs) -> ProblemConfig:
     return ProblemConfig(**bare_kwargs)
 
 
@@ -57,7 +56,7 @@ def stopped_at(step_loss: StepLoss, last: int, step: int) -> Iterator[StepResult
 
 
 @pytest.mark.slow
-def test_prefetcher_changes_no_bit_with_augmentation_dropout_and_resume(problem: ProblemConfig, tmp_path: Path):
+def test_prefetcher_changes_no_bit_with_augmentation_dropout_and_resume(problem, tmp_path):
     pytest.importorskip("torchvision")
     splits = load_splits(problem)
     changes = {"batch_size": len(splits.train) // 6, "finetune_epochs": 1, "augment": True, "dropout": 0.1}
@@ -96,7 +95,7 @@ def test_prefetcher_changes_no_bit_of_prompts(folder_of, data):
 
 
 @pytest.mark.slow
-def test_prefetched_images_are_those_that_training_reads(problem: ProblemConfig, monkeypatch: pytest.MonkeyPatch):
+def test_prefetched_images_are_those_that_training_reads(problem, monkeypatch):
     step_loss, trainer = new_training(problem, 2, encoder_cache_gib=0)
     kind, read_here = type(step_loss.prefetcher.processor), []  # workers append to lists of their own
     read = kind.read
@@ -106,7 +105,7 @@ def test_prefetched_images_are_those_that_training_reads(problem: ProblemConfig,
 
 
 @pytest.mark.slow
-def test_prefetcher_keeps_the_error_of_a_bad_image(problem: ProblemConfig, tmp_path: Path):
+def test_prefetcher_keeps_the_error_of_a_bad_image(problem, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(problem.data_root, folder)
     moved = ProblemConfig(**{**vars(problem), "data_root": str(folder)})
@@ -127,7 +126,7 @@ def test_prefetcher_rejects_a_processor_that_cannot_read_ahead():
 
 
 @pytest.mark.slow
-def test_terminated_workers_raise_no_error_elsewhere(problem: ProblemConfig):
+def test_terminated_workers_raise_no_error_elsewhere(problem):
     """A scheduler signals the whole process group; the training process has to stop in its own way."""
     step_loss, _ = new_training(problem, 2, encoder_cache_gib=0)
     step_loss.prefetcher.load(0, 0)

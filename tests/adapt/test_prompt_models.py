@@ -28,7 +28,7 @@ MASK = np.array([0, 1, 0, 1], dtype=bool)
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> ProblemConfig:
+def config(tmp_path_factory) -> ProblemConfig:
     folder = tmp_path_factory.mktemp("prompts")
     tiny.save("llava", folder / "model")
     llava_folder(folder / "data", train=12, test=4)
@@ -36,7 +36,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ProblemConfig:
 
 
 @pytest.mark.slow
-def test_supernet_scores_masks_through_its_adapters(config: ProblemConfig, tmp_path: Path):
+def test_supernet_scores_masks_through_its_adapters(config, tmp_path):
     out = train_supernet(SupernetConfig(steps=3, batch_size=4, max_skipped=2), config, tmp_path / "supernet.safetensors")
     trained = build_problem(ProblemConfig(**{**vars(config), "supernet": str(out)}))
     free = build_problem(config)
@@ -49,7 +49,7 @@ def test_supernet_scores_masks_through_its_adapters(config: ProblemConfig, tmp_p
 
 
 @pytest.mark.slow
-def test_subnet_is_fine_tuned_saved_and_loaded(config: ProblemConfig, tmp_path: Path):
+def test_subnet_is_fine_tuned_saved_and_loaded(config, tmp_path):
     splits = load_splits(config)
     subnet = cut_subnet(config, MASK)
     before = evaluate(subnet, splits.train, "before")
@@ -62,7 +62,7 @@ def test_subnet_is_fine_tuned_saved_and_loaded(config: ProblemConfig, tmp_path: 
 
 
 @pytest.mark.slow
-def test_predict_answers_questions_without_references(config: ProblemConfig, tmp_path: Path, run_here: Run):
+def test_predict_answers_questions_without_references(config, tmp_path, run_here):
     """A subnet with adapters, by `adapt predict` of questions alone: each token is the likeliest by its own forward."""
     splits = load_splits(config)
     subnet = cut_subnet(config, MASK)
@@ -93,7 +93,7 @@ def test_predict_answers_questions_without_references(config: ProblemConfig, tmp
 
 
 @pytest.mark.slow
-def test_paper_pipeline(config: ProblemConfig):
+def test_paper_pipeline(config):
     settings = das_settings("VLM", "answering", batch_size=4, reward_examples=4, steps_per_turn=1, skip_num=1, bottleneck=4)
     splits = load_splits(config)
     training = Training(new_model(config, splits, settings, seed=0), splits, settings, seed=0)
@@ -109,9 +109,7 @@ def test_paper_pipeline(config: ProblemConfig):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [("supernet",), ("das",), ("compare", "methods=['lora']"), ("run", "mask=[0,1,0,0]")])
-def test_prompts_that_are_too_long_begin_no_run(
-    config: ProblemConfig, tmp_path: Path, run_here: Run, words: tuple[str, ...]
-):
+def test_prompts_that_are_too_long_begin_no_run(config, tmp_path, run_here, words):
     given = (f"checkpoint={config.checkpoint}", f"data_root={config.data_root}", "problem.max_text_length=8", "device=cpu")
     code, printed = run_here(words[0], "with", "vlm_answering", *given, *words[1:])
     assert code == 1

@@ -11,12 +11,12 @@ from tests.small_world import load_supernet
 
 
 @pytest.fixture
-def model(small_kwargs: dict[str, str]) -> AdaptedModel:
+def model(small_kwargs) -> AdaptedModel:
     config = ProblemConfig(**small_kwargs)
     return load_supernet(config, load_splits(config))
 
 
-def test_defaults_are_ours_for_small_models_and_the_papers_for_base_size(model: AdaptedModel, monkeypatch):
+def test_defaults_are_ours_for_small_models_and_the_papers_for_base_size(model, monkeypatch):
     ours, line = resolve_defaults(TrainingConfig(), model)
     assert (ours.learning_rate, ours.head_learning_rate, ours.batch_size) == (1e-3, 1e-3, None)
     assert line == "300 steps of 64 examples, learning rate 0.001, of the head 0.001"
@@ -31,7 +31,7 @@ def test_defaults_are_ours_for_small_models_and_the_papers_for_base_size(model: 
     assert (own.learning_rate, own.head_learning_rate, own.batch_size) == (0.5, pytest.approx(50 * 2.5e-5), 3)
 
 
-def test_micro_batch_size_is_what_fits_in_memory(model: AdaptedModel, monkeypatch, capsys):
+def test_micro_batch_size_is_what_fits_in_memory(model, monkeypatch, capsys):
     splits = load_splits(model.backbone.config)
     step_loss, trainer = make_loss_and_trainer(model, splits.train, TrainingConfig(batch_size=16), None)
     assert step_loss.micro_batch_size is None

@@ -1,7 +1,5 @@
 """The trained weights that come with das_gym are those of today's default settings."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -28,7 +26,7 @@ def loads(settings: AdaptSettings, model: AdaptedModel, name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", [FULL_MODEL, BASELINE])
-def test_load_reference_serves_the_default_settings(name: str):
+def test_load_reference_serves_the_default_settings(name):
     settings = AdaptSettings()
     model = untrained(settings, name)
     assert loads(settings, model, name)
@@ -45,7 +43,7 @@ def test_load_reference_serves_the_default_settings(name: str):
         ({"train": {"mixed_precision": "bf16"}}, False),
     ],
 )
-def test_load_reference_only_serves_settings_that_learn_the_same(changes: dict[str, Any], same: bool):
+def test_load_reference_only_serves_settings_that_learn_the_same(changes, same):
     settings = build(AdaptSettings, changes)
     assert loads(settings, untrained(settings, BASELINE), BASELINE) == same
 
@@ -57,7 +55,7 @@ def test_load_reference_serves_no_other_model():
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", [FULL_MODEL, BASELINE])
-def test_references_are_what_training_gives(name: str, tmp_path, monkeypatch, capsys):
+def test_references_are_what_training_gives(name, tmp_path, monkeypatch, capsys):
     from benchmarks import assets
 
     monkeypatch.setattr(assets, "reference_file", lambda *_: tmp_path / "again.safetensors")

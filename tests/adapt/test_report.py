@@ -3,7 +3,6 @@ import dataclasses
 import io
 import itertools
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +30,7 @@ from das_gym.files import read_json, write_json
 from das_gym.intervals import difference_interval
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
-from das_gym.problem.loading import AdaptedModel, Problem, example_costs
+from das_gym.problem.loading import AdaptedModel, example_costs
 from das_gym.tasks.nlvr2 import NLVR2Example, NLVR2Task
 
 TASK = NLVR2Task(processor=None)  # only text and images are required
@@ -84,7 +83,7 @@ def test_conclusion_can_be_recomputed_from_the_table():
     assert told.facts == {"skips": "text.1", "accuracy on test, %": "96.90", "MACs saved, %": "20.6"}
 
 
-def test_table_names_baseline_and_shipped_weights_and_fits(capsys: pytest.CaptureFixture[str]):
+def test_table_names_baseline_and_shipped_weights_and_fits(capsys):
     slow = dataclasses.replace(FULL, latency=Spread(98765.4, 98700.0, 98800.0), parameters=10**9)
     table = report({**ROWS, FULL_MODEL: slow}).table
     table.print()
@@ -120,7 +119,7 @@ def test_speedup_is_the_ratio_of_medians_with_its_interval():
 
 
 @pytest.mark.parametrize(("names", "named"), [((SUBNET, FULL_MODEL), "full model with adapters"), ((SUBNET,), "subnet")])
-def test_model_at_chance_after_training_is_named(small_problem: Problem, monkeypatch, names: tuple[str, ...], named: str):
+def test_model_at_chance_after_training_is_named(small_problem, monkeypatch, names, named):
     monkeypatch.setattr(type(small_problem.task), "chance", lambda task, examples: 1.0)
     model = AdaptedModel(small_problem.backbone, small_problem.head, small_problem.task)
     models = dict.fromkeys((*names, BASELINE), model)
@@ -128,7 +127,7 @@ def test_model_at_chance_after_training_is_named(small_problem: Problem, monkeyp
         compare(models, small_problem.splits, untrained=[BASELINE])
 
 
-def test_costs_of_the_full_model_are_those_of_the_subnet(small_problem: Problem):
+def test_costs_of_the_full_model_are_those_of_the_subnet(small_problem):
     mask = np.arange(6) < 2
     model = AdaptedModel(small_problem.backbone, small_problem.head, small_problem.task)
     counted, known = example_costs(cut(model, mask), small_problem.splits), small_problem.costs
@@ -137,7 +136,7 @@ def test_costs_of_the_full_model_are_those_of_the_subnet(small_problem: Problem)
 
 
 @pytest.fixture
-def examples(tmp_path: Path) -> list[NLVR2Example]:
+def examples(tmp_path) -> list[NLVR2Example]:
     images = []
     for color in ("red", "blue"):
         images.append(ImageFile(tmp_path / f"{color}.png"))
@@ -145,7 +144,7 @@ def examples(tmp_path: Path) -> list[NLVR2Example]:
     return [NLVR2Example(f"{i}", f"sentence {i}", (images[0], images[1]), i % 2 == 0) for i in range(20)]
 
 
-def test_examples_round_trip(examples: list[NLVR2Example], tmp_path: Path):
+def test_examples_round_trip(examples, tmp_path):
     said = {"full model with adapters": ["True"] * 20, "subnet": ["True"] * 17 + ["False"] * 3}
     write_examples(tmp_path, TASK, examples, said)
     told = read_examples(tmp_path)
@@ -162,7 +161,7 @@ def test_examples_round_trip(examples: list[NLVR2Example], tmp_path: Path):
     assert left != right
 
 
-def test_damaged_file_is_named(examples: list[NLVR2Example], tmp_path: Path):
+def test_damaged_file_is_named(examples, tmp_path):
     write_examples(tmp_path, TASK, examples[:2], {"full model with adapters": ["True"] * 2, "subnet": ["True"] * 2})
     kept = read_json(tmp_path / EXAMPLES)
     write_json(tmp_path / EXAMPLES, kept | {"rows": [["q", ["a", "b"]]]})

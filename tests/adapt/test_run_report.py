@@ -44,7 +44,7 @@ def write_run(folder: Path, name: str, config: dict[str, Any], search_run: int |
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory) -> Path:
     """Run 1 is a search, run 2 `adapt` after it, run 3 `adapt das`, run 4 `adapt shrink`, run 5 `adapt compare`."""
     folder = tmp_path_factory.mktemp("reported")
     search.run({"env_id": "DAS-METER-VQA-Tabular-v0", "agent": "random", "evaluations": 6, "runs_dir": str(folder)})
@@ -56,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_report_of_adapt_includes_its_search(runs: Path):
+def test_report_of_adapt_includes_its_search(runs):
     report = run_report(runs / "2")
     assert (report.name, report.title, report.mask, report.table) == ("run 2", "a title", MASK, TABLE)
     assert report.facts["search: masks scored"] == "6"
@@ -77,11 +77,11 @@ def test_report_of_adapt_includes_its_search(runs: Path):
         ("5", "das-adapt compare with seeds=2 'skip_nums=[4]'"),
     ],
 )
-def test_report_has_the_command_that_repeats_the_run(runs: Path, run: str, command: str):
+def test_report_has_the_command_that_repeats_the_run(runs, run, command):
     assert run_report(runs / run).commands == [command]
 
 
-def test_report_includes_examples(runs: Path):
+def test_report_includes_examples(runs):
     assert run_report(runs / "2").answers is None
     kept = Answers(["full model", "subnet"], [(Question("what is it?", "an owl"), ["an owl", "a cat"])], "one")
     path = runs / "2" / "examples.json"
@@ -97,7 +97,7 @@ def test_charts_of_das():
     assert charts["heat"].values == [[0.5] * 12] * 2
 
 
-def test_report_command_of_several_runs(runs: Path, capsys: pytest.CaptureFixture[str]):
+def test_report_command_of_several_runs(runs, capsys):
     assert PROGRAM.run(["report", "2", "with", f"runs_dir={runs}"]) == 0
     assert (runs / "2/report.html").is_file()
     assert PROGRAM.run(["report", "2", "3", "with", f"runs_dir={runs}"]) == 0
@@ -108,9 +108,7 @@ def test_report_command_of_several_runs(runs: Path, capsys: pytest.CaptureFixtur
     ("words", "message"),
     [(["9"], "has no report"), (["8"], "damaged"), (["7"], "no run '7'"), ([], "`runs`"), (["nowhere"], "nowhere")],
 )
-def test_report_rejects_unknown_and_damaged_records(
-    runs: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
-):
+def test_report_rejects_unknown_and_damaged_records(runs, capsys, words, message):
     write_run(runs / "9", "other.json", {})
     write_run(runs / "8", "shrink.json", {}, report={"title": "x"})
     assert PROGRAM.run(["report", *words, "with", f"runs_dir={runs}"]) == 1
@@ -118,7 +116,7 @@ def test_report_rejects_unknown_and_damaged_records(
 
 
 @pytest.fixture(scope="module")
-def made_up_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_up_table(tmp_path_factory) -> Path:
     """Of 8 layers, 256 masks, as if it were METER's on VQA."""
     return write_table(tmp_path_factory.mktemp("tables") / "meter_vqa_table.npz")
 
@@ -130,7 +128,7 @@ def search_on(table: Path, folder: Path, **settings) -> Path:
     return required_folder(search.run({**fixed, **settings}))
 
 
-def test_report_matches_record_and_table(made_up_table: Path, tmp_path: Path):
+def test_report_matches_record_and_table(made_up_table, tmp_path):
     folder = search_on(made_up_table, tmp_path, agent="bandit", evaluations=30, skip_num=3)
     result, table, told = SearchResult.load(folder), SubnetTable.load(made_up_table), search_report(folder)
     assert told.mask == result.mask
@@ -147,7 +145,7 @@ def test_report_matches_record_and_table(made_up_table: Path, tmp_path: Path):
     assert told.table.rows[-1][2] == f"{100 * result.macs_saved:.1f}"
 
 
-def test_report_command_reproduces_the_search(made_up_table: Path, tmp_path: Path):
+def test_report_command_reproduces_the_search(made_up_table, tmp_path):
     costs = {"parameters_saved": {"full": 100.0, "unskipped": 100.0, "savings": [10.0] * 8}}
     settings = {"parameters_saved": 0.2, "agent": "random", "evaluations": 5}
     told = search_report(search_on(made_up_table, tmp_path, env_kwargs={"costs": costs}, **settings))

@@ -30,7 +30,7 @@ QUICK: dict[str, Any] = {"train": {"steps": 3, "save_every": 1}, "device": "cpu"
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def given(tmp_path_factory) -> dict[str, str]:
     """A tiny model and tiny data."""
     place = tmp_path_factory.mktemp("given")
     making.llava_folder(place / "data", train=12, val=6, test=6)
@@ -40,7 +40,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def shrink(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def shrink(given, tmp_path, monkeypatch) -> Callable[..., Any]:
     """Runs the command in an empty folder, with short measurements."""
     monkeypatch.setattr(measuring, "LATENCY_BLOCKS", 1)
 
@@ -52,7 +52,7 @@ def shrink(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+def trusting(monkeypatch) -> None:
     """No fresh process, which takes seconds: what one says is what is wanted of it."""
     found = verifying.Verification(3, 0.0, ("with a cache",))
     monkeypatch.setattr(job, "verify", lambda *_: found)
@@ -60,9 +60,7 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("vision", [None, True])
-def test_shrink_end_to_end(
-    shrink: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], vision: bool | None
-):
+def test_shrink_end_to_end(shrink, tmp_path, capsys, vision):
     out = tmp_path / "out"
     run = shrink(macs_saved=0.1, out=str(out), search={"evaluations": 6}, vision=vision, save_dtype="bfloat16")
     folder, printed = run_folder(run), capsys.readouterr().out
@@ -92,9 +90,7 @@ def test_shrink_end_to_end(
 
 
 @pytest.mark.slow
-def test_shrink_removes_attention_and_mlp_separately(
-    shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_shrink_removes_attention_and_mlp_separately(shrink, given, tmp_path, capsys):
     out = tmp_path / "out"
     run = shrink(units="sublayers", mask=(1, 0, 0, 1, 1, 1, 0, 0), out=str(out))
     record = read_json(run_folder(run) / "shrink.json")
@@ -116,7 +112,7 @@ def test_shrink_removes_attention_and_mlp_separately(
 
 
 @pytest.mark.slow
-def test_shrink_saves_adapters_with_their_code(shrink: Callable[..., Any], tmp_path: Path):
+def test_shrink_saves_adapters_with_their_code(shrink, tmp_path):
     out = tmp_path / "out"
     run = shrink(mask=(0, 1, 0, 0), recover="adapters", out=str(out))
     record = read_json(run_folder(run) / "shrink.json")
@@ -133,7 +129,7 @@ def test_shrink_saves_adapters_with_their_code(shrink: Callable[..., Any], tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recover", ["linear", "linear+lora"])
-def test_shrink_saves_linear_maps_with_their_code(shrink: Callable[..., Any], tmp_path: Path, recover: str):
+def test_shrink_saves_linear_maps_with_their_code(shrink, tmp_path, recover):
     out = tmp_path / "out"
     run = shrink(mask=(1, 1, 0, 1), recover=recover, out=str(out))  # consecutive layers, the first one and the last one
     record = read_json(run_folder(run) / "shrink.json")
@@ -149,9 +145,7 @@ def test_shrink_saves_linear_maps_with_their_code(shrink: Callable[..., Any], tm
 
 
 @pytest.mark.slow
-def test_shrink_saves_linear_maps_of_sublayers_and_vision_layers(
-    shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path
-):
+def test_shrink_saves_linear_maps_of_sublayers_and_vision_layers(shrink, given, tmp_path):
     """The attention and MLP of layer 0, the MLP of layer 1, and a vision layer."""
     out, mask = tmp_path / "out", (1, 1, 0, 1, 0, 0, 0, 0, 1, 0)
     run = shrink(mask=mask, units="sublayers", vision=True, skip="linear", recover="linear+lora", out=str(out))
@@ -177,7 +171,7 @@ def test_only_a_search_scores_masks_with_linear_maps():
 
 
 @pytest.mark.slow
-def test_shrink_refits_mlps_and_saves_a_plain_folder(shrink: Callable[..., Any], tmp_path: Path):
+def test_shrink_refits_mlps_and_saves_a_plain_folder(shrink, tmp_path):
     out = tmp_path / "out"
     run = shrink(mask=(0, 1, 1, 0), recover="refit", out=str(out))
     record = read_json(run_folder(run) / "shrink.json")
@@ -191,9 +185,7 @@ def test_shrink_refits_mlps_and_saves_a_plain_folder(shrink: Callable[..., Any],
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("trusting")
-def test_shrink_without_recovery(
-    shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_shrink_without_recovery(shrink, given, tmp_path, capsys):
     cached = tmp_path / "models--Acme--Tiny-LLaVA" / "snapshots" / "0a1b2c3d"  # the Hub's cache
     cached.mkdir(parents=True)
     for path in Path(given["checkpoint"]).iterdir():
@@ -214,9 +206,7 @@ def test_shrink_without_recovery(
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_metrics", "trusting")
 @pytest.mark.filterwarnings("ignore:.*answers are cut off")  # random weights never end one
-def test_metric_of_a_plugin_scores_parquet_data(
-    shrink: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_metric_of_a_plugin_scores_parquet_data(shrink, tmp_path, monkeypatch, capsys):
     """Shrink with parquet data and a registered metric, and evaluate the saved folder with them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "cache"))
@@ -246,9 +236,7 @@ def test_metric_of_a_plugin_scores_parquet_data(
 
 
 @pytest.mark.slow
-def test_shrink_removes_a_folder_that_fails_verification(
-    shrink: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_shrink_removes_a_folder_that_fails_verification(shrink, tmp_path, monkeypatch):
     def wrong(*_: Any) -> None:
         raise VerificationError("the logits are 0.5 of their largest away")
 
@@ -260,9 +248,7 @@ def test_shrink_removes_a_folder_that_fails_verification(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("trusting")
-def test_control_is_the_full_model_with_the_same_training(
-    shrink: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_control_is_the_full_model_with_the_same_training(shrink, tmp_path, capsys):
     settings = {"mask": (0, 1, 0, 0), "control": True, "train": {"steps": 4, "learning_rate": 0.01}}
     record = read_json(run_folder(shrink(**settings)) / "shrink.json")
     names = [model["name"] for model in record["models"]]
@@ -284,9 +270,7 @@ def test_control_is_the_full_model_with_the_same_training(
     [("adapters", 0.25, 0.25, True), ("lora", 0.0, 0.25, False)],
 )
 @pytest.mark.usefixtures("trusting")
-def test_control_is_trained_by_default_if_the_recovered_model_wins(
-    shrink: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, recover: str, score: float, loss: float, wins: bool
-):
+def test_control_is_trained_by_default_if_the_recovered_model_wins(shrink, monkeypatch, recover, score, loss, wins):
     original = job.measure
 
     def scored(*arguments: Any) -> Any:
@@ -316,9 +300,7 @@ def test_control_is_trained_by_default_if_the_recovered_model_wins(
         ({"checkpoint": "{data_root}"}, "`checkpoint` is not a transformers checkpoint"),
     ],
 )
-def test_shrink_rejects_wrong_settings_before_a_search(
-    shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path, settings: dict[str, Any], text: str
-):
+def test_shrink_rejects_wrong_settings_before_a_search(shrink, given, tmp_path, settings, text):
     filled = {name: value.format(**given) if isinstance(value, str) else value for name, value in settings.items()}
     with pytest.raises(RunError, match=text) as rejected:
         shrink(**filled)
@@ -342,9 +324,7 @@ def spoilt(place: Path, name: str, **changes: Any) -> Path:
         ({"image": "short.png"}, r"the image .*short\.png cannot be read"),
     ],
 )
-def test_shrink_rejects_unreadable_examples_before_a_search(
-    shrink: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], text: str
-):
+def test_shrink_rejects_unreadable_examples_before_a_search(shrink, tmp_path, changes, text):
     data = spoilt(tmp_path / "data", "train", **changes)
     (data / "images" / "short.png").write_bytes((data / "images" / "0.png").read_bytes()[:50])
     with pytest.raises(RunError, match=rf"^train\.json.*{text}"):
@@ -352,7 +332,7 @@ def test_shrink_rejects_unreadable_examples_before_a_search(
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_shrink_rejects_an_image_of_too_many_tokens(shrink: Callable[..., Any], tmp_path: Path):
+def test_shrink_rejects_an_image_of_too_many_tokens(shrink, tmp_path):
     """Qwen's images have as many tokens as squares; other prompts have longer texts."""
     folder = tiny.save("qwen2_5_vl", tmp_path / "qwen")
     settings = read_json(folder / "processor_config.json")
@@ -364,7 +344,7 @@ def test_shrink_rejects_an_image_of_too_many_tokens(shrink: Callable[..., Any], 
         shrink(data_root=str(data), checkpoint=str(folder))
 
 
-def test_shrink_rejects_lora_without_linear_layers(shrink: Callable[..., Any], tmp_path: Path):
+def test_shrink_rejects_lora_without_linear_layers(shrink, tmp_path):
     """GPT-2's layers are transformers' Conv1D."""
     making.text_folder(tmp_path / "data", train=12, val=6, test=6)
     tiny.save("gpt2", tmp_path / "gpt2")
@@ -375,7 +355,7 @@ def test_shrink_rejects_lora_without_linear_layers(shrink: Callable[..., Any], t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "gpt2"]
 
 
-def test_shrink_rejects_adapters_for_remote_code(shrink: Callable[..., Any], tmp_path: Path):
+def test_shrink_rejects_adapters_for_remote_code(shrink, tmp_path):
     folder, data = tiny.save("llama", tmp_path / "mine"), making.text_folder(tmp_path / "data", train=4, val=2, test=2)
     config = read_json(folder / "config.json")
     brought = {"AutoConfig": "code.MineConfig", "AutoModelForCausalLM": "code.Mine"}
@@ -390,7 +370,7 @@ def test_shrink_rejects_adapters_for_remote_code(shrink: Callable[..., Any], tmp
         shrink(**given, recover="adapters")
 
 
-def test_check_dtype(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]):
+def test_check_dtype(monkeypatch, given):
     source = Path(given["checkpoint"])
     monkeypatch.setattr(checks, "bfloat16_hardware", lambda _: None)
     check_dtype(torch.float32, torch.device("cpu"), source)

@@ -1,6 +1,5 @@
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,22 +17,22 @@ MASK = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1], dtype=bool)
 
 
 @pytest.fixture(scope="module")
-def config(tiny_kwargs: dict[str, str]) -> ProblemConfig:
+def config(tiny_kwargs) -> ProblemConfig:
     return ProblemConfig(**tiny_kwargs)
 
 
 @pytest.fixture(scope="module")
-def splits(config: ProblemConfig) -> Splits:
+def splits(config) -> Splits:
     return load_splits(config)
 
 
 @pytest.fixture(scope="module")
-def subnet(config: ProblemConfig, splits: Splits) -> AdaptedModel:
+def subnet(config, splits) -> AdaptedModel:
     return cut_subnet(config, MASK)
 
 
 @pytest.fixture
-def folder(subnet: AdaptedModel, tmp_path: Path) -> Path:
+def folder(subnet, tmp_path) -> Path:
     return save(subnet, tmp_path / "mine").parent
 
 
@@ -44,7 +43,7 @@ def logits(model: AdaptedModel, splits: Splits) -> torch.Tensor:
     return model.head(task.group_features(model.backbone.vlp(task.processor(task.pairs(splits.test[:3])))))
 
 
-def test_load_subnet_returns_what_was_saved(subnet: AdaptedModel, splits: Splits, folder: Path):
+def test_load_subnet_returns_what_was_saved(subnet, splits, folder):
     for path in (folder, str(folder / SUBNET_FILE), folder / RECORD):
         again = load_subnet(path)
         np.testing.assert_array_equal(again.backbone.vlp.pruned_mask, MASK)
@@ -53,7 +52,7 @@ def test_load_subnet_returns_what_was_saved(subnet: AdaptedModel, splits: Splits
         assert again.backbone.config == subnet.backbone.config
 
 
-def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path):
+def test_evaluate_names_missing_data_before_it_loads_the_model(folder):
     (folder / SUBNET_FILE).unlink()  # loading would raise
     record = read_json(folder / RECORD)
     write_json(folder / RECORD, {**record, "problem": {**record["problem"], "data_root": "/missing"}})
@@ -63,20 +62,20 @@ def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path):
         EvaluateSettings(run=str(folder), data_root="/other")
 
 
-def test_evaluate_rejects_a_run_that_is_not_finished(tmp_path: Path):
+def test_evaluate_rejects_a_run_that_is_not_finished(tmp_path):
     write_json(tmp_path / "config.json", {"seed": 1})  # as Sacred writes it
     with pytest.raises(FileNotFoundError, match="`run` is not a finished run"):
         EvaluateSettings(run=str(tmp_path))
 
 
 @pytest.mark.parametrize("change", [{"problem": 3}, {"plugins": 3}])
-def test_load_subnet_names_a_damaged_record(folder: Path, change: dict[str, Any]):
+def test_load_subnet_names_a_damaged_record(folder, change):
     write_json(folder / RECORD, {**read_json(folder / RECORD), **change})
     with pytest.raises(ValueError, match=r"adapt\.json is damaged"):
         load_subnet(folder)
 
 
-def test_load_subnet_rejects_a_supernet(random_supernet: Path, folder: Path):
+def test_load_subnet_rejects_a_supernet(random_supernet, folder):
     with pytest.raises(ValueError, match="holds a supernet, not a subnet"):
         load_subnet(random_supernet)
     shutil.copy(random_supernet, folder / SUBNET_FILE)
@@ -84,7 +83,7 @@ def test_load_subnet_rejects_a_supernet(random_supernet: Path, folder: Path):
         load_subnet(folder)
 
 
-def test_load_subnet_names_a_missing_file(tmp_path: Path, folder: Path):
+def test_load_subnet_names_a_missing_file(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match=r"no adapt\.json or das\.json in"):
         load_subnet(tmp_path)
     with pytest.raises(FileNotFoundError, match="99 does not exist"):
@@ -94,6 +93,6 @@ def test_load_subnet_names_a_missing_file(tmp_path: Path, folder: Path):
         load_subnet(folder)
 
 
-def test_save_rejects_a_supernet(folder: Path, tiny_problem):
+def test_save_rejects_a_supernet(folder, tiny_problem):
     with pytest.raises(ValueError, match="it is a supernet"):
         save(AdaptedModel(tiny_problem.backbone, tiny_problem.head, tiny_problem.task), folder)

@@ -1,5 +1,4 @@
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ def test_random_mask_is_uniform_over_counts_and_layers():
 
 
 @pytest.mark.slow
-def test_train_supernet_draws_a_mask_for_each_step(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_train_supernet_draws_a_mask_for_each_step(shapes_folder, tmp_path, monkeypatch):
     seen, parts = list[np.ndarray](), StepLoss.parts
 
     def watched(self: StepLoss, step: int, mask: np.ndarray) -> Iterator[StepResult]:

@@ -26,14 +26,14 @@ def step(model: nn.Linear, index: int, stop: int | None = None) -> dict[str, tor
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
+def checkpoint(tmp_path) -> Path:
     """A checkpoint of step 12."""
     model, trainer = make_trainer(tmp_path / "checkpoint.pt")
     trainer.run(partial(step, model), "first")
     return tmp_path / "checkpoint.pt"
 
 
-def test_trainer_resumes_to_the_same_bits(tmp_path: Path):
+def test_trainer_resumes_to_the_same_bits(tmp_path):
     model, uninterrupted = make_trainer(None)
     uninterrupted.run(partial(step, model), "uninterrupted")
     interrupted, first = make_trainer(tmp_path / "checkpoint.pt")
@@ -47,14 +47,14 @@ def test_trainer_resumes_to_the_same_bits(tmp_path: Path):
     assert torch.equal(resumed.bias, model.bias)
 
 
-def test_resume_rejects_a_checkpoint_of_another_configuration(checkpoint: Path):
+def test_resume_rejects_a_checkpoint_of_another_configuration(checkpoint):
     other = nn.Sequential(nn.Linear(3, 1))
     optimizer = adamw([(list(other.parameters()), 0.1)], 0.0)
     with pytest.raises(ValueError, match="was saved by another configuration"):
         Trainer({"model": other}, optimizer, 1, lambda _: 1.0, checkpoint).resume()
 
 
-def test_resume_rejects_a_checkpoint_of_another_number_of_processes(checkpoint: Path):
+def test_resume_rejects_a_checkpoint_of_another_number_of_processes(checkpoint):
     state = torch.load(checkpoint, weights_only=True)
     torch.save({**state, "rng": torch.cat((state["rng"], state["rng"]))}, checkpoint)
     with pytest.raises(ValueError, match="saved by 2 processes, expected 1"):
@@ -62,14 +62,14 @@ def test_resume_rejects_a_checkpoint_of_another_number_of_processes(checkpoint: 
 
 
 @pytest.mark.parametrize("name", ["parameters", "optimizer", "rng"])
-def test_resume_names_a_checkpoint_with_other_content(checkpoint: Path, name: str):
+def test_resume_names_a_checkpoint_with_other_content(checkpoint, name):
     torch.save({**torch.load(checkpoint, weights_only=True), name: None}, checkpoint)
     with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
         make_trainer(checkpoint)[1].resume()
 
 
 @pytest.mark.parametrize("value", [torch.full((1, 3), math.nan), torch.ones(1).expand(10**9)])
-def test_resume_names_an_optimizer_with_other_content(checkpoint: Path, value: torch.Tensor):
+def test_resume_names_an_optimizer_with_other_content(checkpoint, value):
     state = torch.load(checkpoint, weights_only=True)
     state["optimizer"]["state"][0]["exp_avg"] = value
     torch.save(state, checkpoint)
@@ -87,7 +87,7 @@ class Evil:
         return Path.touch, (self.path,)
 
 
-def test_resume_executes_no_pickle(checkpoint: Path, tmp_path: Path):
+def test_resume_executes_no_pickle(checkpoint, tmp_path):
     torch.save({**torch.load(checkpoint, weights_only=True), "more": Evil(tmp_path / "ran")}, checkpoint)
     with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
         make_trainer(checkpoint)[1].resume()
@@ -123,7 +123,7 @@ def test_trainer_logs_means_every_fifty_steps_and_at_the_end():
 
 
 @pytest.mark.parametrize("settings", [{"itm_weight": -1}, {"encoder_cache_gib": -1.0}])
-def test_training_config_names_a_setting_out_of_range(settings: dict):
+def test_training_config_names_a_setting_out_of_range(settings):
     with pytest.raises(ValueError, match=f"`{next(iter(settings))}` is out of range"):
         TrainingConfig(**settings)
 

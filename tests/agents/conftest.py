@@ -11,7 +11,7 @@ if HERE not in sys.path:
 
 
 @pytest.fixture(scope="session")
-def made_up_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_up_table(tmp_path_factory) -> Path:
     """Of 8 layers, 256 masks, as if it were METER's on VQA."""
     from landscapes import write_table
 
@@ -19,7 +19,7 @@ def made_up_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def oracle(made_up_table: Path):
+def oracle(made_up_table):
     """Return the oracle of the made-up table, with a budget of 4 layers."""
     from das_gym.agents import make_oracle
 

@@ -103,20 +103,20 @@ def test_settings_of_the_environment_reach_it():
         ({"env_id": "DAS-ViLT-NLVR2-Tabular-v0"}, ("DAS-ViLT-NLVR2-Tabular-v0", "ViLT", "nlvr2")),
     ],
 )
-def test_environment_and_problem_are_of_one_model(given: dict[str, Any], wanted: tuple[str, str, str]):
+def test_environment_and_problem_are_of_one_model(given, wanted):
     settings = build(SearchSettings, add_environment(given))
     assert (settings.env_id, settings.problem.model, settings.problem.task) == wanted
 
 
 @pytest.mark.parametrize("agent", ["bandit", "ppo"])
-def test_hyperparameter_of_the_agent_may_be_given_alone(agent: str):
+def test_hyperparameter_of_the_agent_may_be_given_alone(agent):
     settings = build(SearchSettings, complete_search({"agent": agent, "learning_rate": 3e-4}))
     assert settings.agent_kwargs == {"learning_rate": 3e-4}
     with pytest.raises(ValueError, match="unknown setting 'learnin'"):
         build(SearchSettings, complete_search({"agent": agent, "learnin": 1}))
 
 
-def test_missing_library_is_not_an_unknown_environment(monkeypatch: pytest.MonkeyPatch):
+def test_missing_library_is_not_an_unknown_environment(monkeypatch):
     def without_torchvision(**_: Any) -> None:
         raise ModuleNotFoundError("No module named 'torchvision'", name="torchvision")
 

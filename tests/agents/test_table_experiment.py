@@ -14,14 +14,14 @@ from das_gym.tables.table import SubnetTable
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_kwargs: dict[str, str]) -> dict:
+def small(tmp_path, monkeypatch, small_kwargs) -> dict:
     """A small problem, few examples, runs in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
     return {**small_kwargs, "problem": {"eval_batch_size": 4}, "reward_examples": 10, "test_examples": 6}
 
 
 @pytest.mark.slow
-def test_run_writes_a_table(small: dict, small_table: SubnetTable, tmp_path: Path):
+def test_run_writes_a_table(small, small_table, tmp_path):
     ex.run(small, ["meter_vqa"])
     table = SubnetTable.load("runs/1/table.npz")
     small_table.save(tmp_path / "expected.npz")
@@ -43,7 +43,7 @@ def test_run_writes_a_table(small: dict, small_table: SubnetTable, tmp_path: Pat
     assert env.step(table.best(skip_num=4).astype(np.int8))[4]["feasible"]
 
 
-def test_partial_table_is_written_to_out(small: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_partial_table_is_written_to_out(small, tmp_path, capsys):
     out = tmp_path / "tables" / "mine.npz"
     ex.run({**small, "reward_examples": 2, "test_examples": 2, "max_skipped": 1, "out": str(out)})
     assert "best of k=1 " in capsys.readouterr().out
@@ -52,7 +52,7 @@ def test_partial_table_is_written_to_out(small: dict, tmp_path: Path, capsys: py
     assert json.loads(Path("runs/1/table.json").read_text())["table"] == str(out)
 
 
-def test_summary_matches_the_table(small_table: SubnetTable, capsys: pytest.CaptureFixture[str]):
+def test_summary_matches_the_table(small_table, capsys):
     print_summary(small_table, Spending(layer_runs=1234, macs=5 * 10**12, seconds=6.0))
     printed = capsys.readouterr().out
     best = small_table.best(skip_num=3)
@@ -71,7 +71,7 @@ def test_summary_matches_the_table(small_table: SubnetTable, capsys: pytest.Capt
         ({"max_skipped": 7}, "max_skipped"),
     ],
 )
-def test_wrong_setting_is_rejected_before_the_run(small: dict, update: dict, text: str):
+def test_wrong_setting_is_rejected_before_the_run(small, update, text):
     with pytest.raises(RunError, match=text):
         ex.run({**small, **update})
     assert not Path("runs/1").exists()

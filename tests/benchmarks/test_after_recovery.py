@@ -1,7 +1,5 @@
 """Losses of given masks after several recoveries, on a tiny model."""
 
-from pathlib import Path
-
 import pytest
 
 from benchmarks import after_recovery
@@ -10,7 +8,7 @@ from tests.tasks.answering import making
 
 
 @pytest.mark.slow
-def test_losses_of_given_masks_after_recovery(tmp_path: Path):
+def test_losses_of_given_masks_after_recovery(tmp_path):
     making.llava_folder(tmp_path / "data", train=12, val=6, test=6)
     folder = tiny.save("llava", tmp_path / "llava")
     settings = ["--checkpoint", str(folder), "--data-root", str(tmp_path / "data"), "--layers", "1", "0"]

@@ -1,7 +1,6 @@
 """Figures of the pages are those of the records, and every figure is claimed."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +17,7 @@ def test_pages_hold_what_is_claimed_and_nothing_else():
 
 
 @pytest.mark.parametrize("command", sorted({claim.command for claim in CLAIMS if claim.command.startswith("python -m")}))
-def test_commands_of_claims_are_there(command: str):
+def test_commands_of_claims_are_there(command):
     (words,) = commands_of(command)
     assert wrong_words(words) is None
 
@@ -38,7 +37,7 @@ SCORE = Claim(
 RECORD = "# First\nscore 0.1 1234\n# Second\nsteps 1234, score 0.97412\n"
 
 
-def test_claims_that_hold(tmp_path: Path):
+def test_claims_that_hold(tmp_path):
     root = made_up(tmp_path, "a score of 97.4 % and\n1,234 steps", RECORD)
     assert faults_of([TIME, SCORE], root) == []
 
@@ -53,13 +52,13 @@ def test_claims_that_hold(tmp_path: Path):
         ("a score of 97.4 % and 1,234 steps. It needs 3 GiB", RECORD, "3 GiB"),
     ],
 )
-def test_faults_name_the_figure(tmp_path: Path, readme: str, record: str, word: str):
+def test_faults_name_the_figure(tmp_path, readme, record, word):
     faults = faults_of([TIME, SCORE], made_up(tmp_path, readme, record))
     assert faults
     assert all(word in fault or "there is none of" in fault for fault in faults)
 
 
-def test_one_quantity_has_one_figure(tmp_path: Path):
+def test_one_quantity_has_one_figure(tmp_path):
     root = made_up(tmp_path, "about 5.2 s")
     both = Claim(
         (*TIME.texts, "about {5.2} s"), ("README.md", "docs/a.md"), "python -m adapt", measured=TIME.measured, same=True
@@ -77,6 +76,6 @@ def test_one_quantity_has_one_figure(tmp_path: Path):
         ({"texts": ["{1}"], "pages": ["README.md"], "given": "a setting", "page": 1}, "page"),
     ],
 )
-def test_entries_that_are_not_allowed(entry: dict[str, Any], word: str):
+def test_entries_that_are_not_allowed(entry, word):
     with pytest.raises(ValueError, match=word):
         build(Claim, entry)

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ def table() -> SubnetTable:
     return SubnetTable.load(ENVIRONMENTS["DAS-METER-VQA-v0"].table)
 
 
-def test_masks_are_half_of_the_best_tenth(table: SubnetTable):
+def test_masks_are_half_of_the_best_tenth(table):
     masks, top = choose_masks(table, 11)
     assert masks.shape == (11, 12)
     assert (masks.sum(axis=1) == 4).all()
@@ -25,7 +24,7 @@ def test_masks_are_half_of_the_best_tenth(table: SubnetTable):
     assert (placed[~top] > 49).all()
 
 
-def test_report_separates_true_scores_from_noise(table: SubnetTable):
+def test_report_separates_true_scores_from_noise(table):
     masks, top = choose_masks(table, 30)
     reward = predictors(table, masks)["reward"]
     text = report(table, masks, top, reward[:, None], {15: 2 * reward})
@@ -38,7 +37,7 @@ def test_report_separates_true_scores_from_noise(table: SubnetTable):
 
 
 @pytest.mark.slow
-def test_command_saves_every_training_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_command_saves_every_training_and_resumes(tmp_path, capsys):
     words = ["--masks", "2", "--steps", "1", "--test-examples", "8", "--out", str(tmp_path / "fidelity.json")]
     main([*words, "--start", "new"])
     first = json.loads((tmp_path / "fidelity.json").read_text())["trained"]

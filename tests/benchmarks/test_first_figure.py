@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 
@@ -8,7 +7,7 @@ from benchmarks.claims import ROOT
 
 
 @pytest.mark.slow
-def test_figure_and_record_from_one_command(tmp_path: Path):
+def test_figure_and_record_from_one_command(tmp_path):
     first_figure.main(["--seeds", "1", "--out", str(tmp_path)])
     assert (tmp_path / "score_against_macs.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((tmp_path / "first_figure.json").read_text(encoding="utf-8"))

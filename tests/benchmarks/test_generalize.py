@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -7,9 +5,7 @@ from benchmarks import generalize
 from das_gym.tables.suite import load_suite
 
 
-def test_generalize_reports_all_methods_and_continues(
-    made_up_suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_generalize_reports_all_methods_and_continues(made_up_suite, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(generalize, "SEARCHES", {"random": 1, "bayes": 1})
     words = ["--suite", str(made_up_suite), "--split", "test", "--sb3-seeds", "0", "--cache", str(tmp_path)]
     generalize.main(words)
@@ -21,7 +17,7 @@ def test_generalize_reports_all_methods_and_continues(
     assert printed.endswith(capsys.readouterr().out)
 
 
-def test_rules_and_searches_measure_the_suite(made_up_suite: Path):
+def test_rules_and_searches_measure_the_suite(made_up_suite):
     suite = load_suite(made_up_suite, "valid", problems=3)
     found = generalize.search_regrets(suite, "random")
     assert found.shape == (len(suite.problems), len(generalize.COUNTS))

@@ -6,7 +6,7 @@ from das_gym.tables.suite import load_suite
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
+def short(monkeypatch) -> None:
     """Few evaluations, and two of the tables."""
     monkeypatch.setattr("benchmarks.search.planted.CLIMBS", 5)
     for n in problems.PLANTED_EVALUATIONS:

@@ -31,7 +31,7 @@ def test_plan_has_disjoint_splits():
         assert all(list(places) == sorted(set(places)) for places in spec.kept)
 
 
-def test_suite_is_made_by_one_process_at_a_time(tmp_path: Path):
+def test_suite_is_made_by_one_process_at_a_time(tmp_path):
     lock = lock_folder(tmp_path)
     with pytest.raises(ValueError, match="another process uses"):
         main(["--out", str(tmp_path), "--only", "none"])
@@ -40,12 +40,12 @@ def test_suite_is_made_by_one_process_at_a_time(tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory) -> Path:
     return write_shapes(tmp_path_factory.mktemp("data") / "shapes", 3, train_scenes=20, val_scenes=12)
 
 
 @pytest.mark.slow
-def test_model_has_the_kept_layers(data: Path, tmp_path: Path):
+def test_model_has_the_kept_layers(data, tmp_path):
     spec = SuiteModel("v", "train", "ViLT", "vqa", ((0, 7, 9),), 5, noise=0.1, skip_adapters=False, steps=2)
     config = make_model(spec, data, tmp_path / "v")
     problem = build_problem(config)
@@ -63,7 +63,7 @@ def test_model_has_the_kept_layers(data: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_command_resumes_from_existing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_command_resumes_from_existing_files(tmp_path, monkeypatch):
     spec = SuiteModel("train-00", "train", "METER", "vqa", ((0,), (2,)), 5, steps=1)
     monkeypatch.setattr("benchmarks.make_suite.make.suite_models", lambda seed: [spec])
     monkeypatch.setattr("benchmarks.make_suite.make.USUAL_EXAMPLES", (6, 4))

@@ -6,7 +6,7 @@ from das_gym.engine import tree
 
 
 @pytest.mark.slow
-def test_turn_in_two_precisions(monkeypatch: pytest.MonkeyPatch):
+def test_turn_in_two_precisions(monkeypatch):
     monkeypatch.setattr(tree, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
     subject = load_subject("mini", 3)
     turns = masks.mask_sets(12)[masks.TURN]

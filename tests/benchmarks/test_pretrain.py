@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,7 @@ from das_gym.registration import MODELS
 
 
 @pytest.mark.parametrize("name", ["METER", "ViLT"])
-def test_shipped_tokenizer_equals_the_trained_one(name: str):
+def test_shipped_tokenizer_equals_the_trained_one(name):
     folder = MODELS[name].assets
     assert folder is not None
     shipped, trained = load_tokenizer(folder), train_tokenizer(0, RECIPES[name].tokens)
@@ -23,7 +21,7 @@ def test_shipped_tokenizer_equals_the_trained_one(name: str):
 
 
 @pytest.mark.slow
-def test_pretraining_runs_stops_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_pretraining_runs_stops_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "SAVE_EVERY", 2)
     size = Size(hidden_size=16, image_steps=3, image_batch_size=8, steps=4, batch_size=8, learning_rate=1e-3)
     pretrain("ViLT", size, tmp_path / "whole", tmp_path / "a")

@@ -30,7 +30,7 @@ def holds(sentence: str, scene: Scene) -> bool:
 
 
 @pytest.mark.parametrize("family", CAPTION_FAMILIES)
-def test_captions_are_true_their_variants_false_and_their_objects_named(family: str):
+def test_captions_are_true_their_variants_false_and_their_objects_named(family):
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng) for _ in range(300)]
     drawn = [(scene, CAPTION_FAMILIES[family](rng, scene)) for scene in scenes]

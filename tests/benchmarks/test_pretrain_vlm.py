@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,27 +25,27 @@ def name(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def family(name: str) -> AnsweringRecipe:
+def family(name) -> AnsweringRecipe:
     return RECIPES[name]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(family: AnsweringRecipe):
+def tokenizer(family):
     return train_chat_tokenizer(family.tokens, 0)
 
 
 @pytest.fixture(scope="module")
-def processor(family: AnsweringRecipe, tokenizer):
+def processor(family, tokenizer):
     return family.make_processor(tokenizer)
 
 
 @pytest.fixture(scope="module")
-def batches(family: AnsweringRecipe, tokenizer) -> ConversationBatches:
+def batches(family, tokenizer) -> ConversationBatches:
     return ConversationBatches(family, tokenizer, seed=0, batch_size=6)
 
 
 @pytest.fixture
-def model(family: AnsweringRecipe, tokenizer):
+def model(family, tokenizer):
     torch.manual_seed(0)
     model = family.build(16, tokenizer)
     family.initialise(model)
@@ -63,7 +62,7 @@ SCENE = Scene(
 )
 
 
-def test_shipped_tokenizer_equals_the_trained_one(name: str, family: AnsweringRecipe, tokenizer, tmp_path: Path):
+def test_shipped_tokenizer_equals_the_trained_one(name, family, tokenizer, tmp_path):
     tokenizer.backend_tokenizer.no_padding()
     family.make_processor(tokenizer).save_pretrained(tmp_path)
     assert (ASSETS / f"{name.lower()}_mini/tokenizer.json").read_text() == (tmp_path / "tokenizer.json").read_text()
@@ -78,7 +77,7 @@ def test_questions_are_put_as_the_answering_task_puts_them():
     assert add_instruction("is it red?") == f"is it red?{INSTRUCTION}"
 
 
-def test_batch_equals_the_processors(family: AnsweringRecipe, batches: ConversationBatches, processor):
+def test_batch_equals_the_processors(family, batches, processor):
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (family.mean, family.std))
     batch = batches(3, described=False)
     for index in range(0, len(batch.rows), 5):
@@ -96,7 +95,7 @@ def test_batch_equals_the_processors(family: AnsweringRecipe, batches: Conversat
 
 
 @torch.no_grad()
-def test_packed_questions_equal_separate_ones(name: str, family: AnsweringRecipe, batches: ConversationBatches, model):
+def test_packed_questions_equal_separate_ones(name, family, batches, model):
     batch = batches(0, described=True)
     together = features(family, model, batch).last
     for index in range(0, len(batch.rows), 7):
@@ -108,7 +107,7 @@ def test_packed_questions_equal_separate_ones(name: str, family: AnsweringRecipe
 
 
 @pytest.mark.slow
-def test_training_stops_resumes_and_writes_a_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_training_stops_resumes_and_writes_a_model(name, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "SAVE_EVERY", 2)
     size = Size(hidden_size=16, image_steps=3, image_batch_size=4, steps=4, batch_size=2, learning_rate=1e-3)
     whole, again = tmp_path / "whole", tmp_path / "again"

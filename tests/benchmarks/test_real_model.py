@@ -1,7 +1,6 @@
 import io
 import json
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ BUNDLED = ASSETS / "smolvlm_mini"
 
 
 @pytest.mark.parametrize("updated", [False, True])
-def test_fast_decoder_reads_as_transformers_does_with_merged_weights(updated: bool):
+def test_fast_decoder_reads_as_transformers_does_with_merged_weights(updated):
     recipe = SmolVLMMini()
     model = SmolVLMForConditionalGeneration.from_pretrained(BUNDLED, dtype=torch.float32)
     batch = ConversationBatches(recipe, AutoTokenizer.from_pretrained(BUNDLED), seed=5, batch_size=3)(0, described=False)
@@ -57,14 +56,14 @@ class PlantedScorer:
 
 
 @pytest.mark.parametrize("method", ["greedy", "leave_one_out", "bayes", "block_influence"])
-def test_methods_find_the_layers_that_cost_least(method: str):
+def test_methods_find_the_layers_that_cost_least(method):
     mask, spent = run(method, 3, 0, PlantedScorer(), influence=np.arange(8))
     assert np.flatnonzero(mask).tolist() == [0, 1, 2]
     # bayes has scored all 56 masks
     assert spent == {"greedy": 8 + 7 + 6, "leave_one_out": 8, "bayes": 56, "block_influence": 1}[method]
 
 
-def test_questions_of_easy_vqa_are_read_as_answering_data(tmp_path: Path):
+def test_questions_of_easy_vqa_are_read_as_answering_data(tmp_path):
     with zipfile.ZipFile(tmp_path / "easy.whl", "w") as wheel:
         for part in ("train", "test"):
             questions = [["is there a red shape?", "yes", 0], ["what shape is there?", "circle", 1]]

@@ -1,9 +1,7 @@
-from pathlib import Path
-
 from benchmarks.real_model.figures import draw_landscape, draw_speed, single_layers
 
 
-def test_figures_are_drawn_from_the_table_and_the_records(tmp_path: Path):
+def test_figures_are_drawn_from_the_table_and_the_records(tmp_path):
     draw_landscape(tmp_path / "layers.png")
     draw_speed(tmp_path / "speed.png")
     for name in ("layers", "speed"):

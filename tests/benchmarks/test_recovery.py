@@ -1,7 +1,5 @@
 """Settings of recovery on a tiny model."""
 
-from pathlib import Path
-
 import pytest
 
 from benchmarks import recovery
@@ -10,7 +8,7 @@ from tests.tasks.answering import making
 
 
 @pytest.mark.slow
-def test_settings_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_settings_side_by_side(tmp_path, capsys):
     making.llava_folder(tmp_path / "data", train=12, val=6, test=6)
     folder = tiny.save("llava", tmp_path / "llava")
     model = ["--checkpoint", str(folder), "--data-root", str(tmp_path / "data"), "--evaluations", "4"]

@@ -1,12 +1,9 @@
 import json
-from pathlib import Path
-
-import pytest
 
 from benchmarks import regression
 
 
-def test_compare_names_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_compare_names_what_differs(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(regression.SECTIONS, "searches", lambda _: {"mask": "0110", "rewards": [0.25, 0.5]})
     path = tmp_path / "record.json"
     words = ["--json", str(path), "--sections", "searches"]

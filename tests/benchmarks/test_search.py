@@ -1,5 +1,4 @@
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +31,7 @@ def test_rivals_learn(agent):
     assert scores.final_regrets(agent) < scores.final_regrets("random")
 
 
-def test_run_cached_distinguishes_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_run_cached_distinguishes_problems(tmp_path, monkeypatch):
     oracle = PlantedOracle("pairs", 24, 0)
     searches = [SearchProblem("a", oracle, seeds, evaluations) for seeds, evaluations in (([0], 6), ([1], 6), ([0], 9))]
     results = [runs.run_cached(tmp_path, problem, "evolution") for problem in searches]

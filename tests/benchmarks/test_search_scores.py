@@ -26,14 +26,14 @@ def scores_of(oracle: TableOracle, curves: dict[str, list[list[float]]], models:
     return Scores(problems, results)
 
 
-def test_regret_curves_of_random_missing_and_bad_answers(oracle: TableOracle):
+def test_regret_curves_of_random_missing_and_bad_answers(oracle):
     gain = oracle.best_reward - oracle.random_reward
     rewards = np.array([[-np.inf, oracle.best_reward - 5 * gain, oracle.random_reward, oracle.best_reward]])
     (result,) = judge(oracle, [AgentResult("a", oracle.space.masks[:1], rewards, np.array([4]))])
     np.testing.assert_allclose(regret_curves(oracle, result), [[NO_ANSWER, WORST, 1.0, 0.0]])
 
 
-def test_scores_weigh_models_equally(oracle: TableOracle):
+def test_scores_weigh_models_equally(oracle):
     scores = scores_of(oracle, {"a": [[0.2, 0.1], [0.4, 0.1], [0.9, 0.5], [0.5, 0.5], [0.7, 0.5]]}, "xxyzw")
     assert scores.models == ("x", "y", "z", "w")
     np.testing.assert_allclose(scores.by_model("a", 1), [0.3, 0.9, 0.5, 0.7])
@@ -42,7 +42,7 @@ def test_scores_weigh_models_equally(oracle: TableOracle):
     assert scores.milliseconds("a") == 2.0
 
 
-def test_seed_spread_is_of_the_mean_over_models(oracle: TableOracle):
+def test_seed_spread_is_of_the_mean_over_models(oracle):
     gain = oracle.best_reward - oracle.random_reward
     regrets = np.array([[[0.1], [0.3]], [[0.5], [0.4]]])  # two problems, two seeds
     found = [AgentResult("a", oracle.space.masks[:2], oracle.best_reward - gain * each, np.ones(2)) for each in regrets]
@@ -51,11 +51,11 @@ def test_seed_spread_is_of_the_mean_over_models(oracle: TableOracle):
     assert scores.seed_spread("a", 1) == pytest.approx(0.05 / np.sqrt(2))  # of 0.3 and 0.35
 
 
-def test_found_is_the_share_of_searches_that_end_at_the_best_mask(oracle: TableOracle):
+def test_found_is_the_share_of_searches_that_end_at_the_best_mask(oracle):
     assert scores_of(oracle, {"a": [[0.0, 0.0], [0.5, 0.1], [0.5, 0.0], [0.0, 0.5]]}, "xyzw").found("a") == 0.5
 
 
-def test_winners_are_compared_model_by_model(oracle: TableOracle):
+def test_winners_are_compared_model_by_model(oracle):
     levels = np.linspace(0, 1, 20)
     curves = {
         "first": [[level] for level in levels],
@@ -70,7 +70,7 @@ def test_winners_are_compared_model_by_model(oracle: TableOracle):
     assert "always_behind" not in words
 
 
-def test_scores_need_the_ground_truth(oracle: TableOracle):
+def test_scores_need_the_ground_truth(oracle):
     (result,) = compare_agents(oracle, ["random"], range(1), 3)
     oracle.random_reward = None
     with pytest.raises(ValueError, match="has no known best"):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
-from typing import Any
 
 import pytest
 from das_gym.adapt.commands import PROGRAM as ADAPT
@@ -155,9 +154,7 @@ def test_command_imports_plugins_first(program, name, capsys):
         (AGENTS, ["with", "precison=x"], 1, "did you mean 'precision'?"),
     ],
 )
-def test_program_reports_mistakes_in_a_paragraph(
-    tmp_path, monkeypatch, capsys, program: Program, words: list[str], code: int, says: str
-):
+def test_program_reports_mistakes_in_a_paragraph(tmp_path, monkeypatch, capsys, program, words, code, says):
     monkeypatch.chdir(tmp_path)
     assert program.run(words) == code
     printed = "".join(capsys.readouterr())
@@ -167,7 +164,7 @@ def test_program_reports_mistakes_in_a_paragraph(
 
 
 @pytest.mark.slow
-def test_plugins_are_used_and_recorded(tmp_path, monkeypatch, capsys, small_kwargs: dict[str, Any]):
+def test_plugins_are_used_and_recorded(tmp_path, monkeypatch, capsys, small_kwargs):
     (tmp_path / "my_module.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     words = ["random", "evaluations=3", "reward_examples=8", *(f"{name}={value}" for name, value in small_kwargs.items())]

@@ -37,14 +37,14 @@ def command() -> RecordedCommand[Settings]:
 
 
 @pytest.mark.parametrize(("settings", "options"), [({"estimate": True}, {}), ({}, {"--unobserved": True})])
-def test_a_run_that_keeps_nothing_on_purpose_has_no_warning(command, settings, options, tmp_path: Path, capsys):
+def test_a_run_that_keeps_nothing_on_purpose_has_no_warning(command, settings, options, tmp_path, capsys):
     command.run({"runs_dir": str(tmp_path), **settings}, options=options)
     assert "observers" not in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("place", ["localhost:1:das", "not a place", "localhost:99999:das"])
-def test_mongodb_that_does_not_answer_is_rejected_soon(command, tmp_path: Path, monkeypatch, place: str):
+def test_mongodb_that_does_not_answer_is_rejected_soon(command, tmp_path, monkeypatch, place):
     pytest.importorskip("pymongo")
     monkeypatch.setattr(recorded, "MONGODB_TIMEOUT", 10)
     with pytest.raises(RunError, match="`--mongo_db` cannot be opened"):
@@ -53,7 +53,7 @@ def test_mongodb_that_does_not_answer_is_rejected_soon(command, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("error", [ImportError("tables need pyarrow"), ValueError("wrong")])
-def test_missing_library_ends_a_run_with_one_line(tmp_path: Path, error: Exception):
+def test_missing_library_ends_a_run_with_one_line(tmp_path, error):
     def fail(settings: Settings, run: Run) -> float:
         raise error
 
@@ -72,7 +72,7 @@ def mongodb(monkeypatch) -> Any:
     return client
 
 
-def test_search_is_read_back_from_mongodb(mongodb, tmp_path: Path):
+def test_search_is_read_back_from_mongodb(mongodb, tmp_path):
     settings = {"env_id": "DAS-METER-VQA-Tabular-v0", "agent": "bandit", "evaluations": 9, "runs_dir": str(tmp_path)}
     search.run(settings, options={"--mongo_db": "place:1:das"})
     database, folder = mongodb["das"], tmp_path / "1"
@@ -95,14 +95,14 @@ def test_ask_to_repeat_keeps_the_plugins_that_were_given(monkeypatch):
         ask_to_repeat("settings.json was written", {"plugins": "of_file"})
 
 
-def test_missing_library_is_rejected_before_the_run(command, tmp_path: Path, monkeypatch):
+def test_missing_library_is_rejected_before_the_run(command, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RunError, match="needs pymongo"):
         command.run_words(["-m", "place:1:x", "with", f"runs_dir={tmp_path / 'runs'}"])
     assert not (tmp_path / "runs").exists()
 
 
-def test_unsupported_option_is_rejected_before_the_run(command, tmp_path: Path):
+def test_unsupported_option_is_rejected_before_the_run(command, tmp_path):
     with pytest.raises(UsageError, match="cannot read '-i 77"):
         command.run_words(["-i", "77", "with", f"runs_dir={tmp_path / 'runs'}"])
     assert not (tmp_path / "runs").exists()
@@ -118,7 +118,7 @@ def test_unsupported_option_is_rejected_before_the_run(command, tmp_path: Path):
         ("alias.yaml", "a: &a [x, x]\nb: [*a, *a]", "line 2 has an alias"),  # nested ones expand without bound
     ],
 )
-def test_file_without_settings_is_named(command, tmp_path: Path, name: str, content: str, says: str):
+def test_file_without_settings_is_named(command, tmp_path, name, content, says):
     (tmp_path / name).write_text(content)
     with pytest.raises(RunError) as error:
         command.run_words(["with", str(tmp_path / name), f"runs_dir={tmp_path / 'runs'}"])
@@ -128,7 +128,7 @@ def test_file_without_settings_is_named(command, tmp_path: Path, name: str, cont
 
 
 @pytest.mark.parametrize("name", ["settings.json", "settings.yaml"])  # every JSON is YAML
-def test_settings_file_builds_no_object(command, tmp_path: Path, name: str):
+def test_settings_file_builds_no_object(command, tmp_path, name):
     harm = {"py/reduce": [{"py/function": "os.mkdir"}, {"py/tuple": [f"{tmp_path}/MARK"]}]}
     (tmp_path / name).write_text(json.dumps({"number": [harm]}))
     with pytest.raises(RunError, match="py/reduce"):
@@ -140,21 +140,21 @@ def test_settings_file_builds_no_object(command, tmp_path: Path, name: str):
     "settings",
     [{"plugins": ["harm_me"]}, {"search": {"agent": "harm_me:"}}, {"search.agent": "harm_me:"}, {"agents": ["harm_me:"]}],
 )
-def test_settings_file_chooses_no_module(command, tmp_path: Path, settings):
+def test_settings_file_chooses_no_module(command, tmp_path, settings):
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(settings))
     with pytest.raises(RunError, match=r"settings\.json .*`plugins=harm_me`"):
         command.run({"runs_dir": str(tmp_path)}, named_configs=[str(path)])
 
 
-def test_settings_file_may_name_a_device(command, tmp_path: Path):
+def test_settings_file_may_name_a_device(command, tmp_path):
     path = tmp_path / "settings.json"
     path.write_text(json.dumps({"problem": {"device": "cuda:0"}}))
     with pytest.raises(RunError, match="unknown setting 'problem'"):  # of this command, and not an unknown module
         command.run({"runs_dir": str(tmp_path)}, named_configs=[str(path)])
 
 
-def test_files_of_settings_and_words_are_taken_in_their_order(command, tmp_path: Path):
+def test_files_of_settings_and_words_are_taken_in_their_order(command, tmp_path):
     paths = [str(tmp_path / f"{n}.json") for n in (1, 2)]
     for n, path in enumerate(paths, 1):
         Path(path).write_text(json.dumps({"number": float(n)}))

@@ -13,7 +13,7 @@ from das_gym.files import read_json, write_json
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Path:
+def runs(tmp_path) -> Path:
     def add(run: int, command: str, result: float | None, status: str = "COMPLETED", **config) -> None:
         started = {"status": status, "start_time": f"2026-11-2{run}T10:00:07.5"}
         write_json(tmp_path / str(run) / "run.json", {"experiment": {"name": command}, "result": result, **started})
@@ -26,13 +26,13 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_past_runs_names_the_search_that_a_run_followed(runs: Path):
+def test_past_runs_names_the_search_that_a_run_followed(runs):
     config = {"problem": {"model": "METER", "task": "vqa"}, "search_run": 2}  # the first two are defaults
     write_json(runs / "4" / "config.json", config)
     assert past_runs(str(runs))[0]["environment"] == "as run 2"
 
 
-def test_past_runs_lists_broken_files_as_damaged(runs: Path):
+def test_past_runs_lists_broken_files_as_damaged(runs):
     record = read_json(runs / "1" / "run.json")
     write_json(runs / "1" / "run.json", record | {"result": 10**400})  # beyond floats
     (runs / "2" / "run.json").unlink()
@@ -51,9 +51,7 @@ def test_past_runs_lists_broken_files_as_damaged(runs: Path):
         ("unknown", "here", 3600, "died"),
     ],
 )
-def test_status_of_a_run_recorded_as_running(
-    lock: str, host: str, age: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_status_of_a_run_recorded_as_running(lock, host, age, status, tmp_path, monkeypatch):
     beat = (datetime.now(UTC) - timedelta(seconds=age)).replace(tzinfo=None).isoformat()
     run = {"experiment": {"name": "adapt"}, "status": "RUNNING", "start_time": beat, "heartbeat": beat}
     name = platform.node() if host == "here" else "another"
@@ -72,7 +70,7 @@ def test_status_of_a_run_recorded_as_running(
     assert past_run["status"] == status
 
 
-def test_died_run_is_listed_with_its_resume_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_died_run_is_listed_with_its_resume_command(tmp_path, capsys):
     run = {"experiment": {"name": "adapt shrink"}, "status": "RUNNING", "start_time": "2026-11-23T10:00:07"}
     for number, config in ((1, {"resume": None}), (2, {})):
         write_json(tmp_path / str(number) / "run.json", run)
@@ -82,7 +80,7 @@ def test_died_run_is_listed_with_its_resume_command(tmp_path: Path, capsys: pyte
     assert lines == [f"run 1 died. Resume it with: das-adapt shrink with resume=1 runs_dir={tmp_path}"]
 
 
-def test_past_runs_are_printed_the_newest_first(runs: Path, capsys: pytest.CaptureFixture[str]):
+def test_past_runs_are_printed_the_newest_first(runs, capsys):
     assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "limit=3"]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split()[-1] == "result"

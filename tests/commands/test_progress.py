@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -45,7 +44,7 @@ def seen(screen: io.StringIO) -> list[str]:
     return lines
 
 
-def test_output_is_printed_above_the_bars(monkeypatch: pytest.MonkeyPatch):
+def test_output_is_printed_above_the_bars(monkeypatch):
     terminal = a_terminal(monkeypatch)
     with progress(4, "searching", unit="mask") as bar:
         bar.update(1)
@@ -64,14 +63,14 @@ def test_output_is_printed_above_the_bars(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def log_file(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+def log_file(monkeypatch) -> io.StringIO:
     """Standard error that is no terminal."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "__stderr__", stream)
     return stream
 
 
-def test_lines_print_counts_loss_and_times(log_file: io.StringIO, monkeypatch: pytest.MonkeyPatch):
+def test_lines_print_counts_loss_and_times(log_file, monkeypatch):
     monkeypatch.setattr("das_gym.commands.progress.PAUSE", 1e-9)
     with progress(3, "comparing", unit="training") as outer:
         with progress(300, "fine-tuning, subnet", unit="step", initial=100) as bar:
@@ -84,7 +83,7 @@ def test_lines_print_counts_loss_and_times(log_file: io.StringIO, monkeypatch: p
     assert last.startswith("comparing: 1.5/3 trainings")
 
 
-def test_lines_are_printed_by_the_main_process_only(log_file: io.StringIO, monkeypatch: pytest.MonkeyPatch):
+def test_lines_are_printed_by_the_main_process_only(log_file, monkeypatch):
     monkeypatch.setattr("das_gym.commands.progress.PAUSE", 1e-9)
     monkeypatch.setenv("RANK", "1")
     with progress(2, "searching") as bar:
@@ -102,7 +101,7 @@ def test_unencodable_characters_become_question_marks():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such shell")
-def test_closed_stream_is_not_replaced_by_a_file(tmp_path: Path):
+def test_closed_stream_is_not_replaced_by_a_file(tmp_path):
     code = "import os, sys\nfrom das_gym.processes import prepare_streams\nprepare_streams()\n"
     code += "print('a', file=sys.stderr)\nprint('b')\n"
     code += f"assert os.open({str(tmp_path / 'a')!r}, os.O_CREAT | os.O_WRONLY) > 2"
@@ -111,7 +110,7 @@ def test_closed_stream_is_not_replaced_by_a_file(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no such pipes")
-def test_closed_output_prints_no_traceback(tmp_path: Path):
+def test_closed_output_prints_no_traceback(tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "das_gym.agents", "with", "env_id=DAS-METER-VQA-Tabular-v0"]
@@ -138,7 +137,7 @@ def test_a_phase_takes_a_whole_batch_where_that_is_fast():
     assert (found.name, found.kept, found.held) == ("training", 3 + 18, 0)  # 24 bytes of 10 examples, at most 9 of the first
 
 
-def test_a_phase_is_timed_with_fewer_examples_where_they_take_long(monkeypatch: pytest.MonkeyPatch):
+def test_a_phase_is_timed_with_fewer_examples_where_they_take_long(monkeypatch):
     monkeypatch.setattr("das_gym.commands.progress.TIMED_SECONDS", 0.1)
     phase = Phase("search", 20, lambda count: time.sleep(0.02 + 0.01 * count), 10, repeats=3.0, example_bytes=7)
     found = phase.measure()
@@ -157,7 +156,7 @@ def test_an_estimate_adds_what_is_kept_and_the_largest_that_is_held():
     assert format_estimate(found, before=gib) == words
 
 
-def test_an_estimate_frees_each_phase_before_the_next(capsys: pytest.CaptureFixture[str]):
+def test_an_estimate_frees_each_phase_before_the_next(capsys):
     print_estimate(Phase(name, 1, lambda _: time.sleep(0.6)) for name in "ab")
     assert capsys.readouterr().out.startswith("estimate: 1 s (a 1 s, b 1 s), peak memory ")
     print_estimate([])

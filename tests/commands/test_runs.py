@@ -59,7 +59,7 @@ def edit(folder: Path, **settings: Any) -> None:
 
 
 @pytest.fixture
-def stopped(command, tmp_path: Path) -> Path:
+def stopped(command, tmp_path) -> Path:
     """The folder of a run that failed, which resumes."""
     with pytest.raises(RunError):
         command.run({"runs_dir": str(tmp_path), "broken": True})
@@ -71,7 +71,7 @@ def resume(command, folder: Path, **given: Any) -> Run:
     return command.run({"runs_dir": str(folder.parent), "resume": 1, **given})
 
 
-def test_run_is_kept_in_its_folder(command, tmp_path: Path):
+def test_run_is_kept_in_its_folder(command, tmp_path):
     run = command.run({"runs_dir": str(tmp_path / "r")}, ["two"])
     folder = run_folder(run)
     assert folder == tmp_path / "r" / "1"
@@ -85,21 +85,21 @@ def test_run_is_kept_in_its_folder(command, tmp_path: Path):
     assert (versions["torch"], versions["das_gym"]) == (library_versions()["torch"], das_gym.__version__)
 
 
-def test_run_in_another_process_than_the_main_one_keeps_and_prints_nothing(command, monkeypatch, capsys, tmp_path: Path):
+def test_run_in_another_process_than_the_main_one_keeps_and_prints_nothing(command, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("RANK", "1")
     assert command.run({"runs_dir": str(tmp_path)}).result == 1.0
     assert capsys.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
 
 
-def test_mistake_is_reported_without_a_traceback(command, tmp_path: Path):
+def test_mistake_is_reported_without_a_traceback(command, tmp_path):
     with pytest.raises(RunError, match=r"images/7.png is broken; replace it\n\(the whole traceback is in .*run.json\)"):
         command.run({"runs_dir": str(tmp_path), "broken": True})
     assert status(tmp_path / "1") == "FAILED"
     assert "Traceback" in "".join(read_json(tmp_path / "1" / "run.json")["fail_trace"])
 
 
-def test_mistake_before_anything_is_written_leaves_no_run(tmp_path: Path):
+def test_mistake_before_anything_is_written_leaves_no_run(tmp_path):
     def refuse(settings: Settings, run: Run) -> None:
         raise ValueError("`number` does not fit the model")
 
@@ -113,13 +113,13 @@ def test_mistake_before_anything_is_written_leaves_no_run(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "_sources"]
 
 
-def test_estimate_is_no_run(tmp_path: Path):
+def test_estimate_is_no_run(tmp_path):
     command = RecordedCommand("agents trial", RunSettings, lambda settings, run: print("estimate: 1 s"))
     command.run({"runs_dir": str(tmp_path / "runs"), "estimate": True})
     assert not list(tmp_path.iterdir())
 
 
-def test_resumed_run_continues_in_its_folder_with_its_settings(command, tmp_path: Path):
+def test_resumed_run_continues_in_its_folder_with_its_settings(command, tmp_path):
     with pytest.raises(RunError):
         command.run({"runs_dir": str(tmp_path), "broken": True, "number": 5})
     edit(tmp_path / "1", broken=False)
@@ -128,7 +128,7 @@ def test_resumed_run_continues_in_its_folder_with_its_settings(command, tmp_path
     assert read_json(tmp_path / "1" / "metrics.json")["step"]["steps"] == [0, 1, 2]
 
 
-def test_resumed_run_rejects_other_settings_and_commands(command, stopped: Path):
+def test_resumed_run_rejects_other_settings_and_commands(command, stopped):
     before = (stopped / "run.json").read_bytes()
     with pytest.raises(RunError, match="run 1 was started with number=1 and cannot be resumed with number=3"):
         resume(command, stopped, number=3)
@@ -140,7 +140,7 @@ def test_resumed_run_rejects_other_settings_and_commands(command, stopped: Path)
     assert (stopped / "run.json").read_bytes() == before
 
 
-def test_interrupt_has_the_command_that_resumes(command, tmp_path: Path):
+def test_interrupt_has_the_command_that_resumes(command, tmp_path):
     words = ["with", f"runs_dir={tmp_path}", "interrupted=True", "out=a b"]
     with pytest.raises(KeyboardInterrupt) as interrupt:
         command.run_words(words)
@@ -149,7 +149,7 @@ def test_interrupt_has_the_command_that_resumes(command, tmp_path: Path):
     assert status(tmp_path / "1") == "INTERRUPTED"
 
 
-def test_interrupt_before_a_resumed_run_restarts_has_the_command(command, stopped: Path):
+def test_interrupt_before_a_resumed_run_restarts_has_the_command(command, stopped):
     def interrupt(settings: Settings) -> None:
         raise KeyboardInterrupt
 
@@ -159,7 +159,7 @@ def test_interrupt_before_a_resumed_run_restarts_has_the_command(command, stoppe
     assert stop.value.__notes__ == [f"Resume with: das-agents trial with resume=1 runs_dir={stopped.parent}"]
 
 
-def test_full_disk_does_not_keep_the_status_back(tmp_path: Path, monkeypatch):
+def test_full_disk_does_not_keep_the_status_back(tmp_path, monkeypatch):
     def fill(settings: Settings, run: Run) -> None:
         def refuse(*_: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -175,7 +175,7 @@ def test_full_disk_does_not_keep_the_status_back(tmp_path: Path, monkeypatch):
 
 
 @pytest.mark.parametrize("runs_dir", ["file/runs", "file", "", "/proc/x"])
-def test_folder_of_runs_that_cannot_be_written_is_named(command, tmp_path: Path, monkeypatch, runs_dir: str):
+def test_folder_of_runs_that_cannot_be_written_is_named(command, tmp_path, monkeypatch, runs_dir):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=rf"runs_dir={runs_dir}"):
@@ -184,13 +184,13 @@ def test_folder_of_runs_that_cannot_be_written_is_named(command, tmp_path: Path,
 
 @pytest.mark.parametrize("text", ["[1]", "[" * 100_000, "\ud800"])
 @pytest.mark.parametrize("name", ["config.json", "run.json"])
-def test_damaged_run_is_named(command, stopped: Path, name: str, text: str):
+def test_damaged_run_is_named(command, stopped, name, text):
     (stopped / name).write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(RunError, match=rf"{name} (holds|is)"):
         resume(command, stopped)
 
 
-def test_resumed_run_imports_recorded_and_given_plugins(command, tmp_path: Path):
+def test_resumed_run_imports_recorded_and_given_plugins(command, tmp_path):
     with pytest.raises(RunError):
         command.run({"runs_dir": str(tmp_path), "broken": True, "plugins": "string"})
     with pytest.raises(RunError, match=r"images/7\.png"):
@@ -198,7 +198,7 @@ def test_resumed_run_imports_recorded_and_given_plugins(command, tmp_path: Path)
     assert read_config(tmp_path / "1" / "config.json")["plugins"] == ["json", "string"]
 
 
-def test_resumed_run_requires_sensitive_settings_again(command, stopped: Path):
+def test_resumed_run_requires_sensitive_settings_again(command, stopped):
     edit(stopped, out="/somewhere", trackers=["wandb"])
     with pytest.raises(RunError, match=r"`out=/somewhere`, `trackers=\['wandb'\]`.* add to the command: out=/somewhere "):
         resume(command, stopped)
@@ -208,7 +208,7 @@ def test_resumed_run_requires_sensitive_settings_again(command, stopped: Path):
 
 
 @pytest.mark.parametrize("name", ["run.json", "config.json", "cout.txt"])
-def test_pipe_or_link_in_a_run_folder_is_rejected(command, stopped: Path, tmp_path: Path, name: str):
+def test_pipe_or_link_in_a_run_folder_is_rejected(command, stopped, tmp_path, name):
     (tmp_path / "mine.txt").write_text("mine")
     (stopped / name).unlink(missing_ok=True)
     os.mkfifo(stopped / name)
@@ -221,7 +221,7 @@ def test_pipe_or_link_in_a_run_folder_is_rejected(command, stopped: Path, tmp_pa
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_running_run_is_locked_and_a_finished_one_is_not(stopped: Path, command):
+def test_running_run_is_locked_and_a_finished_one_is_not(stopped, command):
     lock = lock_run(stopped)
     with pytest.raises(RunError, match=r"another process uses .*1"):
         resume(command, stopped)
@@ -237,7 +237,7 @@ def test_running_run_is_locked_and_a_finished_one_is_not(stopped: Path, command)
 
 
 @pytest.mark.parametrize("usual", [lambda *_, **__: Path("~/.cache/das_gym"), None])
-def test_cache_folder_is_never_the_working_folder(monkeypatch, usual: Any):
+def test_cache_folder_is_never_the_working_folder(monkeypatch, usual):
     def no_home(*_: Any, **__: Any) -> Path:
         raise RuntimeError("could not determine the home directory")
 
@@ -249,7 +249,7 @@ def test_cache_folder_is_never_the_working_folder(monkeypatch, usual: Any):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows locks otherwise")
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
-def test_run_on_a_file_system_without_locks(command, tmp_path: Path, monkeypatch, capsys, code: int):
+def test_run_on_a_file_system_without_locks(command, tmp_path, monkeypatch, capsys, code):
     def refuse(*_: Any) -> None:
         raise OSError(code, os.strerror(code))
 

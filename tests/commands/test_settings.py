@@ -207,7 +207,7 @@ def test_nested_settings_are_flat_ones():
 
 
 @pytest.mark.parametrize("values", [[1, 2], [1, 2, "x"], [1, 2, 10**400], [1, [2], 3], None])
-def test_array_of_wrong_type_is_rejected(values: Any):
+def test_array_of_wrong_type_is_rejected(values):
     assert read_array("it", [1, 0.5, True], (3,)).tolist() == [1.0, 0.5, 1.0]
     assert read_array("it", [1, 0, True], (3,), bool).tolist() == [True, False, True]
     with pytest.raises(ValueError, match=r"it has the shape|it holds values other|inhomogeneous"):

@@ -22,7 +22,7 @@ from tests.processes import start, stop_when
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_signal_during_imports_ends_the_process(number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_signal_during_imports_ends_the_process(number, code, tmp_path, monkeypatch):
     words, library = (
         ("adapt supernet", "safetensors") if number == signal.SIGHUP else ("agents with meter_vqa_table", "sacred")
     )
@@ -34,7 +34,7 @@ def test_signal_during_imports_ends_the_process(number: int, code: int, tmp_path
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_custom_program_keeps_its_handlers(name: str, tmp_path: Path):
+def test_custom_program_keeps_its_handlers(name, tmp_path):
     code = f"import signal; handler = lambda *_: None; signal.signal(signal.{name}, handler)\n"
     code += "import das_gym.commands.commandline; das_gym.processes.raise_interrupts()\n"
     code += f"assert signal.getsignal(signal.{name}) is handler"
@@ -62,7 +62,7 @@ raise_interrupts()
     ],
     ids=["ignored signals stay ignored", "forks have default handlers", "a repeated signal counts once"],
 )
-def test_handlers_of_a_command(code: str, tmp_path: Path):
+def test_handlers_of_a_command(code, tmp_path):
     subprocess.run([sys.executable, "-c", IN_A_COMMAND + code], cwd=tmp_path, check=True)
 
 
@@ -80,7 +80,7 @@ except KeyboardInterrupt as interrupt:
 """
 
 
-def test_closed_terminal_does_not_fail_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_closed_terminal_does_not_fail_a_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     child, terminal = pty.fork()
     if child == 0:
@@ -93,7 +93,7 @@ def test_closed_terminal_does_not_fail_a_command(tmp_path: Path, monkeypatch: py
 
 
 @pytest.fixture
-def training(bare_kwargs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def training(bare_kwargs, tmp_path, monkeypatch) -> str:
     """A training of some seconds, as it is typed."""
     monkeypatch.chdir(tmp_path)
     data = [f"{name}={value}" for name, value in bare_kwargs.items()]
@@ -101,7 +101,7 @@ def training(bare_kwargs: dict[str, str], tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_sigterm_training_resumes_to_the_same_weights(training: str, tmp_path: Path):
+def test_sigterm_training_resumes_to_the_same_weights(training, tmp_path):
     runs = tmp_path / "runs"
     assert PROGRAM.run(shlex.split(training)[3:]) == 0
     process = start(training)
@@ -117,9 +117,7 @@ def test_sigterm_training_resumes_to_the_same_weights(training: str, tmp_path: P
 
 
 @pytest.mark.slow
-def test_interrupted_adapt_search_says_how_to_continue(
-    small_kwargs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_interrupted_adapt_search_says_how_to_continue(small_kwargs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     asked: list[int] = []
 

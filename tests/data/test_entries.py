@@ -12,14 +12,14 @@ from das_gym.data.images import FolderListings, ImageFile, require_readable
 
 
 @pytest.mark.parametrize("text", ['[{"a": 1}, {"a": 2}]', '\n [{"a": 1},\n{"a": 2}]\n', '\ufeff[{"a": 1}, {"a": 2}]'])
-def test_read_entries_of_a_list(tmp_path: Path, text: str):
+def test_read_entries_of_a_list(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text, encoding="utf-8")
     assert list(read_entries(path, BadExamples())) == [(f"{path}: [0]", {"a": 1}), (f"{path}: [1]", {"a": 2})]
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}\n{"a": 2}', '\ufeff{"a": 1}\r\n\r\n{"a": 2}\r\n'])
-def test_read_entries_of_lines(tmp_path: Path, text: str):
+def test_read_entries_of_lines(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_bytes(text.encode())
     entries = list(read_entries(path, BadExamples()))
@@ -28,13 +28,13 @@ def test_read_entries_of_lines(tmp_path: Path, text: str):
 
 
 @pytest.mark.parametrize("entry", [3, {}, {"a": "1"}, {"a": True}, {"a": None}])
-def test_check_fields_names_the_field(entry: object):
+def test_check_fields_names_the_field(entry):
     check_fields({"a": 1, "b": 2}, {"a": int}, "x")
     with pytest.raises(ValueError, match=r"^x.* a$|^x.*`a`"):
         check_fields(entry, {"a": int}, "x")
 
 
-def test_folder_listings_find_the_first_existing_path(tmp_path: Path):
+def test_folder_listings_find_the_first_existing_path(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     listings = FolderListings()
@@ -75,7 +75,7 @@ def test_bad_examples_reject_an_unknown_policy():
         BadExamples("ignore")
 
 
-def test_skip_drops_every_example_of_a_broken_image(tmp_path: Path):
+def test_skip_drops_every_example_of_a_broken_image(tmp_path):
     images = write_images(tmp_path / "images", 4)
     images[1].path.write_bytes(images[1].path.read_bytes()[:-100])
     images[2].path.unlink()
@@ -88,7 +88,7 @@ def test_skip_drops_every_example_of_a_broken_image(tmp_path: Path):
         bad.require([], "x.json")
 
 
-def test_require_readable_raises_the_first_error(tmp_path: Path):
+def test_require_readable_raises_the_first_error(tmp_path):
     images = write_images(tmp_path / "images", 3)
     require_readable(images)
     images[1].path.write_bytes(b"damaged")

@@ -26,14 +26,14 @@ def jpeg(image: Image.Image | None = None, **settings) -> bytes:
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "RGB"])
-def test_load_image_returns_rgb(tmp_path: Path, mode: str):
+def test_load_image_returns_rgb(tmp_path, mode):
     path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
     scene().convert(mode).save(path)
     image = load_image(str(path))
     assert (image.mode, image.size) == ("RGB", SIZE)
 
 
-def test_load_image_ignores_suffix_and_exif_orientation(tmp_path: Path):
+def test_load_image_ignores_suffix_and_exif_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     scene().save(tmp_path / "turned.png", format="JPEG", exif=exif)
@@ -43,7 +43,7 @@ def test_load_image_ignores_suffix_and_exif_orientation(tmp_path: Path):
 
 
 @pytest.mark.parametrize("values", [np.arange(256, dtype=np.int32), 256 * np.arange(256, dtype=np.uint16)])
-def test_load_image_scales_gray_of_16_bits(tmp_path: Path, values: np.ndarray):
+def test_load_image_scales_gray_of_16_bits(tmp_path, values):
     Image.fromarray(values.reshape(16, 16)).save(tmp_path / "deep.tiff")
     np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "deep.tiff"))[..., 0].ravel(), np.arange(256))
     Image.fromarray(values.reshape(16, 16).astype(np.float32)).save(tmp_path / "deep.tiff")
@@ -52,21 +52,21 @@ def test_load_image_scales_gray_of_16_bits(tmp_path: Path, values: np.ndarray):
 
 
 @pytest.mark.parametrize("value", [70_000, -5])
-def test_load_image_rejects_gray_beyond_16_bits(tmp_path: Path, value: int):
+def test_load_image_rejects_gray_beyond_16_bits(tmp_path, value):
     Image.fromarray(np.full((4, 4), value, np.int32)).save(tmp_path / "deep.tiff")
     with pytest.raises(ValueError, match="out of range"):  # a cast to 8 bits would wrap around
         load_image(tmp_path / "deep.tiff")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_load_image_shows_transparent_pixels_white(tmp_path: Path, mode: str):
+def test_load_image_shows_transparent_pixels_white(tmp_path, mode):
     picture = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     picture.putpixel((1, 0), (0, 0, 0, 255))
     picture.convert(mode).save(tmp_path / "clear.png")
     assert np.asarray(load_image(tmp_path / "clear.png"))[0].tolist() == [[255] * 3, [0] * 3]
 
 
-def test_load_image_rejects_what_is_no_image(tmp_path: Path):
+def test_load_image_rejects_what_is_no_image(tmp_path):
     (tmp_path / "page.jpg").write_text("<html>404 not found</html>")
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "page.jpg", tmp_path, tmp_path / "pipe.png", Path("/dev/zero")):
@@ -81,7 +81,7 @@ def test_load_image_rejects_what_is_no_image(tmp_path: Path):
 @pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
 @pytest.mark.parametrize("size", [(81, 100), (101, 200)])  # PIL warns about the smaller, and rejects the larger
-def test_load_image_limits_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, size: tuple[int, int]):
+def test_load_image_limits_the_pixels(tmp_path, monkeypatch, kind, size):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8000)
     Image.new("L", size).save(tmp_path / f"huge.{kind}")
     with pytest.raises(ValueError, match=rf"huge\.{kind} is too large"):
@@ -117,5 +117,5 @@ SOUND = {
 
 
 @pytest.mark.parametrize("kind", SOUND)
-def test_sound_jpegs_of_odd_kinds_are_read(kind: str):
+def test_sound_jpegs_of_odd_kinds_are_read(kind):
     assert decode_image(io.BytesIO(SOUND[kind]()), "a").mode == "RGB"

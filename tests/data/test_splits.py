@@ -22,7 +22,7 @@ def test_hash_order_is_stable():
 
 
 @given(KEYS)
-def test_groups_share_nothing_and_cannot_be_divided(keys: list[list[str]]):
+def test_groups_share_nothing_and_cannot_be_divided(keys):
     groups = linked_groups(keys)
     for first, one in enumerate(keys):
         for second, other in enumerate(keys):
@@ -43,7 +43,7 @@ class Asked(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
@@ -61,7 +61,7 @@ def groups(*images: ImageFile | CellImage | NoiseImage) -> list[int]:
     return [contents.index(content) for content in contents]
 
 
-def test_equal_bytes_have_one_key_whatever_the_names(tmp_path: Path):
+def test_equal_bytes_have_one_key_whatever_the_names(tmp_path):
     one = write(tmp_path / "a/1.png", b"same")
     copy = write(tmp_path / "b/2.png", b"same")
     other_start = write(tmp_path / "b/3.png", b"else")
@@ -71,12 +71,12 @@ def test_equal_bytes_have_one_key_whatever_the_names(tmp_path: Path):
     assert content_keys([one, missing]) == {one.key: one.key, missing.key: missing.key}
 
 
-def test_cells_of_tables_are_compared(tmp_path: Path):
+def test_cells_of_tables_are_compared(tmp_path):
     path = write_table(tmp_path / "x.arrow", [{"image": content} for content in (b"one", b"two", b"one", b"three")])
     assert groups(*(CellImage(path, row) for row in range(4))) == [0, 1, 0, 3]
 
 
-def test_unchanged_images_are_not_read_again(tmp_path: Path):
+def test_unchanged_images_are_not_read_again(tmp_path):
     images = [write(tmp_path / f"{number}.png", b"same") for number in range(2)]
     keys = content_keys(images)
     for image in images:
@@ -91,7 +91,7 @@ def test_unchanged_images_are_not_read_again(tmp_path: Path):
     assert groups(*images) == [0, 1]
 
 
-def test_splits_warn_of_shared_images_and_repeated_questions(tmp_path: Path):
+def test_splits_warn_of_shared_images_and_repeated_questions(tmp_path):
     train, copy, other = (write(tmp_path / f"{name}.png", start) for name, start in (("1", b"a"), ("2", b"a"), ("3", b"b")))
     examples = [
         Asked("k1", (train,), "?"),

@@ -2,7 +2,6 @@
 
 import pickle
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,7 @@ COLUMNS = {"image": "bytes", "caption": "list of text", "image_id": "text"}
 
 
 @pytest.mark.parametrize("task", WRITERS)
-def test_tables_are_found_and_distinguished(tmp_path: Path, task: str):
+def test_tables_are_found_and_distinguished(tmp_path, task):
     assert not TABLES[task].is_in(tmp_path / "nowhere")
     WRITERS[task](tmp_path)
     assert [name for name, tables in TABLES.items() if tables.is_in(tmp_path)] == [task]
@@ -32,7 +31,7 @@ def test_tables_are_found_and_distinguished(tmp_path: Path, task: str):
     assert pairs[-1].image.open().size == (24, 16)
 
 
-def test_table_selects_one_of_two_data_sets(tmp_path: Path):
+def test_table_selects_one_of_two_data_sets(tmp_path):
     write_captions(tmp_path)
     write_captions(tmp_path, "coco_caption_karpathy")
     with pytest.raises(ValueError, match=r"several data sets: got f30k\w+ and coco\w+.*`data_root`"):
@@ -43,7 +42,7 @@ def test_table_selects_one_of_two_data_sets(tmp_path: Path):
         TABLES["vqa"].find(table)
 
 
-def test_missing_table_is_named(tmp_path: Path):
+def test_missing_table_is_named(tmp_path):
     write_vqa(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no table of test: got vqav2_train\.arrow, vqav2_val"):
         require_table(TABLES["vqa"].find(tmp_path), "test")
@@ -56,7 +55,7 @@ def test_missing_table_is_named(tmp_path: Path):
     [{"image": jpeg(3), "caption": ["a"]}, {"image": jpeg(3), "caption": ["a"], "image_id": 3}],
     ids=["missing", "kind"],
 )
-def test_wrong_column_is_named(tmp_path: Path, row: dict):
+def test_wrong_column_is_named(tmp_path, row):
     path = write_table(tmp_path / "a.arrow", [row])
     with pytest.raises(ValueError, match=r"a\.arrow: wrong or missing column `image_id`"):
         list(read_items(path, COLUMNS, BadExamples()))
@@ -64,7 +63,7 @@ def test_wrong_column_is_named(tmp_path: Path, row: dict):
         CellImage(path, 0, "image_0").open()
 
 
-def test_read_items_yields_an_item_per_list_entry(tmp_path: Path):
+def test_read_items_yields_an_item_per_list_entry(tmp_path):
     rows = [vqa_row(7), vqa_row(8, questions=["one"]), vqa_row(9)]
     path, bad = write_table(tmp_path / "a.arrow", rows), BadExamples("skip")
     items = list(read_items(path, vqa.TABLES.columns, bad))
@@ -76,7 +75,7 @@ def test_read_items_yields_an_item_per_list_entry(tmp_path: Path):
     assert (len(bad.lines), "image" in items[0][1]) == (1, False)
 
 
-def test_image_opens_its_table_in_another_process(tmp_path: Path):
+def test_image_opens_its_table_in_another_process(tmp_path):
     path = write_table(tmp_path / "a.arrow", [caption_row(f"c{n}", shade=50 * n) for n in range(4)])
     picture = pickle.loads(pickle.dumps(CellImage(path, 3))).open()
     assert (picture.mode, picture.size) == ("RGB", (24, 16))
@@ -86,13 +85,13 @@ def test_image_opens_its_table_in_another_process(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [None, b"", jpeg(9)[:300], b"<html>"])
-def test_damaged_image_names_its_row(tmp_path: Path, content: bytes | None):
+def test_damaged_image_names_its_row(tmp_path, content):
     path = write_table(tmp_path / "a.arrow", [caption_row("c"), caption_row("d", image=content)])
     with pytest.raises(ValueError, match=r"image in row 1 of .*a\.arrow cannot be read"):
         CellImage(path, 1).open()
 
 
-def test_error_of_a_damaged_parquet_file_has_one_line(tmp_path: Path):
+def test_error_of_a_damaged_parquet_file_has_one_line(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"question": ["one", "two"]}), path)
     whole = bytearray(path.read_bytes())
@@ -102,7 +101,7 @@ def test_error_of_a_damaged_parquet_file_has_one_line(tmp_path: Path):
         open_table(path, ["question"])
 
 
-def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     path = write_table(tmp_path / "a.arrow", [caption_row("c")])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"das_gym\[arrow\]"):

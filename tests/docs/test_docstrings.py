@@ -21,7 +21,7 @@ def modules_with_examples() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", modules_with_examples())
-def test_examples_of_docstrings_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_examples_of_docstrings_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert result.attempted

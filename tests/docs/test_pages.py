@@ -74,7 +74,7 @@ def wrong_words(words: list[str]) -> str | None:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_commands_that_are_named_are_there(path: Path):
+def test_commands_that_are_named_are_there(path):
     text = path.read_text(encoding="utf-8")
     inline = re.findall(r"`(python -m [^`]+)`", text)
     blocks = [command for block in BLOCKS[path] if block.language == "bash" for command in block.commands()]
@@ -91,7 +91,7 @@ def test_commands_of_the_wheel_check_are_there():
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_blocks_that_are_not_run_can_be_read(path: Path):
+def test_blocks_that_are_not_run_can_be_read(path):
     for block in BLOCKS[path]:
         if block.language == "python":
             compile(block.code, str(path), "exec")
@@ -106,7 +106,7 @@ def test_blocks_that_are_not_run_can_be_read(path: Path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*declarative_base")  # sacred 0.8.7 asks SQLAlchemy the old way
 @pytest.mark.parametrize("path", [pytest.param(path, marks=LONG.get(path.name, ()), id=path.name) for path in RUN])
-def test_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_blocks_run(path, tmp_path, monkeypatch, capsys):
     """From top to bottom in one folder, blocks of Python in one namespace."""
     monkeypatch.chdir(tmp_path)
     before, names = [(registry, dict(registry)) for registry in (AGENTS, METRICS)], {"__name__": path.stem}

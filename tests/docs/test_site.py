@@ -39,7 +39,7 @@ def site() -> Path:
     return Path(str(SITE))
 
 
-def test_environment_pages_have_gymnasiums_headings(site: Path):
+def test_environment_pages_have_gymnasiums_headings(site):
     for entry in ENVIRONMENTS.values():
         page = (site / "environments" / f"{entry.id}.html").read_text(encoding="utf-8")
         wanted = (
@@ -56,7 +56,7 @@ def test_environment_pages_have_gymnasiums_headings(site: Path):
             assert (site / "environments" / f"{entry.id}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_relative_links_work_in_the_site(site: Path):
+def test_relative_links_work_in_the_site(site):
     pages = {path.resolve(): path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
     dead = []
     for path, text in pages.items():
@@ -78,7 +78,7 @@ def chromium() -> Iterator[Any]:
 
 @needs_browser
 @pytest.mark.parametrize(("name", "scheme", "widths"), WAYS)
-def test_pages_are_accessible(site: Path, chromium: Any, name: str, scheme: str, widths: tuple[int, ...]):
+def test_pages_are_accessible(site, chromium, name, scheme, widths):
     from axe_playwright_python.sync_playwright import Axe
 
     page, _ = opened(chromium, site / f"{name}.html", scheme)

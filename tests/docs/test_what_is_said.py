@@ -58,5 +58,5 @@ def dead_links(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_relative_links_work_on_github(path: Path):
+def test_relative_links_work_on_github(path):
     assert dead_links(path) == []

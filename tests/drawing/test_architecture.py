@@ -6,7 +6,6 @@ from PIL import ImageColor
 
 from das_gym.drawing.architecture import KEPT, SMALL, WIDTH, Architecture, draw, font, layout
 from das_gym.problem.budget import MaskCost
-from das_gym.tables.table import SubnetTable
 
 
 def architecture_of(n_units: int) -> Architecture:
@@ -23,7 +22,7 @@ def blue(image: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize("n_units", [12, 24, 72])
-def test_draw_fills_kept_units_by_their_share(n_units: int):
+def test_draw_fills_kept_units_by_their_share(n_units):
     nothing, half = np.zeros(n_units, bool), np.arange(n_units) % 2 == 1  # the MLPs, which cost twice as much
     whole, rest = drawn(nothing), drawn(half)
     assert whole.dtype == np.uint8
@@ -35,7 +34,7 @@ def test_draw_fills_kept_units_by_their_share(n_units: int):
 
 
 @pytest.mark.parametrize("n_units", [2, 12, 24, 72, 200])
-def test_layout_keeps_labels_apart(n_units: int):
+def test_layout_keeps_labels_apart(n_units):
     architecture = architecture_of(n_units)
     places = []
     for unit, box in zip(architecture.units, layout(architecture).boxes, strict=True):
@@ -46,6 +45,6 @@ def test_layout_keeps_labels_apart(n_units: int):
     assert max(right for _, _, right in places) <= WIDTH
 
 
-def test_architecture_reads_stages_from_a_table(small_problem, small_table: SubnetTable):
+def test_architecture_reads_stages_from_a_table(small_problem, small_table):
     known = Architecture.from_layers(small_problem.vlp.layers, small_table.layer_macs)
     assert Architecture.from_table(small_table) == known

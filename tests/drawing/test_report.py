@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,7 +63,7 @@ def test_answers_show_differing_answers_first():
         Answers(["a", "b"], [(Question("q"), ["yes"])], "one")
 
 
-def test_write_report_escapes_texts_and_loads_nothing(tmp_path: Path):
+def test_write_report_escapes_texts_and_loads_nothing(tmp_path):
     text = write_report(tmp_path / "page.html", [a_report()]).read_text()
     assert "&lt;b&gt;is it &amp; red?&lt;/b&gt;" in text
     assert "what?&lt;/script&gt;" in text
@@ -102,7 +101,7 @@ def test_instruction_below_every_question_is_shown_once():
 
 
 @needs_browser
-def test_narrow_page_shows_wide_tables_and_close_losses(chromium, tmp_path: Path):
+def test_narrow_page_shows_wide_tables_and_close_losses(chromium, tmp_path):
     table = Table(("", *("a long heading of a model",) * 4), (("loss", *("5,912,345.6",) * 4),), "Before and after")
     cost = CostChart.from_search([(0.1, 5.91), (0.2, 5.93), (0.3, 5.95)], None)
     page = open_page(chromium, write_report(tmp_path / "report.html", [a_report(table=table, cost=cost)]), 390)
@@ -122,7 +121,7 @@ def test_printed_table_cuts_no_number(capsys):
 
 
 @needs_browser
-def test_in_a_browser(chromium, tmp_path: Path):
+def test_in_a_browser(chromium, tmp_path):
     one = write_report(tmp_path / "one.html", [a_report(n_units=24)])
     two = write_report(tmp_path / "two.html", [a_report("run 1"), a_report("run 2")])
     for path, scheme in ((one, "light"), (two, "dark")):

@@ -100,19 +100,19 @@ def make_world(model: str, dtype: torch.dtype, tokenizer_folder: Path) -> World:
 
 
 @pytest.fixture
-def new_world(mini_folder: Path) -> Callable[..., World]:
+def new_world(mini_folder) -> Callable[..., World]:
     """Makes worlds that a test may train or break."""
     return lambda model="METER", dtype=torch.float32: make_world(model, dtype, mini_folder)
 
 
 @pytest.fixture(scope="session")
-def worlds(mini_folder: Path) -> dict[tuple[str, torch.dtype], World]:
+def worlds(mini_folder) -> dict[tuple[str, torch.dtype], World]:
     """By model and precision; do not train them."""
     pairs = itertools.product(("METER", "ViLT"), (torch.float32, torch.float64))
     return {(model, dtype): make_world(model, dtype, mini_folder) for model, dtype in pairs}
 
 
 @pytest.fixture(scope="session")
-def meter(worlds: dict[tuple[str, torch.dtype], World]) -> World:
+def meter(worlds) -> World:
     """METER in float32; do not train it."""
     return worlds["METER", torch.float32]

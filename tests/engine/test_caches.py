@@ -9,7 +9,7 @@ from das_gym.problem.loading import Problem
 
 
 @pytest.fixture
-def pairs(tiny_problem: Problem) -> list[Pair]:
+def pairs(tiny_problem) -> list[Pair]:
     return tiny_problem.task.pairs(tiny_problem.splits.reward[:30])
 
 

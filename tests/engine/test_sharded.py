@@ -43,12 +43,12 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture
-def settings(small_kwargs: dict[str, str]) -> dict:
+def settings(small_kwargs) -> dict:
     return {**small_kwargs, "eval_batch_size": 4, "workers": "ray"}
 
 
 @pytest.fixture
-def unconnected(monkeypatch: pytest.MonkeyPatch, settings: dict) -> Problem:
+def unconnected(monkeypatch, settings) -> Problem:
     """A problem whose workers are never started, and which needs no cluster."""
     monkeypatch.setattr(sharded, "connect_to_ray", lambda: None)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": LAPTOP}])

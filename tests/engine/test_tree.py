@@ -45,7 +45,7 @@ def check_peak(evaluator: Evaluator, examples: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["METER", "ViLT"])
-def test_walk_of_pairs_stays_within_what_is_counted(worlds, model: str):
+def test_walk_of_pairs_stays_within_what_is_counted(worlds, model):
     world = worlds[model, torch.float32]
     check_peak(world.evaluator(batch_size=24), world.examples * 4)
 

@@ -22,7 +22,7 @@ def play(sequence: SequenceMode, *actions: int):
 
 
 @pytest.mark.parametrize("budget", [COUNT, COST, FREE, Budget(4, 4), Budget(4, 0)])
-def test_sequence_ends_when_one_action_is_repeated(budget: Budget):
+def test_sequence_ends_when_one_action_is_repeated(budget):
     sequence = mode(SequenceMode, budget)
     for action in range(sequence.space.n):
         sequence.begin()
@@ -31,7 +31,7 @@ def test_sequence_ends_when_one_action_is_repeated(budget: Budget):
 
 
 @pytest.mark.parametrize("budget", [COUNT, COST, FREE, Budget(4, 4), Budget(4, None, 0.5, MACS)])
-def test_sequence_takes_masked_actions_as_they_are_and_satisfies_the_budget(budget: Budget):
+def test_sequence_takes_masked_actions_as_they_are_and_satisfies_the_budget(budget):
     rng, sequence = np.random.default_rng(0), mode(SequenceMode, budget)
     for _ in range(20):
         sequence.begin()
@@ -59,7 +59,7 @@ def test_sequence_rejects_actions_outside_its_space(action):
 
 
 @pytest.mark.parametrize("budget", [COUNT, COST, FREE, Budget(4, 0)])
-def test_single_sequence_agrees_with_rows(budget: Budget):
+def test_single_sequence_agrees_with_rows(budget):
     alone, rows, rng = mode(SequenceMode, budget), mode(SequenceMode, budget, rows=2), np.random.default_rng(0)
     for _ in range(200):  # masks recur, so that cached states are read
         action = rng.integers(alone.space.n)

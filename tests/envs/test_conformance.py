@@ -37,7 +37,7 @@ def no_warnings() -> Iterator[None]:
 
 
 @pytest.fixture
-def kwargs(small_kwargs: dict[str, str]) -> dict[str, Any]:
+def kwargs(small_kwargs) -> dict[str, Any]:
     """What makes the environment with a model small."""
     return {**small_kwargs, "reward_examples": 4, "skip_num": 2}
 
@@ -49,7 +49,7 @@ def test_all_ids_are_listed():
 
 
 @pytest.mark.parametrize("id", [LIVE_OF_ALL, TABULAR[0], "DAS-Suite-v0"])
-def test_classes_name_gymnasium_as_skrl_expects(id: str, kwargs: dict):
+def test_classes_name_gymnasium_as_skrl_expects(id, kwargs):
     """`wrap_env` of skrl reads the direct bases of a class."""
     given = kwargs if id == LIVE_OF_ALL else {}
     for env in (gymnasium.make(id, **given).unwrapped, gymnasium.make_vec(id, num_envs=2, **given)):
@@ -57,20 +57,20 @@ def test_classes_name_gymnasium_as_skrl_expects(id: str, kwargs: dict):
 
 
 @pytest.mark.parametrize(("id", "action"), FORMS)
-def test_checkers_accept_every_form(id: str, action: str, kwargs: dict):
+def test_checkers_accept_every_form(id, action, kwargs):
     env = gymnasium.make(id, action=action, **(kwargs if id == LIVE_OF_ALL else {})).unwrapped
     check_env(env, skip_render_check=True)
     sb3_check_env(env)
 
 
 @pytest.mark.parametrize("id", [LIVE_OF_ALL, TABULAR[0], many_objectives(TABULAR[0]), *SUITE_IDS])
-def test_unknown_arguments_raise_the_type_error_of_python(id: str):
+def test_unknown_arguments_raise_the_type_error_of_python(id):
     with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'"):  # TorchRL gives it, and looks for this
         gymnasium.make(id, frameskip=1)
 
 
 @pytest.mark.parametrize("id", [LIVE_OF_ALL, *TABULAR, *SUITE_IDS])
-def test_checkers_accept_each_objective(id: str, kwargs: dict):
+def test_checkers_accept_each_objective(id, kwargs):
     env = gymnasium.make(many_objectives(id), **(kwargs if id == LIVE_OF_ALL else {}))
     assert env.reset(seed=0)[0] in env.observation_space
     assert env.step(env.action_space.sample())[1] in env.unwrapped.reward_space
@@ -83,7 +83,7 @@ def test_checkers_accept_each_objective(id: str, kwargs: dict):
 
 @pytest.mark.parametrize(("id", "action"), FORMS)
 @pytest.mark.parametrize("mode", ["own", "sync"])
-def test_vector_env_follows_the_api(id: str, action: str, mode: str, kwargs: dict):
+def test_vector_env_follows_the_api(id, action, mode, kwargs):
     """Check the rules of Gymnasium's documentation for vector environments; it has no checker for them."""
     if mode == "own" and registry[id].vector_entry_point is None:
         pytest.skip("Gymnasium puts it side by side")

@@ -33,7 +33,7 @@ def test_latency_budget_decides_what_is_feasible(small_kwargs):
         assert np.isfinite(info["loss"]) == info["feasible"]
 
 
-def test_measured_latency_is_pickled_with_the_environment(small_kwargs, monkeypatch: pytest.MonkeyPatch):
+def test_measured_latency_is_pickled_with_the_environment(small_kwargs, monkeypatch):
     found = UnitLatencies(10.0, 4.0, (1.0,) * 6, (0.0,) * 6)
     monkeypatch.setattr(latency, "latency_of", lambda problem, batch: found)
     env = make(LIVE, **small_kwargs, latency_saved=0.3, reward_examples=4)
@@ -61,6 +61,6 @@ def test_table_takes_costs_and_rejects_those_that_it_lacks(small_table, small_ta
         ({"latency_saved": 0.1, "latency_batch": 0}, "latency_batch"),
     ],
 )
-def test_wrong_budgets_are_rejected(small_kwargs, settings, says: str):
+def test_wrong_budgets_are_rejected(small_kwargs, settings, says):
     with pytest.raises(ValueError, match=says):
         make(LIVE, **small_kwargs, **settings)

@@ -156,7 +156,7 @@ Checked = Callable[[Row, dict[str, Any]], None]
 
 
 @pytest.fixture
-def checked(tmp_path: Path) -> Checked:
+def checked(tmp_path) -> Checked:
     """Checks a row on a problem."""
     tables: dict[str, Path] = {}
 
@@ -179,7 +179,7 @@ def checked(tmp_path: Path) -> Checked:
 
 
 @pytest.mark.slow
-def test_env_invariants_of_pair_models(checked: Checked, small_kwargs: dict[str, str]):
+def test_env_invariants_of_pair_models(checked, small_kwargs):
     for row in crossed(OF_ENVIRONMENTS):
         checked(row, {"model": "METER", "task": "vqa", **small_kwargs, "eval_batch_size": 4})
 
@@ -201,7 +201,7 @@ def makes_sense(row: Row) -> bool:
 
 
 @pytest.fixture
-def prompts(tmp_path: Path) -> Callable[[Row], dict[str, Any]]:
+def prompts(tmp_path) -> Callable[[Row], dict[str, Any]]:
     """The problem of a row: a tiny model, and data in which questions share their image."""
     for start, part in ((0, "train"), (4, "test")):
         numbers = range(start, start + 4)
@@ -232,7 +232,7 @@ def prompts(tmp_path: Path) -> Callable[[Row], dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_env_invariants_of_prompt_models(checked: Checked, prompts: Callable[[Row], dict[str, Any]]):
+def test_env_invariants_of_prompt_models(checked, prompts):
     rows = crossed(OF_PROMPTS, makes_sense)
     for number, (row, own) in enumerate(zip(rows, crossed(OF_ENVIRONMENTS, seed=1), strict=False)):
         try:

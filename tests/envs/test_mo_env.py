@@ -68,7 +68,7 @@ def test_true_front_dominates_every_mask(env):
 
 
 @pytest.mark.parametrize("reward", ["neg_loss", "neg_kl"])
-def test_hypervolume_of_negative_rewards_is_measured_from_the_mask_that_skips_everything(reward: str):
+def test_hypervolume_of_negative_rewards_is_measured_from_the_mask_that_skips_everything(reward):
     env = gymnasium.make(ID, reward=reward)
     env.reset(seed=0)
     worst = run_episode(env, np.ones(12, bool))[1][0]
@@ -103,7 +103,7 @@ def suite(tmp_path) -> str:
     return str(write_made_up_suite(tmp_path))
 
 
-def test_suite_has_the_reward_and_savings_of_each_problem(suite: str):
+def test_suite_has_the_reward_and_savings_of_each_problem(suite):
     settings = {"suite": suite, "split": "test", "action": "scores"}
     env = gymnasium.make("DAS-Suite-MO-v0", objectives=("task", "macs_saved", "latency_saved"), **settings)
     plain = gymnasium.make("DAS-Suite-v0", **settings)
@@ -126,7 +126,7 @@ def test_suite_has_the_reward_and_savings_of_each_problem(suite: str):
         gymnasium.make("DAS-Suite-MO-v0", objectives=("task", "memory_saved"), **settings)
 
 
-def test_suite_vector_env_has_a_front_for_each_problem(suite: str):
+def test_suite_vector_env_has_a_front_for_each_problem(suite):
     env = gymnasium.make_vec("DAS-Suite-MO-v0", num_envs=3, suite=suite, split="test", action="scores")
     env.reset(seed=0)
     rng = np.random.default_rng(0)
@@ -138,7 +138,7 @@ def test_suite_vector_env_has_a_front_for_each_problem(suite: str):
             assert info["hypervolume"][copy] == pytest.approx(dominated_volume(np.array(seen[copy][problem])), rel=1e-5)
 
 
-def test_search_of_a_suite_rewards_each_mask(suite: str):
+def test_search_of_a_suite_rewards_each_mask(suite):
     env = gymnasium.make("DAS-Suite-Search-MO-v0", suite=suite, split="test", evaluations=5)
     env.reset(seed=0)
     found = []

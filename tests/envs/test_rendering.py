@@ -1,6 +1,5 @@
 """Rendering of every form of the environments, alone and under Gymnasium's wrappers."""
 
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -18,7 +17,7 @@ IDS = (TABULAR, LIVE, SUITE, SEARCH)
 
 
 @pytest.fixture(scope="module")
-def kwargs(small_kwargs: dict[str, str], small_table_file: str, made_up_suite: Path) -> dict[str, dict]:
+def kwargs(small_kwargs, small_table_file, made_up_suite) -> dict[str, dict]:
     suite = {"suite": str(made_up_suite)}
     live = {"skip_num": 2, **small_kwargs, "reward_examples": 4}
     return {TABULAR: {"skip_num": 2, "table": small_table_file}, LIVE: live, SUITE: suite, SEARCH: suite}
@@ -27,7 +26,7 @@ def kwargs(small_kwargs: dict[str, str], small_table_file: str, made_up_suite: P
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
 @pytest.mark.parametrize("mode", RENDER_MODES)
 @pytest.mark.parametrize("env_id", [TABULAR, LIVE])
-def test_all_forms_render(kwargs: dict, env_id: str, mode: str, action: str):
+def test_all_forms_render(kwargs, env_id, mode, action):
     env = gymnasium.make(env_id, action=action, render_mode=mode, **kwargs[env_id])
     vector = gymnasium.make_vec(env_id, num_envs=2, action=action, render_mode=mode, **kwargs[env_id])
     for each in (env, vector):
@@ -47,13 +46,13 @@ def test_all_forms_render(kwargs: dict, env_id: str, mode: str, action: str):
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_checker_accepts_every_mode(kwargs: dict, env_id: str):
+def test_checker_accepts_every_mode(kwargs, env_id):
     assert gymnasium.make(env_id, **kwargs[env_id]).render() is None
     for mode in RENDER_MODES:
         check_env(gymnasium.make(env_id, render_mode=mode, disable_env_checker=False, **kwargs[env_id]).unwrapped)
 
 
-def test_text_gives_the_reason_of_unscored_masks(kwargs: dict):
+def test_text_gives_the_reason_of_unscored_masks(kwargs):
     env = gymnasium.make(TABULAR, action="sequence", render_mode="ansi", **kwargs[TABULAR])
     env.reset(seed=0)
     assert env.render().endswith("6 units, none chosen yet\n")
@@ -67,7 +66,7 @@ def test_text_gives_the_reason_of_unscored_masks(kwargs: dict):
     assert "not scored, off the budget; reward -" in env.render()
 
 
-def test_suite_shows_stages_and_name_of_every_problem(kwargs: dict):
+def test_suite_shows_stages_and_name_of_every_problem(kwargs):
     env: Any = gymnasium.make(SUITE, render_mode="ansi", **kwargs[SUITE])
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.render()
@@ -82,7 +81,7 @@ def test_suite_shows_stages_and_name_of_every_problem(kwargs: dict):
         assert f"reward {reward:.4f}" in env.render()
 
 
-def test_vector_env_shows_episodes_as_they_ended(kwargs: dict):
+def test_vector_env_shows_episodes_as_they_ended(kwargs):
     both = gymnasium.make_vec(SUITE, num_envs=3, render_mode="ansi", **kwargs[SUITE])
     alone = gymnasium.make(SUITE, render_mode="ansi", **kwargs[SUITE])
     both.action_space.seed(0)
@@ -99,7 +98,7 @@ def test_vector_env_shows_episodes_as_they_ended(kwargs: dict):
 @pytest.mark.slow
 @pytest.mark.parametrize("env_id", [TABULAR, SUITE])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # of moviepy
-def test_record_video_records_an_episode(kwargs: dict, env_id: str, tmp_path: Path):
+def test_record_video_records_an_episode(kwargs, env_id, tmp_path):
     pytest.importorskip("moviepy", reason="RecordVideo needs moviepy: pip install 'das_gym[video]'")
     env = RecordVideo(
         gymnasium.make(env_id, action="sequence", render_mode="rgb_array", **kwargs[env_id]), str(tmp_path / "one")

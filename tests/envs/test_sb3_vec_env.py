@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import gymnasium
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ TABULAR = "DAS-METER-VQA-Tabular-v0"
 
 
 @pytest.fixture
-def tabular_kwargs(small_table_file: str) -> dict:
+def tabular_kwargs(small_table_file) -> dict:
     return {"table": small_table_file, "skip_num": 2}
 
 
@@ -23,7 +21,7 @@ def make(n_envs: int = 4, **kwargs) -> SB3VecEnv:
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_vec_env_agrees_with_dummy_vec_env(tabular_kwargs: dict, action: str):
+def test_vec_env_agrees_with_dummy_vec_env(tabular_kwargs, action):
     ours = make(3, action=action, **tabular_kwargs)
     theirs = make_vec_env(lambda: gymnasium.make(TABULAR, action=action, **tabular_kwargs), n_envs=3)
     assert ours.observation_space == theirs.observation_space
@@ -49,7 +47,7 @@ def test_vec_env_agrees_with_dummy_vec_env(tabular_kwargs: dict, action: str):
     assert lengths == {2} if action != "mask" else lengths
 
 
-def test_attributes_and_methods_reach_the_environment(tabular_kwargs: dict):
+def test_attributes_and_methods_reach_the_environment(tabular_kwargs):
     env = make(3, action="sequence", render_mode="ansi", **tabular_kwargs)
     env.reset()
     env.step(np.array([0, 1, 5]))
@@ -72,7 +70,7 @@ def test_attributes_and_methods_reach_the_environment(tabular_kwargs: dict):
         env.set_attr("note", "yours", indices=[0])
 
 
-def test_env_is_wrapped_finds_wrappers(tabular_kwargs: dict):
+def test_env_is_wrapped_finds_wrappers(tabular_kwargs):
     wrapped = SB3VecEnv(RecordEpisodeStatistics(gymnasium.make_vec(TABULAR, num_envs=2, **tabular_kwargs)))
     assert wrapped.env_is_wrapped(RecordEpisodeStatistics) == [True, True]
     assert wrapped.env_is_wrapped(Monitor, indices=0) == [False]
@@ -82,20 +80,20 @@ def test_env_is_wrapped_finds_wrappers(tabular_kwargs: dict):
 
 
 @pytest.mark.parametrize("env_id", ["DAS-Suite-Search-v0", "das_gym:DAS-Suite-Search-v0"])
-def test_envs_without_a_vector_form_are_vectorised(env_id: str, made_up_suite: Path):
+def test_envs_without_a_vector_form_are_vectorised(env_id, made_up_suite):
     env = make_sb3_vec_env(env_id, n_envs=2, seed=0, suite=str(made_up_suite), evaluations=3, flat=True)
     RecurrentPPO("MlpLstmPolicy", env, n_steps=6, batch_size=6, n_epochs=1, seed=0).learn(12)
 
 
 @pytest.mark.parametrize("env_id", ["DAS-METER-VQA-Tabular-MO-v0", "DAS-Suite-Search-MO-v0"])
-def test_vector_rewards_are_rejected(env_id: str):
+def test_vector_rewards_are_rejected(env_id):
     with pytest.raises(ValueError, match="`env_id` has vector rewards"):
         make_sb3_vec_env(env_id, n_envs=2)
     with pytest.raises(ValueError, match="`env` has vector rewards"):
         SB3VecEnv(gymnasium.make_vec("DAS-Suite-MO-v0", num_envs=2))
 
 
-def test_other_vector_envs_are_rejected(tabular_kwargs: dict):
+def test_other_vector_envs_are_rejected(tabular_kwargs):
     with pytest.raises(ValueError, match="`env`"):
         SB3VecEnv(gymnasium.make_vec(TABULAR, num_envs=2, vectorization_mode="sync", **tabular_kwargs))
 
@@ -108,7 +106,7 @@ def test_other_vector_envs_are_rejected(tabular_kwargs: dict):
         ("stable_baselines3", "SAC", "scores"),
     ],
 )
-def test_algorithms_train(tabular_kwargs: dict, library: str, algorithm: str, action: str):
+def test_algorithms_train(tabular_kwargs, library, algorithm, action):
     make_model = getattr(pytest.importorskip(library), algorithm)
     env = make_sb3_vec_env(TABULAR, n_envs=8, seed=0, action=action, **tabular_kwargs)
     settings = {"learning_starts": 16} if algorithm == "SAC" else {"n_steps": 8, "batch_size": 32, "n_epochs": 1}

@@ -19,7 +19,7 @@ def run_episode(env: gymnasium.Env, mask: np.ndarray) -> tuple:
 
 
 @pytest.fixture
-def env(tiny_kwargs: dict[str, str]):
+def env(tiny_kwargs):
     env = gymnasium.make("DAS-METER-VQA-v0", reward_examples=20, **tiny_kwargs)
     env.reset(seed=0)
     return env
@@ -27,7 +27,7 @@ def env(tiny_kwargs: dict[str, str]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("id", ["DAS-METER-VQA-v0", "DAS-ViLT-F30K-v0", "DAS-VLM-Answering-v0"])
-def test_checkers_accept_every_bundled_environment(id: str):
+def test_checkers_accept_every_bundled_environment(id):
     env = gymnasium.make(f"das_gym:{id}", reward_examples=4)
     observation, info = env.reset(seed=0)
     assert observation in env.observation_space
@@ -45,7 +45,7 @@ def test_checkers_accept_every_bundled_environment(id: str):
 
 
 @pytest.mark.parametrize(("statistics", "masks"), [(None, 0), ("leave_one_out", 13), (("leave_one_out", "taylor"), 13)])
-def test_evaluations_count_the_observation(tiny_kwargs: dict[str, str], statistics, masks: int):
+def test_evaluations_count_the_observation(tiny_kwargs, statistics, masks):
     env = gymnasium.make("DAS-METER-VQA-v0", reward_examples=4, statistics=statistics, **tiny_kwargs)
     assert env.reset(seed=0)[1]["evaluations"] == masks
     assert env.step(MASK)[4]["evaluations"] == masks + 1
@@ -60,7 +60,7 @@ def test_evaluations_count_the_observation(tiny_kwargs: dict[str, str], statisti
 @pytest.mark.parametrize(
     "action", [np.zeros(11), np.zeros((1, 12)), 3, np.full(12, 2), np.full(12, 0.5), np.full(12, np.nan)]
 )
-def test_wrong_actions_are_rejected(env: gymnasium.Env, action):
+def test_wrong_actions_are_rejected(env, action):
     with pytest.raises(ValueError, match="`action`"):
         env.unwrapped.step(action)
 
@@ -76,14 +76,14 @@ def test_wrong_actions_are_rejected(env: gymnasium.Env, action):
         {"reward_examples": 0},
     ],
 )
-def test_wrong_settings_are_rejected(tiny_kwargs: dict[str, str], setting: dict):
+def test_wrong_settings_are_rejected(tiny_kwargs, setting):
     (name,) = setting
     with pytest.raises(ValueError, match=name.removesuffix("s")):
         gymnasium.make("DAS-METER-VQA-v0", **{**tiny_kwargs, **setting})
 
 
 @pytest.mark.parametrize("setting", ["checkpoint", "supernet", "data_root", "tokenizer"])
-def test_missing_paths_are_named(tiny_kwargs: dict[str, str], setting: str):
+def test_missing_paths_are_named(tiny_kwargs, setting):
     with pytest.raises(FileNotFoundError, match=setting):
         gymnasium.make("DAS-METER-VQA-v0", **{**tiny_kwargs, setting: "/nonexistent"})
 
@@ -92,7 +92,7 @@ MASKS = np.array([[1, 1, 1, 1] + [0] * 8, [0] * 8 + [1] * 4, [1] * 12], dtype=np
 
 
 @pytest.fixture
-def vector(tiny_kwargs: dict[str, str]):
+def vector(tiny_kwargs):
     env = gymnasium.make_vec("DAS-METER-VQA-v0", num_envs=3, reward_examples=10, **tiny_kwargs)
     env.reset(seed=0)
     return env

@@ -1,6 +1,4 @@
 import pickle
-from pathlib import Path
-from typing import Any
 
 import gymnasium
 import gymnasium.wrappers.vector
@@ -12,11 +10,11 @@ import das_gym  # noqa: F401  (registers the environments)
 
 
 @pytest.fixture(scope="module")
-def suite(made_up_suite: Path) -> str:
+def suite(made_up_suite) -> str:
     return str(made_up_suite)
 
 
-def test_reward_agrees_with_the_table(suite: str):
+def test_reward_agrees_with_the_table(suite):
     env = gymnasium.make("DAS-Suite-v0", suite=suite).unwrapped
     for name in env.problem_names[::5]:
         problem = env.suite.problems[env.problem_names.index(name)]
@@ -37,7 +35,7 @@ def test_reward_agrees_with_the_table(suite: str):
         assert info["raw_reward"] == -np.inf
 
 
-def test_latency_budget_limits_latency(suite: str):
+def test_latency_budget_limits_latency(suite):
     env = gymnasium.make("DAS-Suite-v0", suite=suite, action="sequence", budgets="latency").unwrapped
     plain = gymnasium.make("DAS-Suite-v0", suite=suite, action="sequence").unwrapped
     assert env.observation_space == plain.observation_space
@@ -61,7 +59,7 @@ def test_latency_budget_limits_latency(suite: str):
 
 @pytest.mark.parametrize(("flat", "budgets"), [(True, "latency"), (False, ("count", "macs"))])
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_vector_env_agrees_with_single_envs(action: str, flat: bool, budgets: str | tuple[str, ...], suite: str):
+def test_vector_env_agrees_with_single_envs(action, flat, budgets, suite):
     both = gymnasium.make_vec("DAS-Suite-v0", num_envs=3, suite=suite, action=action, flat=flat, budgets=budgets)
     alone = gymnasium.make("DAS-Suite-v0", suite=suite, action=action, flat=flat, budgets=budgets)
     problems = [1, 4, 9]
@@ -83,13 +81,13 @@ def test_vector_env_agrees_with_single_envs(action: str, flat: bool, budgets: st
 
 
 @pytest.mark.parametrize("options", [{"problem": "nothing"}, {"problem": 1.5}, {"problem": [3, 4]}, {"Problem": 3}, "bad"])
-def test_reset_rejects_unknown_options(options, suite: str):
+def test_reset_rejects_unknown_options(options, suite):
     for env in (gymnasium.make("DAS-Suite-v0", suite=suite), gymnasium.make_vec("DAS-Suite-v0", num_envs=3, suite=suite)):
         with pytest.raises(ValueError, match=r"`problem`|option"):
             env.reset(options=options)
 
 
-def test_vector_env_rejects_wrong_numbers(suite: str):
+def test_vector_env_rejects_wrong_numbers(suite):
     env = gymnasium.make_vec("DAS-Suite-v0", num_envs=3, suite=suite)
     with pytest.raises(ValueError, match=r"`seed`.*3"):
         env.reset(seed=[0, 1])
@@ -97,7 +95,7 @@ def test_vector_env_rejects_wrong_numbers(suite: str):
         gymnasium.make_vec("DAS-Suite-v0", num_envs=1.5, suite=suite)  # type: ignore[arg-type]
 
 
-def test_vector_env_takes_problems_by_number_or_name(suite: str):
+def test_vector_env_takes_problems_by_number_or_name(suite):
     env = gymnasium.make_vec("DAS-Suite-v0", num_envs=3, suite=suite).unwrapped
     name = env.suite.problems[4].name
     env.reset(seed=0, options={"problem": [2, name, np.int64(1)]})
@@ -109,7 +107,7 @@ def test_vector_env_takes_problems_by_number_or_name(suite: str):
 
 @pytest.mark.parametrize("id", ["DAS-Suite-v0", "DAS-Suite-Search-v0"])
 @pytest.mark.parametrize("problems", [None, 5])
-def test_pickle_continues_without_the_arrays_of_the_suite(id: str, problems: int | None):
+def test_pickle_continues_without_the_arrays_of_the_suite(id, problems):
     """The bundled one took 42 MB."""
     env = gymnasium.make(id, action="scores", problems=problems)
     env.reset(seed=0)
@@ -138,13 +136,13 @@ def test_pickle_continues_without_the_arrays_of_the_suite(id: str, problems: int
         {"evaluations": 10**9},
     ],
 )
-def test_wrong_arguments_are_rejected(id: str, arguments: dict[str, Any], suite: str):
+def test_wrong_arguments_are_rejected(id, arguments, suite):
     (name,) = arguments
     with pytest.raises(ValueError, match=name.removesuffix("s")):
         gymnasium.make(id, suite=suite, **arguments)
 
 
-def test_search_earns_the_gain_of_its_best(suite: str):
+def test_search_earns_the_gain_of_its_best(suite):
     env = gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluations=5).unwrapped
     env.reset(seed=1)
     env.action_space.seed(1)
@@ -160,7 +158,7 @@ def test_search_earns_the_gain_of_its_best(suite: str):
     assert total == pytest.approx(info["best"], abs=1e-6)
 
 
-def test_search_forgets_masks_at_reset(suite: str):
+def test_search_forgets_masks_at_reset(suite):
     env = gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluations=4, action="mask").unwrapped
     env.reset(options={"problem": 0})
     problem = env.suite.problems[0]
@@ -177,7 +175,7 @@ def test_search_forgets_masks_at_reset(suite: str):
 
 
 @pytest.mark.parametrize("id", ["DAS-Suite-v0", "DAS-Suite-Search-v0"])
-def test_feature_names_name_every_entry(id: str, suite: str):
+def test_feature_names_name_every_entry(id, suite):
     settings = {"evaluations": 3} if "Search" in id else {"action": "sequence"}
     env = gymnasium.make(id, suite=suite, statistics=["parameters_share", "macs_share"], **settings)
     names = env.unwrapped.feature_names

@@ -1,6 +1,5 @@
 import pickle
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -17,8 +16,7 @@ from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.rewards import REWARDS
 from das_gym.problem.statistics import DEFAULT_STATISTICS
-from das_gym.registration import CHECKPOINT_TABLES, REWARD_THRESHOLDS, EnvEntry
-from das_gym.tables.table import SubnetTable
+from das_gym.registration import CHECKPOINT_TABLES, REWARD_THRESHOLDS
 
 ID = "DAS-METER-VQA-Tabular-v0"
 BUDGETS = [{"skip_num": 2}, {"skip_num": None}, {"skip_num": None, "macs_saved": 0.1}]
@@ -32,7 +30,7 @@ def live_scorer(problem: Problem, reward: str, macs_price: float, skip_num=None,
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("reward", REWARDS)
-def test_table_scorer_agrees_with_the_engine(small_problem, small_table, budget: dict, reward: str):
+def test_table_scorer_agrees_with_the_engine(small_problem, small_table, budget, reward):
     live = live_scorer(small_problem, reward, 0.5, **budget)
     tabular = TableScorer(small_table, budget, reward=reward, macs_price=0.5)
     rng = np.random.default_rng(0)
@@ -57,7 +55,7 @@ def check_same(one: tuple, other: tuple) -> None:
 
 @pytest.mark.parametrize("reward", REWARDS)
 @pytest.mark.parametrize("budget", [*BUDGETS, {"latency_saved": 0.1}])
-def test_table_scorer_looks_up_what_scorer_computes(small_table, budget: dict, reward: str):
+def test_table_scorer_looks_up_what_scorer_computes(small_table, budget, reward):
     costs = {"latency_saved": {"full": 1.0, "unskipped": 1.0, "savings": [0.1, 0.2, 0.3, 0.1, 0.7, 0.01]}}
     looked_up, computed = (
         TableScorer(small_table, {"skip_num": None, **budget}, reward=reward, macs_price=0.3, costs=costs) for _ in range(2)
@@ -74,7 +72,7 @@ def test_table_scorer_looks_up_what_scorer_computes(small_table, budget: dict, r
         assert looked_up.full_model_info() == Scorer.full_model_info(computed)
 
 
-def test_tabular_env_loads_no_model(small_table_file: str, monkeypatch: pytest.MonkeyPatch):
+def test_tabular_env_loads_no_model(small_table_file, monkeypatch):
     def refuse(*args, **kwargs):
         raise RuntimeError("the tabular environment has loaded a model")
 
@@ -86,7 +84,7 @@ def test_tabular_env_loads_no_model(small_table_file: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("argument", [{"skipnum": 3}, {"checkpoint": "x"}, {"reward_batches": "cycle"}, {"model": "VILT"}])
-def test_wrong_arguments_are_rejected(argument: dict):
+def test_wrong_arguments_are_rejected(argument):
     (name,) = argument
     for make in (gymnasium.make, gymnasium.make_vec):
         with pytest.raises(ValueError, match=name):
@@ -101,7 +99,7 @@ def test_wrong_arguments_are_rejected(argument: dict):
         {"episode": {"masks": [[0] * 6], "over": False}},
     ],
 )
-def test_set_state_rejects_wrong_values(small_table_file: str, change: dict):
+def test_set_state_rejects_wrong_values(small_table_file, change):
     env = gymnasium.make(ID, table=small_table_file, skip_num=2).unwrapped
     env.reset(seed=0)
     state = env.get_state()
@@ -110,7 +108,7 @@ def test_set_state_rejects_wrong_values(small_table_file: str, change: dict):
         env.set_state({**state, **change})
 
 
-def test_missing_statistics_are_rejected_or_computed(small_table: SubnetTable):
+def test_missing_statistics_are_rejected_or_computed(small_table):
     whole = small_table.without_groups()
     older = replace(whole, meta=replace(whole.meta, statistics=("depth",)), statistics=whole.statistics[:, 1:2])
     assert TableScorer(older, {"skip_num": 2}).feature_names[0] == "text.0/depth"
@@ -120,7 +118,7 @@ def test_missing_statistics_are_rejected_or_computed(small_table: SubnetTable):
     np.testing.assert_array_equal(told, small_table.statistic("leave_one_out"))  # losses of masks reveal it
 
 
-def test_reward_needs_divergences(small_table: SubnetTable):
+def test_reward_needs_divergences(small_table):
     unknown = np.full(64, np.nan)
     scores = {s: Scores(m.losses, m.metrics, unknown) for s, m in small_table.scores.items()}
     with pytest.raises(ValueError, match="`reward`"):
@@ -128,7 +126,7 @@ def test_reward_needs_divergences(small_table: SubnetTable):
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_step_needs_an_episode(small_table_file: str, action: str):
+def test_step_needs_an_episode(small_table_file, action):
     kwargs = {"table": small_table_file, "skip_num": 1, "action": action}
     env, vector = gymnasium.make(ID, **kwargs), gymnasium.make_vec(ID, num_envs=2, **kwargs)
     for each in (env, vector):
@@ -145,7 +143,7 @@ def test_step_needs_an_episode(small_table_file: str, action: str):
     vector.step(vector.action_space.sample())  # which resets by itself
 
 
-def test_changed_table_is_loaded_again(small_table: SubnetTable, tmp_path: Path):
+def test_changed_table_is_loaded_again(small_table, tmp_path):
     path = tmp_path / "table.npz"
     rewards = []
     for shift in (0, 1):
@@ -175,7 +173,7 @@ def bundled_entries() -> list[Any]:
 
 
 @pytest.mark.parametrize("entry", bundled_entries())
-def test_table_and_model_return_the_same_numbers(entry: EnvEntry):
+def test_table_and_model_return_the_same_numbers(entry):
     live = gymnasium.make(entry.id).unwrapped
     tabular = gymnasium.make(entry.tabular_id).unwrapped
     np.testing.assert_allclose(live.reset(seed=0)[0], tabular.reset(seed=0)[0], atol=1e-5)
@@ -189,7 +187,7 @@ def test_table_and_model_return_the_same_numbers(entry: EnvEntry):
     assert live.step(masks[0])[1] == pytest.approx(tabular.step(masks[0])[1], abs=1e-6)
 
 
-def test_missing_table_names_the_command_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_missing_table_names_the_command_to_build_it(monkeypatch, tmp_path):
     from das_gym.registration import MODELS
 
     monkeypatch.setitem(MODELS, "ViLT", replace(MODELS["ViLT"], assets=tmp_path))
@@ -200,7 +198,7 @@ def test_missing_table_names_the_command_to_build_it(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_vector_env_agrees_with_gymnasiums_own(small_table_file: str, action: str):
+def test_vector_env_agrees_with_gymnasiums_own(small_table_file, action):
     kwargs = {"num_envs": 3, "table": small_table_file, "skip_num": 2, "action": action}
     own = gymnasium.make_vec(ID, **kwargs)
     same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}

@@ -50,7 +50,7 @@ def registries() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize(("path", "arguments"), CASES, ids=lambda value: getattr(value, "stem", ""))
-def test_runs(path: Path, arguments: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes_folder: Path):
+def test_runs(path, arguments, tmp_path, monkeypatch, shapes_folder):
     assert len([line for line in path.read_text().splitlines() if line]) < (130 if path.stem in WHOLE_ALGORITHMS else 90)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shapes").symlink_to(shapes_folder)

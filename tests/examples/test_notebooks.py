@@ -17,7 +17,7 @@ PRINTS = {"front": "12 layers; full model: loss", "shrink": "decoder layers"}
 
 @pytest.mark.long
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_runs(path, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "clear its outputs: no test compares them"
     for cell in notebook.cells:

@@ -24,7 +24,7 @@ CASES = [(path.stem, entry) for path in sorted(FOLDER.glob("*.yml")) for entry i
 
 
 @pytest.mark.parametrize(("algorithm", "entry"), CASES)
-def test_agent_is_built_from_hyperparameters_and_learns(algorithm: str, entry: str):
+def test_agent_is_built_from_hyperparameters_and_learns(algorithm, entry):
     settings = copy.deepcopy(yaml.safe_load((FOLDER / f"{algorithm}.yml").read_text())[entry])
     env_id = TABULAR if entry == "default" else entry
     n_envs, n_timesteps = settings.pop("n_envs"), settings.pop("n_timesteps")  # all that is not the algorithm's

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow  # all of them take seconds
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory) -> Path:
     """Where 16 processes were at work."""
     place = tmp_path_factory.mktemp("sixteen")
     command = [sys.executable, "-W", "ignore", "-m", "tests.faults.sixteen", str(place)]
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_sixteen_runs_have_ids_of_their_own(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_sixteen_runs_have_ids_of_their_own(folder, monkeypatch):
     monkeypatch.setenv("DAS_GYM_CACHE", str(folder / "cache"))
     runs = [folder / "runs" / str(number) for number in range(1, PROCESSES + 1)]
     assert sorted(path.name for path in (folder / "runs").glob("[0-9]*")) == sorted(run.name for run in runs)
@@ -35,7 +35,7 @@ def test_sixteen_runs_have_ids_of_their_own(folder: Path, monkeypatch: pytest.Mo
     assert all(read_json(run / "run.json")["result"] == read_json(run / "config.json")["number"] for run in runs)
 
 
-def test_generation_runs_once_and_files_stay_complete(folder: Path):
+def test_generation_runs_once_and_files_stay_complete(folder):
     assert len((folder / "cache" / "generations.txt").read_text().split()) == 1
     assert len(set(read_json(folder / "all.json")["by"])) == 1
     assert not list(folder.rglob("*.part"))
@@ -50,7 +50,7 @@ ACTIONS = np.array([[1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 
 
 
 @pytest.mark.parametrize(("context", "count"), [("fork", 2), ("spawn", 1)])
-def test_environments_in_processes_of_their_own_give_what_they_give_here(context: str, count: int):
+def test_environments_in_processes_of_their_own_give_what_they_give_here(context, count):
     here = tabular()
     first, _ = here.reset(seed=0)
     envs = AsyncVectorEnv([tabular] * count, context=context, autoreset_mode=AutoresetMode.SAME_STEP)

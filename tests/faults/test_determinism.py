@@ -41,7 +41,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in MAKERS])
-def test_command_is_deterministic(name: str, tmp_path: Path):
+def test_command_is_deterministic(name, tmp_path):
     job = MAKERS[name](tmp_path / "world")
 
     def run(place: str, **settings: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ OTHERS = [pytest.param(name, marks=pytest.mark.long) for name in JOBS if name !=
 
 @pytest.mark.slow
 @pytest.mark.parametrize("job", ["table_search", *OTHERS])
-def test_job_gives_the_same_result_after_any_stop(job: str):
+def test_job_gives_the_same_result_after_any_stop(job):
     command = [sys.executable, "-W", "ignore", "-m", "tests.faults", job]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

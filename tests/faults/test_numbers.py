@@ -25,7 +25,7 @@ from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, Problem, build_problem, load_splits
+from das_gym.problem.loading import AdaptedModel, build_problem, load_splits
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.statistic_inputs import measure_activity, measure_blocks
 
@@ -33,7 +33,7 @@ HUGE = 3e38  # a number of float32 and of bfloat16; ten of them are none
 
 
 @pytest.fixture
-def diverged(small_kwargs: dict[str, str], tmp_path: Path) -> dict[str, str]:
+def diverged(small_kwargs, tmp_path) -> dict[str, str]:
     """A supernet whose weights are finite, and whose numbers are not where layer 3 is skipped."""
     problem = build_problem(ProblemConfig(**small_kwargs))
     with torch.no_grad():
@@ -44,7 +44,7 @@ def diverged(small_kwargs: dict[str, str], tmp_path: Path) -> dict[str, str]:
     return {**small_kwargs, "supernet": str(path)}
 
 
-def test_search_reports_mask_and_examples_and_keeps_finite_preferences(diverged: dict[str, str], tmp_path: Path):
+def test_search_reports_mask_and_examples_and_keeps_finite_preferences(diverged, tmp_path):
     config = SearchConfig(agent="bandit", skip_num=1, evaluations=6, env_kwargs={**diverged, "reward_examples": 5})
     with pytest.warns(RuntimeWarning, match=r"the mask that skips layers \[3\] is NaN .* examples '\S+', .* 2 more"):
         result = search(config, tmp_path)
@@ -57,7 +57,7 @@ def test_search_reports_mask_and_examples_and_keeps_finite_preferences(diverged:
     assert all(loss is not None for mask, loss, _ in turns if not mask[3])
 
 
-def test_bfloat16_overflow_is_reported_and_affects_one_mask(small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+def test_bfloat16_overflow_is_reported_and_affects_one_mask(small_kwargs, monkeypatch):
     monkeypatch.setattr(tree, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
     problem = build_problem(ProblemConfig(**small_kwargs, precision="bfloat16"))
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_bfloat16_overflow_is_reported_and_affects_one_mask(small_kwargs: dict[s
         problem.evaluator.evaluate(np.eye(6, dtype=bool)[3:4], problem.splits.reward[:4])
 
 
-def test_non_finite_metric_invalidates_its_mask(small_problem: Problem, monkeypatch: pytest.MonkeyPatch):
+def test_non_finite_metric_invalidates_its_mask(small_problem, monkeypatch):
     whole, calls = small_problem.task.metrics, []
 
     def metrics(logits, targets):
@@ -85,7 +85,7 @@ def test_non_finite_metric_invalidates_its_mask(small_problem: Problem, monkeypa
 
 
 @pytest.mark.parametrize("say", [evaluate, predict])
-def test_diverged_small_model_is_not_used(diverged: dict[str, str], say):
+def test_diverged_small_model_is_not_used(diverged, say):
     problem = build_problem(ProblemConfig(**diverged))
     problem.vlp.prune(np.eye(6, dtype=bool)[3])
     subnet = AdaptedModel(problem.backbone, problem.head, problem.task)
@@ -95,7 +95,7 @@ def test_diverged_small_model_is_not_used(diverged: dict[str, str], say):
 
 
 @pytest.mark.parametrize("measure", [measure_activity, measure_blocks])
-def test_diverged_full_model_is_not_observed(small_kwargs: dict[str, str], measure):
+def test_diverged_full_model_is_not_observed(small_kwargs, measure):
     problem = build_problem(ProblemConfig(**small_kwargs))
     with torch.no_grad():
         problem.vlp.skippable_layer(3).layer.feed_adapter.up.bias.fill_(float("inf"))
@@ -111,7 +111,7 @@ class TestTrainer:
         optimizer = torch.optim.SGD(model.parameters(), lr=rate)
         return model, Trainer({"model": model}, optimizer, 6, lambda _: 1.0, checkpoint, save_every=1)
 
-    def test_non_finite_gradient_changes_neither_weights_nor_checkpoint(self, tmp_path: Path):
+    def test_non_finite_gradient_changes_neither_weights_nor_checkpoint(self, tmp_path):
         model, trainer = self.begin(tmp_path / "checkpoint.pt")
 
         def step(index: int) -> dict[str, torch.Tensor]:
@@ -136,19 +136,19 @@ class TestTrainer:
 
     @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")  # the first step was skipped
     @pytest.mark.parametrize(("steps", "last"), [(30, 16), (6, 5)])
-    def test_scaler_does_not_skip_all_steps(self, tmp_path: Path, steps: int, last: int):
+    def test_scaler_does_not_skip_all_steps(self, tmp_path, steps, last):
         model, trainer = self.begin_with_scaler(tmp_path / "checkpoint.pt", steps)
         with pytest.raises(FloatingPointError, match=rf"gradient norm nan at step {last}\. Try .*, or mixed_precision=bf16"):
             trainer.run(lambda _: {"loss": (0 * model.weight.sum().abs()).sqrt()}, "")
 
     @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")  # the first step was skipped
-    def test_scaler_skips_a_step(self, tmp_path: Path):
+    def test_scaler_skips_a_step(self, tmp_path):
         model, trainer = self.begin_with_scaler(tmp_path / "checkpoint.pt", 6)
         trainer.run(lambda index: {"loss": model.weight.sum() * (1e34 if index < 3 else 1.0)}, "")
         assert trainer.step == 6
         assert torch.isfinite(model.weight).all()
 
-    def test_infinite_step_is_not_kept(self, tmp_path: Path):
+    def test_infinite_step_is_not_kept(self, tmp_path):
         model, trainer = self.begin(tmp_path / "checkpoint.pt", rate=3e38)
         with pytest.raises(FloatingPointError, match=r"model\.weight is not finite after step 3"):
             trainer.run(lambda _: {"loss": (0.3 * model.weight).sum()}, "")  # 0.9e38 a step
@@ -157,7 +157,7 @@ class TestTrainer:
         assert torch.isfinite(saved["parameters"]["model.weight"]).all()
 
 
-def test_diverged_supernet_names_mask_and_examples(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_diverged_supernet_names_mask_and_examples(shapes_folder, tmp_path, monkeypatch):
     whole = StepLoss.losses
 
     def diverged(*args):
@@ -172,7 +172,7 @@ def test_diverged_supernet_names_mask_and_examples(shapes_folder: Path, tmp_path
     assert not (tmp_path / "supernet.safetensors").exists()
 
 
-def test_diverged_joint_search_keeps_its_preferences(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_diverged_joint_search_keeps_its_preferences(shapes_folder, monkeypatch):
     settings = das_settings("METER", "vqa", "das_gym", batch_size=16, reward_examples=8, warmup_epochs=0, augment=False)
     problem = ProblemConfig(data_root=str(shapes_folder))
     splits = load_splits(problem)
@@ -186,7 +186,7 @@ def test_diverged_joint_search_keeps_its_preferences(shapes_folder: Path, monkey
 
 @pytest.mark.parametrize("name", ["bandit", "bayes", "evolution", "greedy"])
 @pytest.mark.parametrize("reward", [np.nan, np.inf, -np.inf, 1e300])
-def test_agents_ignore_non_finite_rewards(name: str, reward: float):
+def test_agents_ignore_non_finite_rewards(name, reward):
     agent = make_agent(name, MaskSpace(Budget(n_layers=6, skip_num=2)), seed=0)
     masks = agent.ask(3)
     with pytest.raises(ValueError, match=r"is not finite|give rewards within 1e\+100 of 0"):

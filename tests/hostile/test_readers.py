@@ -186,7 +186,7 @@ def check_named(read: Callable[[Path], Any], path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_damaged_bytes_are_named(name: str, tmp_path: Path):
+def test_damaged_bytes_are_named(name, tmp_path):
     file, write, read = READERS[name]
     path = tmp_path / file
     write(path)
@@ -206,7 +206,7 @@ CORPUS = Path(__file__).with_name("corpus")
 
 
 @pytest.mark.parametrize("kept", sorted(CORPUS.glob("*/*")), ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_bytes_that_were_read_wrongly_once_are_named(kept: Path, tmp_path: Path):
+def test_bytes_that_were_read_wrongly_once_are_named(kept, tmp_path):
     file, _, read = READERS[kept.parent.name]
     path = tmp_path / file
     path.write_bytes(kept.read_bytes())
@@ -222,7 +222,7 @@ JSON = st.recursive(
 
 
 @pytest.mark.parametrize("name", ["record", "settings", *RECORDS])
-def test_values_of_other_kinds_are_named(name: str, tmp_path: Path):
+def test_values_of_other_kinds_are_named(name, tmp_path):
     file, write, read = READERS[name]
     path = tmp_path / file
     write(path)
@@ -263,7 +263,7 @@ NAMES = [
         ("scienceqa problems", "image", load_answers),
     ],
 )
-def test_invalid_image_name_is_one_bad_example(name: str, field: str, load: Callable[..., Any], tmp_path: Path):
+def test_invalid_image_name_is_one_bad_example(name, field, load, tmp_path):
     file, write, _ = DATA_SETS[name]
     write(tmp_path / file)
     whole = (tmp_path / file).read_text()

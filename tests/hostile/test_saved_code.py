@@ -63,12 +63,12 @@ FORGED: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory) -> Path:
     return tiny.save("llava", tmp_path_factory.mktemp("source") / "llava")
 
 
 @pytest.fixture
-def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def evil(tmp_path, monkeypatch) -> Iterator[str]:
     """The code that creates the file EXECUTED when it is imported; `elsewhere/evil.py` has it, too."""
     code = f"open({str(tmp_path / 'EXECUTED')!r}, 'w').close()\nclass Evil: pass\n"
     write_text(tmp_path / "elsewhere" / "evil.py", code)
@@ -119,7 +119,7 @@ def load_everything(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORGED)
-def test_saved_folder_names_our_code_alone(source: Path, tmp_path: Path, evil: str, name: str):
+def test_saved_folder_names_our_code_alone(source, tmp_path, evil, name):
     forged, out = forge(source, tmp_path / "forged", FORGED[name], evil), tmp_path / "out"
     out.mkdir()
     model = without_mlp(forged)
@@ -136,14 +136,14 @@ def test_saved_folder_names_our_code_alone(source: Path, tmp_path: Path, evil: s
     assert texts[out / "config.json"].count("auto_map") == 1
 
 
-def test_forged_folders_execute_code_without_protection(source: Path, tmp_path: Path, evil: str):
+def test_forged_folders_execute_code_without_protection(source, tmp_path, evil):
     """Otherwise the test above would show nothing."""
     load_everything(forge(source, tmp_path / "forged", FORGED["issue"], evil))
     assert (tmp_path / "EXECUTED").exists()
     (tmp_path / "EXECUTED").unlink()
 
 
-def test_changed_code_is_rejected_before_it_runs(source: Path, tmp_path: Path, evil: str):
+def test_changed_code_is_rejected_before_it_runs(source, tmp_path, evil):
     out = tmp_path / "out"
     out.mkdir()
     model = without_mlp(source)

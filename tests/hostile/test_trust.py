@@ -31,7 +31,7 @@ MASK = [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 
 
 @pytest.fixture
-def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def canary(tmp_path, monkeypatch) -> Iterator[Path]:
     """A file that exists once the module `evilmod`, or the code of the model folder `runs/1/model`, has run."""
     path = tmp_path / "EXECUTED"
     code = f"open({str(path)!r}, 'w').close()\nraise ValueError('which ends a command that was confirmed')\n"
@@ -99,7 +99,7 @@ def finished_run(**changes: Any) -> None:
 
 
 @pytest.mark.parametrize(("program", "command"), RESUMABLE)
-def test_resume_imports_no_recorded_module(canary: Path, capsys: pytest.CaptureFixture[str], program: str, command: str):
+def test_resume_imports_no_recorded_module(canary, capsys, program, command):
     stopped_run(program, command, plugins=["evilmod"])
     words = () if command in ("search", "run") else (command,)
     assert call(program, *words, "with", "resume=1") == 1
@@ -132,7 +132,7 @@ def test_resume_imports_no_recorded_module(canary: Path, capsys: pytest.CaptureF
     ],
     ids=str,
 )
-def test_resume_rejects_recorded_settings(canary: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any]):
+def test_resume_rejects_recorded_settings(canary, capsys, settings):
     stopped_run("agents", "search", **settings)
     before = sorted(Path().rglob("*"))
     assert call("agents", "with", "resume=1") == 1
@@ -144,7 +144,7 @@ def test_resume_rejects_recorded_settings(canary: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("value", ["x;touch EXECUTED", "$(touch EXECUTED)", "{'py/reduce': [{'py/function': 'os.mkdir'}]}"])
-def test_words_that_confirm_are_quoted(canary: Path, capsys: pytest.CaptureFixture[str], value: str):
+def test_words_that_confirm_are_quoted(canary, capsys, value):
     stopped_run("agents", "search", out=value)
     assert call("agents", "with", "resume=1") == 1
     assert confirming(capsys.readouterr().err) == [f"out={value}"]
@@ -155,7 +155,7 @@ def test_words_that_confirm_are_quoted(canary: Path, capsys: pytest.CaptureFixtu
     assert plugins.endswith(value)
 
 
-def test_report_escapes_its_commands(canary: Path):
+def test_report_escapes_its_commands(canary):
     del canary
     finished_run()
     Path("runs/1/front.json").unlink()
@@ -166,7 +166,7 @@ def test_report_escapes_its_commands(canary: Path):
     assert "<img src=x>" not in page
 
 
-def test_symlinked_lock_is_not_opened(canary: Path, monkeypatch: pytest.MonkeyPatch):
+def test_symlinked_lock_is_not_opened(canary, monkeypatch):
     del canary
     monkeypatch.setattr(runs, "FileLock", lambda path: pytest.fail(f"{path} was opened"))
     Path("runs/1/.lock").symlink_to(Path("evilmod.py").absolute())
@@ -192,7 +192,7 @@ CODE += [(reader, "`trust_remote_code=True`") for reader in READERS if reader no
 
 
 @pytest.mark.parametrize(("reader", "setting"), CODE)
-def test_record_runs_no_code(canary: Path, capsys: pytest.CaptureFixture[str], reader: str, setting: str):
+def test_record_runs_no_code(canary, capsys, reader, setting):
     if "plugins" in setting:
         finished_run(plugins=["evilmod"])
     else:
@@ -210,14 +210,14 @@ def test_record_runs_no_code(canary: Path, capsys: pytest.CaptureFixture[str], r
 
 
 @pytest.mark.parametrize("words", [("runs",), ("compare", "with", "resume=1")])
-def test_list_of_runs_imports_nothing(canary: Path, words: tuple[str, ...]):
+def test_list_of_runs_imports_nothing(canary, words):
     finished_run(plugins=["evilmod"], env_id="evilmod:X-v0", agent="evilmod:Agent")
     call("agents", *words)
     assert not canary.exists()
 
 
 @pytest.mark.parametrize("changes", [{"plugins": ["evilmod"]}, {"settings": {"checkpoint": "runs/1/model", **REMOTE_CODE}}])
-def test_load_subnet_executes_nothing(canary: Path, changes: dict[str, Any]):
+def test_load_subnet_executes_nothing(canary, changes):
     finished_run(**changes)
     with pytest.raises(ValueError, match=r"`plugins=evilmod`|`trust_remote_code=True`"):
         load_subnet("runs/1")
@@ -239,7 +239,7 @@ class Harm:
 
 
 @pytest.fixture
-def hostile_agent(canary: Path) -> dict[str, Any]:
+def hostile_agent(canary) -> dict[str, Any]:
     """The settings of a search by PPO in `runs/2`, whose `agent.zip` writes the canary when it is unpickled."""
     settings: dict[str, Any] = {"env_id": "DAS-METER-VQA-Tabular-v0", "evaluations": 24, "masks_per_turn": 2}
     settings |= {"agent": "ppo", "agent_kwargs": {"n_steps": 4}, "save_every": 1}
@@ -249,6 +249,6 @@ def hostile_agent(canary: Path) -> dict[str, Any]:
     return settings
 
 
-def test_search_does_not_unpickle_an_agent(canary: Path, hostile_agent: dict[str, Any]):
+def test_search_does_not_unpickle_an_agent(canary, hostile_agent):
     assert search(SearchConfig(**hostile_agent), "runs/2", resume=True).masks_asked == 24
     assert not canary.exists()

@@ -37,7 +37,7 @@ def growth_of(step: Callable[[int], object], calls: int) -> tuple[float, int, in
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_steps_of_a_table(action: str):
+def test_steps_of_a_table(action):
     env = gymnasium.make_vec("DAS-METER-VQA-Tabular-v0", num_envs=16, action=action, skip_num=4)
     env.reset(seed=0)
     env.action_space.seed(0)
@@ -50,7 +50,7 @@ def test_steps_of_a_table(action: str):
 
 @pytest.mark.long
 @pytest.mark.parametrize("batches", ["fixed", "cycle"])
-def test_live_steps_and_environments_that_are_closed(small_kwargs: dict[str, str], batches: str):
+def test_live_steps_and_environments_that_are_closed(small_kwargs, batches):
     settings = {**small_kwargs, "skip_num": 2, "reward_examples": 2, "reward_batches": batches}
     env = gymnasium.make("DAS-METER-VQA-v0", **settings)
     masks = np.array([row for row in np.ndindex(*[2] * 6) if sum(row) == 2], dtype=np.int8)

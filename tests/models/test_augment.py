@@ -13,7 +13,7 @@ def image() -> Image.Image:
     return Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180))).resize((48, 32))
 
 
-def test_randaugment_is_torchvisions_and_seeded(image: Image.Image):
+def test_randaugment_is_torchvisions_and_seeded(image):
     from torchvision.transforms import RandAugment
 
     torch.manual_seed(7)

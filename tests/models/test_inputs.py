@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ class Counted:
 
 
 @pytest.fixture
-def processor(mini_folder: Path) -> Processor:
+def processor(mini_folder) -> Processor:
     return Processor(load_tokenizer(mini_folder), vilt_transform, image_size=32, patch_size=16, max_text_length=8)
 
 

@@ -54,7 +54,7 @@ def save_bridge_tower(folder: Path, tokenizer: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory, mini_folder: Path) -> Iterator[SimpleNamespace]:
+def own(tmp_path_factory, mini_folder) -> Iterator[SimpleNamespace]:
     """The example's module, registered, and a checkpoint for it."""
     with as_before():
         example = SimpleNamespace(**runpy.run_path(str(EXAMPLE)))
@@ -64,7 +64,7 @@ def own(tmp_path_factory, mini_folder: Path) -> Iterator[SimpleNamespace]:
 
 
 @pytest.fixture(scope="module")
-def settings(own, shapes_folder: Path) -> dict[str, str]:
+def settings(own, shapes_folder) -> dict[str, str]:
     return {"checkpoint": str(own.checkpoint), "data_root": str(shapes_folder)}
 
 

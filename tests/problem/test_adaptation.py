@@ -1,6 +1,5 @@
 import contextlib
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +13,11 @@ from das_gym.problem.loading import load_backbone
 
 
 @pytest.fixture
-def saved(random_supernet: Path) -> Adaptation:
+def saved(random_supernet) -> Adaptation:
     return Adaptation.load(random_supernet)
 
 
-def test_load_reads_what_save_wrote(saved: Adaptation, tmp_path: Path):
+def test_load_reads_what_save_wrote(saved, tmp_path):
     saved.save(tmp_path / "copy.safetensors")
     copy = Adaptation.load(tmp_path / "copy.safetensors")
     assert copy.answers == saved.answers
@@ -26,7 +25,7 @@ def test_load_reads_what_save_wrote(saved: Adaptation, tmp_path: Path):
     assert all(torch.equal(copy.tensors[name], tensor) for name, tensor in saved.tensors.items())
 
 
-def test_fingerprint_covers_frozen_parameters_and_is_checked(saved: Adaptation):
+def test_fingerprint_covers_frozen_parameters_and_is_checked(saved):
     vlp = load_backbone(ProblemConfig()).vlp
     with pytest.raises(ValueError, match="was trained on a model with fingerprint"):
         saved.apply(vlp, torch.nn.Linear(1, 1), base="0" * 16)
@@ -39,13 +38,13 @@ def test_fingerprint_covers_frozen_parameters_and_is_checked(saved: Adaptation):
     assert fingerprint(vlp) != before
 
 
-def test_load_rejects_missing_and_other_files(mini_folder: Path, tmp_path: Path):
+def test_load_rejects_missing_and_other_files(mini_folder, tmp_path):
     for path, error in ((tmp_path / "none.safetensors", FileNotFoundError), (mini_folder / "model.safetensors", ValueError)):
         with pytest.raises(error, match="adaptation file"):
             Adaptation.load(path)
 
 
-def test_flipped_bytes_never_change_parameters(saved: Adaptation, tmp_path: Path):
+def test_flipped_bytes_never_change_parameters(saved, tmp_path):
     saved.save(tmp_path / "whole.safetensors")
     whole, path = (tmp_path / "whole.safetensors").read_bytes(), tmp_path / "flipped.safetensors"
     places = np.random.default_rng(0).integers(0, len(whole), 40)
@@ -61,7 +60,7 @@ def test_flipped_bytes_never_change_parameters(saved: Adaptation, tmp_path: Path
 
 
 @pytest.mark.parametrize("change", [{"mask": [2, -1]}, {"answers": 3}, {"odd": 1}])
-def test_load_rejects_damaged_metadata(saved: Adaptation, tmp_path: Path, change: dict):
+def test_load_rejects_damaged_metadata(saved, tmp_path, change):
     saved.save(tmp_path / "a.safetensors")
     file = read_safetensors(tmp_path / "a.safetensors")
     write_tensors(tmp_path / "a.safetensors", file.tensors, {**file.config, **change})
@@ -70,7 +69,7 @@ def test_load_rejects_damaged_metadata(saved: Adaptation, tmp_path: Path, change
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e300], ids=["nan", "too large for 32 bits"])
-def test_load_rejects_non_finite_numbers(saved: Adaptation, tmp_path: Path, value: float):
+def test_load_rejects_non_finite_numbers(saved, tmp_path, value):
     name = next(iter(saved.tensors))
     odd = torch.full(saved.tensors[name].shape, value, dtype=torch.float64)
     dataclasses.replace(saved, tensors={**saved.tensors, name: odd}).save(tmp_path / "odd.safetensors")
@@ -78,7 +77,7 @@ def test_load_rejects_non_finite_numbers(saved: Adaptation, tmp_path: Path, valu
         Adaptation.load(tmp_path / "odd.safetensors")
 
 
-def test_apply_prunes_the_mask_of_a_subnet(saved: Adaptation, tiny_problem):
+def test_apply_prunes_the_mask_of_a_subnet(saved, tiny_problem):
     backbone = load_backbone(ProblemConfig())
     mask = np.arange(12) % 3 == 0
     head = tiny_problem.task.build_head(backbone.vlp.feature_size)

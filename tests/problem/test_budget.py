@@ -19,7 +19,7 @@ SCORES = np.array([[0.1, 0.4, 0.3, 0.2], [0.5, -0.1, -0.5, 1.5]])
     ],
     ids=["count", "none", "cost", "all that saves"],
 )
-def test_skip_highest_skips_until_the_budget_is_satisfied(budget: Budget, masks: list[list[int]]):
+def test_skip_highest_skips_until_the_budget_is_satisfied(budget, masks):
     """The third layer costs less than its adapter: by cost it is never skipped."""
     assert budget.skip_highest(SCORES).astype(int).tolist() == masks
 
@@ -47,7 +47,7 @@ def unasked(setting: str) -> MaskCost:
 
 
 @pytest.mark.parametrize(("setting", "word"), SAVED.items())
-def test_pick_budget_takes_every_cost(setting: str, word: str):
+def test_pick_budget_takes_every_cost(setting, word):
     asked = []
     cost = MaskCost(100.0, 105.0, np.array([30.5, 20.0, -5.0, 10.0]), setting)
     budget = pick_budget(4, {"skip_num": "auto", setting: 0.5}, lambda name: asked.append(name) or cost)
@@ -71,7 +71,7 @@ def test_pick_budget_takes_every_cost(setting: str, word: str):
         ({"skip_num": 3}, "`skip_num`"),
     ],
 )
-def test_budget_rejects_what_no_mask_satisfies(settings, name: str):
+def test_budget_rejects_what_no_mask_satisfies(settings, name):
     with pytest.raises(ValueError, match=name):
         Budget(2, **settings)
 
@@ -100,7 +100,7 @@ def test_pick_budget_rejects_wrong_settings(budget):
         {"latency_saved": {"full": 1.0, "unskipped": 1.0, "savings": [float("nan")]}},
     ],
 )
-def test_given_costs_rejects_other_figures(costs: dict):
+def test_given_costs_rejects_other_figures(costs):
     with pytest.raises(ValueError, match=r"latency_saved"):
         given_costs(costs)
 

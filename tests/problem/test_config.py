@@ -3,7 +3,6 @@
 import json
 import warnings
 from dataclasses import fields
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -56,7 +55,7 @@ def test_each_setting_either_changes_scores_or_not():
         ("meta", None),
     ],
 )
-def test_words_that_are_no_device_of_torch_are_rejected(device: str, nearest: str | None):
+def test_words_that_are_no_device_of_torch_are_rejected(device, nearest):
     with pytest.raises(ValueError, match=f"`device` is unknown: got {device}, expected auto, cpu, cuda") as caught:
         ProblemConfig(device=device)
     assert nearest is None or str(caught.value).endswith(f"Did you mean {nearest}?")
@@ -71,7 +70,7 @@ def test_device_types_of_torch_pass():
 @pytest.mark.parametrize(
     ("tower", "expected"), [({"num_hidden_layers": 3}, range(5, 8)), ({"depth": 3}, range(5, 8)), ({}, None)]
 )
-def test_numbers_of_units_are_unknown_if_the_vision_layers_are(tower, expected, tmp_path: Path):
+def test_numbers_of_units_are_unknown_if_the_vision_layers_are(tower, expected, tmp_path):
     config = {"model_type": "llava", "text_config": {"num_hidden_layers": 4}, "vision_config": tower}
     (tmp_path / "config.json").write_text(json.dumps(config))
     problem = ProblemConfig("VLM", "answering", checkpoint=str(tmp_path), vision=True)
@@ -79,7 +78,7 @@ def test_numbers_of_units_are_unknown_if_the_vision_layers_are(tower, expected, 
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_units_of_an_official_file_are_counted_by_whole_names(protocol: int, tmp_path: Path):
+def test_units_of_an_official_file_are_counted_by_whole_names(protocol, tmp_path):
     """Names of another module end alike, and a setting beside the weights is no name of a tensor."""
     own = {f"transformer.blocks.{n}.{'norm' * 8}.weight": torch.zeros(1) for n in range(3)}
     others = {f"momentum.{name}".replace(".2.", ".7."): tensor for name, tensor in own.items()}
@@ -99,7 +98,7 @@ def test_units_of_an_official_file_are_counted_by_whole_names(protocol: int, tmp
         ("data_root", "data_root", "hf download --repo-type dataset a/b"),
     ],
 )
-def test_hub_id_is_rejected_with_the_download_command(name, setting, command, tmp_path: Path, monkeypatch):
+def test_hub_id_is_rejected_with_the_download_command(name, setting, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         (ValueError, FileNotFoundError), match=f"`{name}`.*got a/b.*`{command} --local-dir .*{setting}=FOLDER"
@@ -110,7 +109,7 @@ def test_hub_id_is_rejected_with_the_download_command(name, setting, command, tm
             ProblemConfig(**{"model": "VLM", "task": "answering", name: str(tmp_path / "a" / "b")})
 
 
-def test_missing_path_is_no_hub_id(tmp_path: Path, monkeypatch):
+def test_missing_path_is_no_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()
     for path in ("a/b", "/a/b"):
@@ -137,7 +136,7 @@ def test_scores_within_two_standard_errors_of_chance_warn():
         warn_at_chance(None, task, range(400), 0.56, "reward")
 
 
-def test_training_command_names_model_and_data(tmp_path: Path):
+def test_training_command_names_model_and_data(tmp_path):
     assert "adapt supernet with vilt_vqa data_root=" in training_command(
         ProblemConfig(model="ViLT", data_root=str(tmp_path))
     )
@@ -148,7 +147,7 @@ def test_training_command_names_model_and_data(tmp_path: Path):
     assert "adapt export with run=<id> method=lora out=FOLDER" in command
 
 
-def test_search_warns_of_a_model_at_zero_percent(tmp_path: Path):
+def test_search_warns_of_a_model_at_zero_percent(tmp_path):
     """The bundled model has never seen such questions: `thing 3` is no answer of its."""
     root = llava_folder(tmp_path / "mine", train=20, test=3)
     settings = {"agent": "random", "evaluations": 2, "masks_per_turn": 2, "skip_num": 2}

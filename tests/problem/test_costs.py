@@ -79,7 +79,7 @@ def vqa_head(features: int, answers: int) -> nn.Sequential:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", PER_LAYER)
-def test_costs_of_each_part(model: str):
+def test_costs_of_each_part(model):
     config, macs, parameters, each = PER_LAYER[model]
     costs = full_costs(config)
     assert (costs.macs_full, costs.parameters_full) == (macs, parameters)

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ import torch
 from das_gym.models.base import no_mark
 from das_gym.problem import latency
 from das_gym.problem.latency import UnitLatencies, UnitTimer, latency_of, make_timed_forward, measure_units
-from das_gym.problem.loading import Problem
 
 KEPT, SKIPPED, BARE, BASE = [3.0, 5.0, 7.0], [0.5, 0.25, 0.0], [2.0, 4.0, 6.0], 10.0
 
@@ -68,7 +66,7 @@ def test_measure_units_compares_the_parts_with_whole_forwards():
 
 
 @torch.no_grad()
-def test_served_marks_each_unit(small_problem: Problem):
+def test_served_marks_each_unit(small_problem):
     vlp, task, examples = small_problem.vlp, small_problem.task, small_problem.splits.reward[:2]
     mask, marked = np.array([0, 1, 0, 0, 1, 0], dtype=bool), []
     logits = make_timed_forward(vlp, small_problem.head, task, examples)(mask, lambda index, hidden: marked.append(index))
@@ -78,7 +76,7 @@ def test_served_marks_each_unit(small_problem: Problem):
 
 
 @torch.no_grad()
-def test_without_adapters_shares_weights(small_problem: Problem):
+def test_without_adapters_shares_weights(small_problem):
     bare = latency.without_adapters_sharing(small_problem.vlp)
     own = {parameter.data_ptr() for parameter in small_problem.vlp.parameters()}
     assert {parameter.data_ptr() for parameter in bare.parameters()} < own
@@ -88,7 +86,7 @@ def test_without_adapters_shares_weights(small_problem: Problem):
     assert latency.without_adapters_sharing(bare) is None
 
 
-def test_latency_is_measured_once(small_problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_latency_is_measured_once(small_problem, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
     monkeypatch.setattr(measure_units, "__defaults__", ((2, 2), 0.0, 1))
     monkeypatch.setattr(latency, "DOUBTFUL", np.inf)
@@ -120,7 +118,7 @@ def test_latency_is_measured_once(small_problem: Problem, tmp_path: Path, monkey
         latency_of(small_problem, 0)
 
 
-def test_doubtful_latency_is_said_and_measured_again(small_problem: Problem, tmp_path: Path, monkeypatch):
+def test_doubtful_latency_is_said_and_measured_again(small_problem, tmp_path, monkeypatch):
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
     doubtful = UnitLatencies(9.0, 1.0, (2.0,) * 6, (0.0,) * 6, error=0.5)
     monkeypatch.setattr(latency, "measure_units", lambda timer: doubtful)
@@ -135,7 +133,7 @@ def test_doubtful_latency_is_said_and_measured_again(small_problem: Problem, tmp
 
 
 @pytest.mark.parametrize("content", [b"[1]", b'{"latencies": {"full": 1}}', None], ids=["list", "incomplete", "no folder"])
-def test_unusable_cache_is_measured_again(small_problem: Problem, tmp_path: Path, monkeypatch, content: bytes | None):
+def test_unusable_cache_is_measured_again(small_problem, tmp_path, monkeypatch, content):
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
     monkeypatch.setattr(latency, "measure_units", lambda timer: UnitLatencies(9.0, 1.0, (2.0,) * 6, (0.0,) * 6))
     if content is None:

@@ -4,7 +4,6 @@ import os
 import shutil
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow
 import pytest
@@ -39,7 +38,7 @@ def test_load_backbone_freezes_the_model():
     assert not any("encoder" in name or "attention" in name or "feed_in" in name for name in trained)
 
 
-def test_build_problem_rejects_data_with_other_answers(tiny_kwargs: dict[str, str], shapes_folder: Path, tmp_path: Path):
+def test_build_problem_rejects_data_with_other_answers(tiny_kwargs, shapes_folder, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(shapes_folder, other)
     for path in other.glob("*annotations.json"):
@@ -53,7 +52,7 @@ def test_build_problem_rejects_data_with_other_answers(tiny_kwargs: dict[str, st
         build_problem(ProblemConfig(**{**tiny_kwargs, "data_root": str(other)}))
 
 
-def test_load_backbone_needs_the_models_tokenizer(mini_folder: Path, tmp_path: Path):
+def test_load_backbone_needs_the_models_tokenizer(mini_folder, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(mini_folder / name, tmp_path / name)
     with pytest.raises(FileNotFoundError, match="tokenizer"):
@@ -63,7 +62,7 @@ def test_load_backbone_needs_the_models_tokenizer(mini_folder: Path, tmp_path: P
         load_backbone(ProblemConfig(tokenizer=str(ASSETS / "vilt_mini")))
 
 
-def test_load_splits_share_no_image(tiny_kwargs: dict[str, str]):
+def test_load_splits_share_no_image(tiny_kwargs):
     splits = load_splits(ProblemConfig(**tiny_kwargs))
     images = [{example.image.key for example in part} for part in (splits.train, splits.reward, splits.test)]
     assert all(images)
@@ -72,9 +71,7 @@ def test_load_splits_share_no_image(tiny_kwargs: dict[str, str]):
     assert not images[0] & images[2]
 
 
-def test_build_problem_checks_the_supernet_first(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_kwargs: dict[str, str]
-):
+def test_build_problem_checks_the_supernet_first(monkeypatch, tmp_path, tiny_kwargs):
     monkeypatch.setattr(das_gym.problem.loading, "load_splits", lambda config: pytest.fail("data were read"))
     with pytest.raises(ValueError, match="was trained for task 'vqa', not 'nlvr2'"):
         build_problem(ProblemConfig(task="nlvr2", supernet=tiny_kwargs["supernet"]))
@@ -83,7 +80,7 @@ def test_build_problem_checks_the_supernet_first(
         build_problem(ProblemConfig(task="nlvr2", image_size=64))
 
 
-def test_load_supernet_warns_of_other_data(shapes_folder: Path, tiny_kwargs: dict[str, str]):
+def test_load_supernet_warns_of_other_data(shapes_folder, tiny_kwargs):
     config = ProblemConfig(data_root=str(shapes_folder))
     advice = r"by the bundled supernet.* `das-adapt supernet with meter_vqa '?data_root="
     with pytest.warns(UserWarning, match=advice):
@@ -93,7 +90,7 @@ def test_load_supernet_warns_of_other_data(shapes_folder: Path, tiny_kwargs: dic
         load_supernet(ProblemConfig(**tiny_kwargs), load_splits(config))
 
 
-def test_load_splits_warns_of_bad_examples(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_load_splits_warns_of_bad_examples(shapes_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "cache"))
     folder = shutil.copytree(shapes_folder, tmp_path / "data")
     path = next(folder.glob("*val2014_questions.json"))
@@ -105,20 +102,20 @@ def test_load_splits_warns_of_bad_examples(shapes_folder: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval", "snli_ve"])
-def test_data_of_another_format_name_who_reads_them(task: str, tmp_path: Path):
+def test_data_of_another_format_name_who_reads_them(task, tmp_path):
     root = llava_folder(tmp_path / "mine", train=9)
     with pytest.raises(FileNotFoundError, match=r"like LLaVA's conversations, which the named config vlm_answering reads"):
         load_splits(ProblemConfig(task=task, data_root=str(root)))
 
 
-def test_tables_that_the_task_reads_name_no_other_one(tmp_path: Path):
+def test_tables_that_the_task_reads_name_no_other_one(tmp_path):
     parquet.write_table(pyarrow.table({"content": ["one two"]}), tmp_path / "train.parquet")
     with pytest.raises(ValueError, match="column `text`") as caught:
         load_splits(ProblemConfig(model="VLM", task="text", data_root=str(tmp_path)))
     assert "vlm_answering" not in str(caught.value)
 
 
-def test_data_of_another_task_name_the_config_of_the_same_model(shapes_folder: Path, tmp_path: Path):
+def test_data_of_another_task_name_the_config_of_the_same_model(shapes_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="like VQAv2, which the named config vilt_vqa reads"):
         load_splits(ProblemConfig(model="ViLT", task="nlvr2", data_root=str(shapes_folder)))
     with pytest.raises(FileNotFoundError, match=r"got an empty folder$"):
@@ -133,14 +130,14 @@ def test_devices_that_cannot_be_used_name_the_reason():
         pick_device("cud")
 
 
-def test_checkpoints_of_another_kind_name_a_config(mini_folder: Path):
+def test_checkpoints_of_another_kind_name_a_config(mini_folder):
     with pytest.raises(ValueError, match=r"a model of transformers \(smolvlm\).*vlm_answering"):
         load_backbone(ProblemConfig(checkpoint=str(ASSETS / "smolvlm_mini")))
     with pytest.raises(ValueError, match=r"holds a meter, .* meter_vqa"):
         load_backbone(ProblemConfig(model="VLM", task="answering", checkpoint=str(mini_folder)))
 
 
-def test_load_backbone_warns_of_missing_and_unknown_parameters(mini_folder: Path, tmp_path: Path):
+def test_load_backbone_warns_of_missing_and_unknown_parameters(mini_folder, tmp_path):
     folder = shutil.copytree(mini_folder, tmp_path / "model")
     file = read_tensors(folder / "model.safetensors")
     del file.tensors["text_pooler.weight"], file.tensors["token_types.weight"]
@@ -159,7 +156,7 @@ def test_load_backbone_warns_of_missing_and_unknown_parameters(mini_folder: Path
         ("snli_ve", "snli_classifier"),
     ],
 )
-def test_new_head_starts_from_the_checkpoint(task: str, head: str, mini_folder: Path, tmp_path: Path):
+def test_new_head_starts_from_the_checkpoint(task, head, mini_folder, tmp_path):
     bare = load_backbone(ProblemConfig())
     vlp, labels = bare.vlp, ("red", "blue", "two")
     tuned = task_class(task)(bare.processor, labels).build_head(vlp.feature_size, vlp.head_size)
@@ -174,7 +171,7 @@ def test_new_head_starts_from_the_checkpoint(task: str, head: str, mini_folder: 
             new_head(backbone, task_class(task)(backbone.processor, labels[:2]))
 
 
-def test_load_problem_loads_a_checkpoint_again_that_changed_in_place(mini_folder, tiny_kwargs, tmp_path: Path):
+def test_load_problem_loads_a_checkpoint_again_that_changed_in_place(mini_folder, tiny_kwargs, tmp_path):
     folder = shutil.copytree(mini_folder, tmp_path / "model")
     config = ProblemConfig(**tiny_kwargs, checkpoint=str(folder))
     kept, times = load_problem(config), folder.stat()
@@ -187,7 +184,7 @@ def test_load_problem_loads_a_checkpoint_again_that_changed_in_place(mini_folder
         load_problem(config)
 
 
-def test_copy_backbone_shares_frozen_weights(tiny_kwargs: dict[str, str]):
+def test_copy_backbone_shares_frozen_weights(tiny_kwargs):
     backbone = load_backbone(ProblemConfig(**tiny_kwargs))
     kept = backbone.vlp
     again = copy_backbone(backbone).vlp

@@ -40,7 +40,7 @@ def test_rewards_agree_with_their_formulas():
 @pytest.mark.parametrize("name", REWARDS)
 @pytest.mark.parametrize("price", [0.0, 2.5])
 @pytest.mark.parametrize("budget", [Budget(4, 2), Budget(4, None, 0.2, MACS)])
-def test_feasible_masks_earn_more_than_others(name: str, price: float, budget: Budget):
+def test_feasible_masks_earn_more_than_others(name, price, budget):
     rng = np.random.default_rng(0)
     objective = Objective(budget, REWARDS[name], MACS, price)
     losses = rng.choice([0.0, 0.3, 7.0, 1e9, np.inf], 16)

@@ -9,7 +9,6 @@ import torch
 
 import das_gym.problem.statistics as statistics_module
 from das_gym.models.base import VLP, Layer, State
-from das_gym.problem.loading import Problem
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity, measure_blocks, measure_sensitivity
 from das_gym.problem.statistics import (
     DEFAULT_STATISTICS,
@@ -25,14 +24,14 @@ from das_gym.problem.statistics import (
 
 
 @pytest.fixture(scope="module")
-def measured(tiny_problem: Problem) -> StatisticInputs:
+def measured(tiny_problem) -> StatisticInputs:
     examples = tiny_problem.splits.reward[:12]
     activity = measure_activity(tiny_problem.evaluator, examples)
     return StatisticInputs(tiny_problem.evaluator, tiny_problem.costs, examples, activity)
 
 
 @pytest.mark.parametrize("name", STATISTICS)
-def test_statistics_are_deterministic_and_bounded(measured: StatisticInputs, name: str):
+def test_statistics_are_deterministic_and_bounded(measured, name):
     statistic = STATISTICS[name]
     raw = np.asarray(statistic.compute(measured))
     assert raw.shape == (12,)
@@ -43,14 +42,14 @@ def test_statistics_are_deterministic_and_bounded(measured: StatisticInputs, nam
 
 
 @pytest.mark.parametrize("name", STATISTICS)
-def test_masks_needed_counts_scored_masks(measured: StatisticInputs, name: str):
+def test_masks_needed_counts_scored_masks(measured, name):
     measured.evaluator.forget()
     measured.evaluator.reset_spent()
     STATISTICS[name].compute(dataclasses.replace(measured))
     assert measured.evaluator.spent.masks == masks_needed([name], 12) == (13 if name == "leave_one_out" else 0)
 
 
-def test_compute_statistics_clips_values(measured: StatisticInputs):
+def test_compute_statistics_clips_values(measured):
     wild = dataclasses.replace(STATISTICS["depth"], compute=lambda _: np.array([-5.0, *range(10), np.inf]))
     values = compute_statistics([wild], measured)
     assert values.dtype == np.float32
@@ -58,14 +57,14 @@ def test_compute_statistics_clips_values(measured: StatisticInputs):
     assert values.max() == 1
 
 
-def test_macs_share_is_of_the_full_model(measured: StatisticInputs):
+def test_macs_share_is_of_the_full_model(measured):
     macs = STATISTICS["macs_share"].compute(measured)
     assert 0 < macs.sum() < 1
     assert len(set(macs[:5].tolist())) == 1
     assert 0 < macs[5] < macs[4]  # the last stage computes its pooled token alone
 
 
-def test_activity_does_not_depend_on_padding(tiny_problem: Problem):
+def test_activity_does_not_depend_on_padding(tiny_problem):
     examples = sorted(tiny_problem.splits.reward[:12], key=lambda e: len(e.question))
     together = measure_activity(tiny_problem.evaluator, examples)
     apart = [measure_activity(tiny_problem.evaluator, [example]) for example in examples]
@@ -73,7 +72,7 @@ def test_activity_does_not_depend_on_padding(tiny_problem: Problem):
         np.testing.assert_allclose(getattr(together, name), np.mean([getattr(a, name) for a in apart], axis=0), rtol=1e-4)
 
 
-def test_measure_activity_scores_the_full_model(tiny_problem: Problem):
+def test_measure_activity_scores_the_full_model(tiny_problem):
     evaluator, examples, full = tiny_problem.evaluator, tiny_problem.splits.reward[:7], np.zeros((1, 12), bool)
     evaluator.forget()
     alone = evaluator.losses(full, examples)
@@ -86,7 +85,7 @@ def test_measure_activity_scores_the_full_model(tiny_problem: Problem):
 
 
 @torch.no_grad()
-def test_influence_is_of_the_pooled_token(tiny_problem: Problem, monkeypatch: pytest.MonkeyPatch):
+def test_influence_is_of_the_pooled_token(tiny_problem, monkeypatch):
     """Each example's own last token, say: a causal model's first one has seen nothing."""
     vlp, examples = tiny_problem.vlp, tiny_problem.splits.reward[:3]
     state = vlp.embed(tiny_problem.evaluator.encoder(tiny_problem.task.pairs(examples)))
@@ -176,7 +175,7 @@ def test_activity_averages_over_rows():
         np.testing.assert_allclose(values, getattr(alone, name), atol=1e-7)
 
 
-def test_sensitivity_agrees_with_finite_differences(tiny_problem: Problem, monkeypatch: pytest.MonkeyPatch):
+def test_sensitivity_agrees_with_finite_differences(tiny_problem, monkeypatch):
     examples = tiny_problem.splits.reward[:6]
     evaluator, vlp = tiny_problem.evaluator, tiny_problem.vlp
     found = measure_sensitivity(evaluator, examples)
@@ -209,7 +208,7 @@ def test_leave_one_out_by_hand():
     np.testing.assert_allclose(leave_one_out(np.array([1.0, 3.0, 0.75, np.inf])), [2.0, -0.25, np.inf])
 
 
-def test_register_statistic_adds_it_or_rejects_it(monkeypatch: pytest.MonkeyPatch):
+def test_register_statistic_adds_it_or_rejects_it(monkeypatch):
     monkeypatch.setattr(statistics_module, "STATISTICS", dict(STATISTICS))
     register_statistic(Statistic("ones", "1", 0.0, 2.0, lambda inputs: np.ones(2)))
     assert [statistic.name for statistic in check_statistics(["ones", "depth"])] == ["ones", "depth"]
@@ -219,11 +218,11 @@ def test_register_statistic_adds_it_or_rejects_it(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture(scope="module")
-def blocks(tiny_problem: Problem) -> dict:
+def blocks(tiny_problem) -> dict:
     return measure_blocks(tiny_problem.evaluator, tiny_problem.splits.reward[:6])
 
 
-def test_blocks_of_one_layer_agree_with_statistics(tiny_problem: Problem, blocks: dict):
+def test_blocks_of_one_layer_agree_with_statistics(tiny_problem, blocks):
     activity = measure_activity(tiny_problem.evaluator, tiny_problem.splits.reward[:6])
     np.testing.assert_allclose([row[0] for row in blocks["cosine"]], activity.block_influence_tokens, atol=1e-8)
     assert blocks["stages"] == [[i, i + 6] for i in range(6)]
@@ -232,7 +231,7 @@ def test_blocks_of_one_layer_agree_with_statistics(tiny_problem: Problem, blocks
 
 
 @torch.inference_mode()
-def test_longer_blocks_agree_with_hidden_states(tiny_problem: Problem, blocks: dict):
+def test_longer_blocks_agree_with_hidden_states(tiny_problem, blocks):
     vlp, evaluator = tiny_problem.vlp, tiny_problem.evaluator
     examples = tiny_problem.splits.reward[:6]
     state = vlp.embed(evaluator.encoder(evaluator.task.pairs(examples)))

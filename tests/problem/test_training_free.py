@@ -19,7 +19,7 @@ from tests.tasks.answering.making import llava_folder
 
 
 @pytest.fixture(scope="module")
-def fine_tuned(mini_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fine_tuned(mini_folder, tmp_path_factory) -> Path:
     """METER-mini with a head for VQA in its folder, as fine-tuned checkpoints have it."""
     supernet = Adaptation.load(ASSETS / "meter_mini" / "vqa_supernet.safetensors")
     head = {n.removeprefix("head."): t for n, t in supernet.tensors.items() if n.startswith("head.")}
@@ -34,12 +34,12 @@ def fine_tuned(mini_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def meter(fine_tuned: Path) -> Problem:
+def meter(fine_tuned) -> Problem:
     return build_problem(ProblemConfig(checkpoint=str(fine_tuned)))
 
 
 @pytest.mark.slow
-def test_fine_tuned_checkpoint_brings_its_head_and_leaves_skipped_layers_out(meter: Problem, fine_tuned: Path):
+def test_fine_tuned_checkpoint_brings_its_head_and_leaves_skipped_layers_out(meter, fine_tuned):
     theirs = load_checkpoint(fine_tuned).heads["vqa_classifier"]
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in meter.head.state_dict().items())
     vlp, examples = meter.vlp, meter.splits.reward[:6]
@@ -53,7 +53,7 @@ def test_fine_tuned_checkpoint_brings_its_head_and_leaves_skipped_layers_out(met
 
 
 @pytest.mark.slow
-def test_incomplete_checkpoints_are_rejected(fine_tuned: Path, tmp_path: Path):
+def test_incomplete_checkpoints_are_rejected(fine_tuned, tmp_path):
     folder = shutil.copytree(fine_tuned, tmp_path / "model")
     file = read_tensors(folder / "model.safetensors")
     del file.tensors["text_pooler.weight"]
@@ -65,13 +65,13 @@ def test_incomplete_checkpoints_are_rejected(fine_tuned: Path, tmp_path: Path):
         build_problem(ProblemConfig(checkpoint=str(folder)))
 
 
-def test_checkpoint_without_a_head_needs_a_supernet(mini_folder: Path):
+def test_checkpoint_without_a_head_needs_a_supernet(mini_folder):
     with pytest.raises(ValueError, match="neither a supernet nor a head for vqa"):
         build_problem(ProblemConfig(checkpoint=str(mini_folder)))
 
 
 @pytest.fixture(scope="module")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def prompts(tmp_path_factory) -> dict[str, str]:
     """A tiny LLaVA, and data in its format."""
     folder = tmp_path_factory.mktemp("prompts")
     tiny.save("llava", folder / "model")
@@ -80,7 +80,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_transformers_model_is_an_environment(prompts: dict[str, str]):
+def test_transformers_model_is_an_environment(prompts):
     env = gymnasium.make("DAS-VLM-Answering-v0", **prompts, skip_num=1)
     observation, info = env.reset(seed=0)
     assert env.observation_space.contains(observation)
@@ -100,12 +100,12 @@ def test_transformers_model_is_an_environment(prompts: dict[str, str]):
         ({"model": "VLM", "task": "answering", "precision": "bfloat16"}, "`precision`"),
     ],
 )
-def test_incompatible_settings_are_rejected(settings: dict[str, object], name: str):
+def test_incompatible_settings_are_rejected(settings, name):
     with pytest.raises(ValueError, match=name):
         ProblemConfig(**settings)
 
 
-def test_tree_gib_bounds_the_batch_size(prompts: dict[str, str], small_kwargs: dict[str, str]):
+def test_tree_gib_bounds_the_batch_size(prompts, small_kwargs):
     problem = build_problem(ProblemConfig("VLM", "answering", **prompts, tree_gib=1.5 * 2**19 / 2**30))
     evaluator = problem.evaluator
     assert 1 <= evaluator.batch_size < 128

@@ -61,7 +61,7 @@ FEW = {"train": 12, "val": 30, "test": 20}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory) -> Path:
     return write_shapes_captions(tmp_path_factory.mktemp("captions") / "data", seed=3, scenes=FEW)
 
 
@@ -69,7 +69,7 @@ def read(folder: Path) -> list[dict]:
     return json.loads((folder / "dataset_shapes.json").read_text())["images"]
 
 
-def test_written_data_are_read_back(folder: Path):
+def test_written_data_are_read_back(folder):
     splits = load_captions(folder, "skip")  # decodes every image
     assert splits.left_out == ()
     assert [len(part) for part in (splits.train, splits.reward, splits.test)] == [60, 150, 100]
@@ -80,7 +80,7 @@ def test_written_data_are_read_back(folder: Path):
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_unique_captions_are_true_of_one_scene(alone: bool):
+def test_unique_captions_are_true_of_one_scene(alone):
     drawn = list(draw_split(np.random.default_rng(0), 60, alone, NewImages()))
     shared = [
         (str(caption), other)

@@ -95,7 +95,7 @@ def statements(family: str | None = None) -> Iterator[tuple[str, ScenePair, bool
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", STATEMENT_FAMILIES)
-def test_truths_are_right(family: str):
+def test_truths_are_right(family):
     judged = list(statements(family))
     assert len(judged) >= 4 * PER_FAMILY
     for text, pair, truth in judged:
@@ -107,11 +107,11 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(tmp_path_factory) -> Path:
     return write_shapes_nlvr2(tmp_path_factory.mktemp("data") / "small", directories=3, directory_sets=5, test_sets=15)
 
 
-def test_written_data_are_read_back(small: Path):
+def test_written_data_are_read_back(small):
     splits = load_nlvr2(small, "skip")  # decodes every image
     assert splits.left_out == ()
     assert (len(splits.train), len(splits.reward), len(splits.test)) == (80, 40, 120)

@@ -53,7 +53,7 @@ def test_sampled_scenes_are_within_bounds():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("color", COLORS)
-def test_render_draws_an_object_in_its_colour_at_its_place(color: str, shape: str):
+def test_render_draws_an_object_in_its_colour_at_its_place(color, shape):
     picture = np.asarray(render(Scene((SceneObject(color, shape, 30.0, 60.0, 10.0),), background=210)))
     assert picture.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
     painted = (picture != 210).any(axis=2)
@@ -89,7 +89,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_arguments_write_the_same_bytes(kind: str, tmp_path: Path):
+def test_same_arguments_write_the_same_bytes(kind, tmp_path):
     """Where the digest fails, raise the number in `BUNDLED`, or users read stale data, and put the digest above."""
     write, arguments, _ = KINDS[kind]
     one, again = (contents(write(tmp_path / name, **arguments)) for name in ("one", "again"))
@@ -110,14 +110,14 @@ def test_same_arguments_write_the_same_bytes(kind: str, tmp_path: Path):
         ("snli_ve", "dev", {"scenes": {"train": 1}}),
     ],
 )
-def test_numbers_out_of_range_are_named(kind: str, name: str, arguments: dict[str, Any], tmp_path: Path):
+def test_numbers_out_of_range_are_named(kind, name, arguments, tmp_path):
     with pytest.raises(ValueError, match=f"`{name}`"):
         KINDS[kind][0](tmp_path / "data", **arguments)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["nlvr2", "captions"])
-def test_root_is_written_once(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_root_is_written_once(kind, tmp_path, monkeypatch):
     write, _, tiny = KINDS[kind]
     monkeypatch.setattr(write, "__defaults__", tiny)
     first = bundled_root(kind, tmp_path)

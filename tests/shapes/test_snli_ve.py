@@ -24,7 +24,7 @@ def lines(folder: Path, part: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(tmp_path_factory) -> Path:
     return write_shapes_snli_ve(tmp_path_factory.mktemp("data") / "small", scenes=SMALL)
 
 
@@ -44,14 +44,14 @@ SCENE = Scene(tuple(SceneObject(*name, x, 48, 10) for name, x in ((("red", "circ
         (CountFact(1, color="red"), False, "contradiction", "contradiction"),
     ],
 )
-def test_label_of(fact: Any, is_true: bool, open_view: str, curtained: str):
+def test_label_of(fact, is_true, open_view, curtained):
     caption = SceneCaption((fact,))
     assert caption.may_be_true(SCENE) is is_true
     assert label_of(caption, is_true, SCENE, curtain=False) == open_view
     assert label_of(caption, is_true, SCENE, curtain=True) == curtained
 
 
-def test_write_shapes_snli_ve_has_snli_ves_format(small: Path):
+def test_write_shapes_snli_ve_has_snli_ves_format(small):
     splits = load_snli_ve(small)
     for part, read in {"train": splits.train, "dev": splits.reward, "test": splits.test}.items():
         entries = lines(small, part)

@@ -1,7 +1,6 @@
 """Shapes-VQA: its questions, and the data set."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,14 +83,14 @@ def questions_of(family: str, seed: int = 0) -> list[tuple[Scene, Question]]:
 
 
 @pytest.mark.parametrize("family", QUESTION_FAMILIES)
-def test_answers_are_right(family: str):
+def test_answers_are_right(family):
     for scene, question in questions_of(family):
         assert answer_of(question.text, scene) == question.answer, question
         assert question.family == family
         assert question.answer_type == ANSWER_TYPES[family]
 
 
-def test_written_data_are_read_back(tmp_path: Path):
+def test_written_data_are_read_back(tmp_path):
     splits = load_vqa(write_shapes(tmp_path / "small", train_scenes=40, val_scenes=30), "skip")  # decodes every image
     assert splits.left_out == ()
     assert {example.image_id for example in splits.train} == set(range(1, 41))
@@ -100,7 +99,7 @@ def test_written_data_are_read_back(tmp_path: Path):
     assert all(example.answers == (example.answer,) * 10 for example in splits.train)
 
 
-def test_off_a_terminal_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_off_a_terminal_nothing_is_printed(tmp_path, capfd):
     (tmp_path / "shapes").mkdir()
     write_shapes(tmp_path / "shapes", train_scenes=2, val_scenes=2)
     assert tuple(capfd.readouterr()) == ("", "")
@@ -109,7 +108,7 @@ def test_off_a_terminal_nothing_is_printed(tmp_path: Path, capfd: pytest.Capture
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 
 
-def test_bundled_root_is_in_the_cache_and_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_bundled_root_is_in_the_cache_and_not_written_again(tmp_path, monkeypatch):
     written = tmp_path / BUNDLED["vqa"].folder
     written.mkdir()
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))

@@ -8,7 +8,7 @@ import torch
 
 from das_gym.envs.tabular_env import TabularEnv
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, build_problem
+from das_gym.problem.loading import build_problem
 from das_gym.problem.statistics import STATISTICS
 from das_gym.tables.build import build_table, check_table, hash_tensors, problem_hashes, table_examples, with_statistics
 from das_gym.tables.table import SubnetTable
@@ -22,7 +22,7 @@ def equal(one: SubnetTable, other: SubnetTable, folder: Path) -> bool:
     return (folder / "one.npz").read_bytes() == (folder / "other.npz").read_bytes()
 
 
-def test_table_equals_the_engines_scores(small_problem: Problem, small_table: SubnetTable):
+def test_table_equals_the_engines_scores(small_problem, small_table):
     for split, count in (("reward", 10), ("test", 6)):
         examples = table_examples(small_problem, split, count)
         scores = small_problem.evaluator.evaluate(small_table.masks, examples, divergences=True)
@@ -38,7 +38,7 @@ def test_table_equals_the_engines_scores(small_problem: Problem, small_table: Su
     assert (small_table.meta.reward_examples, small_table.meta.test_examples) == (10, 6)
 
 
-def test_batches_walk_the_tree_once(small_problem: Problem):
+def test_batches_walk_the_tree_once(small_problem):
     small_problem.evaluator.forget()
     done: list[float] = []
     _, spent = build_table(small_problem, ENV_ID, 10, 6, on_scores=done.append)
@@ -48,7 +48,7 @@ def test_batches_walk_the_tree_once(small_problem: Problem):
 
 
 @pytest.mark.parametrize("each", [False, True])
-def test_build_table_resumes_after_a_kill(small_problem: Problem, each: bool, tmp_path: Path):
+def test_build_table_resumes_after_a_kill(small_problem, each, tmp_path):
     """Within each batch of the reward split, and one of the test split: no mask is scored twice on an example."""
     checkpoint = tmp_path / "checkpoint.npz"
     wanted, whole = build_table(small_problem, ENV_ID, 10, 6, each=each)
@@ -75,7 +75,7 @@ def test_build_table_resumes_after_a_kill(small_problem: Problem, each: bool, tm
 
 
 @pytest.mark.parametrize("change", [{"done": {"reward": 1}}, {"done": 3}, {"spent": {"x": 1}}, {"format": 1}, 3])
-def test_damaged_checkpoints_are_rejected(small_problem: Problem, tmp_path: Path, change: dict | int):
+def test_damaged_checkpoints_are_rejected(small_problem, tmp_path, change):
     path = tmp_path / "checkpoint.npz"
     build_table(small_problem, ENV_ID, 2, 2, path)
     for other in ({"max_skipped": 2}, {"each": True}):
@@ -90,7 +90,7 @@ def test_damaged_checkpoints_are_rejected(small_problem: Problem, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_non_finite_losses_affect_one_mask(small_kwargs: dict[str, str]):
+def test_non_finite_losses_affect_one_mask(small_kwargs):
     problem = build_problem(ProblemConfig(**small_kwargs))
     with torch.no_grad():
         problem.vlp.skippable_layer(3).skip_adapter.up.bias.fill_(float("nan"))
@@ -106,7 +106,7 @@ def test_non_finite_losses_affect_one_mask(small_kwargs: dict[str, str]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["model", "supernet", "reward_data", "test_data"])
-def test_check_table_rejects_other_problems(small_problem: Problem, small_table: SubnetTable, small_kwargs, what: str):
+def test_check_table_rejects_other_problems(small_problem, small_table, small_kwargs, what):
     other = build_problem(ProblemConfig(**small_kwargs))
     if what == "model":
         other = replace(other, backbone=replace(other.backbone, base="0123456789abcdef"))
@@ -124,7 +124,7 @@ def test_check_table_rejects_other_problems(small_problem: Problem, small_table:
         check_table(small_table, other)
 
 
-def test_problem_hashes_cover_answers(small_problem: Problem):
+def test_problem_hashes_cover_answers(small_problem):
     examples = table_examples(small_problem, "reward", 3)
     before = problem_hashes(small_problem, examples, examples)
     changed = (*examples[:2], replace(examples[2], answers=("no",) * 3))
@@ -132,7 +132,7 @@ def test_problem_hashes_cover_answers(small_problem: Problem):
     assert {name for name in before if before[name] != after[name]} == {"reward_data"}
 
 
-def test_table_examples_are_those_of_environments(small_problem: Problem, small_kwargs: dict[str, str]):
+def test_table_examples_are_those_of_environments(small_problem, small_kwargs):
     from das_gym.envs.skip_env import SkipEnv
 
     env = SkipEnv(reward_examples=7, **small_kwargs)
@@ -151,7 +151,7 @@ def test_hash_tensors_distinguishes_bfloat16():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "task"), [("ViLT", "vqa"), ("METER", "nlvr2"), ("ViLT", "retrieval")])
-def test_bundled_tables_hold_current_costs(model: str, task: str):
+def test_bundled_tables_hold_current_costs(model, task):
     config = ProblemConfig(model=model, task=task)
     table, problem = SubnetTable.load(config.bundled(f"{task}_table.npz")), build_problem(config)
     np.testing.assert_array_equal(table.macs, problem.costs.macs_cost.amounts(table.masks))
@@ -160,7 +160,7 @@ def test_bundled_tables_hold_current_costs(model: str, task: str):
     assert table.meta.costs["memory_saved"] == problem.costs.memory.as_dict()
 
 
-def test_max_skipped_limits_the_table(small_problem: Problem, small_table: SubnetTable, tmp_path: Path):
+def test_max_skipped_limits_the_table(small_problem, small_table, tmp_path):
     """It holds what the whole table holds of them, answers for them alone, and comes back from disk."""
     build_table(small_problem, ENV_ID, 10, 6, max_skipped=2)[0].save(tmp_path / "few.npz")
     few = SubnetTable.load(tmp_path / "few.npz")
@@ -177,7 +177,7 @@ def test_max_skipped_limits_the_table(small_problem: Problem, small_table: Subne
         few.index(np.ones(count, dtype=bool))
 
 
-def test_tabular_env_takes_a_limited_table(small_problem: Problem, tmp_path: Path):
+def test_tabular_env_takes_a_limited_table(small_problem, tmp_path):
     build_table(small_problem, ENV_ID, 4, 4, max_skipped=2)[0].save(tmp_path / "few.npz")
     assert TabularEnv(table=tmp_path / "few.npz").scorer.budget.skip_num == 2  # the default, 4, is not in the table
     env = TabularEnv(table=tmp_path / "few.npz", skip_num=2)

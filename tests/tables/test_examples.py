@@ -6,7 +6,6 @@ import pytest
 
 from das_gym.engine.scores import Scores
 from das_gym.envs.tabular_env import TabularEnv
-from das_gym.problem.loading import Problem
 from das_gym.tables.build import build_table, check_table, table_examples
 from das_gym.tables.examples import ExampleScores
 from das_gym.tables.table import SubnetTable
@@ -17,13 +16,13 @@ HALF = 2.0**-11
 
 
 @pytest.fixture(scope="module")
-def each_file(small_problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def each_file(small_problem, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("each") / "table.npz"
     build_table(small_problem, ENV_ID, 12, 8, each=True)[0].save(path)
     return path
 
 
-def test_example_scores_agree_with_the_engine(small_problem: Problem, each_file: Path):
+def test_example_scores_agree_with_the_engine(small_problem, each_file):
     table = SubnetTable.load(each_file)
     examples = table_examples(small_problem, "reward", 12)
     assert table.examples is not None
@@ -38,7 +37,7 @@ def test_example_scores_agree_with_the_engine(small_problem: Problem, each_file:
     np.testing.assert_allclose(found.means(np.arange(12)).losses, table.scores["reward"].losses, rtol=HALF)
 
 
-def test_check_table_notices_changed_pixels(small_problem: Problem, each_file: Path):
+def test_check_table_notices_changed_pixels(small_problem, each_file):
     table = SubnetTable.load(each_file)
     check_table(table, small_problem)
     table.meta.hashes["reward_content"] = "0" * 16
@@ -46,7 +45,7 @@ def test_check_table_notices_changed_pixels(small_problem: Problem, each_file: P
         check_table(table, small_problem)
 
 
-def test_group_table_agrees_with_the_engine(small_problem: Problem, each_file: Path):
+def test_group_table_agrees_with_the_engine(small_problem, each_file):
     table = SubnetTable.load(each_file)
     examples = table_examples(small_problem, "reward", 12)
     shared = {e.question_type for e in examples} & {e.question_type for e in table_examples(small_problem, "test", 8)}
@@ -79,7 +78,7 @@ def test_group_table_needs_examples_in_both_splits():
 
 
 @pytest.mark.parametrize("batches", ["fixed", "cycle", "resample"])
-def test_reward_batches_agree_with_the_model(batches: str, small_kwargs: dict[str, str], each_file: Path):
+def test_reward_batches_agree_with_the_model(batches, small_kwargs, each_file):
     from das_gym.envs.skip_env import SkipEnv
 
     live = SkipEnv(skip_num=2, reward_examples=5, reward_batches=batches, **small_kwargs)

@@ -1,7 +1,6 @@
 import dataclasses
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ from tests.made_up_suite import made_up_table
     [Budget(5, 2), Budget(5, saved=0.2, cost=MaskCost(100, 100, np.array([5, 12, 9, 20, -3])))],
     ids=["count", "cost"],
 )
-def test_random_probabilities_agree_with_all_orders(budget: Budget):
+def test_random_probabilities_agree_with_all_orders(budget):
     masks = every_mask(5)
     useful = np.flatnonzero(budget.useful_layers)
     counts, orders = np.zeros(32), list(itertools.permutations(useful))
@@ -42,7 +41,7 @@ def test_random_probabilities_agree_with_all_orders(budget: Budget):
     np.testing.assert_allclose(found, counts / len(orders))
 
 
-def test_load_suite_gives_a_problem_for_each_group_and_budget(made_up_suite: Path):
+def test_load_suite_gives_a_problem_for_each_group_and_budget(made_up_suite):
     suite = load_suite(made_up_suite, "train")
     names = [problem.name for problem in suite.problems]
     assert len(set(names)) == len(names)
@@ -68,13 +67,13 @@ def test_problems_of_leaves_out_trivial_ones():
     assert not list(problems_of(source, dataclasses.replace(table.without_groups(), scores=scores)))
 
 
-def test_suite_rejects_statistics_that_its_tables_lack(made_up_suite: Path):
+def test_suite_rejects_statistics_that_its_tables_lack(made_up_suite):
     for name, holder in (("leave_one_out_4", "statistic"), ("fisher", "statistic of this table")):
         with pytest.raises(ValueError, match=f"unknown {holder} '{name}'"):
             load_suite(made_up_suite, "train", statistics=(name,))
 
 
-def test_skip_highest_agrees_with_budgets(made_up_suite: Path):
+def test_skip_highest_agrees_with_budgets(made_up_suite):
     suite = load_suite(made_up_suite, "train")
     rng = np.random.default_rng(0)
     which = np.arange(len(suite.problems))
@@ -86,7 +85,7 @@ def test_skip_highest_agrees_with_budgets(made_up_suite: Path):
         assert not masks[row, n:].any()
 
 
-def test_wrong_budgets_are_rejected(made_up_suite: Path, tmp_path: Path):
+def test_wrong_budgets_are_rejected(made_up_suite, tmp_path):
     table = made_up_table(6, 0)
     untimed = dataclasses.replace(table, meta=dataclasses.replace(table.meta, costs={}))
     untimed.save(tmp_path / "a.npz")
@@ -117,13 +116,13 @@ def test_tables_of_pretrained_models_are_problems_of_test():
     np.testing.assert_allclose(suite.saved[rows], problem.table.layer_macs.saved(masks))
 
 
-def test_max_units_leaves_out_larger_models(made_up_suite: Path):
+def test_max_units_leaves_out_larger_models(made_up_suite):
     assert {problem.table.n_layers for problem in load_suite(made_up_suite, max_units=6).problems} == {6}
     with pytest.raises(ValueError, match="max_units"):
         load_suite(made_up_suite, "test", max_units=6)
 
 
-def test_read_suite_rejects_other_folders_and_tables_outside(tmp_path: Path):
+def test_read_suite_rejects_other_folders_and_tables_outside(tmp_path):
     with pytest.raises(FileNotFoundError, match="make_suite"):
         read_suite(tmp_path)
     (tmp_path / "suite.json").write_text("{}")

@@ -1,6 +1,5 @@
 import dataclasses
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,7 +52,7 @@ def table() -> SubnetTable:
 
 
 @pytest.mark.parametrize("masks", [[1, 0], 1, [2, 0, 1]])
-def test_index_rejects_other_arrays(table: SubnetTable, masks):
+def test_index_rejects_other_arrays(table, masks):
     with pytest.raises(ValueError, match="mask"):
         table.index(masks)
 
@@ -61,7 +60,7 @@ def test_index_rejects_other_arrays(table: SubnetTable, masks):
 @pytest.mark.parametrize(
     ("by", "value"), [("loss", 0.4), ("metric", 0.8), ("divergence", 0.04), ("exp_neg_loss", np.exp(-0.4))]
 )
-def test_values_agree_with_their_names(table: SubnetTable, by: str, value: float):
+def test_values_agree_with_their_names(table, by, value):
     assert table.values(by)[1] == pytest.approx(value, rel=1e-6)
 
 
@@ -77,24 +76,24 @@ def test_values_agree_with_their_names(table: SubnetTable, by: str, value: float
         ({"macs_saved": 0.4}, 0b110),
     ],
 )
-def test_best_within_a_budget(table: SubnetTable, asked: dict, row: int):
+def test_best_within_a_budget(table, asked, row):
     assert table.index(table.best(**asked)) == row
 
 
-def test_rank_by_hand(table: SubnetTable):
+def test_rank_by_hand(table):
     assert table.rank(table.masks).tolist() == [2, 1, 6, 5, 3, 3, 7, 8]
     assert table.rank([0, 0, 0], by="metric") == table.rank([1, 0, 0], by="metric") == 1
     assert table.rank([[0, 1, 1], [1, 0, 1]], skip_num=2).tolist() == [3, 1]
 
 
-def test_regret_by_hand(table: SubnetTable):
+def test_regret_by_hand(table):
     assert table.regret([0, 1, 1]) == pytest.approx(0.6, rel=1e-6)
     np.testing.assert_allclose(table.regret([[0, 1, 1], [1, 0, 1]], skip_num=2), [0.4, 0.0], rtol=1e-6)
     assert table.regret([0, 1, 1], by="metric", split="test") == pytest.approx(0.4, rel=1e-6)
     assert table.regret([1, 1, 1]) == np.inf
 
 
-def test_rank_rejects_masks_off_the_budget(table: SubnetTable):
+def test_rank_rejects_masks_off_the_budget(table):
     for ask in (table.rank, table.regret):
         with pytest.raises(ValueError, match="violates the budget"):
             ask([1, 1, 0], skip_num=1)
@@ -109,7 +108,7 @@ def test_missing_divergences_are_rejected():
         table.rank([0, 0, 0], by="neg_kl")
 
 
-def test_load_reads_what_save_wrote(table: SubnetTable, tmp_path: Path):
+def test_load_reads_what_save_wrote(table, tmp_path):
     path = tmp_path / "new folder" / "table.npz"
     table.save(path)
     twin = SubnetTable.load(path)
@@ -123,7 +122,7 @@ def test_load_reads_what_save_wrote(table: SubnetTable, tmp_path: Path):
 
 
 @pytest.mark.parametrize("arrays", [{"losses": LOSSES}, {"meta": np.array('{"format": "das_gym table 0"}')}], ids=str)
-def test_load_rejects_other_files(tmp_path: Path, arrays: dict):
+def test_load_rejects_other_files(tmp_path, arrays):
     path = tmp_path / "table.npz"
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match=r"table\.npz is not a table of this version"):
@@ -139,7 +138,7 @@ def test_load_rejects_other_files(tmp_path: Path, arrays: dict):
         ("group_statistics", "text"),
     ],
 )
-def test_load_rejects_impossible_numbers(name: str, value: object, tmp_path: Path):
+def test_load_rejects_impossible_numbers(name, value, tmp_path):
     make_table_of_examples().save(tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz") as arrays:
         changed = {**arrays, name: np.full(arrays[name].shape, value)}
@@ -149,12 +148,12 @@ def test_load_rejects_impossible_numbers(name: str, value: object, tmp_path: Pat
 
 
 @pytest.mark.parametrize("change", [{"macs_full": 0}, {"macs_full": 10**400}, {"layer_names": ("a",) * 10**6}])
-def test_table_rejects_impossible_models(change: dict):
+def test_table_rejects_impossible_models(change):
     with pytest.raises(ValueError, match=r"macs_full|layers"):
         make_table(meta=dataclasses.replace(make_table().meta, **change))
 
 
-def test_objective_ranks_like_its_environment(table: SubnetTable):
+def test_objective_ranks_like_its_environment(table):
     """Price and budget are the objective's; another budget may be added."""
     objective = Objective(Budget(3, 1), REWARDS["metric"], table.layer_macs, macs_price=2.0)
     rewards = table.values("metric") + 2.0 * table.layer_macs.saved(table.masks)

@@ -45,7 +45,7 @@ def sizes(splits: Splits[Any]) -> list[int]:
     return [len(part) for part in (splits.train, splits.reward, splits.test)]
 
 
-def test_load_vqa_turns_scores_into_ten_answers(tmp_path: Path):
+def test_load_vqa_turns_scores_into_ten_answers(tmp_path):
     heron, grey = load_vqa(write_vqa(tmp_path)).train[:2]
     assert heron == VQAExample(
         question_id=7000,
@@ -65,7 +65,7 @@ def test_load_vqa_turns_scores_into_ten_answers(tmp_path: Path):
     assert normalize_answer(OUT_OF_VOCABULARY) == OUT_OF_VOCABULARY
 
 
-def test_vqa_val_is_halved_as_with_the_original_files(tmp_path: Path):
+def test_vqa_val_is_halved_as_with_the_original_files(tmp_path):
     splits = load_vqa(write_vqa(tmp_path / "tables"))
     assert {e.image_id for e in splits.reward} == {n for n in range(100, 112) if in_reward_split(n)}
     assert {e.image_id for e in splits.test} == {n for n in range(100, 112) if not in_reward_split(n)}
@@ -77,7 +77,7 @@ def test_vqa_val_is_halved_as_with_the_original_files(tmp_path: Path):
         assert (example.key, example.image.open().tobytes()) == (other.key, other.image.open().tobytes())
 
 
-def test_load_nlvr2_divides_whole_image_sets(tmp_path: Path):
+def test_load_nlvr2_divides_whole_image_sets(tmp_path):
     splits = load_nlvr2(write_nlvr2(tmp_path))
     path = tmp_path / "nlvr2_test1.arrow"
     images = (CellImage(path, 1, "image_0"), CellImage(path, 1, "image_1"))
@@ -91,13 +91,13 @@ def test_load_nlvr2_divides_whole_image_sets(tmp_path: Path):
         load_nlvr2(tmp_path)
 
 
-def test_nlvr2_needs_two_image_sets(tmp_path: Path):
+def test_nlvr2_needs_two_image_sets(tmp_path):
     write_table(write_nlvr2(tmp_path) / "nlvr2_train.arrow", [nlvr2_row("train-1-0"), nlvr2_row("train-1-1")])
     with pytest.raises(ValueError, match=r"nlvr2_train\.arrow"):
         load_nlvr2(tmp_path)
 
 
-def test_load_captions_trains_on_restval_too(tmp_path: Path):
+def test_load_captions_trains_on_restval_too(tmp_path):
     splits = load_captions(write_captions(tmp_path))
     example = splits.reward[6]
     assert (example.key, example.image_id, example.caption) == ("36", 7, "Caption 1 of val1.")
@@ -110,7 +110,7 @@ def test_load_captions_trains_on_restval_too(tmp_path: Path):
     assert (len(train), train[-1].caption) == (40, "Caption 4 of rest1.")
 
 
-def test_load_snli_ve(tmp_path: Path):
+def test_load_snli_ve(tmp_path):
     splits = load_snli_ve(write_snli(tmp_path))
     assert (sizes(splits), [example.label for example in splits.test]) == ([6, 3, 3], [2, 0, 1])
     last = splits.train[-1]
@@ -151,7 +151,7 @@ BAD_ROWS: list[tuple[str, dict[str, Any], str, int]] = [
 
 
 @pytest.mark.parametrize(("table", "changes", "message", "fewer"), BAD_ROWS)
-def test_bad_entry_is_named_or_skipped(table: str, changes: dict[str, Any], message: str, fewer: int, tmp_path: Path):
+def test_bad_entry_is_named_or_skipped(table, changes, message, fewer, tmp_path):
     write, load, rows = READERS[table]
     folder = write(tmp_path / "tables")
     write_table(folder / f"{table}.arrow", rows())

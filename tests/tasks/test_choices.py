@@ -42,14 +42,14 @@ def of(splits: Any) -> list[Any]:
         {"choices": {"text": OPTIONS, "label": ["1", "2", "3"]}, "answerKey": "2"},
     ],
 )
-def test_answers_are_positions_labels_letters_or_texts(tmp_path: Path, row: dict[str, Any]):
+def test_answers_are_positions_labels_letters_or_texts(tmp_path, row):
     write_lines(tmp_path / "a.jsonl", [{"question": f"what colour is {n}?", **row} for n in range(5)])
     examples = of(load_choices(tmp_path))
     assert [e.answer for e in examples] == ["green"] * 5
     assert examples[0].options == tuple(OPTIONS)
 
 
-def test_scienceqa_as_parquet_has_hints_images_and_subjects(tmp_path: Path):
+def test_scienceqa_as_parquet_has_hints_images_and_subjects(tmp_path):
     image = {"bytes": jpeg(10), "path": None}
     for split, start in (("train", 0), ("validation", 6), ("test", 9)):
         table = [
@@ -70,7 +70,7 @@ def test_scienceqa_as_parquet_has_hints_images_and_subjects(tmp_path: Path):
     assert splits.train[0].images[0].open().size == (24, 16)
 
 
-def test_questions_about_one_image_stay_in_one_split(tmp_path: Path):
+def test_questions_about_one_image_stay_in_one_split(tmp_path):
     write(tmp_path / "all.json", [{**row, "image": f"{n // 4}.png"} for n, row in enumerate(rows(40))])
     draw(*(tmp_path / "images" / f"{n}.png" for n in range(10)))
     splits = load_choices(tmp_path)
@@ -91,14 +91,14 @@ def test_questions_about_one_image_stay_in_one_split(tmp_path: Path):
         ({"image": "none.png"}, r"none\.png does not exist"),
     ],
 )
-def test_damaged_rows_are_named_and_can_be_skipped(tmp_path: Path, changes: dict[str, Any], message: str):
+def test_damaged_rows_are_named_and_can_be_skipped(tmp_path, changes, message):
     write_lines(tmp_path / "a.jsonl", [{**rows(1)[0], **changes}, *rows(12)])
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load_choices(tmp_path)
     assert len(of(load_choices(tmp_path, on_bad_example="skip"))) == 12
 
 
-def test_rows_that_are_no_objects_and_other_files_are_errors(tmp_path: Path):
+def test_rows_that_are_no_objects_and_other_files_are_errors(tmp_path):
     write_lines(tmp_path / "a.jsonl", [*rows(3), 7])
     with pytest.raises(ValueError, match=r"line 4 has no question"):
         load_choices(tmp_path)
@@ -113,7 +113,7 @@ LONG_OPTIONS = (["0", "1 2", "blue is it true"], ["red", "blue green"], ["red gr
 
 
 @pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def folder_of(tmp_path_factory) -> Callable[[str], Path]:
     def folder(name: str) -> Path:
         return tiny.save(name, tmp_path_factory.mktemp(name) / name, torch.float64)
 
@@ -121,7 +121,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def settings(folder_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def settings(folder_of, tmp_path_factory) -> dict[str, Any]:
     """A tiny text model, and questions without images."""
     data = tmp_path_factory.mktemp("data")
     rows = [{"question": f"{n} {QUESTIONS[n % 3]}", "options": LONG_OPTIONS[n % 3], "answer": n % 2} for n in range(30)]
@@ -140,7 +140,7 @@ def harness(model: Any, tokenizer: Any, example: Any) -> np.ndarray:
     return np.array(found)
 
 
-def test_loss_and_both_accuracies_are_those_of_the_harness(settings: dict[str, Any]):
+def test_loss_and_both_accuracies_are_those_of_the_harness(settings):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     env = gymnasium.make("DAS-VLM-Choices-v0", **settings, reward_examples=6, skip_num=1, statistics="depth").unwrapped
@@ -166,7 +166,7 @@ def test_loss_and_both_accuracies_are_those_of_the_harness(settings: dict[str, A
         np.testing.assert_allclose(prediction["log_likelihoods"], expected, atol=1e-12)
 
 
-def test_options_share_the_question_and_one_option_is_scored_by_its_tokens(settings: dict[str, Any]):
+def test_options_share_the_question_and_one_option_is_scored_by_its_tokens(settings):
     problem = load_problem(ProblemConfig(model="VLM", task="choices", **settings))
     task, examples = problem.task, problem.splits.train[:4]
     state = problem.vlp.gather_uncached(task.processor, task.pairs(examples))
@@ -183,7 +183,7 @@ def test_options_share_the_question_and_one_option_is_scored_by_its_tokens(setti
     assert task.generation_prompt(alone[0]).ids == task.pairs(alone)[0].ids[: task.pairs(alone)[0].start]
 
 
-def test_images_are_asked_about_by_the_chat_template(folder_of: Callable[[str], Path], tmp_path: Path):
+def test_images_are_asked_about_by_the_chat_template(folder_of, tmp_path):
     rows = [
         {"question": QUESTIONS[n % 3], "options": LONG_OPTIONS[n % 3], "answer": 0, "image": f"{n}.png"} for n in range(12)
     ]
@@ -203,7 +203,7 @@ def test_images_are_asked_about_by_the_chat_template(folder_of: Callable[[str], 
         assert scores.metrics[0, number] == (np.argmax(own) == 0)
 
 
-def test_a_text_model_rejects_images_and_data_are_needed(settings: dict[str, Any], tmp_path: Path):
+def test_a_text_model_rejects_images_and_data_are_needed(settings, tmp_path):
     write(
         tmp_path / "all.json", [{"question": "a", "options": ["b", "c"], "answer": 0, "image": f"{n}.png"} for n in range(4)]
     )
@@ -220,7 +220,7 @@ WORD_OPTIONS = ["red", "blue green", "is it true"]
 
 
 @pytest.mark.slow
-def test_the_harness_counts_the_same_right_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_harness_counts_the_same_right_answers(tmp_path, monkeypatch):
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

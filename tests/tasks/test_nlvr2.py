@@ -34,7 +34,7 @@ def entry(identifier: str, label: str, **more: Any) -> Entry:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path) -> Path:
     """Two sets in each directory of train and in test1, with two pairs and two sentences each; a dev split besides."""
     folder = tmp_path / "nlvr2"
     train = [
@@ -54,7 +54,7 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
-def test_examples_are_in_the_order_of_the_file(root: Path):
+def test_examples_are_in_the_order_of_the_file(root):
     (root / "test1.json").unlink()  # then dev is the test split
     first, second = load_nlvr2(root).test
     assert (first.identifier, first.sentence, first.label) == ("dev-1-0-0", "About 0-0.", True)
@@ -63,7 +63,7 @@ def test_examples_are_in_the_order_of_the_file(root: Path):
     assert all(image.open().size == (6, 4) for image in second.images)
 
 
-def test_whole_directories_are_the_reward_split(root: Path):
+def test_whole_directories_are_the_reward_split(root):
     splits = load_nlvr2(str(root))
     chosen = reward_buckets(map(str, DIRECTORIES))
     directories = {
@@ -77,7 +77,7 @@ def test_whole_directories_are_the_reward_split(root: Path):
 
 
 @pytest.mark.parametrize("folder", ["data", "nlvr2/data", "nlvr/nlvr2/data"])
-def test_official_folders_are_found(root: Path, folder: str):
+def test_official_folders_are_found(root, folder):
     (root / folder).mkdir(parents=True)
     for path in root.glob("*.json"):
         path.rename(root / folder / path.name)
@@ -100,7 +100,7 @@ BAD_ENTRIES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_ENTRIES)
-def test_bad_entry_is_named_or_skipped(root: Path, changes: dict[str, Any], message: str):
+def test_bad_entry_is_named_or_skipped(root, changes, message):
     change(root / "train.json", 3, lambda e: e.update(changes))
     with pytest.raises(ValueError, match=rf"train\.json: line 3.*{message}"):
         load_nlvr2(root)
@@ -109,7 +109,7 @@ def test_bad_entry_is_named_or_skipped(root: Path, changes: dict[str, Any], mess
 
 
 @pytest.mark.parametrize("names", [("train",), ("test1", "dev")])
-def test_missing_file_is_named(root: Path, names: tuple[str, ...]):
+def test_missing_file_is_named(root, names):
     for name in names:
         (root / f"{name}.json").unlink()
     with pytest.raises(FileNotFoundError, match=rf"has no {names[0]}\.json"):
@@ -127,13 +127,13 @@ def example(identifier: str = "dev-1-0-0", label: bool = True) -> NLVR2Example:
     return NLVR2Example(identifier, "there is 1 owl.", (ImageFile(Path("a.png")), ImageFile(Path("b.png"))), label)
 
 
-def test_head_reads_concatenated_features(task: NLVR2Task):
+def test_head_reads_concatenated_features(task):
     pooled = torch.arange(12.0).reshape(4, 3)
     assert task.group_features(pooled).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
     assert task.build_head(3)(task.group_features(pooled)).shape == (2, 2)
 
 
-def test_losses_are_cross_entropy_and_metrics_accuracy(task: NLVR2Task):
+def test_losses_are_cross_entropy_and_metrics_accuracy(task):
     targets = task.targets([example(label=True), example(label=False), example(label=False)])
     logits = torch.tensor([[0.0, 2.0], [0.0, 1.0], [3.0, 1.0]])
     by_hand = [math.log1p(math.exp(-2)), math.log1p(math.exp(1)), math.log1p(math.exp(-2))]
@@ -141,14 +141,14 @@ def test_losses_are_cross_entropy_and_metrics_accuracy(task: NLVR2Task):
     assert task.metrics(logits, targets).tolist() == [1.0, 0.0, 1.0]
 
 
-def test_consistency_needs_every_pair_of_a_sentence(task: NLVR2Task):
+def test_consistency_needs_every_pair_of_a_sentence(task):
     names = ["dev-1-0-0", "dev-1-1-0", "dev-1-0-1", "dev-2-0-0", "dev-2-1-0", "dev-2-2-0"]
     metrics = np.array([1.0, 0.0, 1.0, 1.0, 1.0, 1.0])  # dev-1-0 is wrong once, dev-1-1 and dev-2-0 never
     found = task.summary([example(name) for name in names], np.full(6, 0.25), metrics)
     assert found == pytest.approx({"accuracy": 5 / 6, "loss": 0.25, "consistency": 2 / 3})
 
 
-def test_example_as_text(task: NLVR2Task):
+def test_example_as_text(task):
     one = example(label=False)
     assert (task.question(one), task.reference(one)) == ("there is 1 owl.", "False")
     (given,) = task.predictions([one], torch.tensor([[0.0, 1.0]]))

@@ -46,7 +46,7 @@ def save(path: Path, entries: list[Any]) -> None:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path) -> Path:
     write(tmp_path)
     return tmp_path
 
@@ -60,7 +60,7 @@ def change(root: Path, edit: Callable[[list[Any]], Any]) -> Path:
     return path
 
 
-def test_load_captions(root: Path):
+def test_load_captions(root):
     splits = load_captions(root)
     assert [len(part) for part in (splits.train, splits.reward, splits.test)] == [30, 20, 20]
     assert splits.left_out == ()
@@ -72,7 +72,7 @@ def test_load_captions(root: Path):
     assert len(set(keys)) == 70
 
 
-def test_texts_are_one_true_and_15_false_of_the_split(root: Path):
+def test_texts_are_one_true_and_15_false_of_the_split(root):
     splits = load_captions(root)
     for part, imgids in ((splits.train, range(6)), (splits.reward, range(6, 10)), (splits.test, range(10, 14))):
         for example in part:
@@ -93,14 +93,14 @@ def test_texts_are_one_true_and_15_false_of_the_split(root: Path):
         ("dataset_flickr30k.json", ""),
     ],
 )
-def test_folders_of_images_are_found(tmp_path: Path, name: str, folder: str):
+def test_folders_of_images_are_found(tmp_path, name, folder):
     write(tmp_path, name, folder)
     for data_root in (tmp_path, tmp_path / name):
         assert load_captions(data_root).test[0].image.open().size == (20, 12)
 
 
 @pytest.mark.parametrize("above", ["", "images"])
-def test_coco_names_the_folder_of_each_image(tmp_path: Path, above: str):
+def test_coco_names_the_folder_of_each_image(tmp_path, above):
     entries = write(tmp_path, "dataset_coco.json", f"{above}/train2014" if above else "train2014")
     for item in entries:
         item.update(filepath="train2014", cocoid=item["imgid"] + 1000)
@@ -108,7 +108,7 @@ def test_coco_names_the_folder_of_each_image(tmp_path: Path, above: str):
     assert load_captions(tmp_path).test[0].image.open().size == (20, 12)
 
 
-def test_file_selects_one_of_several_data_sets(root: Path):
+def test_file_selects_one_of_several_data_sets(root):
     write(root, "karpathy/dataset_coco.json")
     with pytest.raises(ValueError, match=r"several data sets: got dataset_flickr30k\.json, karpathy/dataset_coco\.json"):
         load_captions(root)
@@ -130,7 +130,7 @@ BAD: list[tuple[Callable[[list[Any]], Any], str]] = [
 
 
 @pytest.mark.parametrize(("edit", "message"), BAD)
-def test_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[list[Any]], Any], message: str):
+def test_bad_entry_is_named_or_skipped(root, edit, message):
     path = change(root, edit)
     with pytest.raises(ValueError, match=f"^{path}.*{message}"):
         load_captions(root)
@@ -138,7 +138,7 @@ def test_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[list[Any]], A
     assert (len(splits.train), len(splits.left_out)) == (25, 1)
 
 
-def test_too_small_split_names_skipped_entries(root: Path):
+def test_too_small_split_names_skipped_entries(root):
     (root / "flickr30k-images" / "12.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"imgid 12: .*12\.jpg does not exist"):
         load_captions(root)
@@ -146,7 +146,7 @@ def test_too_small_split_names_skipped_entries(root: Path):
         load_captions(root, "skip")
 
 
-def test_empty_split_or_damaged_file_is_named(root: Path):
+def test_empty_split_or_damaged_file_is_named(root):
     path = change(root, lambda entries: [item.update(split="train") for item in entries if item["split"] == "val"])
     with pytest.raises(ValueError, match=r"the reward split\) holds no usable example"):
         load_captions(root)
@@ -168,7 +168,7 @@ def example(number: int = 1) -> RetrievalExample:
     return RetrievalExample(str(number), ImageFile(Path(f"{number}.png")), number, own[0], own, (), pool)
 
 
-def test_pairs_are_16_texts_the_true_one_first(task: RetrievalTask):
+def test_pairs_are_16_texts_the_true_one_first(task):
     pairs = task.pairs([example(3), example(7)])
     assert len(pairs) == 2 * NUM_TEXTS == 2 * task.passes
     assert [pairs[0].text, pairs[NUM_TEXTS].text] == ["true 3", "true 7"]
@@ -177,7 +177,7 @@ def test_pairs_are_16_texts_the_true_one_first(task: RetrievalTask):
     assert "also true 3" not in [pair.text for pair in pairs[:NUM_TEXTS]]
 
 
-def test_head_scores_each_text(task: RetrievalTask):
+def test_head_scores_each_text(task):
     head = task.build_head(2)
     with torch.no_grad():
         head[0].weight.copy_(torch.tensor([[1.0, -2.0]]))
@@ -189,7 +189,7 @@ def test_head_scores_each_text(task: RetrievalTask):
     torch.testing.assert_close(head(pooled), logits.flatten())  # as the full ranking uses it
 
 
-def test_losses_are_cross_entropy_and_metrics_need_a_strict_first(task: RetrievalTask):
+def test_losses_are_cross_entropy_and_metrics_need_a_strict_first(task):
     logits = torch.zeros(4, NUM_TEXTS)
     logits[1, 0], logits[2, 5], logits[3] = 2.0, 1.0, math.nan
     targets = task.targets([example(n) for n in range(4)])
@@ -200,7 +200,7 @@ def test_losses_are_cross_entropy_and_metrics_need_a_strict_first(task: Retrieva
     assert summary == {"ranked_first": 0.5, "loss": 1.5}
 
 
-def test_init_head_takes_the_match_row(tmp_path: Path):
+def test_init_head_takes_the_match_row(tmp_path):
     vlp = golden.loaded("meter").vlp
     task = RetrievalTask(processor=None)
     size = vlp.feature_size
@@ -229,7 +229,7 @@ def test_matching_loss_weighs_true_and_false_pairs_equally():
     assert torch.equal(matching(pooled), found)
 
 
-def test_matching_loss_needs_a_head_and_a_task_with_one(task: RetrievalTask):
+def test_matching_loss_needs_a_head_and_a_task_with_one(task):
     with pytest.raises(ValueError, match=r"`itm_weight`.*itm_score"):
         task.matching_loss({"rank_output": {}})
     with pytest.raises(ValueError, match=r"nlvr2 has no.*`itm_weight`"):
@@ -254,7 +254,7 @@ def test_gallery_has_each_image_once_with_all_captions():
         RetrievalTask.gallery(examples, 0)
 
 
-def test_example_as_text(task: RetrievalTask):
+def test_example_as_text(task):
     one = example(3)
     assert (task.question(one), task.reference(one)) == ("Which of 16 texts is true of the image?", "true 3")
     (given,) = task.predictions([one], torch.eye(16)[5:6])

@@ -47,7 +47,7 @@ def write(root: Path, images: str = "flickr30k_images", above: str = "") -> Path
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path) -> Path:
     return write(tmp_path / "data")
 
 
@@ -58,7 +58,7 @@ def change(path: Path, edit: Callable[[Entry], object]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_load_snli_ve_leaves_out_undecided_pairs(root: Path):
+def test_load_snli_ve_leaves_out_undecided_pairs(root):
     splits = load_snli_ve(root)
     assert [len(part) for part in (splits.train, splits.reward, splits.test)] == [6, 3, 3]
     assert [LABELS[example.label] for example in splits.reward] == ["entailment", "neutral", "contradiction"]
@@ -72,7 +72,7 @@ def test_load_snli_ve_leaves_out_undecided_pairs(root: Path):
 @pytest.mark.parametrize(
     ("images", "above"), [("flickr30k-images", ""), ("Flickr30K/images", ""), ("images", "data"), ("", "data")]
 )
-def test_folders_of_images_are_found(tmp_path: Path, images: str, above: str):
+def test_folders_of_images_are_found(tmp_path, images, above):
     splits = load_snli_ve(write(tmp_path / "root", images, above))
     assert splits.test[0].image.open().size == (12, 8)
 
@@ -87,7 +87,7 @@ def test_folders_of_images_are_found(tmp_path: Path, images: str, above: str):
         (lambda e: e.update(pairID="11.jpg#0r0"), r"repeats `pairID` 11.jpg#0r0 of .*train\.jsonl: line 1"),
     ],
 )
-def test_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[Entry], object], text: str):
+def test_bad_entry_is_named_or_skipped(root, edit, text):
     change(root / "snli_ve_dev.jsonl", edit)
     with pytest.raises(ValueError, match=text):
         load_snli_ve(root)
@@ -101,7 +101,7 @@ def task() -> SNLIVETask:
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_root(tmp_path_factory) -> Path:
     return write_shapes_snli_ve(tmp_path_factory.mktemp("data") / "snli", scenes={"train": 2, "dev": 2, "test": 2})
 
 
@@ -109,7 +109,7 @@ def example(number: int, label: str) -> SNLIVEExample:
     return SNLIVEExample(f"{number}.jpg#0r0", f"hypothesis {number}", ImageFile(Path(f"{number}.png")), LABELS.index(label))
 
 
-def test_loss_metric_and_predictions_by_hand(task: SNLIVETask):
+def test_loss_metric_and_predictions_by_hand(task):
     examples = [example(0, "entailment"), example(1, "neutral"), example(2, "contradiction")]
     assert [(pair.text, pair.image.key) for pair in task.pairs(examples[:1])] == [("hypothesis 0", "0.png")]
     targets = task.targets(examples)
@@ -125,7 +125,7 @@ def test_loss_metric_and_predictions_by_hand(task: SNLIVETask):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["METER", "ViLT"])
-def test_environment_requires_a_supernet(model: str, data_root: Path, tmp_path: Path):
+def test_environment_requires_a_supernet(model, data_root, tmp_path):
     config = ProblemConfig(model=model, task="snli_ve", data_root=str(data_root))
     advice = f"train one with `das-adapt supernet with {model.lower()}_snli_ve '?data_root="
     with pytest.raises(ValueError, match=advice):

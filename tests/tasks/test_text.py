@@ -33,7 +33,7 @@ def texts_of(splits: object) -> list[list[str]]:
     return [[d.text for d in getattr(splits, name)] for name in ("train", "reward", "test")]
 
 
-def test_a_tenth_of_documents_each_is_for_reward_and_test_wherever_they_come_from(tmp_path: Path):
+def test_a_tenth_of_documents_each_is_for_reward_and_test_wherever_they_come_from(tmp_path):
     folders = [tmp_path / name for name in ("lines", "tables", "files")]
     for folder in folders:
         folder.mkdir()
@@ -47,14 +47,14 @@ def test_a_tenth_of_documents_each_is_for_reward_and_test_wherever_they_come_fro
     assert [sorted(part) for part in found[0]] == [sorted(part) for part in found[1]] == [sorted(part) for part in found[2]]
 
 
-def test_files_and_folders_named_like_parts_are_parts(tmp_path: Path):
+def test_files_and_folders_named_like_parts_are_parts(tmp_path):
     for name, texts in (("train", TEXTS[:10]), ("validation", TEXTS[10:12]), ("test", TEXTS[12:])):
         (tmp_path / name).mkdir()
         write_lines(tmp_path / name / "0.jsonl", texts)
     assert texts_of(load_documents(tmp_path)) == [TEXTS[:10], TEXTS[10:12], TEXTS[12:]]
 
 
-def test_texts_of_a_later_part_are_left_out_of_earlier_ones(tmp_path: Path):
+def test_texts_of_a_later_part_are_left_out_of_earlier_ones(tmp_path):
     for name, texts in (("train", TEXTS[:10]), ("val", TEXTS[9:12]), ("test", TEXTS[11:])):
         write_lines(tmp_path / f"{name}.jsonl", texts)
     splits = load_documents(tmp_path)
@@ -62,7 +62,7 @@ def test_texts_of_a_later_part_are_left_out_of_earlier_ones(tmp_path: Path):
     assert len(splits.left_out) == 2
 
 
-def test_one_file_is_read_alone_with_another_column_and_equal_texts_stay_together(tmp_path: Path):
+def test_one_file_is_read_alone_with_another_column_and_equal_texts_stay_together(tmp_path):
     write_lines(tmp_path / "a.jsonl", TEXTS[:5] * 2, column="content")
     (tmp_path / "b.txt").write_text("other", encoding="utf-8")
     parts = texts_of(load_documents(tmp_path / "a.jsonl", column="content"))
@@ -71,7 +71,7 @@ def test_one_file_is_read_alone_with_another_column_and_equal_texts_stay_togethe
     assert not set(parts[1]) & set(parts[2])
 
 
-def test_a_single_text_is_cut_at_blank_lines(tmp_path: Path):
+def test_a_single_text_is_cut_at_blank_lines(tmp_path):
     text = "\n\n".join(f"paragraph {number} " + "word " * 100 for number in range(50))
     (tmp_path / "book.txt").write_text(text, encoding="utf-8")
     parts = texts_of(load_documents(tmp_path))
@@ -93,13 +93,13 @@ def test_a_single_text_is_cut_at_blank_lines(tmp_path: Path):
         ("a.pdf", b"", r"no data in a known format: got none of them"),
     ],
 )
-def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, message: str):
+def test_damaged_files_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_documents(tmp_path)
 
 
-def test_damaged_lines_are_skipped_where_wanted(tmp_path: Path):
+def test_damaged_lines_are_skipped_where_wanted(tmp_path):
     write_lines(tmp_path / "a.jsonl", TEXTS)
     with (tmp_path / "a.jsonl").open("a", encoding="utf-8") as file:
         file.write('\n{"text": 3}\n{"text": "  "}')
@@ -108,7 +108,7 @@ def test_damaged_lines_are_skipped_where_wanted(tmp_path: Path):
     assert len(splits.left_out) == 1  # a blank document is no damage
 
 
-def test_files_of_several_kinds_and_missing_columns_are_errors(tmp_path: Path):
+def test_files_of_several_kinds_and_missing_columns_are_errors(tmp_path):
     write_lines(tmp_path / "a.jsonl", TEXTS)
     (tmp_path / "b.txt").write_text("other", encoding="utf-8")
     with pytest.raises(ValueError, match=r"\.jsonl and \.txt"):
@@ -124,13 +124,13 @@ CONTEXT = 24
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def folders(tmp_path_factory) -> tuple[Path, Path]:
     """A tiny Llama in float64, and text."""
     model = tiny.save("llama", tmp_path_factory.mktemp("llama"), torch.float64)
     return model, tiny.text_folder(tmp_path_factory.mktemp("text"))
 
 
-def test_windows_have_equal_lengths_and_one_document_each(folders: tuple[Path, Path]):
+def test_windows_have_equal_lengths_and_one_document_each(folders):
     tokenizer = load_tokenizer_of(folders[0])
     documents = [Document("a", "red " * 25), Document("b", "is it blue </s>"), Document("c", "r")]
     whole = [tokenizer(d.text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for d in documents]
@@ -143,7 +143,7 @@ def test_windows_have_equal_lengths_and_one_document_each(folders: tuple[Path, P
     assert tokenizer.eos_token_id not in windows[3].ids  # a mark in a text is text
 
 
-def test_windows_begin_with_the_tokens_that_begin_every_text(folders: tuple[Path, Path]):
+def test_windows_begin_with_the_tokens_that_begin_every_text(folders):
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = load_tokenizer_of(folders[0])
@@ -157,7 +157,7 @@ def test_windows_begin_with_the_tokens_that_begin_every_text(folders: tuple[Path
         split_into_windows([], tokenizer, 1)
 
 
-def test_losses_accuracy_and_divergence_are_those_of_plain_transformers(folders: tuple[Path, Path]):
+def test_losses_accuracy_and_divergence_are_those_of_plain_transformers(folders):
     from transformers import AutoModelForCausalLM
 
     model, data = folders
@@ -185,7 +185,7 @@ def test_losses_accuracy_and_divergence_are_those_of_plain_transformers(folders:
     assert info["macs"] > 0
 
 
-def test_default_reward_is_the_ratio_of_perplexities_of_the_model_and_of_a_table(folders: tuple[Path, Path], tmp_path: Path):
+def test_default_reward_is_the_ratio_of_perplexities_of_the_model_and_of_a_table(folders, tmp_path):
     model, data = folders
     settings = {"checkpoint": str(model), "data_root": str(data), "context": CONTEXT, "reward_examples": 5}
     live = gymnasium.make("DAS-VLM-Text-v0", **settings, skip_num=None, statistics="depth").unwrapped
@@ -201,7 +201,7 @@ def test_default_reward_is_the_ratio_of_perplexities_of_the_model_and_of_a_table
     assert find_reward("perplexity_ratio").compute(Scores(np.array([np.inf]), np.zeros(1), full_loss=3.0)) == 0
 
 
-def test_summary_has_the_perplexity_and_predictions_the_losses(folders: tuple[Path, Path]):
+def test_summary_has_the_perplexity_and_predictions_the_losses(folders):
     model, data = folders
     splits: Splits = load_splits(
         ProblemConfig(model="VLM", task="text", checkpoint=str(model), data_root=str(data), context=CONTEXT)
@@ -226,7 +226,7 @@ def test_summary_has_the_perplexity_and_predictions_the_losses(folders: tuple[Pa
         ({"task": "answering"}, "`context` is not supported by the task answering"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(folders: tuple[Path, Path], tmp_path: Path, changes: dict, message: str):
+def test_settings_that_do_not_fit_are_named(folders, tmp_path, changes, message):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": f"{n} red" * 500}) for n in range(3)), encoding="utf-8")
     settings = {"model": "VLM", "task": "text", "checkpoint": str(folders[0]), "data_root": str(tmp_path), "context": 8}
     with pytest.raises(ValueError, match=message):

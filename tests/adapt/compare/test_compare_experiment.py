@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,9 +29,7 @@ def words(small_kwargs: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.long
-def test_compare_searches_masks_and_chooses_rates(
-    run_here, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_compare_searches_masks_and_chooses_rates(run_here, small_kwargs, monkeypatch, tmp_path):
     monkeypatch.setattr(trials, "measure_latency", partial(measure_latency, blocks=1, runs=1))
     code, told = run_here(*words(small_kwargs))
     assert code == 0, told
@@ -55,9 +52,7 @@ def test_compare_searches_masks_and_chooses_rates(
 
 
 @pytest.mark.slow
-def test_compare_keeps_models_for_evaluate_predict_export_and_report(
-    run_here, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_compare_keeps_models_for_evaluate_predict_export_and_report(run_here, small_kwargs, monkeypatch, tmp_path):
     monkeypatch.setattr(trials, "measure_latency", partial(measure_latency, blocks=1, runs=1))
     given = [f"{name}={value}" for name, value in small_kwargs.items()]
     quick = (
@@ -103,7 +98,7 @@ def best_of(record: dict[str, Any], row: str) -> dict[str, Any]:
     return max(done, key=lambda trial: (trial["reward"], -trial["reward_loss"]))
 
 
-def test_kept_models(tmp_path: Path):
+def test_kept_models(tmp_path):
     done = [Trial("a", 0, 1.0), trial("a", 2.0, 0, 0.5, test=0.9), trial("a", 2.0, 1, 0.6, test=0.1)]
     assert best_trials(done) == [done[2]]  # by the reward split
     record = {"trials": [dataclasses.asdict(each) for each in done], "metric": "accuracy"}
@@ -113,7 +108,7 @@ def test_kept_models(tmp_path: Path):
     assert kept_trial(tmp_path, record, "a") == done[2]
 
 
-def test_compare_rejects_wrong_settings_before_a_search(run_here, small_kwargs: dict[str, str], tmp_path: Path):
+def test_compare_rejects_wrong_settings_before_a_search(run_here, small_kwargs, tmp_path):
     for given, told in (
         ("methods=['lorra']", "unknown methods 'lorra'"),
         ("skip_nums=[7]", "`skip_nums` is out of range: got [7], expected 0..6"),

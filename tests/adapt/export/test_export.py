@@ -205,7 +205,7 @@ def test_exported_model_trains(tmp_path):
         model(batch["input_ids"])
 
 
-def test_exported_folder_of_an_unknown_task_is_rejected(tmp_path: Path):
+def test_exported_folder_of_an_unknown_task_is_rejected(tmp_path):
     config = export(build("ViLT", "vqa"), tmp_path / "out").folder / "config.json"
     config.write_text(config.read_text().replace('"task": "vqa"', '"task": "nope"'))
     with pytest.raises(ValueError, match=r"config\.json.*unknown task 'nope'"):
@@ -266,7 +266,7 @@ def test_export_names_what_onnx_needs(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_exported_tokenizer_names_no_code(tmp_path: Path):
+def test_exported_tokenizer_names_no_code(tmp_path):
     """The card loads the folder with trust_remote_code=True, for the code of das_gym."""
     subnet = build("METER", "vqa")
     processor: Any = subnet.task.processor

@@ -77,7 +77,7 @@ def test_training_in_two_processes_equals_one(bare_kwargs, tmp_path):
 
 
 @pytest.mark.long
-def test_training_in_two_processes_supports_transformers(tmp_path: Path):
+def test_training_in_two_processes_supports_transformers(tmp_path):
     """It is examined when it is loaded, for which only the first process can save and reload it."""
     tiny.save("llava", tmp_path / "model")
     llava_folder(tmp_path / "data", train=6, test=2)
@@ -95,7 +95,7 @@ def test_training_in_two_processes_supports_transformers(tmp_path: Path):
 
 
 @pytest.mark.long
-def test_recovery_in_two_processes_equals_one(tmp_path: Path):
+def test_recovery_in_two_processes_equals_one(tmp_path):
     """The main process saves and measures; the control, which it asks for, trains in both."""
     source = tiny.save("llava", tmp_path / "model")
     data = llava_folder(tmp_path / "data", train=6, val=2, test=4)
@@ -128,7 +128,7 @@ def gradients_of(step_loss: StepLoss, losses: Sequence[torch.Tensor]) -> dict[st
 
 
 @pytest.mark.parametrize("micro", [1, 3])
-def test_micro_batches_add_up_to_the_gradient_of_the_batch(small_kwargs: dict[str, str], micro: int):
+def test_micro_batches_add_up_to_the_gradient_of_the_batch(small_kwargs, micro):
     config = ProblemConfig(**small_kwargs)
     splits = load_splits(config)
     gradients = []
@@ -142,7 +142,7 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(small_kwargs: dict[st
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
 
 
-def test_gradient_checkpointing_keeps_less_and_changes_no_bit(small_kwargs: dict[str, str]):
+def test_gradient_checkpointing_keeps_less_and_changes_no_bit(small_kwargs):
     config = ProblemConfig(**small_kwargs)
     splits = load_splits(config)
     kept, gradients = [], []
@@ -155,7 +155,7 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_bit(small_kwargs: dict
     torch.testing.assert_close(*gradients, atol=0, rtol=0)
 
 
-def test_mixed_precision_computes_in_bfloat16(small_kwargs: dict[str, str]):
+def test_mixed_precision_computes_in_bfloat16(small_kwargs):
     config = ProblemConfig(**small_kwargs)
     splits = load_splits(config)
     model = load_supernet(config, splits)
@@ -169,7 +169,7 @@ def test_mixed_precision_computes_in_bfloat16(small_kwargs: dict[str, str]):
     assert {p.dtype for p in model.backbone.vlp.parameters()} == {torch.float32}
 
 
-def test_process_share_covers_all_examples_once(monkeypatch: pytest.MonkeyPatch):
+def test_process_share_covers_all_examples_once(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     parts = []
     for rank in range(3):

@@ -74,7 +74,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory, bare_kwargs: dict[str, str], shapes_folder: Path) -> dict[str, World]:
+def worlds(tmp_path_factory, bare_kwargs, shapes_folder) -> dict[str, World]:
     folder = tmp_path_factory.mktemp("methods")
     torch.manual_seed(0)
     vilt, sizes = ASSETS / "vilt_mini", {"image_size": 96, "patch_size": 16, "hidden_size": 32, "num_heads": 2}
@@ -107,7 +107,7 @@ def parameters(model: AdaptedModel) -> dict[int, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), HAVING)
-def test_method_trains_only_its_parameters(worlds: dict[str, World], family: str, name: str):
+def test_method_trains_only_its_parameters(worlds, family, name):
     world = worlds[family]
     plain, model = world.model(), world.model()
     updated = make_method(name).apply(model)
@@ -128,7 +128,7 @@ def test_method_trains_only_its_parameters(worlds: dict[str, World], family: str
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), [pair for pair in HAVING if pair[1] in ("lora", "das")])
-def test_training_on_another_device(worlds: dict[str, World], family: str, name: str, monkeypatch: pytest.MonkeyPatch):
+def test_training_on_another_device(worlds, family, name, monkeypatch):
     """All tensors lie on that device, which raises where they meet tensors of the CPU, as CUDA does."""
     monkeypatch.setattr(StepLoss, "choose_micro_batch_size", lambda *_: None)  # it asks where tensors lie in memory
     world = worlds[family]
@@ -142,7 +142,7 @@ def test_training_on_another_device(worlds: dict[str, World], family: str, name:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for family, name in HAVING if family == "VLM"])
-def test_training_on_two_devices(worlds: dict[str, World], name: str, monkeypatch: pytest.MonkeyPatch):
+def test_training_on_two_devices(worlds, name, monkeypatch):
     """Layers stay where `device_map` put them, and what a method inserts lies on the device of its layer."""
     monkeypatch.setattr(StepLoss, "choose_micro_batch_size", lambda *_: None)
 
@@ -165,7 +165,7 @@ def test_training_on_two_devices(worlds: dict[str, World], name: str, monkeypatc
 
 
 @pytest.mark.parametrize(("family", "name"), [("METER", "lora"), ("METER", "prompt"), ("VLM", "parallel")])
-def test_inserted_modules_cost_macs_and_merged_lora_none(worlds, family: str, name: str):
+def test_inserted_modules_cost_macs_and_merged_lora_none(worlds, family, name):
     world = worlds[family]
     plain, model = world.model(), world.model()
     plain.backbone.vlp.remove_adapters()
@@ -193,7 +193,7 @@ def changed(world: World, name: str, **settings: Any) -> tuple[AdaptedModel, Ada
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), [pair for pair in HAVING if pair[0] != "ViLT" or pair[1] == "lora"])
-def test_restore_adaptation_to_the_bit(worlds: dict[str, World], family: str, name: str, tmp_path: Path):
+def test_restore_adaptation_to_the_bit(worlds, family, name, tmp_path):
     world = worlds[family]
     n_layers = len(world.model().backbone.vlp.layers)
     settings = {"mask": (1, *(0,) * (n_layers - 1))} if name == "das" else {}
@@ -244,7 +244,7 @@ def train(world: World, method: Method, config: TrainingConfig, checkpoint: Path
 
 
 @pytest.mark.slow
-def test_training_settings_combine_in_pairs(worlds: dict[str, World], tmp_path: Path):
+def test_training_settings_combine_in_pairs(worlds, tmp_path):
     """Weights of a resumed training with micro-batches or without a cache are those of a plain training."""
     rates = dict.fromkeys(("learning_rate", "head_learning_rate"), 1e-3)
     for number, row in enumerate(crossed(OF_TRAINING)):
@@ -271,13 +271,13 @@ def test_training_settings_combine_in_pairs(worlds: dict[str, World], tmp_path: 
         ({"base": "0" * 16}, "was trained on a model with fingerprint 0000000000000000"),
     ],
 )
-def test_restore_adaptation_checks_before_it_allocates(worlds, change: dict[str, Any], told: str):
+def test_restore_adaptation_checks_before_it_allocates(worlds, change, told):
     _, kept = changed(worlds["METER"], "lora")
     with pytest.raises(ValueError, match=told):
         restore_adaptation(load_backbone(worlds["METER"].problem), dataclasses.replace(kept, **change), "vqa", "kept")
 
 
-def test_adaptation_of_a_method_is_not_a_supernet(worlds: dict[str, World], tmp_path: Path):
+def test_adaptation_of_a_method_is_not_a_supernet(worlds, tmp_path):
     _, kept = changed(worlds["METER"], "bitfit")
     kept.save(tmp_path / "kept.safetensors")
     problem = dataclasses.replace(worlds["METER"].problem, supernet=str(tmp_path / "kept.safetensors"))
@@ -288,7 +288,7 @@ def test_adaptation_of_a_method_is_not_a_supernet(worlds: dict[str, World], tmp_
         kept.apply(model.backbone.vlp, model.head, model.backbone.base)
 
 
-def test_prompts_keep_the_position_of_the_head(worlds: dict[str, World]):
+def test_prompts_keep_the_position_of_the_head(worlds):
     """Prompts that nothing attends to change nothing: here because their keys cannot win."""
     for family in ("METER", "ViLT"):
         model = worlds[family].model()
@@ -304,7 +304,7 @@ def test_prompts_keep_the_position_of_the_head(worlds: dict[str, World]):
 
 
 @pytest.mark.slow
-def test_comparison_takes_all_supported_methods_by_default(worlds: dict[str, World], capsys: pytest.CaptureFixture[str]):
+def test_comparison_takes_all_supported_methods_by_default(worlds, capsys):
     for family, world in worlds.items():
         vlp = world.model().backbone.vlp
         before = dict(vlp.named_parameters())
@@ -319,12 +319,12 @@ def test_comparison_takes_all_supported_methods_by_default(worlds: dict[str, Wor
 
 
 @pytest.mark.parametrize(("name", "settings", "told"), [("lorra", {}, "'lora'"), ("parallel", {"scale": 0.0}, "`scale`")])
-def test_make_method_names_a_wrong_setting(name: str, settings: dict[str, Any], told: str):
+def test_make_method_names_a_wrong_setting(name, settings, told):
     with pytest.raises(ValueError, match=told):
         make_method(name, settings)
 
 
-def test_register_method_adds_your_own(monkeypatch: pytest.MonkeyPatch, worlds: dict[str, World]):
+def test_register_method_adds_your_own(monkeypatch, worlds):
     class Norms(Method):
         title = "LayerNorms"
 

@@ -1,6 +1,5 @@
 """Generated answers: batched and padded they are those of transformers' own generate, one by one."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from das_gym.models.transformers.generation import (
 )
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.model import VLM
-from das_gym.problem.loading import Problem
 from tests.adapt.conftest import MASK
 from tests.models.transformers import tiny
 
@@ -33,7 +31,7 @@ def prompts_of() -> list[Prompt]:
 
 @pytest.mark.filterwarnings("ignore:.*answers are cut off")
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
-def test_generate_batches_give_what_each_prompt_gets_alone(problem_of: Callable[[str], Problem], name: str):
+def test_generate_batches_give_what_each_prompt_gets_alone(problem_of, name):
     problem = problem_of(name)
     vlm, processor = pruned_copy(problem.vlp, MASK), problem.task.processor
     encodings = [processor.encode(prompt, pixels=True) for prompt in prompts_of()]
@@ -60,7 +58,7 @@ def test_generate_batches_give_what_each_prompt_gets_alone(problem_of: Callable[
 
 
 @pytest.mark.parametrize("fault", ["reads padding", "mixes images"])
-def test_pads_left_finds_a_wrong_model(problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch, fault: str):
+def test_pads_left_finds_a_wrong_model(problem_of, monkeypatch, fault):
     problem = problem_of("llava")
     vlm = pruned_copy(problem.vlp, MASK)
     encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()]

@@ -1,6 +1,5 @@
 """The frozen vision tower of a recovery: it runs once for each image, and nothing else changes."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,15 +10,12 @@ from das_gym.adapt.shrink.settings import RecoveryConfig
 
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.tower import find_projectors
-from das_gym.problem.loading import Problem
 from tests.adapt.conftest import MASK
 from tests.models.transformers import tiny
 
 
 @pytest.mark.parametrize("name", tiny.cases(("llava", "smolvlm", "qwen2_vl", "gemma3")))
-def test_kept_outputs_give_the_states_of_pixels(
-    problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch, name: str
-):
+def test_kept_outputs_give_the_states_of_pixels(problem_of, monkeypatch, name):
     problem = problem_of(name)
     student = pruned_copy(problem.vlp, MASK)
     trained = insert_trainable(student, problem.vlp, RecoveryConfig().method)
@@ -50,7 +46,7 @@ def test_kept_outputs_give_the_states_of_pixels(
         assert any(p.grad is not None and p.grad.any() for p in trained if id(p) in projectors)
 
 
-def test_outputs_beyond_the_bound_are_computed_again(problem_of: Callable[[str], Problem]):
+def test_outputs_beyond_the_bound_are_computed_again(problem_of):
     problem = problem_of("llava")
     student = pruned_copy(problem.vlp, MASK)
     task, examples = problem.task, problem.task.open_ended(problem.splits.test)
@@ -68,7 +64,7 @@ def test_outputs_beyond_the_bound_are_computed_again(problem_of: Callable[[str],
     torch.testing.assert_close(answer_states(student, task, examples, images), wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_text_models_have_no_tower(problem_of: Callable[[str], Problem]):
+def test_text_models_have_no_tower(problem_of):
     problem = problem_of("llava")
     blind = type(problem.task.processor)(problem.task.processor.tokenizer, problem.task.processor.ends, 512)
     assert find_frozen_tower(problem.vlp, blind) is None

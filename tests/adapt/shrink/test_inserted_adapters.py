@@ -2,7 +2,6 @@
 
 import copy
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,7 @@ def logits_of(vlm: VLM, problem: Problem, examples: Any) -> torch.Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MASKS)
-def test_saved_code_gives_logits_of_the_mask(
-    problem_of: Callable[[str], Problem], folder_of: Callable[[str], Path], tmp_path: Path, name: str
-):
+def test_saved_code_gives_logits_of_the_mask(problem_of, folder_of, tmp_path, name):
     """Two pieces of code that share nothing: adapters as a supernet has them, and as the folder brings them."""
     problem = problem_of(name)
     probes = Probes.from_examples(problem.vlp, problem.task, problem.splits.test)
@@ -67,9 +64,7 @@ def test_saved_code_gives_logits_of_the_mask(
 
 
 @pytest.mark.parametrize("auto", [t.AutoModelForImageTextToText, t.AutoModel, t.LlavaForConditionalGeneration])
-def test_saved_folder_does_not_load_without_its_code(
-    problem_of: Callable[[str], Problem], folder_of: Callable[[str], Path], tmp_path: Path, auto: Any
-):
+def test_saved_folder_does_not_load_without_its_code(problem_of, folder_of, tmp_path, auto):
     """Without adapters, it would be another model."""
     source = folder_of("llava")
     save(with_random_adapters(problem_of("llava").vlp, MASK).model, tmp_path / "out", source, source, torch.float32)
@@ -77,7 +72,7 @@ def test_saved_folder_does_not_load_without_its_code(
         auto.from_pretrained(tmp_path / "out")
 
 
-def test_pruned_copy_runs_its_own_adapters(problem_of: Callable[[str], Problem]):
+def test_pruned_copy_runs_its_own_adapters(problem_of):
     problem = problem_of("llava")
     smaller, examples = with_random_adapters(problem.vlp, MASK), problem.task.open_ended(problem.splits.test)
     twin = VLM(copy.deepcopy(smaller.model), capabilities=smaller.capabilities)
@@ -89,7 +84,7 @@ def test_pruned_copy_runs_its_own_adapters(problem_of: Callable[[str], Problem])
     assert not torch.equal(logits_of(smaller, problem, examples), before)
 
 
-def test_adapters_alone_learn(problem_of: Callable[[str], Problem]):
+def test_adapters_alone_learn(problem_of):
     problem = problem_of("llava")
     student, unchanged = pruned_copy(problem.vlp, MASK), divergence(pruned_copy(problem.vlp, MASK), problem)
     before = {name: p.clone() for name, p in student.model.named_parameters()}
@@ -106,15 +101,13 @@ def test_adapters_alone_learn(problem_of: Callable[[str], Problem]):
 
 
 @pytest.mark.slow
-def test_layers_without_a_place_are_rejected(problem_of: Callable[[str], Problem]):
+def test_layers_without_a_place_are_rejected(problem_of):
     problem = problem_of("lfm2_vl")
     with pytest.raises(ValueError, match="for adapters"):
         insert_into_pruned(pruned_copy(problem.vlp, MASK), problem.vlp, 4, 6)
 
 
-def test_a_folder_with_adapters_is_evaluated_but_not_searched(
-    problem_of: Callable[[str], Problem], folder_of: Callable[[str], Path], tmp_path: Path
-):
+def test_a_folder_with_adapters_is_evaluated_but_not_searched(problem_of, folder_of, tmp_path):
     problem = problem_of("llava")
     save(with_random_adapters(problem.vlp, MASK).model, tmp_path, *[folder_of("llava")] * 2, torch.float32)
     for trusted in (True, False):
@@ -126,9 +119,7 @@ def test_a_folder_with_adapters_is_evaluated_but_not_searched(
 
 
 @pytest.mark.slow
-def test_saved_folder_runs_no_code_of_its_source(
-    problem_of: Callable[[str], Problem], folder_of: Callable[[str], Path], tmp_path: Path
-):
+def test_saved_folder_runs_no_code_of_its_source(problem_of, folder_of, tmp_path):
     """Our code in it needs trust_remote_code=True; the source's was never trusted."""
     problem, canary = problem_of("llava"), tmp_path / "EXECUTED"
     source = Path(shutil.copytree(folder_of("llava"), tmp_path / "source"))

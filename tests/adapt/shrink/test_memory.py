@@ -1,6 +1,5 @@
 """What fits into memory: examples of a step, prompts at a time, and a process that verifies."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import psutil
@@ -11,7 +10,7 @@ from das_gym.adapt.shrink.memory import TrainingMemory, answers_at_a_time, plan_
 from das_gym.adapt.shrink.verifying import off_gpu
 
 from das_gym.models.transformers.layer_removal import pruned_copy
-from das_gym.problem.loading import Problem, load_problem
+from das_gym.problem.loading import load_problem
 from tests.adapt.conftest import MASK
 from tests.fake_device import DEVICE, fake_device
 
@@ -40,12 +39,12 @@ def test_plan_of_training(free, micro_batch_size, gradient_checkpointing, expect
     ("free", "size", "checkpointing", "named"),
     [(105, None, None, "`dtype`"), (140, None, False, "gradient_checkpointing=True"), (250, 16, True, "`micro_batch_size`")],
 )
-def test_training_that_does_not_fit_is_rejected(free: int, size: int | None, checkpointing: bool | None, named: str):
+def test_training_that_does_not_fit_is_rejected(free, size, checkpointing, named):
     with pytest.raises(ValueError, match=named):
         plan_training(TrainingMemory(FIXED, PLAIN, CHECKPOINTED, free), 16, size, checkpointing)
 
 
-def test_answers_at_a_time(problem_of: Callable[[str], Problem]):
+def test_answers_at_a_time(problem_of):
     problem = problem_of("llava")
     prompts = problem.task.pairs(problem.task.open_ended(problem.splits.test))
     asked = problem.vlp, problem.task.processor, prompts
@@ -55,7 +54,7 @@ def test_answers_at_a_time(problem_of: Callable[[str], Problem]):
         assert answers_at_a_time(*asked, free, most=8) == expected
 
 
-def test_models_leave_the_gpu_for_the_process_that_verifies(problem_of: Callable[[str], Problem]):
+def test_models_leave_the_gpu_for_the_process_that_verifies(problem_of):
     plain = problem_of("llava")
     with fake_device():
         problem = load_problem(replace(plain.backbone.config, device=DEVICE))

@@ -1,6 +1,6 @@
 """Recovery after a deletion: the loss worked out by hand, what trains, what remains, and resuming."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +71,7 @@ def divergence(student: VLM, problem: Problem, wanted: torch.Tensor | None = Non
     return float(problem.task.divergences(logits, expected, problem.task.targets(examples)).mean())
 
 
-def test_recovery_loss_by_hand(problem_of: Callable[[str], Problem]):
+def test_recovery_loss_by_hand(problem_of):
     problem = problem_of("llava")
     task, student = problem.task, pruned_copy(problem.vlp, MASK)
     examples = task.open_ended(problem.splits.train[:3])
@@ -97,7 +97,7 @@ def test_recovery_loss_by_hand(problem_of: Callable[[str], Problem]):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_recovery_trains_the_student_and_not_its_teacher(problem_of: Callable[[str], Problem], name: str, method: str):
+def test_recovery_trains_the_student_and_not_its_teacher(problem_of, name, method):
     problem = problem_of(name)
     before = state_of(problem.vlp.model)
     fresh, shrunk = state_of(pruned_copy(problem.vlp, MASK).model), divergence(pruned_copy(problem.vlp, MASK), problem)
@@ -115,7 +115,7 @@ def test_recovery_trains_the_student_and_not_its_teacher(problem_of: Callable[[s
     assert all(any(key.startswith(place) for key in changed) for place in places)
 
 
-def test_recovery_with_a_method_of_your_own(problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch):
+def test_recovery_with_a_method_of_your_own(problem_of, monkeypatch):
     class Norms(Method):
         title = "norms"
         trains_weights = True
@@ -132,7 +132,7 @@ def test_recovery_with_a_method_of_your_own(problem_of: Callable[[str], Problem]
 
 
 @pytest.mark.parametrize("name", ["head", "prompt", "adapter", "parallel", "bitfit"])
-def test_check_recovery_rejects_methods_that_cannot_recover(problem_of: Callable[[str], Problem], name: str):
+def test_check_recovery_rejects_methods_that_cannot_recover(problem_of, name):
     vlm = problem_of("llava").vlp
     before = dict(vlm.named_parameters())
     with pytest.raises(ValueError, match=r"cannot recover|not supported|no biases"):
@@ -155,7 +155,7 @@ ROUTED = {
 
 
 @pytest.mark.parametrize("name", ROUTED)
-def test_lora_leaves_routers_alone(name: str):
+def test_lora_leaves_routers_alone(name):
     """PhiMoE's and Llama 4's subclass `nn.Linear` and return tuples; Falcon's linear layers are subclasses, too."""
     vlm = VLM(tiny.made(ROUTED[name])[0])
     names = linear_names(trainable_parts(vlm))
@@ -185,7 +185,7 @@ class FirstParameter(Method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full", "adapters", "first"])
-def test_recovery_of_16_bits_keeps_small_steps(data: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch):
+def test_recovery_of_16_bits_keeps_small_steps(data, tmp_path, method, monkeypatch):
     """A step of 1e-5 is lost in bfloat16: what trains has 32 bits, and the model its own type again at the end."""
     monkeypatch.setitem(METHODS, "first", FirstParameter)
     source = tiny.save("llava", tmp_path / "llava", torch.bfloat16)
@@ -198,7 +198,7 @@ def test_recovery_of_16_bits_keeps_small_steps(data: Path, tmp_path: Path, metho
     assert {p.dtype for p in found.values()} == {torch.bfloat16}
 
 
-def test_teacher_runs_on_the_examples_of_the_training(problem_of: Callable[[str], Problem]):
+def test_teacher_runs_on_the_examples_of_the_training(problem_of):
     problem = problem_of("llava")
     given = (problem.vlp, problem.task, problem.splits.train)
     assert make_teacher(*given, RecoveryConfig(recover="none")) is None
@@ -208,14 +208,14 @@ def test_teacher_runs_on_the_examples_of_the_training(problem_of: Callable[[str]
     assert training_rows(12, config) != training_rows(12, RecoveryConfig(steps=1, batch_size=3, seed=5))
 
 
-def test_recover_none_trains_nothing(problem_of: Callable[[str], Problem]):
+def test_recover_none_trains_nothing(problem_of):
     problem = problem_of("llava")
     mine, fresh = recovered_state(problem, recover="none"), state_of(pruned_copy(problem.vlp, MASK).model)
     assert all(torch.equal(value, mine[key]) for key, value in fresh.items())
 
 
 @pytest.mark.parametrize("name", [name for name in tiny.WORKING if name not in tiny.TEXT_ALONE])
-def test_projector_is_found_for_every_type(name: str):
+def test_projector_is_found_for_every_type(name):
     model, _ = tiny.make(name)
     found = find_projectors(model)
     assert found
@@ -240,9 +240,7 @@ def test_peak_rate_falls_with_the_root_of_the_width():
 
 
 @pytest.mark.parametrize("method", ["lora", "adapters"])
-def test_merged_changes_shared_weights_within_its_block_alone(
-    problem_of: Callable[[str], Problem], tmp_path: Path, method: str
-):
+def test_merged_changes_shared_weights_within_its_block_alone(problem_of, tmp_path, method):
     """There is no second copy of them, and a process that is killed in the block leaves no file but the checkpoint."""
     problem, checkpoint = problem_of("llava"), tmp_path / "recovery.pt"
     before, full = state_of(problem.vlp), {id(p) for p in problem.vlp.parameters()}
@@ -263,7 +261,7 @@ def test_merged_changes_shared_weights_within_its_block_alone(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full", "adapters"])
-def test_recovery_on_two_devices(problem_of: Callable[[str], Problem], method: str):
+def test_recovery_on_two_devices(problem_of, method):
     """Layers stay on the devices that `device_map` chose, and new parameters are on the device of their layer."""
     # In float64: AdamW divides gradients by their size, and those of one feature of the projector are as small as rounding.
     config = replace(problem_of("llava").backbone.config, dtype="float64")
@@ -279,19 +277,19 @@ def test_recovery_on_two_devices(problem_of: Callable[[str], Problem], method: s
 
 
 @pytest.mark.parametrize("settings", [{"micro_batch_size": 3}, {"micro_batch_size": 1, "gradient_checkpointing": True}])
-def test_micro_batches_train_the_same_model(problem_of: Callable[[str], Problem], settings: dict[str, Any]):
+def test_micro_batches_train_the_same_model(problem_of, settings):
     expected = recovered_state(problem_of("llava"), steps=3)
     found = recovered_state(problem_of("llava"), steps=3, **settings)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_images_that_a_worker_reads_train_the_same_bits(problem_of: Callable[[str], Problem]):
+def test_images_that_a_worker_reads_train_the_same_bits(problem_of):
     expected = recovered_state(problem_of("llava"), steps=3)
     found = recovered_state(problem_of("llava"), steps=3, micro_batch_size=4, dataloader_num_workers=1)
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
-def test_lora_leaves_out_the_layer_that_mambas_kernel_reads(tmp_path: Path):
+def test_lora_leaves_out_the_layer_that_mambas_kernel_reads(tmp_path):
     sizes = {"vocab_size": tiny.VOCABULARY, "hidden_size": tiny.WIDTH, "num_hidden_layers": 4, "state_size": 8}
     config = t.MambaConfig(**sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     vlm = load_vlm(tiny.save_made(lambda: (t.MambaForCausalLM(config), tiny.tokenizer()), tmp_path))
@@ -300,7 +298,7 @@ def test_lora_leaves_out_the_layer_that_mambas_kernel_reads(tmp_path: Path):
     assert not any("out_proj.lora" in name for name, _ in student.named_parameters())
 
 
-def test_recovery_on_the_full_models_answers(problem_of: Callable[[str], Problem]):
+def test_recovery_on_the_full_models_answers(problem_of):
     """The reference answers are not read: the same model comes out without them. An answer that was cut has no end."""
     problem = problem_of("llava")
     task, train = problem.task, problem.splits.train

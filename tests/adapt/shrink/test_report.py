@@ -60,7 +60,7 @@ def measured(*losses: float) -> Measured:
         ((1.0, 3.0), None, "on 2 test examples."),
     ],
 )
-def test_conclusion_and_loss_regained(losses: tuple[float, ...], share: float | None, words: str):
+def test_conclusion_and_loss_regained(losses, share, words):
     results = measured(*losses)
     assert results.loss_regained() == share
     said = conclusion(results)
@@ -73,7 +73,7 @@ def test_conclusion_and_loss_regained(losses: tuple[float, ...], share: float | 
 
 
 @pytest.mark.parametrize(("score", "reference"), [(0.75, "control"), (0.25, "baseline")])
-def test_conclusion_compares_with_the_better_of_full_model_and_control(score: float, reference: str):
+def test_conclusion_compares_with_the_better_of_full_model_and_control(score, reference):
     results = measured(1.0, 3.0, 0.75)
     scores = {"full": np.array([0.5, 0.5]), "recovered": np.array([1.0, 1.0]), "control": np.full(2, score)}
     results = replace(results, control=Quality(score, score, 0.4, 0.6), scores=scores)
@@ -85,7 +85,7 @@ def test_conclusion_compares_with_the_better_of_full_model_and_control(score: fl
     assert table_of(results).columns[1:3] == ("full model (baseline)", "control")
 
 
-def test_loss_of_names_examples_that_are_not_finite(monkeypatch: pytest.MonkeyPatch):
+def test_loss_of_names_examples_that_are_not_finite(monkeypatch):
     monkeypatch.setattr(measuring, "answer_states", lambda vlm, task, chunk: len(chunk))
     losses = lambda logits, targets: torch.tensor([0.5, math.nan, math.inf])[:logits]  # noqa: E731
     task: Any = SimpleNamespace(targets=lambda chunk: {}, losses=losses)
@@ -96,7 +96,7 @@ def test_loss_of_names_examples_that_are_not_finite(monkeypatch: pytest.MonkeyPa
         loss_of(vlm, task, examples, 3, "loss of the shrunk model")
 
 
-def test_latencies_of_further_tokens_exclude_the_first(monkeypatch: pytest.MonkeyPatch):
+def test_latencies_of_further_tokens_exclude_the_first(monkeypatch):
     asked: list[tuple[int, int]] = []
     times = [0.03, *[0.005] * measuring.DECODED_TOKENS]
     monkeypatch.setattr(measuring, "time_tokens", lambda *_: np.array(times))

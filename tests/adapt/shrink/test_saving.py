@@ -16,7 +16,7 @@ from tests.models.transformers import tiny
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory) -> Path:
     """A bfloat16 model in several files, with a card and a licence."""
     folder = tmp_path_factory.mktemp("source")
     model, processor = tiny.make("llava")
@@ -30,11 +30,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(source: Path):
+def model(source):
     return AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
 
 
-def test_saved_dtype(source: Path):
+def test_saved_dtype(source):
     assert len(weight_files(source)) > 1
     assert source_dtype(source) == torch.bfloat16
     assert saved_dtype(torch.bfloat16, torch.float32) == torch.bfloat16
@@ -43,9 +43,7 @@ def test_saved_dtype(source: Path):
     assert saved_dtype(torch.float16, torch.float32, "float32") == torch.float32
 
 
-def test_save_keeps_dtype_modes_and_other_files(
-    source: Path, model: torch.nn.Module, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-):
+def test_save_keeps_dtype_modes_and_other_files(source, model, tmp_path, capfd):
     smaller = prune(model, [0, 1, 0, 0])
     round_parameters(smaller, torch.bfloat16)
     with new_folder(tmp_path / "out") as part:
@@ -68,7 +66,7 @@ def test_save_keeps_dtype_modes_and_other_files(
     AutoProcessor.from_pretrained(out)
 
 
-def test_save_from_torch_files(source: Path, model: torch.nn.Module, tmp_path: Path):
+def test_save_from_torch_files(source, model, tmp_path):
     """Older versions of transformers wrote a configuration without a dtype, and float16 weights in two files."""
     old, out = tmp_path / "old", tmp_path / "out"
     shutil.copytree(source, old, ignore=shutil.ignore_patterns("*.safetensors*"))
@@ -97,7 +95,7 @@ def test_save_from_torch_files(source: Path, model: torch.nn.Module, tmp_path: P
     assert AutoModelForImageTextToText.from_pretrained(out, dtype="auto").dtype == torch.float16
 
 
-def test_save_copies_sub_folders(source: Path, model: torch.nn.Module, tmp_path: Path):
+def test_save_copies_sub_folders(source, model, tmp_path):
     """Caches, other models, linked folders and files of unknown names are left out."""
     origin, out = tmp_path / "origin", tmp_path / "out"
     shutil.copytree(source, origin)
@@ -131,19 +129,19 @@ def test_round_parameters_replaces_only_what_changes():
     assert pair[1].weight is pair[0].weight
 
 
-def test_new_folder_leaves_nothing_on_a_full_disk(tmp_path: Path):
+def test_new_folder_leaves_nothing_on_a_full_disk(tmp_path):
     with pytest.raises(ValueError, match="cannot write `out`"), new_folder(tmp_path / "out"):
         raise OSError(errno.ENOSPC, "No space left")
     assert not list(tmp_path.iterdir())
 
 
-def test_new_folder_keeps_existing_folders(tmp_path: Path):
+def test_new_folder_keeps_existing_folders(tmp_path):
     with pytest.raises(ValueError, match="`out` exists"), new_folder(tmp_path / "out"):
         (tmp_path / "out").mkdir()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_save_keeps_a_config_dtype_that_differs_from_the_weights(tmp_path: Path):
+def test_save_keeps_a_config_dtype_that_differs_from_the_weights(tmp_path):
     """The bundled model is stored in float16 and computed in float32."""
     source = tiny.save("llava", tmp_path / "source")
     AutoModelForImageTextToText.from_pretrained(source).half().save_pretrained(source)

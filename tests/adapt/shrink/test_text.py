@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,16 +27,16 @@ CONTEXT = 16
 
 
 @pytest.fixture(scope="module")
-def settings(folder_of: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def settings(folder_of, tmp_path_factory) -> dict[str, str]:
     return {"checkpoint": str(folder_of("llama")), "data_root": str(text_folder(tmp_path_factory.mktemp("text")))}
 
 
 @pytest.fixture(scope="module")
-def problem(settings: dict[str, str]) -> Problem:
+def problem(settings) -> Problem:
     return load_problem(ProblemConfig(model="VLM", task="text", **settings, context=CONTEXT, device="cpu"))
 
 
-def test_a_shrunk_model_scores_what_the_search_scored(problem: Problem):
+def test_a_shrunk_model_scores_what_the_search_scored(problem):
     examples = problem.splits.test[:5]
     wanted = problem.evaluator.evaluate(MASK[None], examples)
     quality, texts, scores = score_model(pruned_copy(problem.vlp, MASK), problem.task, examples, "")
@@ -47,7 +46,7 @@ def test_a_shrunk_model_scores_what_the_search_scored(problem: Problem):
     assert texts[0].endswith("nats a token")
 
 
-def test_recovery_learns_every_token_from_a_teacher_that_keeps_no_states(problem: Problem, monkeypatch: pytest.MonkeyPatch):
+def test_recovery_learns_every_token_from_a_teacher_that_keeps_no_states(problem, monkeypatch):
     examples, config = problem.splits.train[:8], RecoveryConfig(steps=12, batch_size=4, learning_rate=0.01)
     kept = Teacher(problem.vlp, problem.task, examples, 4).states(examples)
     assert len(kept) == sum(len(e.ids) - 1 for e in examples)
@@ -60,7 +59,7 @@ def test_recovery_learns_every_token_from_a_teacher_that_keeps_no_states(problem
     assert score_model(student, problem.task, examples, "")[0].loss < before
 
 
-def test_a_text_has_no_answers_for_a_teacher(settings: dict[str, str], tmp_path: Path):
+def test_a_text_has_no_answers_for_a_teacher(settings, tmp_path):
     kept = {"runs_dir": str(tmp_path), "device": "cpu", "problem": {"context": CONTEXT}, "train": {"targets": "teacher"}}
     with pytest.raises(RunError, match="`targets`"):
         ex.run({**settings, **kept, "task": "text", "skip_num": 1})
@@ -68,9 +67,7 @@ def test_a_text_has_no_answers_for_a_teacher(settings: dict[str, str], tmp_path:
 
 
 @pytest.mark.slow
-def test_shrink_takes_the_result_of_a_search_on_a_table(
-    settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_shrink_takes_the_result_of_a_search_on_a_table(settings, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measuring, "LATENCY_BLOCKS", 1)
     kept: dict[str, Any] = {"runs_dir": str(tmp_path)}
     problem = {"model": "VLM", "task": "text", **settings, "context": CONTEXT, "device": "cpu"}
@@ -87,9 +84,7 @@ def test_shrink_takes_the_result_of_a_search_on_a_table(
 
 
 @pytest.mark.slow
-def test_shrink_and_evaluate_a_text_model(
-    settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_shrink_and_evaluate_a_text_model(settings, tmp_path, monkeypatch, capsys):
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setattr(measuring, "LATENCY_BLOCKS", 1)

@@ -27,7 +27,7 @@ Change = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+def in_this_process(monkeypatch, tmp_path) -> Callable[..., None]:
     """Run the subprocess's main function here, to save seconds; its output can be changed."""
 
     def install(change: Change = lambda found: None) -> None:
@@ -55,9 +55,7 @@ def shrunk(problem: Problem, folder: Path, source: Path) -> tuple[VLM, Probes]:
     return smaller, Probes.from_examples(problem.vlp, problem.task, problem.splits.test)
 
 
-def test_verify_accepts_the_saved_model_and_no_other(
-    problem_of: Callable[[str], Problem], folder_of: Callable[[str], Path], in_this_process, tmp_path: Path
-):
+def test_verify_accepts_the_saved_model_and_no_other(problem_of, folder_of, in_this_process, tmp_path):
     in_this_process()
     smaller, probes = shrunk(problem_of("llava"), tmp_path / "out", folder_of("llava"))
     found = verify(tmp_path / "out", smaller, MASK, probes, torch.float32)
@@ -93,7 +91,7 @@ def other_tokens(found: dict[str, Any]) -> None:
         (another_token("with left padding"), "with left padding, generates"),
     ],
 )
-def test_verify_names_what_differs(problem_of, folder_of, in_this_process, tmp_path: Path, change: Change, text: str):
+def test_verify_names_what_differs(problem_of, folder_of, in_this_process, tmp_path, change, text):
     in_this_process(change)
     smaller, probes = shrunk(problem_of("llava"), tmp_path / "out", folder_of("llava"))
     with pytest.raises(VerificationError, match=text):
@@ -101,7 +99,7 @@ def test_verify_names_what_differs(problem_of, folder_of, in_this_process, tmp_p
 
 
 @pytest.mark.parametrize("name", ["mllama", "qwen3_vl", "glm4_moe", "lfm2_vl"])
-def test_verify_other_types_in_float64(name: str, in_this_process, tmp_path: Path):
+def test_verify_other_types_in_float64(name, in_this_process, tmp_path):
     in_this_process()
     source = tiny.save(name, tmp_path / "source", torch.float64)
     probes = probes_of(source)
@@ -126,14 +124,14 @@ def probes_of(source: Path) -> Probes:
     return Probes(vlm, processor, prompts)
 
 
-def test_check_generation_rejects_a_wrong_first_layer(tmp_path: Path):
+def test_check_generation_rejects_a_wrong_first_layer(tmp_path):
     """transformers' mllama reads the length of its cache off the first layer, which must not be a cross-attention."""
     probes = probes_of(tiny.save("mllama", tmp_path / "source", torch.float64))
     with pytest.raises(VerificationError, match=r"MllamaForCond\w+ does not work without these layers"):
         check_generation(pruned_copy(probes.vlm, [1, 0, 0, 0]), probes)
 
 
-def test_check_generation_accepts_what_the_full_model_does_as_well(problem_of, monkeypatch: pytest.MonkeyPatch):
+def test_check_generation_accepts_what_the_full_model_does_as_well(problem_of, monkeypatch):
     """Gemma 2 counts padding into its sliding window, so that the full model's output changes with padding, too."""
     problem = problem_of("llava")
     probes = Probes.from_examples(problem.vlp, problem.task, problem.splits.reward)
@@ -149,7 +147,7 @@ def test_check_generation_accepts_what_the_full_model_does_as_well(problem_of, m
         check_generation(smaller, probes)
 
 
-def test_run_in_subprocess_reports_one_line_and_keeps_stdin_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_run_in_subprocess_reports_one_line_and_keeps_stdin_open(tmp_path, monkeypatch):
     """Packages on PYTHONPATH can be imported."""
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "torch_of_a_cluster.py").write_text("WHY = 'the weights are missing'\n")

@@ -1,8 +1,6 @@
 """Vision layers removed with decoder layers."""
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,13 +14,13 @@ MASK = np.array([False, True, False, False, False, True, False])
 
 
 @pytest.fixture(scope="module")
-def problem(folder_of: Callable[[str], Path], data: Path) -> Problem:
+def problem(folder_of, data) -> Problem:
     config = ProblemConfig("VLM", "answering", checkpoint=str(folder_of("qwen2_5_vl")), data_root=str(data), vision=True)
     return load_problem(dataclasses.replace(config, device="cpu"))
 
 
 @pytest.mark.slow
-def test_selection_takes_the_best_removable_mask(problem: Problem):
+def test_selection_takes_the_best_removable_mask(problem):
     """Masks may skip the whole tower, and be the best; a model without any tower cannot be saved."""
     every = np.array([False] * 4 + [True] * 3)
     best = Choice(every, problem.backbone.config, "a remark", (every | MASK, MASK & False, MASK))

@@ -97,7 +97,7 @@ def test_bayes_drops_the_assumption_that_skipping_hurts():
 
 
 @pytest.mark.parametrize("count", [1, 9])
-def test_bayes_alternates_by_turns_not_by_masks(count: int):
+def test_bayes_alternates_by_turns_not_by_masks(count):
     """By masks, 9 a turn would leave every turn to the same process, and above `OFTEN` improve the same settings."""
     agent = Bayes(MaskSpace(Budget(30, 8)), seed=0)
     asks = 0

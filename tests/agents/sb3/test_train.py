@@ -20,7 +20,7 @@ ID = "DAS-METER-VQA-Tabular-v0"
 
 
 @pytest.fixture(scope="module")
-def env_kwargs(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def env_kwargs(tmp_path_factory) -> dict:
     """A table of 12 layers, made up."""
     return {"table": str(write_table(tmp_path_factory.mktemp("table") / "table.npz", 12))}
 
@@ -32,7 +32,7 @@ def train(algorithm, env_kwargs: dict, folder: Path | None = None, on_turn=None,
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("budget", [{"skip_num": 3}, {"macs_saved": 0.12}])
-def test_algorithm_scores_masks_within_the_budget(env_kwargs: dict, name: str, budget: dict):
+def test_algorithm_scores_masks_within_the_budget(env_kwargs, name, budget):
     before = copy.deepcopy(ALGORITHMS[name])
     trained = train(name, env_kwargs, **budget)
     result = trained.result
@@ -52,14 +52,14 @@ def test_algorithm_scores_masks_within_the_budget(env_kwargs: dict, name: str, b
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppo", "a2c", "trpo"])
-def test_algorithm_defaults_find_one_of_the_two_best_masks(name: str):
+def test_algorithm_defaults_find_one_of_the_two_best_masks(name):
     config = SearchConfig(ID, agent=name, skip_num=4, **SB3_DEFAULTS)
     table = gymnasium.make(ID).unwrapped.table
     second = np.sort(np.exp(-table.values("loss")[table.masks.sum(axis=1) == 4]))[-2]
     assert train_sb3(config).policy["reward"] >= second - 1e-6
 
 
-def test_saved_agent_answers_alike(env_kwargs: dict, tmp_path: Path):
+def test_saved_agent_answers_alike(env_kwargs, tmp_path):
     trained = train("maskable_ppo", env_kwargs, tmp_path)
     env = gymnasium.make_vec(ID, action=trained.action, **env_kwargs)
     mask = play_episode(MaskablePPO.load(tmp_path / AGENT), env.unwrapped, seed=0)
@@ -70,7 +70,7 @@ def test_saved_agent_answers_alike(env_kwargs: dict, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["ppo", "sac", "ars"])
-def test_resumed_training_equals_an_uninterrupted_one(env_kwargs: dict, tmp_path: Path, name: str):
+def test_resumed_training_equals_an_uninterrupted_one(env_kwargs, tmp_path, name):
     with pytest.raises(StopError):
         train(name, env_kwargs, tmp_path, save_every=1, on_turn=stop_after(3))
     assert len(json.loads((tmp_path / CHECKPOINT).read_text())["turns"]) == 3
@@ -87,7 +87,7 @@ class Patient(PPO):
         self.patience = patience
 
 
-def test_train_with_your_own_class(env_kwargs: dict):
+def test_train_with_your_own_class(env_kwargs):
     name = f"{__name__}:Patient"
     trained = train(name, env_kwargs, agent_kwargs={"patience": 2, "n_epochs": 1})
     assert isinstance(trained.model, Patient)
@@ -98,7 +98,7 @@ def test_train_with_your_own_class(env_kwargs: dict):
 
 
 @pytest.mark.slow
-def test_train_with_an_unlisted_class(env_kwargs: dict):
+def test_train_with_an_unlisted_class(env_kwargs):
     trained = train("sb3_contrib:RecurrentPPO", env_kwargs, action="sequence", agent_kwargs={"n_steps": 8})
     assert isinstance(trained.model.policy, RecurrentActorCriticPolicy)
     assert trained.result.n_skipped == 4
@@ -114,19 +114,19 @@ def test_train_with_an_unlisted_class(env_kwargs: dict):
         ("ppo", {"env_kwargs": {"action": 1}}, "`action`"),
     ],
 )
-def test_train_rejects_settings(env_kwargs: dict, algorithm: str, settings: dict, text: str):
+def test_train_rejects_settings(env_kwargs, algorithm, settings, text):
     with pytest.raises(ValueError, match=text):
         train(algorithm, settings.pop("env_kwargs", env_kwargs), **settings)
 
 
-def test_train_ends_when_no_mask_is_within_the_budget(env_kwargs: dict):
+def test_train_ends_when_no_mask_is_within_the_budget(env_kwargs):
     trained = train("ppo", env_kwargs, action="mask", skip_num=12, evaluations=1)
     assert trained.starved
     assert trained.result.masks_asked == 0
     assert trained.result.mask == trained.policy["mask"]
 
 
-def test_recorder_names_a_nan_reward(env_kwargs: dict):
+def test_recorder_names_a_nan_reward(env_kwargs):
     env = gymnasium.make_vec(ID, num_envs=2, skip_num=2, **env_kwargs)
     recorder = Recorder(TransformReward(env, lambda rewards: rewards * np.nan), SearchConfig(ID))
     recorder.reset(seed=0)
@@ -136,9 +136,7 @@ def test_recorder_names_a_nan_reward(env_kwargs: dict):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("action", "batches"), [("scores", "fixed"), ("scores", "cycle"), ("sequence", "resample")])
-def test_resumed_search_on_a_model_equals_an_uninterrupted_one(
-    small_kwargs: dict, tmp_path: Path, batches: str, action: str
-):
+def test_resumed_search_on_a_model_equals_an_uninterrupted_one(small_kwargs, tmp_path, batches, action):
     env_kwargs = {**small_kwargs, "reward_batches": batches, "reward_examples": 4}
     settings = {"env_id": "DAS-METER-VQA-v0", "agent": "ppo", "action": action, "skip_num": 3, "evaluations": 12}
     settings |= {"save_every": 1, "masks_per_turn": 2, "agent_kwargs": {"n_steps": 2, "n_epochs": 1}}

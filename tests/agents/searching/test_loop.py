@@ -185,7 +185,7 @@ def test_search_config_rejects_settings(settings, name):
 
 
 @pytest.mark.parametrize("agent", ["bayes", "greedy"])
-def test_search_reads_a_table_of_few_skipped_layers(agent: str):
+def test_search_reads_a_table_of_few_skipped_layers(agent):
     """Its masks of up to 4 layers are all that these agents ask for, also those outside the budget."""
     result = search(SearchConfig(env_id="DAS-LLaVA-Answering-Tabular-v0", skip_num=3, agent=agent, evaluations=30))
     assert (sum(result.mask), result.masks_asked) == (3, 30)

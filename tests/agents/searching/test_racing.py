@@ -1,7 +1,6 @@
 """Racing: which masks are dropped, what the agent is told, and what the record says."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from synthetic import ENV_ID, StopError, check_replays, stop_after
 
 from benchmarks.search.racing import LossTable
 from das_gym.envs.skip_env import EngineScorer
-from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import every_mask
 from tests.made_up_suite import made_up_table
 
@@ -41,7 +39,7 @@ def test_race_drops_a_mask_that_is_clearly_worse_and_tells_its_mean_difference()
 
 
 @pytest.mark.parametrize(("shift", "share"), [(0.24, 1.0), (0.26, 0.25)])
-def test_race_gives_the_benefit_of_the_doubt_by_the_standard_error(shift: float, share: float):
+def test_race_gives_the_benefit_of_the_doubt_by_the_standard_error(shift, share):
     """Differences of shift + 0.4 and shift - 0.4 in turns: s = 0.4 * sqrt(16 / 15) / 4 * sqrt(3 / 4) after 16 examples."""
     base = np.ones(N_EXAMPLES)
     other = base + shift + 0.4 * (-1.0) ** np.arange(N_EXAMPLES)
@@ -87,7 +85,7 @@ def test_race_compares_masks_off_the_budget_with_those_of_as_many_units():
     assert [race.score(mask[None]).shares[0] for mask in masks] == [1.0, 1.0, 1.0, 0.25]
 
 
-def test_race_of_a_model_agrees_with_its_environment(small_problem: Problem):
+def test_race_of_a_model_agrees_with_its_environment(small_problem):
     scorer = OwnScorer(EngineScorer(small_problem, {"skip_num": 2}, reward_examples=12))
     masks = every_mask(6, 2)
     raced = Race(scorer, MaskSpace(Budget(6, 2)), (1 / 2,), least=6).score(masks)
@@ -97,7 +95,7 @@ def test_race_of_a_model_agrees_with_its_environment(small_problem: Problem):
         np.testing.assert_allclose(raced.scores[name], scores[name], atol=1e-5)
 
 
-def test_search_records_the_share_of_each_mask_and_resumes_exactly(tmp_path: Path):
+def test_search_records_the_share_of_each_mask_and_resumes_exactly(tmp_path):
     made_up_table(8, 3, examples=240).save(tmp_path / "table.npz")
     env_kwargs = {"table": str(tmp_path / "table.npz"), "reward_examples": 240}
     raced = SearchConfig("DAS-METER-VQA-Tabular-v0", skip_num=3, env_kwargs=env_kwargs, evaluations=12, seed=1)
@@ -126,7 +124,7 @@ def test_search_records_the_share_of_each_mask_and_resumes_exactly(tmp_path: Pat
         {"reward": "metric"},
     ],
 )
-def test_search_names_racing_where_it_is_impossible(small_kwargs: dict[str, str], settings: dict[str, str]):
+def test_search_names_racing_where_it_is_impossible(small_kwargs, settings):
     env_id = settings.pop("env_id", None)
     env_kwargs = {} if env_id else {**small_kwargs, **settings}
     config = SearchConfig(env_id or "DAS-METER-VQA-v0", skip_num=2, racing=True, env_kwargs=env_kwargs, evaluations=2)

@@ -23,7 +23,7 @@ ASKED = (("how many circles are there", "2"), ("what colour is it", "red green")
 
 
 @pytest.fixture(scope="session")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def folder_of(tmp_path_factory) -> Callable[[str], Path]:
     """The folder of a tiny checkpoint by its type, float64, made once."""
     made: dict[str, Path] = {}
 
@@ -89,7 +89,7 @@ class Driven:
 
 
 @pytest.fixture(scope="session")
-def driven(folder_of: Callable[[str], Path]) -> Callable[..., Driven]:
+def driven(folder_of) -> Callable[..., Driven]:
     """A tiny model by its type and kind of units, loaded once: do not change it."""
     loaded: dict[tuple[str, str, bool], Driven] = {}
 

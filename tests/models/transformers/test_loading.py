@@ -24,7 +24,7 @@ CODE = "import pathlib\npathlib.Path({!r}).touch()\nclass Foo: pass\n"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path) -> Path:
     """The bundled model's folder, its configuration to be changed."""
     shutil.copytree(SMOL, tmp_path / "model", ignore=shutil.ignore_patterns("*.npz"))
     return tmp_path / "model"
@@ -137,7 +137,7 @@ def test_load_vlm_executes_no_pickle(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory) -> Path:
     return tiny.save("llava", tmp_path_factory.mktemp("sums") / "source")
 
 

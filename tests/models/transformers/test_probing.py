@@ -1,7 +1,6 @@
 """What probing finds out about a model, and what it rejects."""
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,7 +69,7 @@ def test_smaller_model_that_would_not_reload_is_rejected(driven):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("common", [0.0, 0.3])
-def test_probing_of_16_bits_sees_what_rounding_would_hide(common: float):
+def test_probing_of_16_bits_sees_what_rounding_would_hide(common):
     """PaliGemma's question is read both ways: an answer's tokens are of another type, and nothing is shared.
 
     Embeddings with a large common part, as pretrained models have, leave little of what attention adds.
@@ -85,7 +84,7 @@ def test_probing_of_16_bits_sees_what_rounding_would_hide(common: float):
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_attention_and_mlp_side_by_side_are_no_units(tmp_path: Path):
+def test_attention_and_mlp_side_by_side_are_no_units(tmp_path):
     """Of GPT-NeoX, with one large component of the embeddings, as pretrained models have."""
     sizes = {"vocab_size": tiny.VOCABULARY, "hidden_size": tiny.WIDTH, "intermediate_size": 48, "num_hidden_layers": 4}
 

@@ -133,7 +133,7 @@ def test_pruned_copy_needs_an_attention_of_the_first_layers_kind(driven):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", tiny.WHOLE_ONLY)
-def test_load_vlm_rejects_sublayers_of_layers_with_more_parts(folder_of, name: str):
+def test_load_vlm_rejects_sublayers_of_layers_with_more_parts(folder_of, name):
     """LFM 2 has layers of convolutions, and Gemma 4 multiplies the output of each layer."""
     with pytest.raises(ValueError, match="`units`"):
         load_vlm(folder_of(name), units="sublayers")

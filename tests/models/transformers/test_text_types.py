@@ -50,7 +50,7 @@ MASKS = np.array([[0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 1, 1]], dtype=bool)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory) -> Path:
     return text_folder(tmp_path_factory.mktemp("text"), documents=60)
 
 
@@ -72,7 +72,7 @@ def without(model: Any, mask: np.ndarray) -> Any:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_losses_are_those_of_models_without_the_layers(name: str, data: Path, tmp_path: Path):
+def test_losses_are_those_of_models_without_the_layers(name, data, tmp_path):
     maker = lambda: (t.AutoModelForCausalLM.from_config(CONFIGS[name]()), tiny.tokenizer())  # noqa: E731
     folder = tiny.save_made(maker, tmp_path / name, torch.float64)
     settings = {"checkpoint": str(folder), "data_root": str(data), "context": 16, "eval_batch_size": 4}

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow  # all of them take seconds
 @pytest.mark.parametrize(
     ("name", "units", "vision"), [("llava", "layers", False), ("smolvlm", "sublayers", False), ("llava", "layers", True)]
 )
-def test_walk_stays_within_what_is_counted(driven, name: str, units: str, vision: bool):
+def test_walk_stays_within_what_is_counted(driven, name, units, vision):
     model = driven(name, units, vision=vision)
     examples = examples_of(model) * 2
     check_peak(evaluator_of(model, batch_size=len(examples)), examples)

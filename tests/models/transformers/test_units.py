@@ -1,7 +1,5 @@
 """DAS's adapters in models of transformers: their formulas, what trains, and what is left after pruning."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import accelerate
@@ -32,14 +30,14 @@ def test_skipped_layer_runs_with_offloaded_weights():
 
 
 @pytest.fixture
-def adapted(folder_of: Callable[[str], Path]) -> VLM:
+def adapted(folder_of) -> VLM:
     vlm = load_vlm(folder_of("llava"), bottleneck=3, skip_bottleneck=5, generator=torch.Generator().manual_seed(0))
     vlm.freeze()
     return vlm
 
 
 @pytest.fixture
-def model(adapted: VLM, folder_of: Callable[[str], Path]) -> Driven:
+def model(adapted, folder_of) -> Driven:
     return Driven(adapted, adapted.make_processor(folder_of("llava")))
 
 

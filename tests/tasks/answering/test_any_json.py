@@ -40,7 +40,7 @@ def folder(root: Path, odd: list[Any]) -> Path:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(VALUES, FIELDS.map(lambda fields: entry(2) | fields)), min_size=1, max_size=3))
-def test_any_entry_is_read_or_named(odd: list[Any]):
+def test_any_entry_is_read_or_named(odd):
     with tempfile.TemporaryDirectory() as place:
         root = folder(Path(place) / "mine", odd)
         refused = ""

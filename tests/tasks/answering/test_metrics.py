@@ -21,7 +21,7 @@ CLASSES = ("land", "bare land", "airport", "railway station")
         ("?", "?", True),
     ],
 )
-def test_exact_match_normalizes(answer: str, reference: str, same: bool):
+def test_exact_match_normalizes(answer, reference, same):
     assert exact_match(answer, reference) == float(same)
     assert exact_match(reference, answer) == float(same)
 
@@ -45,7 +45,7 @@ def test_vqa_accuracy_of_a_blank_answer_is_zero():
         ("", None),
     ],
 )
-def test_chosen_option_of_letters(generated: str, chosen: str | None):
+def test_chosen_option_of_letters(generated, chosen):
     assert chosen_option(generated, LETTERED) == chosen
 
 
@@ -58,7 +58,7 @@ def test_chosen_option_of_letters(generated: str, chosen: str | None):
         ("", None),
     ],
 )
-def test_chosen_option_of_words(generated: str, chosen: str | None):
+def test_chosen_option_of_words(generated, chosen):
     assert chosen_option(generated, CLASSES) == chosen
 
 

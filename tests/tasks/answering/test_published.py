@@ -15,7 +15,7 @@ from tests.tasks.answering.making import assert_disjoint, chat, draw, entry, lla
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path) -> Path:
     return llava_folder(tmp_path / "mine", train=6, val=3, test=2)
 
 
@@ -26,7 +26,7 @@ def change(path: Path, index: int, **changes: Any) -> Path:
     return write(path, entries)
 
 
-def test_entry_becomes_an_example(root: Path):
+def test_entry_becomes_an_example(root):
     change(root / "test.json", 0, answer_type=" CLOSED ")
     splits = load_answers(root)
     assert splits.test[0] == AnswerExample(
@@ -41,7 +41,7 @@ def test_entry_becomes_an_example(root: Path):
     assert_disjoint(splits)
 
 
-def test_answered_rounds_become_examples_with_their_history(root: Path):
+def test_answered_rounds_become_examples_with_their_history(root):
     texts = ("<image>\nWhat is it? ", " A dog. ", "And <image> this?", "A cat.", "Both?", "No.", "Why?")
     draw(root / "images" / "a.png", root / "images" / "b.png")
     write(root / "test.json", [entry(50, *texts, image=["a.png", "b.png"])])
@@ -55,7 +55,7 @@ def test_answered_rounds_become_examples_with_their_history(root: Path):
     assert third.rounds == (("<image>\nWhat is it?", "A dog."), ("And <image> this?", "A cat."))
 
 
-def test_missing_or_duplicate_ids_are_replaced_by_position(root: Path):
+def test_missing_or_duplicate_ids_are_replaced_by_position(root):
     entries = [entry("a"), entry("a", "<image>\nWhose is it?", "mine"), entry(77), entry("x#1"), entry("y")]
     del entries[4]["id"]
     draw(*(root / "images" / f"{name}.png" for name in ("a", "77", "x#1", "y")))
@@ -66,12 +66,12 @@ def test_missing_or_duplicate_ids_are_replaced_by_position(root: Path):
 
 
 @pytest.mark.parametrize("folder", ["", "imgs", "data/Mine", "../images"])
-def test_images_are_found(tmp_path: Path, folder: str):
+def test_images_are_found(tmp_path, folder):
     root = llava_folder(tmp_path / "mine", images=folder, train=4)
     assert_disjoint(load_answers(root))
 
 
-def test_reference_folder_and_file_names(tmp_path: Path):
+def test_reference_folder_and_file_names(tmp_path):
     """Slake and AID as LLaVA-DAS has them: two files, and one of questions alone."""
     root = tmp_path / "slake"
     texts = ("<image>\nWhere is the liver?\nAnswer the question using a single word or phrase.", "Right")
@@ -100,7 +100,7 @@ def aid(root: Path) -> Path:
     return root
 
 
-def test_file_name_selects_one_of_several_data_sets(tmp_path: Path):
+def test_file_name_selects_one_of_several_data_sets(tmp_path):
     root = aid(tmp_path / "aid")
     with pytest.raises(ValueError, match=r"aid holds 2 data sets: .*train20\.json \(LLaVA.*train50\.json .*`data_root`"):
         load_answers(root)
@@ -111,7 +111,7 @@ def test_file_name_selects_one_of_several_data_sets(tmp_path: Path):
     assert len(load_answers(root / "train50.json").test) == 8
 
 
-def test_single_question_makes_its_answers_options(tmp_path: Path):
+def test_single_question_makes_its_answers_options(tmp_path):
     root = aid(tmp_path / "aid")
     assert {e.options for part in parts_of(load_answers(root / "train20.json")).values() for e in part} == {
         ("airport", "bareland")
@@ -135,7 +135,7 @@ BAD_ENTRIES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("changes", "text"), BAD_ENTRIES.values(), ids=BAD_ENTRIES)
-def test_bad_entry_is_named_or_skipped(root: Path, changes: dict[str, Any], text: str):
+def test_bad_entry_is_named_or_skipped(root, changes, text):
     change(root / "test.json", 0, **changes)
     with pytest.raises(ValueError, match=text) as raised:
         load_answers(root)
@@ -145,7 +145,7 @@ def test_bad_entry_is_named_or_skipped(root: Path, changes: dict[str, Any], text
     assert ([example.key for example in splits.test], len(splits.left_out)) == (["test.json/10"], 1)
 
 
-def test_damaged_line_or_file_is_named(root: Path):
+def test_damaged_line_or_file_is_named(root):
     path = write_lines(root / "test.json", [entry(9), entry(10)])
     path.write_text(path.read_text() + '{"id": "11", "conv\n')
     with pytest.raises(ValueError, match=r"test\.json: line 3 is not valid JSON"):
@@ -156,7 +156,7 @@ def test_damaged_line_or_file_is_named(root: Path):
         load_answers(root, "skip")
 
 
-def test_files_that_share_an_image_are_made_disjoint(root: Path):
+def test_files_that_share_an_image_are_made_disjoint(root):
     change(root / "train.json", 2, image="./9.png")
     change(root / "train.json", 4, image="10.png")
     with pytest.raises(ValueError, match=r"train\.json: \[2\] \(id 2\) shares an image .*9\.png is in .*test\.json: \[0\]"):
@@ -173,7 +173,7 @@ def test_files_that_share_an_image_are_made_disjoint(root: Path):
         load_answers(root, "skip")
 
 
-def test_docs_example_is_read(tmp_path: Path):
+def test_docs_example_is_read(tmp_path):
     page = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
     block, _ = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     root = llava_folder(tmp_path / "data", train=9)

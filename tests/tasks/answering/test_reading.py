@@ -43,7 +43,7 @@ def sizes(root: Path) -> list[int]:
         ({"slake_train_en": 10, "slake_test-dev_en": 4, "slake_validate_en": 2}, [10, 2, 4]),
     ],
 )
-def test_files_and_the_splits_that_come_of_them(tmp_path: Path, counts: dict[str, int], wanted: list[int]):
+def test_files_and_the_splits_that_come_of_them(tmp_path, counts, wanted):
     root = llava_folder(tmp_path / "data", **counts)
     assert sizes(root) == wanted
     assert_disjoint(load_answers(root))
@@ -59,11 +59,11 @@ def test_files_and_the_splits_that_come_of_them(tmp_path: Path, counts: dict[str
         ("contest.json", "all", ("contest",)),
     ],
 )
-def test_part_of_a_file_name(name: str, part: str, rest: tuple[str, ...]):
+def test_part_of_a_file_name(name, part, rest):
     assert part_of(Path(name)) == (part, rest)
 
 
-def test_split_is_independent_of_folder_and_order(tmp_path: Path):
+def test_split_is_independent_of_folder_and_order(tmp_path):
     root = llava_folder(tmp_path / "here", everything=40)
     moved = tmp_path / "there" / "deep"
     shutil.copytree(root, moved / "data")
@@ -95,7 +95,7 @@ def conversations(numbers: list[list[int]]) -> list[Conversation]:
 
 
 @given(IMAGES, PARTS)
-def test_files_that_share_images_are_divided_or_rejected(numbers: list[list[int]], names: list[str]):
+def test_files_that_share_images_are_divided_or_rejected(numbers, names):
     made = conversations(numbers)
     parts = {name: [c for c, part in zip(made, names, strict=False) if part == name] for name in ("train", "val", "test")}
     parts = {name: part for name, part in parts.items() if part}
@@ -113,7 +113,7 @@ def test_files_that_share_images_are_divided_or_rejected(numbers: list[list[int]
 # --- known formats ---
 
 
-def test_vqav2_with_the_instruction_and_all_annotators(shapes_folder: Path):
+def test_vqav2_with_the_instruction_and_all_annotators(shapes_folder):
     splits = load_answers(shapes_folder)
     example = splits.test[0]
     assert example.question.endswith(f"?\n{SHORT_ANSWER}")
@@ -123,7 +123,7 @@ def test_vqav2_with_the_instruction_and_all_annotators(shapes_folder: Path):
     assert_disjoint(splits)
 
 
-def test_answers_that_normalising_leaves_nothing_of(shapes_folder: Path, tmp_path: Path):
+def test_answers_that_normalising_leaves_nothing_of(shapes_folder, tmp_path):
     root = shutil.copytree(shapes_folder, tmp_path / "vqa")
     path = root / "v2_mscoco_train2014_annotations.json"
     whole = json.loads(path.read_text())
@@ -138,7 +138,7 @@ def test_answers_that_normalising_leaves_nothing_of(shapes_folder: Path, tmp_pat
     assert len(splits.left_out) == 1
 
 
-def test_nlvr2_through_a_prompt(tmp_path: Path):
+def test_nlvr2_through_a_prompt(tmp_path):
     root = write_shapes_nlvr2(tmp_path / "nlvr2", directories=3, directory_sets=1, test_sets=1)
     splits = load_answers(root)
     example = splits.test[0]
@@ -153,7 +153,7 @@ def test_nlvr2_through_a_prompt(tmp_path: Path):
     assert list(load_answers(root).test) == list(splits.test)
 
 
-def test_arrow_tables(tmp_path: Path):
+def test_arrow_tables(tmp_path):
     vqa, nlvr2 = load_answers(write_vqa(tmp_path / "vqa")), load_answers(write_nlvr2(tmp_path / "nlvr2"))
     assert vqa.train[0].answer == "heron"
     assert vqa.train[0].answers.count("heron") == 4
@@ -178,7 +178,7 @@ def slake(root: Path, **changes: object) -> Path:
     return root
 
 
-def test_slake(tmp_path: Path):
+def test_slake(tmp_path):
     root = slake(tmp_path / "Slake1.0")
     splits = load_answers(root)
     assert [len(part) for part in parts_of(splits).values()] == [36, 9, 9]
@@ -196,7 +196,7 @@ def test_slake(tmp_path: Path):
         ({"q_lang": "zh"}, r"train\.json holds no usable example"),
     ],
 )
-def test_bad_slake_entry_is_named(tmp_path: Path, changes: dict[str, object], text: str):
+def test_bad_slake_entry_is_named(tmp_path, changes, text):
     root = slake(tmp_path / "Slake1.0", **changes)
     with pytest.raises((ValueError, FileNotFoundError), match=text):
         load_answers(root)
@@ -225,7 +225,7 @@ def scienceqa(root: Path) -> Path:
     return root
 
 
-def test_scienceqa(tmp_path: Path):
+def test_scienceqa(tmp_path):
     root = scienceqa(tmp_path / "ScienceQA")
     splits = load_answers(root)
     assert [len(part) for part in parts_of(splits).values()] == [8, 3, 3]
@@ -250,7 +250,7 @@ def test_scienceqa(tmp_path: Path):
         ({"choices": ["one"]}, r"problems\.json: 13: wrong `choices`"),
     ],
 )
-def test_bad_problem_is_named_or_skipped(tmp_path: Path, changes: dict[str, object], text: str):
+def test_bad_problem_is_named_or_skipped(tmp_path, changes, text):
     root = scienceqa(tmp_path / "sqa")
     problems = json.loads((root / "problems.json").read_text())
     problems["13"] |= changes
@@ -262,7 +262,7 @@ def test_bad_problem_is_named_or_skipped(tmp_path: Path, changes: dict[str, obje
     assert len(splits.left_out) == 1
 
 
-def test_unknown_and_repeated_pids_are_named(tmp_path: Path):
+def test_unknown_and_repeated_pids_are_named(tmp_path):
     root = scienceqa(tmp_path / "sqa")
     pids = json.loads((root / "pid_splits.json").read_text())
     write(root / "pid_splits.json", pids | {"test": ["12", "99", "3"]})
@@ -282,7 +282,7 @@ def aid(root: Path) -> Path:
     return root
 
 
-def test_class_folders(tmp_path: Path):
+def test_class_folders(tmp_path):
     splits = load_answers(aid(tmp_path / "data"))
     assert [len(part) for part in parts_of(splits).values()] == [17, 2, 2]
     (example,) = [e for part in parts_of(splits).values() for e in part if e.key == "BareLand/3.jpg"]
@@ -296,7 +296,7 @@ def test_class_folders(tmp_path: Path):
     assert sum(not keys.isdisjoint(map(str, copies)) for keys in images.values()) == 1
 
 
-def test_class_folders_of_parts(tmp_path: Path):
+def test_class_folders_of_parts(tmp_path):
     """The layout of torchvision's ImageFolder; split folders that hold images themselves are no classes."""
     for part in ("train", "valid"):
         aid(tmp_path / "data" / part)
@@ -319,7 +319,7 @@ def test_class_folders_of_parts(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", ['{"data": [{"conversations": []}]}', "", '[{"image": "a.png", "caption": "b"}]'])
-def test_unknown_data_are_rejected(tmp_path: Path, content: str):
+def test_unknown_data_are_rejected(tmp_path, content):
     with pytest.raises(ValueError, match="in a known format: got an empty folder, expected LLaVA's conversations"):
         load_answers(tmp_path)
     aid(tmp_path)  # folders of classes next to a damaged file are its images
@@ -329,13 +329,13 @@ def test_unknown_data_are_rejected(tmp_path: Path, content: str):
             load_answers(data_root)
 
 
-def test_duplicate_files_of_a_part_are_rejected(tmp_path: Path):
+def test_duplicate_files_of_a_part_are_rejected(tmp_path):
     root = llava_folder(tmp_path / "data", train=9, training=3)
     with pytest.raises(ValueError, match=r"two files for train: got .*train\.json and .*training\.json"):
         load_answers(root)
 
 
-def test_mixed_formats_in_a_folder_are_rejected(tmp_path: Path):
+def test_mixed_formats_in_a_folder_are_rejected(tmp_path):
     root = slake(tmp_path / "data")
     llava_folder(root, train_llava=9, test_llava=3)
     with pytest.raises(ValueError, match=r"holds 2 data sets: .*_llava\.json \(LLaVA's conversations\), .* \(Slake's own"):
@@ -344,7 +344,7 @@ def test_mixed_formats_in_a_folder_are_rejected(tmp_path: Path):
     assert sizes(root / "validate.json") == [36, 9, 9]
 
 
-def test_questions_of_vqas_server_are_read_alone(tmp_path: Path):
+def test_questions_of_vqas_server_are_read_alone(tmp_path):
     """test-dev has no public answers: its questions are asked like all others, and known by their own numbers."""
     questions = [{"image_id": 5, "question": "How many?", "question_id": 50}]
     write(tmp_path / "v2_OpenEnded_mscoco_test-dev2015_questions.json", {"questions": questions})
@@ -354,7 +354,7 @@ def test_questions_of_vqas_server_are_read_alone(tmp_path: Path):
     assert not AnsweringTask.is_labelled([example])
 
 
-def test_questions_alone_are_read_from_llavas_files(tmp_path: Path):
+def test_questions_alone_are_read_from_llavas_files(tmp_path):
     lines = [{"question_id": "a", "image": "1.png", "text": "what is it?", "category": "detail"}]
     file = write_lines(tmp_path / "asked.jsonl", [*lines, {"question_id": 7, "text": "two plus two?"}])
     draw(tmp_path / "images/1.png")

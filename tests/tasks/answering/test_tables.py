@@ -54,7 +54,7 @@ def read_one(tmp_path: Path, changed: Row) -> AnswerExample:
     return next(e for part in (splits.train, splits.reward, splits.test) for e in part if e.key == "train.parquet/0")
 
 
-def test_load_answers_parquet_shards_by_split(tmp_path: Path):
+def test_load_answers_parquet_shards_by_split(tmp_path):
     shards = {"train-00000-of-00002": range(6), "train-00001-of-00002": range(6, 12), "test-00000-of-00001": range(12, 15)}
     for name, numbers in shards.items():
         write_parquet(tmp_path / "data" / f"{name}.parquet", [row(number) for number in numbers], row_group_size=2)
@@ -70,7 +70,7 @@ def test_load_answers_parquet_shards_by_split(tmp_path: Path):
     ]
 
 
-def test_load_answers_saved_to_disk_equals_parquet(tmp_path: Path):
+def test_load_answers_saved_to_disk_equals_parquet(tmp_path):
     rows = [row(number) for number in range(30)]
     write_saved(tmp_path / "saved", rows, shards=2)
     write_parquet(tmp_path / "parquet" / "all.parquet", rows)
@@ -80,7 +80,7 @@ def test_load_answers_saved_to_disk_equals_parquet(tmp_path: Path):
         assert sorted(e.question for e in mine) == sorted(e.question for e in theirs)
 
 
-def test_load_answers_saved_dataset_dict(tmp_path: Path):
+def test_load_answers_saved_dataset_dict(tmp_path):
     folder = tmp_path / "saved"
     write_saved(folder / "train", [row(number) for number in range(9)])
     write_saved(folder / "test", [row(number) for number in range(9, 12)])
@@ -91,7 +91,7 @@ def test_load_answers_saved_dataset_dict(tmp_path: Path):
     assert splits.test[0].images[0].open().size == (24, 16)
 
 
-def test_load_answers_keeps_rows_with_equal_images_in_one_split(tmp_path: Path):
+def test_load_answers_keeps_rows_with_equal_images_in_one_split(tmp_path):
     rows = [row(number % 10, question=f"Which {number}?") for number in range(40)]
     write_parquet(tmp_path / "one.parquet", rows)
     splits = load_answers(tmp_path)
@@ -109,13 +109,13 @@ def test_load_answers_keeps_rows_with_equal_images_in_one_split(tmp_path: Path):
         ([{"answer": "a cat", "answer_id": 1}, {"answer": "cat", "answer_id": 2}], "a cat", ("a cat", "cat")),
     ],
 )
-def test_load_answers_forms_of_answers(tmp_path: Path, answer: Any, reference: str, answers: tuple[str, ...]):
+def test_load_answers_forms_of_answers(tmp_path, answer, reference, answers):
     example = read_one(tmp_path, {"answer": answer, "options": [reference, "x"], "answer_type": "CLOSED"})
     assert (example.answer, example.answers) == (reference, answers)
     assert (example.options, example.kind) == ((reference, "x"), "CLOSED")
 
 
-def test_load_answers_images_named_by_paths(tmp_path: Path):
+def test_load_answers_images_named_by_paths(tmp_path):
     paths = [tmp_path / "data" / "images" / f"{number}.png" for number in range(9)]
     draw(*paths)
     rows = [row(number, image={"bytes": None, "path": f"{number}.png"}) for number in range(9)]
@@ -124,7 +124,7 @@ def test_load_answers_images_named_by_paths(tmp_path: Path):
     assert {e.images[0].key for part in parts_of(splits).values() for e in part} == set(map(str, paths))
 
 
-def test_load_answers_several_images_and_marks(tmp_path: Path):
+def test_load_answers_several_images_and_marks(tmp_path):
     question = "<image><image>Same?\nSay yes or no."
     rows = [row(n, image=[row(n)["image"], row(n + 100)["image"]], question=question) for n in range(9)]
     write_parquet(tmp_path / "all.parquet", rows)
@@ -135,7 +135,7 @@ def test_load_answers_several_images_and_marks(tmp_path: Path):
         load_answers(tmp_path)
 
 
-def test_load_answers_without_images_warns(tmp_path: Path):
+def test_load_answers_without_images_warns(tmp_path):
     rows = [row(number) for number in range(12)]
     write_parquet(tmp_path / "all.parquet", [*rows[:11], {**rows[11], "image": None}])
     with pytest.warns(UserWarning, match="1 of 12 rows have no image, such as .*row 11"):
@@ -146,7 +146,7 @@ def test_load_answers_without_images_warns(tmp_path: Path):
         load_answers(tmp_path)
 
 
-def test_load_answers_names_of_classes(tmp_path: Path):
+def test_load_answers_names_of_classes(tmp_path):
     features = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
     images, labels = [row(number)["image"] for number in range(12)], [number % 2 for number in range(12)]
     table = pa.table({"image": images, "question": ["What is it?"] * 12, "label": labels})
@@ -157,7 +157,7 @@ def test_load_answers_names_of_classes(tmp_path: Path):
     assert example.answer in example.options
 
 
-def test_load_answers_columns_setting(tmp_path: Path):
+def test_load_answers_columns_setting(tmp_path):
     rows = [{"photo": jpeg(number), "query": "What?", "text": f"thing {number}", "label": 1} for number in range(9)]
     write_parquet(tmp_path / "all.parquet", rows)
     with pytest.raises(ValueError, match=r"photo, query, text, label.*columns. to IMAGE,QUESTION,ANSWER"):
@@ -173,7 +173,7 @@ def test_load_answers_columns_setting(tmp_path: Path):
 
 
 @pytest.mark.parametrize("bad", [{"answer": None}, {"question": " "}, {"image": {"bytes": b"no image", "path": None}}])
-def test_load_answers_bad_rows(tmp_path: Path, bad: Row):
+def test_load_answers_bad_rows(tmp_path, bad):
     rows = [row(number) for number in range(12)]
     write_parquet(tmp_path / "all.parquet", [*rows, {**row(13), **bad}])
     splits = load_answers(tmp_path, "skip")
@@ -184,20 +184,20 @@ def test_load_answers_bad_rows(tmp_path: Path, bad: Row):
             load_answers(tmp_path)
 
 
-def test_load_answers_folders_named_like_splits(tmp_path: Path):
+def test_load_answers_folders_named_like_splits(tmp_path):
     for split, numbers in {"train": range(9), "validation": range(9, 12), "test": range(12, 15)}.items():
         write_parquet(tmp_path / split / "0000.parquet", [row(number) for number in numbers])
     assert [len(part) for part in parts_of(load_answers(tmp_path)).values()] == [9, 3, 3]
 
 
-def test_load_answers_splits_of_unknown_names(tmp_path: Path):
+def test_load_answers_splits_of_unknown_names(tmp_path):
     for name in ("train", "easy"):
         write_parquet(tmp_path / f"{name}.parquet", [row(number) for number in range(9)])
     with pytest.raises(ValueError, match="'easy'"):
         load_answers(tmp_path)
 
 
-def test_load_answers_damaged_parquet(tmp_path: Path):
+def test_load_answers_damaged_parquet(tmp_path):
     path = write_parquet(tmp_path / "train.parquet", [row(number) for number in range(9)])
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match="parquet file"):
@@ -205,14 +205,14 @@ def test_load_answers_damaged_parquet(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", ["{}", '{"_data_files": []}', '{"_data_files": [{"name": "a"}]}', "["])
-def test_load_answers_damaged_state(tmp_path: Path, content: str):
+def test_load_answers_damaged_state(tmp_path, content):
     folder = write_saved(tmp_path / "saved", [row(number) for number in range(9)])
     (folder / "state.json").write_text(content)
     with pytest.raises(ValueError, match=r"state\.json"):
         load_answers(folder)
 
 
-def test_load_answers_parquet_that_changes_is_copied_again(tmp_path: Path):
+def test_load_answers_parquet_that_changes_is_copied_again(tmp_path):
     path = write_parquet(tmp_path / "data" / "all.parquet", [row(number) for number in range(9)])
     image = load_answers(tmp_path / "data").train[0].images[0]
     write_parquet(path, [row(number + 100) for number in range(9)])

@@ -58,7 +58,7 @@ def test_losses_are_means_over_the_references_tokens():
         ((0.4, 0.6, 0.1, 0.9, 0.1, 0.2), [0, 0]),
     ],
 )
-def test_metrics_are_greedy_exact_match_or_the_likeliest_option(probabilities: tuple[float, ...], right: list[int]):
+def test_metrics_are_greedy_exact_match_or_the_likeliest_option(probabilities, right):
     assert TASK.metrics(logits_of(*probabilities), TASK.targets([OPEN, CHOICE])).tolist() == right
 
 

@@ -32,7 +32,7 @@ NORMALIZED = {
 
 
 @pytest.mark.parametrize("raw", NORMALIZED)
-def test_normalize_answer(raw: str):
+def test_normalize_answer(raw):
     assert normalize_answer(raw) == NORMALIZED[raw]
     assert normalize_answer(NORMALIZED[raw]) == NORMALIZED[raw]
 
@@ -46,7 +46,7 @@ def test_soft_score_and_accuracy_of_ten_annotators(matches: int, accuracy: float
 
 
 @pytest.mark.parametrize("n_annotators", [2, 5, 10])
-def test_vqa_accuracy_is_the_leave_one_out_mean(n_annotators: int):
+def test_vqa_accuracy_is_the_leave_one_out_mean(n_annotators):
     for matches in range(n_annotators):
         answers = ["red"] * matches + ["blue"] * (n_annotators - matches)
         others = [answers[:i] + answers[i + 1 :] for i in range(n_annotators)]
@@ -55,6 +55,6 @@ def test_vqa_accuracy_is_the_leave_one_out_mean(n_annotators: int):
 
 
 @pytest.mark.parametrize("answers", [[], "red"])
-def test_vqa_accuracy_rejects_what_is_no_list(answers: object):
+def test_vqa_accuracy_rejects_what_is_no_list(answers):
     with pytest.raises(ValueError, match="`answers`"):
         vqa_accuracy("red", answers)

@@ -55,7 +55,7 @@ def write_split(root: Path, split: str, pairs: list[tuple[dict[str, Any], dict[s
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path) -> Path:
     """A data set with twelve images in val2014, a question each, and annotations in another order."""
     folder = tmp_path / "birds"
     folder.mkdir()
@@ -69,7 +69,7 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
-def test_images_with_another_suffix_are_found(root: Path):
+def test_images_with_another_suffix_are_found(root):
     path = root / "train2014" / "COCO_train2014_000000000007.jpg"
     path.rename(path.with_suffix(".PNG"))
     assert [e.image.path.suffix for e in load_vqa(root).train] == [".PNG", ".PNG", ".jpg"]
@@ -81,7 +81,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(whole))
 
 
-def test_examples_are_in_the_order_of_the_questions(root: Path):
+def test_examples_are_in_the_order_of_the_questions(root):
     heron, grey, number = read_vqav2(str(root), "train2014")
     assert heron == VQAExample(
         question_id=7000,
@@ -100,7 +100,7 @@ def test_examples_are_in_the_order_of_the_questions(root: Path):
     assert pickle.loads(pickle.dumps(heron)) == heron
 
 
-def test_val2014_halves_are_fixed_and_disjoint(root: Path):
+def test_val2014_halves_are_fixed_and_disjoint(root):
     splits = load_vqa(root)
     reward, test = {e.image_id for e in splits.reward}, {e.image_id for e in splits.test}
     assert reward | test == set(range(100, 112))
@@ -109,7 +109,7 @@ def test_val2014_halves_are_fixed_and_disjoint(root: Path):
     assert [in_reward_split(image_id) for image_id in (42, 262148, 500_001, 581_929)] == [False, True, True, True]
 
 
-def test_shared_images_and_repeated_questions_are_warned_about(root: Path):
+def test_shared_images_and_repeated_questions_are_warned_about(root):
     (root / "train2014" / "COCO_train2014_000000000009.jpg").write_bytes(jpeg(100))
     with pytest.warns(UserWarning, match="images of the train split are in the test split"):
         load_vqa(root)
@@ -120,7 +120,7 @@ def test_shared_images_and_repeated_questions_are_warned_about(root: Path):
         load_vqa(root)
 
 
-def test_questions_without_answers_are_read_alone(root: Path):
+def test_questions_without_answers_are_read_alone(root):
     """VQA's test-dev is a part of test2015, whose images it has; no other file is needed."""
     questions = [{"image_id": 5, "question": "How many?", "question_id": 50}]
     (root / "v2_OpenEnded_mscoco_test-dev2015_questions.json").write_text(json.dumps({"questions": questions}))
@@ -135,7 +135,7 @@ def test_questions_without_answers_are_read_alone(root: Path):
         read_vqav2(root, "dev")
 
 
-def test_unanimous_answers_that_are_not_normalized_are_warned_about(root: Path):
+def test_unanimous_answers_that_are_not_normalized_are_warned_about(root):
     def shout(annotations: dict[str, Any]) -> None:
         for entry in annotations["annotations"]:
             for answer in entry["answers"]:
@@ -159,7 +159,7 @@ BAD_ENTRIES: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "changes", "message"), BAD_ENTRIES)
-def test_bad_entry_is_named_or_skipped(root: Path, name: str, changes: dict[str, Any], message: str):
+def test_bad_entry_is_named_or_skipped(root, name, changes, message):
     edit(root / name, lambda whole: whole[KEYS[name]][1].update(changes))
     with pytest.raises(ValueError, match=rf"{name}: {KEYS[name]}\[1\].*{message}"):
         load_vqa(root)
@@ -168,7 +168,7 @@ def test_bad_entry_is_named_or_skipped(root: Path, name: str, changes: dict[str,
     assert re.search(message, splits.left_out[0])
 
 
-def test_missing_images_are_counted(root: Path):
+def test_missing_images_are_counted(root):
     for image_id in (103, 105):
         (root / "val2014" / f"COCO_val2014_{image_id:012d}.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=rf"{VAL_QUESTIONS}: question_id 103000: .*103\.jpg .*\(2 images"):
@@ -178,7 +178,7 @@ def test_missing_images_are_counted(root: Path):
         load_vqa(root)
 
 
-def test_val2014_must_have_images_on_both_sides(root: Path):
+def test_val2014_must_have_images_on_both_sides(root):
     for number in range(100, 112):
         if not in_reward_split(number):
             (root / "val2014" / f"COCO_val2014_{number:012d}.jpg").write_bytes(b"")
@@ -198,7 +198,7 @@ def damage(root: Path) -> None:
     (folder / "COCO_val2014_000000000107.jpg").write_text("<html>404</html>")
 
 
-def test_bad_entries_are_skipped_with_a_line_each(root: Path):
+def test_bad_entries_are_skipped_with_a_line_each(root):
     damage(root)
     splits = load_vqa(root, on_bad_example="skip")
     assert [e.image_id for e in splits.train] == [7, 7, 9]
@@ -219,7 +219,7 @@ def examples_with(answers: list[str]) -> list[VQAExample]:
         ({"a": 100, "b": 2, "c": 1}, "ab"),  # nine would keep 97 %, but one answer
     ],
 )
-def test_answer_vocabulary_keeps_90_percent_answerable(counts: dict[str, int], kept: str):
+def test_answer_vocabulary_keeps_90_percent_answerable(counts, kept):
     examples = examples_with([answer for answer, count in counts.items() for _ in range(count)])
     assert answer_vocabulary(examples) == tuple(kept)
 
@@ -230,12 +230,12 @@ def test_choose_labels_counts_train_and_val_together():
 
 
 @pytest.mark.parametrize(("answers", "min_count"), [("aaaaaaaabbbc", 5), ("ab", 0), ("aaa", None), ("", None)])
-def test_answer_vocabulary_rejects_fewer_than_two_answers(answers: str, min_count: int | None):
+def test_answer_vocabulary_rejects_fewer_than_two_answers(answers, min_count):
     with pytest.raises(ValueError, match=r"`min_count`|too few different answers"):
         answer_vocabulary(examples_with(list(answers)), min_count=min_count)
 
 
-def test_read_labels_rejects_another_file(tmp_path: Path):
+def test_read_labels_rejects_another_file(tmp_path):
     path = tmp_path / "answers.json"
     path.write_text('["yes", "caf\\u00e9"]')
     assert read_labels(path) == ("yes", "café")
