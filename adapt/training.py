@@ -281,9 +281,12 @@ class Trainer:
     def _check(self, state: Mapping[str, Any]) -> None:
         """Raise for the checkpoint of another training."""
         processes = len(state["rng"])
-        shapes = {name: (p.shape, p.dtype) for name, p in state["parameters"].items()}
-        if not 0 <= state["step"] <= self.steps or shapes != {name: (p.shape, p.dtype) for name, p in self._trained.items()}:
-            raise ValueError("it was saved by another configuration")
+        saved = {name: (p.shape, p.dtype) for name, p in state["parameters"].items()}
+        own = {name: (p.shape, p.dtype) for name, p in self._trained.items()}
+        differing = sorted(name for name in saved.keys() | own.keys() if saved.get(name) != own.get(name))
+        if differing or not 0 <= state["step"] <= self.steps:
+            what = ", ".join(differing[:5]) or "nothing"
+            raise ValueError(f"it is at step {state['step']} of {self.steps}, and its parameters differ in {what}")
         if processes != world_size():
             raise ValueError(f"it was saved by {processes} processes, expected {world_size()}")
         check_finite(state["parameters"].items(), Path("the parameters"))

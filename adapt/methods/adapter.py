@@ -92,9 +92,7 @@ class DAS(Method):
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
         """Remove layers; return the parameters of all adapters that remain. ValueError for a model without adapters."""
         if not any(isinstance(module, Adapter) for module in vlp.modules()):
-            raise ValueError(
-                f"DAS: this {type(vlp).__name__} has no adapters{'; ' * bool(vlp.untrainable)}{vlp.untrainable}"
-            )
+            raise ValueError(f"DAS: this {type(vlp).__name__} has no adapters. {vlp.untrainable}".strip())
         vlp.prune(np.zeros(len(vlp.layers), bool) if self.mask is None else np.array(self.mask, bool))
         return [p for module in vlp.modules() if isinstance(module, Adapter) for p in module.parameters()]
 

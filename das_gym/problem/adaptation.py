@@ -123,13 +123,12 @@ class Adaptation:
 
     def check_fits(self, wanted: Mapping[str, Tensor]) -> None:
         """Raise a ValueError for parameters of other names or shapes, which names some."""
-        if wanted.keys() != self.tensors.keys():
-            odd = sorted(wanted.keys() ^ self.tensors.keys())
-            raise ValueError(
-                f"parameters of the adaptation and of the model differ: {', '.join(odd[:5])} ({len(odd)} in all)"
-            )
+        odd = sorted(wanted.keys() ^ self.tensors.keys())
+        if odd:
+            raise ValueError(f"{len(odd)} parameters are only in the adaptation or only in the model: {', '.join(odd[:5])}")
         for name, parameter in wanted.items():
-            if (mine := tuple(self.tensors[name].shape)) != tuple(parameter.shape):
+            mine = tuple(self.tensors[name].shape)
+            if mine != tuple(parameter.shape):
                 raise ValueError(f"{name} has shape {mine} in the adaptation, {tuple(parameter.shape)} in the model")
 
     def put(self, wanted: Mapping[str, Tensor]) -> None:

@@ -178,7 +178,7 @@ class SubnetTable:
             raise ValueError("masks hold other values than 0 (keep) and 1 (skip)")
         rows = self.rows(array)
         if (rows < 0).any():
-            raise ValueError(f"masks are not in this table, which holds those of up to {self.meta.max_skipped} layers")
+            raise ValueError(f"masks are not in this table: it holds those that skip at most {self.meta.max_skipped} layers")
         return rows
 
     def rows(self, masks: np.ndarray) -> np.ndarray:
