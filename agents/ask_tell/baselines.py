@@ -30,7 +30,6 @@ class Exhaustive(Agent):
         self._masks = space.masks
 
     def ask(self, n: int) -> Masks:
-        """Return the next (m, n_layers) masks, m < n at the end."""
         return self._masks[len(self.rewards) : len(self.rewards) + n].copy()
 
 
@@ -49,7 +48,8 @@ class Greedy(Agent):
 
     def ask(self, n: int) -> Masks:
         """Return this round's (m, n_layers) masks that were not scored yet, in layer order; m = 0 when it is done."""
-        return self._replay()[2][:n]
+        _, _, unscored = self._replay()
+        return unscored[:n]
 
     def best(self) -> Masks:
         """Return the best mask, or the current mask with the layers added that scored best so far."""
@@ -83,5 +83,5 @@ class LeaveOneOut(Greedy):
     max_rounds: ClassVar[int | None] = 1
 
     def best(self) -> Masks:
-        """Return the layers whose removal alone scored best."""
-        return self.space.top(self._replay()[1])
+        _, scores, _ = self._replay()
+        return self.space.top(scores)
