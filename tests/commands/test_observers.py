@@ -95,16 +95,11 @@ def test_ask_to_repeat_keeps_the_plugins_that_were_given(monkeypatch):
         ask_to_repeat("settings.json was written", {"plugins": "of_file"})
 
 
-def test_missing_library_is_rejected_before_the_run(command, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("option", "told"), [(("-m", "place:1:x"), "needs pymongo"), (("-i", "77"), "cannot read '-i 77")])
+def test_missing_library_and_unsupported_option_are_rejected_before_the_run(command, tmp_path, monkeypatch, option, told):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RunError, match="needs pymongo"):
-        command.run_words(["-m", "place:1:x", "with", f"runs_dir={tmp_path / 'runs'}"])
-    assert not (tmp_path / "runs").exists()
-
-
-def test_unsupported_option_is_rejected_before_the_run(command, tmp_path):
-    with pytest.raises(UsageError, match="cannot read '-i 77"):
-        command.run_words(["-i", "77", "with", f"runs_dir={tmp_path / 'runs'}"])
+    with pytest.raises((RunError, UsageError), match=told):
+        command.run_words([*option, "with", f"runs_dir={tmp_path / 'runs'}"])
     assert not (tmp_path / "runs").exists()
 
 
