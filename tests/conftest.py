@@ -98,6 +98,17 @@ def small_table_file(small_table, tmp_path_factory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A tiny LLaVA, and conversations about images: 12 to train on, 6 to score, 6 to report. Do not write there."""
+    from tests.models.transformers import tiny
+    from tests.tasks.answering import making
+
+    folder = tmp_path_factory.mktemp("tiny_llava")
+    data = making.llava_folder(folder / "data", train=12, val=6, test=6)
+    return {"checkpoint": str(tiny.save("llava", folder / "llava")), "data_root": str(data)}
+
+
 @pytest.fixture(autouse=True)
 def own_plugins() -> Iterator[None]:
     """Forget the plugins that a test imports: printed commands and records would name them in later tests."""

@@ -10,21 +10,20 @@ from das_gym.adapt.commands import PROGRAM
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
 from tests.models.transformers import tiny
-from tests.tasks.answering import making
 
 MASK = np.array([False, True, False, True])
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    """12 conversations to train on, 6 to score masks on and 6 to report, an image each."""
-    return making.llava_folder(tmp_path_factory.mktemp("llava"), train=12, val=6, test=6)
+def data(tiny_llava) -> Path:
+    """Conversations that every type can be trained on."""
+    return Path(tiny_llava["data_root"])
 
 
 @pytest.fixture(scope="session")
-def folder_of(tmp_path_factory) -> Callable[[str], Path]:
+def folder_of(tiny_llava, tmp_path_factory) -> Callable[[str], Path]:
     """The folder of a tiny float32 checkpoint by its type, made once."""
-    made: dict[str, Path] = {}
+    made = {"llava": Path(tiny_llava["checkpoint"])}
 
     def folder(name: str) -> Path:
         if name not in made:

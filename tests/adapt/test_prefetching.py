@@ -84,8 +84,8 @@ def test_prefetcher_changes_no_bit_with_augmentation_dropout_and_resume(problem,
 
 
 @pytest.mark.slow
-def test_prefetcher_changes_no_bit_of_prompts(folder_of, data):
-    problem = ProblemConfig("VLM", "answering", checkpoint=str(folder_of("llava")), data_root=str(data))
+def test_prefetcher_changes_no_bit_of_prompts(tiny_llava):
+    problem = ProblemConfig("VLM", "answering", **tiny_llava)
     found = []
     for workers in (0, 1):
         step_loss, trainer = new_training(problem, workers, micro_batch_size=2)

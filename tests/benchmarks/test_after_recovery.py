@@ -3,15 +3,11 @@
 import pytest
 
 from benchmarks import after_recovery
-from tests.models.transformers import tiny
-from tests.tasks.answering import making
 
 
 @pytest.mark.slow
-def test_losses_of_given_masks_after_recovery(tmp_path):
-    making.llava_folder(tmp_path / "data", train=12, val=6, test=6)
-    folder = tiny.save("llava", tmp_path / "llava")
-    settings = ["--checkpoint", str(folder), "--data-root", str(tmp_path / "data"), "--layers", "1", "0"]
+def test_losses_of_given_masks_after_recovery(tiny_llava, tmp_path):
+    settings = ["--checkpoint", tiny_llava["checkpoint"], "--data-root", tiny_llava["data_root"], "--layers", "1", "0"]
     settings += ["--steps", "2", "4", "--batch-size", "4", "--recover", "none", "last_layers", "linear"]
     first = after_recovery.main([*settings, "--out", str(tmp_path / "first.json")])
     ways = ["none", "last_layers, 2 steps", "last_layers, 4 steps", "linear"]

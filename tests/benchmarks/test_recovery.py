@@ -3,15 +3,11 @@
 import pytest
 
 from benchmarks import recovery
-from tests.models.transformers import tiny
-from tests.tasks.answering import making
 
 
 @pytest.mark.slow
-def test_settings_side_by_side(tmp_path, capsys):
-    making.llava_folder(tmp_path / "data", train=12, val=6, test=6)
-    folder = tiny.save("llava", tmp_path / "llava")
-    model = ["--checkpoint", str(folder), "--data-root", str(tmp_path / "data"), "--evaluations", "4"]
+def test_settings_side_by_side(tiny_llava, capsys):
+    model = ["--checkpoint", tiny_llava["checkpoint"], "--data-root", tiny_llava["data_root"], "--evaluations", "4"]
     model += ["--macs-saved", "0.1"]
     settings = ["--recover", "lora", "full", "--steps", "3", "--learning-rates", "1e-5", "1e-2", "--batch-size", "4"]
     record = recovery.main([*model, *settings])

@@ -14,8 +14,6 @@ from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.registration import ASSETS
-from tests.models.transformers import tiny
-from tests.tasks.answering.making import llava_folder
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +68,9 @@ def test_checkpoint_without_a_head_needs_a_supernet(mini_folder):
         build_problem(ProblemConfig(checkpoint=str(mini_folder)))
 
 
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory) -> dict[str, str]:
-    """A tiny LLaVA, and data in its format."""
-    folder = tmp_path_factory.mktemp("prompts")
-    tiny.save("llava", folder / "model")
-    llava_folder(folder / "data", train=12, test=4)
-    return {"checkpoint": str(folder / "model"), "data_root": str(folder / "data")}
-
-
 @pytest.mark.slow
-def test_transformers_model_is_an_environment(prompts):
-    env = gymnasium.make("DAS-VLM-Answering-v0", **prompts, skip_num=1)
+def test_transformers_model_is_an_environment(tiny_llava):
+    env = gymnasium.make("DAS-VLM-Answering-v0", **tiny_llava, skip_num=1)
     observation, info = env.reset(seed=0)
     assert env.observation_space.contains(observation)
     assert info["macs_saved"] == 0
@@ -105,8 +94,8 @@ def test_incompatible_settings_are_rejected(settings, name):
         ProblemConfig(**settings)
 
 
-def test_tree_gib_bounds_the_batch_size(prompts, small_kwargs):
-    problem = build_problem(ProblemConfig("VLM", "answering", **prompts, tree_gib=1.5 * 2**19 / 2**30))
+def test_tree_gib_bounds_the_batch_size(tiny_llava, small_kwargs):
+    problem = build_problem(ProblemConfig("VLM", "answering", **tiny_llava, tree_gib=1.5 * 2**19 / 2**30))
     evaluator = problem.evaluator
     assert 1 <= evaluator.batch_size < 128
     assert evaluator.trunk_bytes == 2**18

@@ -20,9 +20,7 @@ from das_gym.files import read_json
 from das_gym.models.tensor_files import read_safetensors
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_splits
-from tests.models.transformers import tiny
 from tests.small_world import load_supernet
-from tests.tasks.answering.making import llava_folder
 
 REPOSITORY = Path(__file__).parents[3]
 STEPS = {"steps": 51, "batch_size": 5, "save_every": 51}
@@ -77,12 +75,9 @@ def test_training_in_two_processes_equals_one(bare_kwargs, tmp_path):
 
 
 @pytest.mark.long
-def test_training_in_two_processes_supports_transformers(tmp_path):
+def test_training_in_two_processes_supports_transformers(tiny_llava, tmp_path):
     """It is examined when it is loaded, for which only the first process can save and reload it."""
-    tiny.save("llava", tmp_path / "model")
-    llava_folder(tmp_path / "data", train=6, test=2)
-    problem = {"model": "VLM", "task": "answering"}
-    problem |= {"checkpoint": str(tmp_path / "model"), "data_root": str(tmp_path / "data")}
+    problem = {"model": "VLM", "task": "answering", **tiny_llava}
     settings, port = {"steps": 4, "batch_size": 5}, free_port()
     both = [start(rank, port, json.dumps(problem), json.dumps(settings), str(tmp_path)) for rank in (0, 1)]
     one = train_supernet(SupernetConfig(**settings), ProblemConfig(**problem), tmp_path / "one.safetensors")
@@ -95,11 +90,10 @@ def test_training_in_two_processes_supports_transformers(tmp_path):
 
 
 @pytest.mark.long
-def test_recovery_in_two_processes_equals_one(tmp_path):
+def test_recovery_in_two_processes_equals_one(tiny_llava, tmp_path):
     """The main process saves and measures; the control, which it asks for, trains in both."""
-    source = tiny.save("llava", tmp_path / "model")
-    data = llava_folder(tmp_path / "data", train=6, val=2, test=4)
-    words = ["with", f"checkpoint={source}", f"data_root={data}", "mask=[0,1,0,1]", "control=True", "device=cpu"]
+    given = [f"{name}={value}" for name, value in tiny_llava.items()]
+    words = ["with", *given, "mask=[0,1,0,1]", "control=True", "device=cpu"]
     words += ["train.steps=4", "train.batch_size=5", "train.micro_batch_size=2", "train.learning_rate=0.01"]
     shrink = ("-m", "adapt", "shrink")
 
@@ -112,7 +106,8 @@ def test_recovery_in_two_processes_equals_one(tmp_path):
     for process in started:
         _, told = process.communicate(timeout=500)
         assert process.returncode == 0, told
-    weights, others, before = (read_safetensors(tmp_path / n / "model.safetensors").tensors for n in ("one", "two", "model"))
+    folders = (tmp_path / "one", tmp_path / "two", Path(tiny_llava["checkpoint"]))
+    weights, others, before = (read_safetensors(folder / "model.safetensors").tensors for folder in folders)
     (query,) = (name for name in weights if "language" in name and name.endswith("layers.0.self_attn.q_proj.weight"))
     assert not torch.allclose(weights[query], before[query], atol=1e-3)
     for name, tensor in weights.items():

@@ -39,8 +39,6 @@ from das_gym.problem.loading import (
 from das_gym.registration import ASSETS
 from tests.crossing import crossed
 from tests.fake_device import DEVICE, FakeDeviceTensor, fake_device, two_devices
-from tests.models.transformers import tiny
-from tests.tasks.answering.making import llava_folder
 
 FAMILIES = ("METER", "ViLT", "VLM")
 REFUSED = {
@@ -74,20 +72,18 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory, bare_kwargs, shapes_folder) -> dict[str, World]:
+def worlds(tmp_path_factory, bare_kwargs, shapes_folder, tiny_llava) -> dict[str, World]:
     folder = tmp_path_factory.mktemp("methods")
     torch.manual_seed(0)
     vilt, sizes = ASSETS / "vilt_mini", {"image_size": 96, "patch_size": 16, "hidden_size": 32, "num_heads": 2}
     words = load_backbone(ProblemConfig("ViLT", "vqa")).vlp.config.vocab_size
     model = ViLT(ViLTConfig(**sizes, num_layers=3, vocab_size=words, bottleneck=4, skip_bottleneck=8))
     save_checkpoint(folder / "vilt", model, files={"tokenizer.json": (vilt / "tokenizer.json").read_text()})
-    tiny.save("llava", folder / "vlm")
-    llava_folder(folder / "data", train=6, test=2)
     data = {"data_root": str(shapes_folder)}
     problems = (
         ProblemConfig("METER", "vqa", **bare_kwargs),
         ProblemConfig("ViLT", "vqa", checkpoint=str(folder / "vilt"), tokenizer=str(vilt), **data),
-        ProblemConfig("VLM", "answering", checkpoint=str(folder / "vlm"), data_root=str(folder / "data")),
+        ProblemConfig("VLM", "answering", **tiny_llava),
     )
     return {problem.model: World(problem, load_splits(problem)) for problem in problems}
 

@@ -41,11 +41,10 @@ def test_comparison_table_has_the_interval_over_seeds():
 
 
 @pytest.fixture(scope="module")
-def given(folder_of, data, tmp_path_factory) -> dict[str, Any]:
+def given(tiny_llava, tmp_path_factory) -> dict[str, Any]:
     """Two methods to compare on a tiny model."""
     return {
-        "checkpoint": str(folder_of("llava")),
-        "data_root": str(data),
+        **tiny_llava,
         "runs_dir": str(tmp_path_factory.mktemp("runs")),
         "skip_num": 1,
         "evaluations": 4,
