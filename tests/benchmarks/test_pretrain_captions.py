@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.pretrain.texts import CAPTION_FAMILIES
 from das_gym.shapes.scenes import Scene, sample_scene
-from das_gym.shapes.vqa import RELATIONS
+from tests.shapes.judging import objects_named, related, the_one
 
 
 def holds(sentence: str, scene: Scene) -> bool:
@@ -19,13 +19,12 @@ def holds(sentence: str, scene: Scene) -> bool:
     if m := re.fullmatch(r"there is a (\w+ \w+)\.", sentence):
         return any(o.name == m[1] for o in objects)
     if m := re.fullmatch(r"there are (\d) (.+)\.", sentence):
-        return sum(m[2] == f"{o.color} objects" or m[2].startswith(o.shape) for o in objects) == int(m[1])
-    by_name = {o.name: o for o in objects}
+        return len(objects_named(m[2], scene)) == int(m[1])
     if m := re.fullmatch(r"the (\w+ \w+) is (left of|right of|above|below) the (\w+ \w+)\.", sentence):
-        return RELATIONS[m[2]](by_name[m[1]], by_name[m[3]]) > 0
+        return related(m[1], m[2], m[3], scene)
     m = re.fullmatch(r"nearest to the (\w+ \w+) is a (\w+ \w+)\.", sentence)
     assert m, sentence
-    anchor = by_name[m[1]]
+    anchor = the_one([o for o in objects if o.name == m[1]])
     return min((o for o in objects if o is not anchor), key=anchor.distance).name == m[2]
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from das_gym.shapes.nlvr2 import STATEMENT_FAMILIES, ScenePair, StatementSet, sample_set, write_shapes_nlvr2
-from das_gym.shapes.scenes import Scene, SceneObject
-from das_gym.shapes.vqa import OPPOSITES, RELATION_MARGIN
+from das_gym.shapes.scenes import Scene
 from das_gym.tasks.nlvr2 import NLVR2Example, load_nlvr2
+from tests.shapes.judging import objects_named, related, the_one
 
 PER_FAMILY = 100
 
@@ -26,23 +26,6 @@ COUNT = re.compile(r"there are (\d) (.+)\.")
 RELATION = re.compile(r"1 (\w+ \w+) is (left of|right of|above|below) a (\w+ \w+)\.")
 SAME_COLOR = re.compile(r"the left (\w+) is the color of the right (\w+)\.")
 SAME_SHAPE = re.compile(r"the left (\w+) object is the shape of the right (\w+) object\.")
-
-
-def the_one(found: list[SceneObject]) -> SceneObject:
-    (item,) = found
-    return item
-
-
-def objects_named(plural: str, scene: Scene) -> list[SceneObject]:
-    if plural.endswith(" objects"):
-        return [o for o in scene.objects if o.color == plural.removesuffix(" objects")]
-    return [o for o in scene.objects if plural.startswith(o.shape)]
-
-
-def related(a: SceneObject, words: str, b: SceneObject) -> bool:
-    distance = {"left of": b.x - a.x, "right of": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}
-    assert max(distance[words], distance[OPPOSITES[words]]) >= RELATION_MARGIN, "ambiguous"
-    return distance[words] > 0
 
 
 def measure(sentence: str, scene: Scene) -> str | int:
@@ -57,8 +40,7 @@ def measure(sentence: str, scene: Scene) -> str | int:
     if m := COUNT.fullmatch(sentence):
         return len(objects_named(m[2], scene))
     if m := RELATION.fullmatch(sentence):
-        a, b = (the_one([o for o in objects if o.name == name]) for name in (m[1], m[3]))
-        return int(related(a, m[2], b))
+        return int(related(m[1], m[2], m[3], scene))
     if m := SAME_COLOR.fullmatch(sentence):
         assert m[1] == m[2]
         return the_one([o for o in objects if o.shape == m[1]]).color

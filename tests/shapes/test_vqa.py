@@ -7,15 +7,9 @@ import pytest
 
 from das_gym.shapes import BUNDLED, bundled_root
 from das_gym.shapes.scenes import Scene, SceneObject, sample_scene
-from das_gym.shapes.vqa import (
-    NEAREST_RATIO,
-    OPPOSITES,
-    QUESTION_FAMILIES,
-    RELATION_MARGIN,
-    Question,
-    write_shapes,
-)
+from das_gym.shapes.vqa import NEAREST_RATIO, QUESTION_FAMILIES, Question, write_shapes
 from das_gym.tasks.vqa.files import load_vqa
+from tests.shapes.judging import objects_named, related, the_one
 
 N_SCENES = 400
 ANSWER_TYPES = {"attribute": "other", "existence": "yes/no", "count": "number", "relation": "yes/no", "nearest": "other"}
@@ -26,29 +20,8 @@ def scenes(seed: int = 0, count: int = N_SCENES) -> tuple[np.random.Generator, l
     return rng, [sample_scene(rng) for _ in range(count)]
 
 
-def named(scene: Scene, name: str) -> SceneObject:
-    """The one object called `red circle`."""
-    (found,) = [o for o in scene.objects if f"{o.color} {o.shape}" == name]
-    return found
-
-
-def objects_named(plural: str, scene: Scene) -> list[SceneObject]:
-    """The `red objects` or the `circles`; a shape is read by how its plural begins."""
-    if plural.endswith(" objects"):
-        return [o for o in scene.objects if o.color == plural.removesuffix(" objects")]
-    return [o for o in scene.objects if plural.startswith(o.shape)]
-
-
-def related(a: SceneObject, words: str, b: SceneObject) -> bool:
-    return {
-        "left of": b.x - a.x >= RELATION_MARGIN,
-        "right of": a.x - b.x >= RELATION_MARGIN,
-        "above": b.y - a.y >= RELATION_MARGIN,
-        "below": a.y - b.y >= RELATION_MARGIN,
-    }[words]
-
-
-def nearest_to(scene: Scene, anchor: SceneObject) -> SceneObject:
+def nearest_to(scene: Scene, name: str) -> SceneObject:
+    anchor = the_one([o for o in scene.objects if o.name == name])
     others = sorted((np.hypot(o.x - anchor.x, o.y - anchor.y), i) for i, o in enumerate(scene.objects) if o is not anchor)
     assert others[1][0] >= NEAREST_RATIO * others[0][0], "ambiguous"
     return scene.objects[others[0][1]]
@@ -56,24 +29,20 @@ def nearest_to(scene: Scene, anchor: SceneObject) -> SceneObject:
 
 def answer_of(question: str, scene: Scene) -> str:
     if m := re.fullmatch(r"what color is the (\w+)\?", question):
-        (item,) = [o for o in scene.objects if o.shape == m[1]]
-        return item.color
+        return the_one([o for o in scene.objects if o.shape == m[1]]).color
     if m := re.fullmatch(r"what shape is the (\w+) object\?", question):
-        (item,) = [o for o in scene.objects if o.color == m[1]]
-        return item.shape
+        return the_one([o for o in scene.objects if o.color == m[1]]).shape
     if m := re.fullmatch(r"is there a (\w+ \w+)\?", question):
         return "yes" if any(o.name == m[1] for o in scene.objects) else "no"
     if m := re.fullmatch(r"how many (.+) are there\?", question):
         return str(len(objects_named(m[1], scene)))
     if m := re.fullmatch(r"is the (\w+ \w+) (left of|right of|above|below) the (\w+ \w+)\?", question):
-        a, b = named(scene, m[1]), named(scene, m[3])
-        assert related(a, m[2], b) != related(a, OPPOSITES[m[2]], b), "ambiguous"
-        return "yes" if related(a, m[2], b) else "no"
+        return "yes" if related(m[1], m[2], m[3], scene) else "no"
     if m := re.fullmatch(r"what color is the object nearest to the (\w+ \w+)\?", question):
-        return nearest_to(scene, named(scene, m[1])).color
+        return nearest_to(scene, m[1]).color
     m = re.fullmatch(r"what shape is nearest to the (\w+ \w+)\?", question)
     assert m, question
-    return nearest_to(scene, named(scene, m[1])).shape
+    return nearest_to(scene, m[1]).shape
 
 
 def questions_of(family: str, seed: int = 0) -> list[tuple[Scene, Question]]:
