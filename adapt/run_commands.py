@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from das_gym.adapt.paper import RECIPES
@@ -9,7 +10,8 @@ from das_gym.adapt.settings import AdaptSettings, CompareSettings, JointSearchSe
 from das_gym.agents.settings import agent_configs
 
 from das_gym.commands.recorded import RecordedCommand
-from das_gym.commands.runs import RunSettings
+from das_gym.commands.runs import find_run
+from das_gym.problem.config import check_before_loading
 from das_gym.processes import world_size
 from das_gym.registration import named_problems
 
@@ -25,6 +27,12 @@ def pipeline_configs() -> dict[str, dict[str, Any]]:
 
 
 def check_units(settings: Any) -> None:
+    """Raise for units that cannot be trained, and for what shows before the model is loaded."""
+    check_before_loading(settings.problem)
+    check_trainable(settings)
+
+
+def check_trainable(settings: Any) -> None:
     """Raise for units that cannot be trained."""
     for name, value in (("units", "sublayers"), ("vision", True)):
         if getattr(settings.problem, name) == value:
@@ -33,15 +41,30 @@ def check_units(settings: Any) -> None:
 
 def check(settings: AdaptSettings) -> None:
     """Raise for a missing supernet; no model is loaded. The problem of `search_run` is read later."""
-    check_units(settings)
+    check_trainable(settings)
+    check_choice(settings, vars(settings.search))
     if settings.search_run is None:
         _ = settings.problem.supernet_path
 
 
-def check_processes(settings: RunSettings) -> None:
-    """Raise if this is not the only process."""
+def check_choice(settings: Any, budget: Mapping[str, Any]) -> None:
+    """Raise for a missing run, or for what shows before the model is loaded."""
+    if settings.search_run is not None:
+        find_run(settings.runs_dir, settings.search_run)
+    else:
+        check_before_loading(settings.problem, budget)
+
+
+def check_shrink(settings: Any) -> None:
+    """Raise for a missing run, or for what shows before the model is loaded."""
+    check_choice(settings, vars(settings))
+
+
+def check_shrink_comparison(settings: Any) -> None:
+    """Raise if this is not the only process, and for what shows before the model is loaded."""
     if world_size() > 1:
         raise ValueError("`adapt shrink compare` trains in one process: start it without `accelerate launch`.")
+    check_before_loading(settings.problem, vars(settings))
 
 
 adapt = RecordedCommand("adapt", AdaptSettings, "das_gym.adapt.adapt_experiment:adapt", named_configs, check)
@@ -55,11 +78,15 @@ supernet = RecordedCommand(
     "adapt supernet", SupernetSettings, "das_gym.adapt.supernet_experiment:supernet", named_problems, check_units
 )
 shrink: RecordedCommand[Any] = RecordedCommand(
-    "adapt shrink", "das_gym.adapt.shrink.settings:ShrinkSettings", "das_gym.adapt.shrink_experiment:shrink", named_configs
+    "adapt shrink",
+    "das_gym.adapt.shrink.settings:ShrinkSettings",
+    "das_gym.adapt.shrink_experiment:shrink",
+    named_configs,
+    check_shrink,
 )
 shrink_compare = RecordedCommand(
     "adapt shrink compare",
     "das_gym.adapt.shrink.settings:CompareSettings",
     "das_gym.adapt.shrink.compare_experiment:compare",
-    check=check_processes,
+    check=check_shrink_comparison,
 )

@@ -7,7 +7,8 @@ from typing import Any
 from das_gym.agents import settings
 
 from das_gym.commands.recorded import RecordedCommand
-from das_gym.registration import named_environments, named_problems
+from das_gym.problem.config import check_before_loading
+from das_gym.registration import entry_of, is_tabular, named_environments, named_problems
 
 
 def problem_configs() -> dict[str, dict[str, Any]]:
@@ -17,11 +18,30 @@ def problem_configs() -> dict[str, dict[str, Any]]:
     return {name: {"env_id": entry.id} for name, entry in entries.items()} | tables
 
 
+def check_environment(given: Any) -> None:
+    """Raise for what shows before the model of an environment is loaded. Tables and other packages have none."""
+    is_live = entry_of(given.env_id) is not None and not is_tabular(given.env_id)
+    if is_live and not given.env_kwargs.keys() & vars(given.problem).keys():
+        check_before_loading(given.problem, vars(given))
+
+
+def check_comparison(given: settings.CompareSettings) -> None:
+    """Raise for what shows before the model is loaded, if it is."""
+    if given.live:
+        check_environment(given)
+
+
+def check_table(given: settings.TableSettings) -> None:
+    """Raise for what shows before the model is loaded."""
+    check_before_loading(given.problem, vars(given))
+
+
 search = RecordedCommand(
     "agents",
     settings.SearchSettings,
     "das_gym.agents.search_experiment:search_mask",
     named_configs=lambda: {**problem_configs(), **settings.agent_configs()},
+    check=check_environment,
     complete=settings.complete_search,
 )
 pareto = RecordedCommand(
@@ -29,13 +49,17 @@ pareto = RecordedCommand(
     settings.ParetoSettings,
     "das_gym.agents.pareto_experiment:search_front",
     problem_configs,
-    complete=settings.add_environment,
+    check_environment,
+    settings.add_environment,
 )
-table = RecordedCommand("agents table", settings.TableSettings, "das_gym.agents.table_experiment:make_table", named_problems)
+table = RecordedCommand(
+    "agents table", settings.TableSettings, "das_gym.agents.table_experiment:make_table", named_problems, check_table
+)
 compare = RecordedCommand(
     "agents compare",
     settings.CompareSettings,
     "das_gym.agents.compare_experiment:compare_agents",
     problem_configs,
-    complete=settings.add_environment,
+    check_comparison,
+    settings.add_environment,
 )

@@ -295,6 +295,8 @@ class CompareSettings(EnvironmentSettings, BudgetSettings, group="Comparison"):
         super().__post_init__()
         if not self.agents:
             raise ValueError(f"`agents` is empty: expected one or more of {', '.join(AGENTS)}")
+        for name in self.agents:
+            check_agent_name(name)
         for name in self.agent_kwargs.keys() - set(self.agents):
             raise ValueError(
                 f"agent_kwargs.{name} is given, but {name!r} is not compared; agents are {', '.join(self.agents)}"

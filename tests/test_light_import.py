@@ -54,13 +54,39 @@ def test_settings_are_checked_before_torch_is_imported(module):
         ("compare with vlm_answering units=sublayers", "units"),
         ("with device=gpu0", "device"),
         ("shrink with dtype=fp16", "unknown dtype 'fp16'"),
+        ("shrink with task=text", "`data_root`"),
+        ("shrink with columns=a,b", "`columns`"),
+        (f"shrink with checkpoint={GOLDEN}", "`checkpoint`"),
+        ("shrink with skip_num=13", "`skip_num`"),
+        ("shrink compare with skip_num=13", "`skip_num`"),
+        ("with skip_num=13", "`skip_num`"),
+        ("with search_run=99", "no run 99"),
+        ("shrink with search_run=99", "no run 99"),
         (f"evaluate with run={ASSETS / 'llava_mini'} device=gpu0", "device"),
         (f"evaluate with run={ASSETS / 'llava_mini'} split=tests", "split"),
     ],
 )
-def test_wrong_settings_are_reported_before_torch_is_imported(words, setting):
+def test_wrong_settings_are_reported_before_torch_is_imported(words: str, setting: str):
+    assert_light("adapt", words, setting)
+
+
+@pytest.mark.parametrize(
+    ("words", "setting"),
+    [
+        ("with skip_num=13", "`skip_num`"),
+        ("pareto with vlm_text", "`data_root`"),
+        ("table with max_skipped=13", "`max_skipped`"),
+        ('compare with agents=["x"]', "'x'"),
+        ("compare with live=True skip_num=13", "`skip_num`"),
+    ],
+)
+def test_wrong_settings_of_searches_are_reported_before_torch_is_imported(words: str, setting: str):
+    assert_light("agents", words, setting)
+
+
+def assert_light(program: str, words: str, setting: str) -> None:
     code = (
-        "import sys\nfrom das_gym.adapt.commands import PROGRAM\n"
+        f"import sys\nfrom das_gym.{program}.commands import PROGRAM\n"
         f"print(PROGRAM.run({words.split()}), 'torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)

@@ -6,7 +6,6 @@ This module cuts masks into shards and puts the scores together again.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +86,7 @@ class ShardedEvaluator(Evaluator):
         recipe: Returns what makes a worker's evaluator, with the model's current weights.
 
     Raises:
-        ValueError: Ray is not installed, or the cluster has no room for these workers.
+        ValueError: the cluster has no room for these workers.
     """
 
     def __init__(self, *args: Any, recipe: Callable[[], Make], **kwargs: Any) -> None:
@@ -191,9 +190,7 @@ def tree_order(masks: np.ndarray, stages: Sequence[Sequence[int]]) -> np.ndarray
 
 
 def connect_to_ray() -> None:
-    """Connect to a Ray cluster, or start a local one; ValueError if Ray is not installed."""
-    if importlib.util.find_spec("ray") is None:
-        raise ValueError("workers='ray' needs Ray: pip install 'das_gym[ray]', or leave `workers` out")
+    """Connect to a Ray cluster, or start a local one."""
     import ray
 
     if not ray.is_initialized():

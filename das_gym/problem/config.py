@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 import warnings
@@ -48,6 +49,9 @@ SCORE_SETTINGS = (
     *("units", "vision", "dtype", "skip", "skip_rank", "calibration_examples"),
 )
 """Fields of `ProblemConfig` that change the scores of masks, besides model, task and paths."""
+
+UNIT_NUMBERS = ("skip_num", "max_skipped")
+"""Settings of commands that are a number of units to skip."""
 
 STANDARD_ERRORS = 2.0
 """A score up to this many standard errors above chance counts as chance."""
@@ -274,6 +278,42 @@ class ProblemConfig(Settings, group="Model and data"):
             )
             raise ValueError(f"{file!r} is not bundled for {self.model}: {needed}")
         return folder / file
+
+
+def check_before_loading(config: ProblemConfig, settings: Mapping[str, Any] | None = None) -> None:
+    """Raise for what shows before a model or data are loaded, which takes seconds to minutes.
+
+    Args:
+        config: Model and data.
+        settings: Settings of the command, of which those in `UNIT_NUMBERS` are checked.
+
+    Raises:
+        FileNotFoundError: A checkpoint's folder has no config.json.
+        ValueError: Data are needed, columns are given without data, Ray is not installed, or a number is too large.
+    """
+    task = TASKS[config.task]
+    if task.needs_data and config.data_root is None:
+        reads = task.data.removesuffix(" (none bundled)")
+        raise ValueError(f"`data_root` is missing: the task {config.task} has no bundled data. It reads {reads}.")
+    if config.columns is not None and config.data_root is None:
+        raise ValueError(f"`columns` is not supported by the bundled data: got {config.columns!r}. Leave it out")
+    if config.workers is not None:
+        require_ray()
+    folder = None if config.checkpoint is None else Path(config.checkpoint)
+    is_ours = str(MODELS[config.model].load).startswith("das_gym.")  # a user's function may read other files
+    if is_ours and folder is not None and folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"`checkpoint` is not a model: {folder} holds no config.json. Pass the folder of a model.")
+    counts = config.unit_counts if settings else None
+    for name in UNIT_NUMBERS:
+        value = (settings or {}).get(name)
+        if counts is not None and isinstance(value, int) and value > counts[-1]:
+            raise ValueError(f"`{name}` is out of range: got {value}, expected at most {counts[-1]}, the number of units")
+
+
+def require_ray() -> None:
+    """Raise ValueError if Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError("`workers` needs Ray: got ray. Run pip install 'das_gym[ray]', or leave `workers` out")
 
 
 def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from das_gym.models.inputs import Processor, PromptError
 from das_gym.models.macs import MacCounter, meta_twin
 from das_gym.names import escape_control_chars
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemConfig, supernet_command
+from das_gym.problem.config import ProblemConfig, require_ray, supernet_command
 from das_gym.problem.costs import Costs, count_costs
 from das_gym.registration import (
     ENVIRONMENTS,
@@ -459,6 +459,7 @@ def _make_evaluator(
     parts = (model.backbone.vlp, model.head, model.task)
     if config.workers is None:
         return Evaluator(*parts, **settings)
+    require_ray()
     from das_gym.engine.sharded import ShardedEvaluator
     from das_gym.problem.skip_adapters import skip_adapter_tensors
 

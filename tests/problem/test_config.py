@@ -1,6 +1,7 @@
 """The settings of a problem, and the warning where a model is no better than chance."""
 
 import json
+import sys
 import warnings
 from dataclasses import fields
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from das_gym.problem.config import (
     SCORE_SETTINGS,
     UNITS,
     ProblemConfig,
+    check_before_loading,
     check_device,
     training_command,
     warn_at_chance,
@@ -154,3 +156,9 @@ def test_search_warns_of_a_model_at_zero_percent(tmp_path):
     config = SearchConfig("DAS-VLM-Answering-v0", env_kwargs={"data_root": str(root)}, **settings)
     with pytest.warns(UserWarning, match=r"no better than chance .*0\.0 % exact_match on 2 reward .*adapt compare with"):
         search(config)
+
+
+def test_workers_need_ray(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"`workers`.*das_gym\[ray\]"):
+        check_before_loading(ProblemConfig(workers="ray"))
