@@ -318,7 +318,7 @@ class _Progress:
     def save(self, path: Path) -> None:
         """Write the checkpoint atomically."""
         meta = {"format": CHECKPOINT_FORMAT, **self.identity, "done": self.done, "spent": dataclasses.asdict(self.spent)}
-        arrays = dict(self.sums)
+        arrays: dict[str, np.ndarray] = dict(self.sums)
         if self.scored.any():
             arrays |= {"batch": self.batch, "scored": self.scored}
         for split, each in self.each.items():
