@@ -15,7 +15,7 @@ SMALL = {
 PRINTS = {"front": "12 layers; full model: loss", "shrink": "decoder layers"}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_runs(path, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
