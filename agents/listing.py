@@ -35,7 +35,7 @@ def tables() -> list[Table]:
         (entry.id, entry.short, "-" if entry.table is None else entry.tabular_id) for entry in ENVIRONMENTS.values()
     ]
     environments += [("", "", id) for id in CHECKPOINT_TABLES] + [(id, "", "many problems") for id in SUITE_IDS]
-    agents = [(name, _hyperparameters(name), first_line(agent_class(name))) for name in AGENTS]
+    agents = [(name, _hyperparameters(name), docstring_summary(agent_class(name))) for name in AGENTS]
     algorithms = [(known.name, known.path, ", ".join(known.actions)) for known in ALGORITHMS.values()]
     rewards = [(reward.name, reward.formula, reward.range) for reward in REWARDS.values()]
     statistics = [(known.name, known.formula, f"{known.low:g}..{known.high:g}") for known in STATISTICS.values()]
@@ -55,6 +55,6 @@ def _hyperparameters(agent: str) -> str:
     return "\n".join(f"{name}={value}" for name, value in values.items() if name != "blocks")  # searches fill these in
 
 
-def first_line(cls: type) -> str:
+def docstring_summary(cls: type) -> str:
     """Return the first line of a class's docstring."""
     return (inspect.getdoc(cls) or "").partition("\n")[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class, check_agent_name
 from das_gym.agents.compare.comparison import AgentResult, quantile
-from das_gym.agents.listing import first_line
+from das_gym.agents.listing import docstring_summary
 from das_gym.agents.sb3.algorithms import find_algorithm, is_algorithm
 from das_gym.agents.settings import COMPARED
 
@@ -129,7 +129,7 @@ def method_of(agent: str) -> str:
     """Return what an agent does, in a line."""
     if is_algorithm(agent):
         return f"Stable-Baselines3's {find_algorithm(agent)[1].path.rpartition(':')[2]}, with das_gym's settings for it."
-    return first_line(agent_class(agent))
+    return docstring_summary(agent_class(agent))
 
 
 def summary(agents: Sequence[str], short: Scores, long: Scores, planted: dict[int, Scores]) -> str:

@@ -14,8 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from das_gym.data.images import HINT as IMAGE_HINT
-from das_gym.data.images import FolderListings, ImageFile, ImageSource, decode_errors
+from das_gym.data.images import IMAGE_HINT, FolderListings, ImageFile, ImageSource, decode_errors
 from das_gym.data.splits import Splits, content_keys, warn_of_repeated_questions, warn_of_shared_images
 from das_gym.files import absolute, at_home, check_plain, read_json
 

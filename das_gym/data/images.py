@@ -35,7 +35,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "JPEG2000", "MPO"
 PADDING = 3
 """Surplus bytes before a marker that a JPEG may have: some cameras pad to words of four bytes."""
 
-HINT = "Replace it and resume with `resume=<id>`, or skip its examples with `on_bad_example=skip`"
+IMAGE_HINT = "Replace it and resume with `resume=<id>`, or skip its examples with `on_bad_example=skip`"
 """What to do about an image that cannot be used; ends every error of decoding."""
 
 
@@ -216,13 +216,13 @@ def _open(source: str | Path | BinaryIO, name: str) -> Iterator[tuple[BinaryIO, 
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             yield file, image
     except FileNotFoundError:
-        raise FileNotFoundError(f"{name} does not exist. {HINT}") from None
+        raise FileNotFoundError(f"{name} does not exist. {IMAGE_HINT}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = f"expected at most {Image.MAX_IMAGE_PIXELS} pixels"
-        raise ValueError(f"{name} is too large: got {error}, {limit}. {HINT}") from error
+        raise ValueError(f"{name} is too large: got {error}, {limit}. {IMAGE_HINT}") from error
     except Exception as error:  # PIL raises errors of any class for damaged tags and chunks
         reason = "not an image in a supported format" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f"{name} cannot be read ({type(error).__name__}: {reason}). {HINT}") from error
+        raise ValueError(f"{name} cannot be read ({type(error).__name__}: {reason}). {IMAGE_HINT}") from error
 
 
 def _check_jpeg(file: BinaryIO) -> None:

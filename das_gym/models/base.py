@@ -401,7 +401,7 @@ class VLP(nn.Module, ABC):
         hidden = state.hidden[stream]
         return torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
 
-    def rows_of(self, state: State, stream: str, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+    def split_rows(self, state: State, stream: str, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """Split hidden vectors of a stream, or other numbers of each of its tokens, into the rows that statistics read.
 
         Returns:

@@ -124,7 +124,7 @@ def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[tuple
     cosine = (before * after).sum(dim=-1) / (norm * after.norm(dim=-1).clamp_min(1e-12))
     residual = (after - before).norm(dim=-1) / norm
     angle = torch.arccos(cosine.clamp(-1, 1)) / torch.pi
-    values, attend = vlp.rows_of(state, stream, torch.stack((1 - cosine, residual, angle), dim=-1))
+    values, attend = vlp.split_rows(state, stream, torch.stack((1 - cosine, residual, angle), dim=-1))
     real = torch.ones(values.shape[:2], device=values.device) if attend is None else attend[:, 0, -1]
     values = values * real[..., None]
     over_tokens = values.sum(dim=1) / real.sum(dim=1, keepdim=True).clamp_min(1)
@@ -173,7 +173,7 @@ def _effects(evaluator: Evaluator, state: State, targets: dict[str, Tensor]) -> 
     for index, slope in enumerate(slopes):
         stream = vlp.layers[index].stream
         change = torch.zeros_like(kept[index]) if slope is None else slope * (skipped[index] - kept[index])
-        rows, attend = vlp.rows_of(states[index], stream, change.detach().double())
+        rows, attend = vlp.split_rows(states[index], stream, change.detach().double())
         real = 1.0 if attend is None else attend[:, 0, -1, :, None].double()
         effects.append((rows * real).sum(dim=(1, 2)).cpu().numpy())
     return np.stack(effects)
@@ -207,8 +207,8 @@ def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, A
             outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
             for index in stage:
                 stream = vlp.layers[index].stream
-                before, attend = vlp.rows_of(state, stream, state.hidden[stream])
-                after, _ = vlp.rows_of(state, stream, outputs[stream])
+                before, attend = vlp.split_rows(state, stream, state.hidden[stream])
+                after, _ = vlp.split_rows(state, stream, outputs[stream])
                 place = torch.arange(len(before), device=before.device), vlp.pooled_tokens(state, stream)
                 chains[stream].append(index)
                 pooled[stream].append(before[place].double())

@@ -52,8 +52,9 @@ def label_of(hypothesis: SceneCaption, is_true: bool, scene: Scene, curtain: boo
 
 
 def _draw_hypothesis(rng: np.random.Generator, scene: Scene, curtain: bool) -> tuple[str, str]:
-    while (caption := sample_scene_caption(rng, scene)) is None:
-        pass
+    caption = sample_scene_caption(rng, scene)
+    while caption is None:
+        caption = sample_scene_caption(rng, scene)
     hypothesis = SceneCaption((pick(rng, caption.facts),))
     is_true = bool(rng.random() < 0.5)
     hypothesis = hypothesis if is_true else pick(rng, hypothesis.changed(scene))

@@ -119,7 +119,7 @@ class TwoLayers:
         attend = torch.arange(3)[None, None, None] < torch.tensor(real_tokens)[:, None, None, None]
         return State({"joint": torch.tensor([[[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]])}, {"joint": attend})
 
-    pooled_tokens, rows_of = VLP.pooled_tokens, VLP.rows_of
+    pooled_tokens, split_rows = VLP.pooled_tokens, VLP.split_rows
 
     def run_layer(self, index, state, skipped):
         assert not skipped

@@ -397,8 +397,8 @@ class VLM(UnitModel):
         read = driver.answer_states(state.extras["blocks"], state.hidden[JOINT])[state.extras["order"]]
         return self.stack.norm(read).to(read.device)  # `device_map` may put the norm on another
 
-    def rows_of(self, state: State, stream: str, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens to pool: prompts with their prefixes, or the images of each prompt; see `VLP.rows_of`."""
+    def split_rows(self, state: State, stream: str, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens to pool: prompts with their prefixes, or the images of each prompt; see `VLP.split_rows`."""
         if stream == JOINT:
             rows, real = driver.padded_rows(state.extras["blocks"], hidden)
         else:
