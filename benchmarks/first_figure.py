@@ -99,11 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     root = Path(__file__).parents[1]
     found = measure(range(given.seeds))
     draw(found, (given.out or root / "docs" / "assets") / "score_against_macs.png")
-    record = {
-        name: [{key: round(value, 2) for key, value in each.items()} for each in points] for name, points in found.items()
-    }
-    write_json((given.out or root / "benchmarks" / "records") / "first_figure.json", record)
-    for name, points in record.items():
+    write_json((given.out or root / "benchmarks" / "records") / "first_figure.json", found)
+    for name, points in found.items():
         print(name, *(f"{each['macs']:g}:{each['accuracy']:g}" for each in points))
 
 

@@ -54,10 +54,9 @@ def measure(size: str, batch: int, subnets: int, rounds: int) -> dict[str, Any]:
         twin = share_copy(vlp)
         twin.prune(mask)
         calls.append(timed_forward(twin))
-    bare = without_adapters_sharing(vlp)
-    whole = None if bare is None else timed_forward(bare)
-    timer = UnitTimer(timed_forward(vlp), whole, len(names), torch.device("cpu"), time.perf_counter)
-    calls.append(whole or timer.timed)
+    bare = timed_forward(without_adapters_sharing(vlp) or vlp)
+    timer = UnitTimer(timed_forward(vlp), bare, len(names), torch.device("cpu"), time.perf_counter)
+    calls.append(bare)
     taken = []
     for number in range(WARM_UP + rounds):
         if number == WARM_UP:
@@ -65,9 +64,7 @@ def measure(size: str, batch: int, subnets: int, rounds: int) -> dict[str, Any]:
             taken = []
         timer.round()
         taken.append(in_turns(calls, time.perf_counter, np.random.default_rng(number)))
-    sample = vlp.cost_example(
-        task.processor, task.pairs(subject.examples), MacCounter(vlp)
-    )  # as long as the longest example
+    sample = vlp.cost_example(task.processor, task.pairs(subject.examples), MacCounter(vlp))  # as long as the longest one
     macs = count_costs(vlp, sample, subject.head, task.group_features, task.passes).macs_cost
     return compared(timer, np.array(taken), masks, macs)
 

@@ -17,15 +17,13 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
-from das_gym.adapt.shrink.measuring import answer_scores, loss_of
+from das_gym.adapt.shrink.measuring import Quality, loss_of, score_model
 from das_gym.adapt.shrink.recovery import make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrink.settings import RecoveryConfig
 from das_gym.agents.searching.loop import search
 from das_gym.agents.settings import SearchConfig
 
 from benchmarks.machine import make_parser
-from das_gym.intervals import mean_interval
-from das_gym.models.transformers.generation import generate
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.config import ProblemConfig
@@ -80,14 +78,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     saved = problem.costs.macs_saved(mask)
     removed = f"{draw_mask(full, mask)}, {100 * saved:.1f} % of the MACs saved"
     print(f"{removed}; held-out loss {held['full']:.4f}, then {held['shrunk']:.4f}")
-    prompts = task.pairs(task.open_ended(test))
-
-    def tested(vlm: VLM) -> dict[str, Any]:
-        scores = answer_scores(task, test, generate(vlm, task.processor, prompts, "answers", BATCH))  # type: ignore[arg-type]
-        return {"score": float(scores.mean()), "interval": mean_interval(scores), "loss": loss(vlm, test)}
-
     rows: list[dict[str, Any]] = []
-    results = {"full": tested(full), "shrunk": tested(shrunk)}
+    results = {"full": score_model(full, task, test, "")[0], "shrunk": score_model(shrunk, task, test, "")[0]}
     for settings in every:
         student = pruned_copy(full, mask)
         started = time.perf_counter()
@@ -96,7 +88,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         with temporarily_merged(student, full, settings, trained):
             found = loss(student, held_out)
             if found < min((row["loss"] for row in rows), default=float("inf")):
-                results["recovered"] = tested(student)
+                results["recovered"] = score_model(student, task, test, "")[0]
         share = regained(held["full"], held["shrunk"], found)
         words = f"{settings.recover}, {settings.steps} steps, learning rate {settings.learning_rate:g}"
         rows.append({"settings": words, "loss": found, "loss_regained": share})
@@ -104,14 +96,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"macs_saved": saved, "held_out": held, "rows": rows, "test": results}
 
 
-def report(test: dict[str, Any]) -> str:
+def report(test: dict[str, Quality]) -> str:
     """Return the scores on the test split as text."""
     lines = ["on test, with the settings of the least held-out loss:"]
     for name, row in test.items():
-        low, high = (100 * end for end in row["interval"])
-        lines.append(f"  {name:<9} score {100 * row['score']:.1f} % ({low:.1f}..{high:.1f}), loss {row['loss']:.4f}")
-    for name in ("score", "loss"):
-        lines.append(f"  of the {name} {format_share(regained(*(row[name] for row in test.values())))}")
+        interval = f"{100 * row.low:.1f}..{100 * row.high:.1f}"
+        lines.append(f"  {name:<9} score {100 * row.score:.1f} % ({interval}), loss {row.loss:.4f}")
+    lines.append(f"  of the score {format_share(regained(*(row.score for row in test.values())))}")
+    lines.append(f"  of the loss {format_share(regained(*(row.loss for row in test.values())))}")
     return "\n".join(lines)
 
 
