@@ -50,9 +50,7 @@ def measure(seeds: Sequence[int]) -> dict[str, list[Point]]:
     found: dict[str, list[Point]] = {name: [] for name in STYLES}
     for saved in BUDGETS:
         oracle = TableOracle(ENV, {"macs_saved": saved})
-        masks = oracle.table.masks
-        rewards = np.where(oracle.space.contains(masks), oracle.rewards(masks), -np.inf)
-        found["optimum"].append(points_of(oracle, masks[[int(rewards.argmax())]]))
+        found["optimum"].append(points_of(oracle, oracle.table.best("exp_neg_loss", macs_saved=saved)[None]))
         for agent in AGENTS:
             result = run_agent(oracle, agent, seeds, EVALUATIONS, MASKS_PER_TURN, {})
             found[agent].append(points_of(oracle, result.answers))

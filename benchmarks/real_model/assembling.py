@@ -68,13 +68,11 @@ def evaluate(model: Path, count: int) -> None:
     """Print the exact match of a model's answers to the first questions of Shapes-VQA's test split, in all and by kind."""
     problem = load_problem(ProblemConfig(model="VLM", task="answering", checkpoint=str(model)))
     full = np.zeros((1, len(problem.layer_names)), dtype=bool)
-    kinds: dict[str, list[Any]] = {}
-    for example in shuffled(problem.task, problem.splits.test, count):
-        kinds.setdefault(example.kind, []).append(example)
-    right = []
-    for kind, examples in sorted(kinds.items()):
-        share = problem.evaluator.evaluate(full, examples).metrics[0]
-        right += [1.0] * round(share * len(examples)) + [0.0] * round((1 - share) * len(examples))
-        print(f"{kind}: {100 * share:.1f} % of {len(examples)}", flush=True)
-    low, high = 100 * np.array(mean_interval(np.array(right)))
-    print(f"exact match: {100 * np.mean(right):.1f} % of {len(right)} questions, 95 % interval {low:.1f} to {high:.1f}")
+    examples = shuffled(problem.task, problem.splits.test, count)
+    right = problem.evaluator.evaluate_each(full, examples).metrics[0]
+    kinds = np.array([example.kind for example in examples])
+    for kind in np.unique(kinds):
+        own = right[kinds == kind]
+        print(f"{kind}: {100 * own.mean():.1f} % of {len(own)}")
+    low, high = 100 * np.array(mean_interval(right))
+    print(f"exact match: {100 * right.mean():.1f} % of {len(right)} questions, 95 % interval {low:.1f} to {high:.1f}")
