@@ -23,15 +23,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.adapt_experiment import check_test_images
 from das_gym.adapt.choosing import choice_from_run, choice_of, search_first
-from das_gym.adapt.compare.record import (
-    Trial,
-    best_trials,
-    chosen_trials,
-    comparison_table,
-    kept_file,
-    mean_test,
-    report_of,
-)
+from das_gym.adapt.compare.record import Trial, best_trials, chosen_trials, comparison_table, kept_file, mean_test, report_of
 from das_gym.adapt.compare.trials import ComparisonContext, cells_of, method_variants, phases
 from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.methods import METHODS

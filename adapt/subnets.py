@@ -23,15 +23,7 @@ from das_gym.models.formats import MAX_SIDE
 from das_gym.names import check_names
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, recorded_settings
-from das_gym.problem.loading import (
-    AdaptedModel,
-    Backbone,
-    load_backbone,
-    new_head,
-    pick_device,
-    restore,
-    task_class,
-)
+from das_gym.problem.loading import AdaptedModel, Backbone, load_backbone, new_head, pick_device, restore, task_class
 from das_gym.registration import MODELS, TASKS
 
 FORMAT = "das_gym adapt 1"

@@ -11,13 +11,7 @@ from torch import Tensor
 
 from benchmarks.pretrain.batches import IGNORE, ImageBatch, scene_images
 from benchmarks.pretrain.family import AnsweringRecipe
-from benchmarks.pretrain.texts import (
-    INSTRUCTION,
-    describe,
-    mentions,
-    questions,
-    target,
-)
+from benchmarks.pretrain.texts import INSTRUCTION, describe, mentions, questions, target
 from das_gym.shapes.scenes import IMAGE_SIZE, SceneObject, sample_scene
 from das_gym.shapes.vqa import Question
 

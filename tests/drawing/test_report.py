@@ -5,16 +5,7 @@ import pytest
 
 from das_gym.commands.settings import build
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.report import (
-    Answers,
-    CostChart,
-    Heat,
-    Progress,
-    Question,
-    RunReport,
-    Table,
-    write_report,
-)
+from das_gym.drawing.report import Answers, CostChart, Heat, Progress, Question, RunReport, Table, write_report
 from tests.browser import check_accessible, check_fits, needs_browser, open_page
 
 NAMES = ["text.0", "text.1", "image.0", "image.1"]

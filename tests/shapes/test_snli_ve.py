@@ -9,11 +9,7 @@ import pytest
 
 from das_gym.shapes.captions import CountFact, ExistenceFact, ObjectName, RelationFact, SceneCaption
 from das_gym.shapes.scenes import Scene, SceneObject
-from das_gym.shapes.snli_ve import (
-    HYPOTHESES,
-    label_of,
-    write_shapes_snli_ve,
-)
+from das_gym.shapes.snli_ve import HYPOTHESES, label_of, write_shapes_snli_ve
 from das_gym.tasks.snli_ve import LABELS, load_snli_ve
 
 SMALL = {"train": 30, "dev": 5, "test": 5}

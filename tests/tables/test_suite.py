@@ -9,15 +9,7 @@ from das_gym.engine.scores import Scores
 from das_gym.files import write_json
 from das_gym.problem.budget import Budget, MaskCost
 from das_gym.problem.mask_space import every_mask
-from das_gym.tables.suite import (
-    FORMAT,
-    SuiteTable,
-    load_suite,
-    problems_of,
-    random_probabilities,
-    read_suite,
-    suite_record,
-)
+from das_gym.tables.suite import FORMAT, SuiteTable, load_suite, problems_of, random_probabilities, read_suite, suite_record
 from tests.made_up_suite import made_up_table
 
 

@@ -14,16 +14,7 @@ from das_gym.tasks.retrieval import NUM_TEXTS, load_captions
 from das_gym.tasks.snli_ve import load_snli_ve
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
 from das_gym.tasks.vqa.files import OUT_OF_VOCABULARY, VQAExample, in_reward_split, load_vqa
-from tests.arrow_tables import (
-    caption_row,
-    jpeg,
-    nlvr2_row,
-    vqa_row,
-    write_captions,
-    write_nlvr2,
-    write_table,
-    write_vqa,
-)
+from tests.arrow_tables import caption_row, jpeg, nlvr2_row, vqa_row, write_captions, write_nlvr2, write_table, write_vqa
 
 VQA, NLVR2, CAPTIONS, SNLI = "vqav2_val", "nlvr2_test1", "f30k_caption_karpathy_val", "snli_dev"
 

@@ -6,15 +6,7 @@ from typing import Any
 
 import pytest
 from das_gym.adapt.compare import trials
-from das_gym.adapt.compare.record import (
-    Trial,
-    best_trials,
-    chosen_trials,
-    comparison_table,
-    kept_file,
-    kept_trial,
-    verdict,
-)
+from das_gym.adapt.compare.record import Trial, best_trials, chosen_trials, comparison_table, kept_file, kept_trial, verdict
 
 from das_gym.files import read_json
 from das_gym.problem.latency import measure_latency

@@ -10,14 +10,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.shrink import measuring
-from das_gym.adapt.shrink.measuring import (
-    Measured,
-    Quality,
-    ShrunkModelResult,
-    latencies,
-    loss_of,
-    time_tokens,
-)
+from das_gym.adapt.shrink.measuring import Measured, Quality, ShrunkModelResult, latencies, loss_of, time_tokens
 from das_gym.adapt.shrink.report import conclusion, table_of
 
 from das_gym.models.transformers.generation import greedy_settings

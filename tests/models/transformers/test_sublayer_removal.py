@@ -12,12 +12,7 @@ from safetensors import safe_open
 
 from das_gym.files import read_json
 from das_gym.models.transformers.generation import generate_batch, greedy_settings, pad_token, pads_left
-from das_gym.models.transformers.layer_removal import (
-    counting_attentions,
-    draw_mask,
-    full_model_with_parameters,
-    pruned_copy,
-)
+from das_gym.models.transformers.layer_removal import counting_attentions, draw_mask, full_model_with_parameters, pruned_copy
 from das_gym.models.transformers.loading import auto_class, load_vlm
 from das_gym.models.transformers.model import VLM, prepare_experts
 from das_gym.models.transformers.stack import replace_forwards

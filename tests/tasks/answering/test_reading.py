@@ -17,15 +17,7 @@ from das_gym.tasks.answering.files import part_of
 from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.answering.task import AnsweringTask
 from tests.arrow_tables import write_nlvr2, write_vqa
-from tests.tasks.answering.making import (
-    assert_disjoint,
-    draw,
-    images_of,
-    llava_folder,
-    parts_of,
-    write,
-    write_lines,
-)
+from tests.tasks.answering.making import assert_disjoint, draw, images_of, llava_folder, parts_of, write, write_lines
 
 
 def sizes(root: Path) -> list[int]:
