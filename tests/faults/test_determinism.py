@@ -11,9 +11,9 @@ from das_gym.files import read_json
 from tests.faults.jobs import JOBS, Job, scrubbed
 
 VOLATILE = re.compile(
-    r"id|out|table|command|runs_dir|search_run|spent|(.*_)?(seconds|milliseconds|ms|latency|speedup|memory|quartiles)(_.*)?"
+    r"id|out|table|rows|command|runs_dir|search_run|spent|(.*_)?(seconds|milliseconds|ms|latency|speedup|memory|quartiles)(_.*)?"
 )
-"""Names of entries of records that hold times, ids, places, and what was spent where scores were remembered."""
+"""Names of entries of records that hold times, ids, places, tables in words, and what remembered scores cost."""
 
 NOT_RESULTS = re.compile(r"(config|run|metrics)\.json|cout\.txt|\.html|\.svg|\.png|\.md$|/\.|_sources")
 """Files that results do not include: records of Sacred, plots, reports and hidden files."""
