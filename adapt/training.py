@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,12 @@ WEIGHT_DECAY = 0.01
 
 MAX_NORM = 1.0
 """Norm to which gradients are clipped."""
+
+SAVE_SECONDS = 60.0
+"""Time after which a checkpoint is written whatever the step: `save_every` steps of a large model take an hour."""
+
+SLOW_SAVE = 3.0
+"""Seconds that a checkpoint may take; if it takes longer, that time grows in proportion."""
 
 LOG_EVERY = 50
 """Steps whose means are logged as one value."""
@@ -96,10 +103,11 @@ class Trainer:
         steps: Number of steps.
         schedule: From a step to the factor of the learning rates.
         checkpoint: File to save to and to resume from; None saves nothing.
-        save_every: Steps between checkpoints.
+        save_every: Steps between checkpoints. A single process also writes one `save_seconds` after the last one.
         stateful: What else changes with the steps, by name, with JSON values as state: saved and restored with the rest.
         accelerator: See `das_gym.adapt.hardware.make_accelerator`; None is one device in full precision.
         prefetcher: Reads images for the steps; it is closed when they end.
+        save_seconds: See `save_every`.
     """
 
     def __init__(
@@ -113,6 +121,7 @@ class Trainer:
         stateful: Mapping[str, Stateful] | None = None,
         accelerator: Accelerator | None = None,
         prefetcher: Prefetcher | None = None,
+        save_seconds: float = SAVE_SECONDS,
     ) -> None:
         # Frozen weights are in the checkpoint of the model, and are not saved again.
         self._trained = {
@@ -126,6 +135,8 @@ class Trainer:
         self.steps = steps
         self.checkpoint = checkpoint
         self.save_every = save_every
+        self.save_seconds = save_seconds
+        self._next_save = math.inf
         self.stateful = dict(stateful or {})
         self.prefetcher = prefetcher
         self.step = 0
@@ -151,6 +162,7 @@ class Trainer:
         log = log or (lambda name, value, step: None)
         for entry in self._logged:
             log(*entry)
+        self._next_save = time.monotonic() + self.save_seconds
         try:
             with progress(self.steps, title, unit="step", initial=self.step) as bar:
                 while self.step < self.steps:
@@ -161,9 +173,10 @@ class Trainer:
                     bar.update()
                     if self.step % LOG_EVERY == 0 or self.step == self.steps:
                         self._log_means(title, log)
-                    if self.step % self.save_every == 0 or self.step == self.steps:
+                    # Several processes save together, and their clocks differ.
+                    is_late = world_size() == 1 and time.monotonic() > self._next_save
+                    if is_late or self.step % self.save_every == 0 or self.step == self.steps:
                         self._check_parameters()  # a checkpoint with NaN would resume a lost training
-                    if self.step % self.save_every == 0:
                         self._save()
         finally:
             if self.prefetcher is not None:
@@ -249,6 +262,7 @@ class Trainer:
         device_rng = self._gather(torch.cuda.get_rng_state(device)) if device.type == "cuda" else None
         if not is_main_process():  # all take part in gathering, one writes
             return
+        started = time.monotonic()
         buffer = io.BytesIO()
         state = {
             "step": self.step,
@@ -264,6 +278,8 @@ class Trainer:
         # serialised before the file is replaced: a kill leaves the old checkpoint or the new one
         torch.save(state, buffer)
         write_bytes(self.checkpoint, buffer.getvalue())
+        ended = time.monotonic()
+        self._next_save = ended + self.save_seconds * max(1.0, (ended - started) / SLOW_SAVE)
 
     def resume(self) -> None:
         """Continue from the checkpoint, if there is one; ValueError if it is damaged or of another run."""

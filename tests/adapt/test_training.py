@@ -10,12 +10,13 @@ from das_gym.adapt.training import Trainer, adamw, learning_rate_factor
 from torch import nn
 
 
-def make_trainer(checkpoint: Path | None, steps: int = 12) -> tuple[nn.Linear, Trainer]:
+def make_trainer(checkpoint: Path | None, steps: int = 12, save_seconds: float = 60.0) -> tuple[nn.Linear, Trainer]:
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     optimizer = adamw([(list(model.parameters()), 0.1)], weight_decay=0.01)
     schedule = partial(learning_rate_factor, steps=steps, warmup=0.25)
-    return model, Trainer({"model": model}, optimizer, steps, schedule, checkpoint, save_every=4)
+    modules = {"model": model}
+    return model, Trainer(modules, optimizer, steps, schedule, checkpoint, save_every=4, save_seconds=save_seconds)
 
 
 def step(model: nn.Linear, index: int, stop: int | None = None) -> dict[str, torch.Tensor]:
@@ -33,18 +34,28 @@ def checkpoint(tmp_path) -> Path:
     return tmp_path / "checkpoint.pt"
 
 
-def test_trainer_resumes_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize(("save_seconds", "left"), [(60.0, [8, 9, 10, 11]), (0.0, [9, 10, 11])])
+def test_trainer_resumes_to_the_same_bits(tmp_path, save_seconds: float, left: list[int]):
     model, uninterrupted = make_trainer(None)
     uninterrupted.run(partial(step, model), "uninterrupted")
-    interrupted, first = make_trainer(tmp_path / "checkpoint.pt")
+    interrupted, first = make_trainer(tmp_path / "checkpoint.pt", save_seconds=save_seconds)
     with pytest.raises(KeyboardInterrupt):
         first.run(partial(step, interrupted, stop=9), "first")
     resumed, second = make_trainer(tmp_path / "checkpoint.pt")
     steps = []
     second.run(lambda index: (steps.append(index), step(resumed, index))[1], "second")
-    assert steps == [8, 9, 10, 11]
+    assert steps == left
     assert torch.equal(resumed.weight, model.weight)
     assert torch.equal(resumed.bias, model.bias)
+
+
+def test_a_finished_training_is_not_repeated(tmp_path):
+    """Its number of steps is no multiple of `save_every`."""
+    model, trainer = make_trainer(tmp_path / "checkpoint.pt", steps=6)
+    trainer.run(partial(step, model), "first")
+    resumed, second = make_trainer(tmp_path / "checkpoint.pt", steps=6)
+    second.run(partial(step, resumed, stop=5), "second")
+    assert torch.equal(resumed.weight, model.weight)
 
 
 def test_resume_rejects_a_checkpoint_of_another_configuration(checkpoint):
