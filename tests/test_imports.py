@@ -41,9 +41,7 @@ FAMILIES_MAY_BE_NAMED = (
 
 TASK = re.compile(r"das_gym\.tasks\.(?!base|labels|metrics)\w+|^\w+Task$")
 
-EXCEPTIONS = {
-    "family: das_gym.models.checkpoints": "the one list of the families with custom formats",
-}
+EXCEPTIONS = {"family: das_gym.models.checkpoints": "the one list of the families with custom formats"}
 """What does not hold yet, as the tests below say it, and why."""
 
 
@@ -125,11 +123,7 @@ def check(wrong: set[str], kind: str) -> None:
 
 
 def test_imports_point_one_way():
-    doors = (
-        "das_gym",
-        "das_gym.agents",
-        "das_gym.adapt",
-    )  # which import when asked, and for type checkers
+    doors = ("das_gym", "das_gym.agents", "das_gym.adapt")  # which import when asked, and for type checkers
     wrong = {
         f"{name} -> {target}"
         for name in MODULES

@@ -47,13 +47,7 @@ def test_compare_searches_masks_and_chooses_rates(run_here, small_kwargs, monkey
 def test_compare_keeps_models_for_evaluate_predict_export_and_report(run_here, small_kwargs, monkeypatch, tmp_path):
     monkeypatch.setattr(trials, "measure_latency", partial(measure_latency, blocks=1, runs=1))
     given = [f"{name}={value}" for name, value in small_kwargs.items()]
-    quick = (
-        "train.steps=2",
-        "train.batch_size=4",
-        "seeds=2",
-        "learning_rates=[1e-2]",
-        'methods=["lora","prompt"]',
-    )
+    quick = ("train.steps=2", "train.batch_size=4", "seeds=2", "learning_rates=[1e-2]", 'methods=["lora","prompt"]')
     code, told = run_here("compare", "with", *given, *quick)
     assert code == 0, told
     assert "the best model of each row is kept there, too; one of them: " in told

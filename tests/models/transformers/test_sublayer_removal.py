@@ -23,11 +23,7 @@ APART = ("0.attention", "1.mlp", "3.attention")
 TOGETHER = ("0.attention", "1.attention", "1.mlp", "3.mlp")
 """A layer loses both parts, and is deleted."""
 
-WAYS: dict[str, dict[str, Any]] = {
-    "with a cache": {},
-    "without a cache": {"use_cache": False},
-    "beams": {"num_beams": 3},
-}
+WAYS: dict[str, dict[str, Any]] = {"with a cache": {}, "without a cache": {"use_cache": False}, "beams": {"num_beams": 3}}
 
 every_type = pytest.mark.parametrize("name", tiny.cases(tiny.WORKING_APART))
 

@@ -15,13 +15,7 @@ from tests.models.transformers.test_vision_units import SEEN
 PAGE = Path(__file__).parents[3] / "docs" / "models.md"
 START, END = "<!-- table -->", "<!-- end of table -->"
 
-COLUMNS = (
-    "`model_type`",
-    "skippable layers",
-    "`units=sublayers`",
-    "image prefix shared",
-    "skippable vision layers",
-)
+COLUMNS = ("`model_type`", "skippable layers", "`units=sublayers`", "image prefix shared", "skippable vision layers")
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 

@@ -66,10 +66,7 @@ def test_example_as_text():
     asked = replace(OPEN, question="<image>\nwhat is <image>")
     assert (TASK.question(asked), TASK.reference(asked)) == ("what is", "ab")
     said = TASK.predictions([OPEN, CHOICE], logits_of(0.9, 0.25, 0.9, 0.9, 0.125, 0.5))
-    assert [TASK.format_prediction(e, given) for e, given in zip([OPEN, CHOICE], said, strict=True)] == [
-        "ae",
-        "cd",
-    ]
+    assert [TASK.format_prediction(e, given) for e, given in zip([OPEN, CHOICE], said, strict=True)] == ["ae", "cd"]
 
 
 def test_summary_by_kind():
