@@ -17,6 +17,7 @@ from das_gym.tables.table import SubnetTable
 from das_gym.tasks.vqa.files import answer_vocabulary, load_vqa
 from das_gym.tasks.vqa.task import VQATask
 from tests.made_up_suite import write_made_up_suite
+from tests.registered import as_before
 from tests.small_world import small_world
 
 torch.set_num_threads(1)
@@ -121,7 +122,5 @@ def own_plugins() -> Iterator[None]:
 @pytest.fixture
 def own_metrics() -> Iterator[None]:
     """Forget the metrics that a test registers."""
-    before = dict(METRICS)
-    yield
-    METRICS.clear()
-    METRICS.update(before)
+    with as_before(METRICS):
+        yield

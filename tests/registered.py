@@ -1,19 +1,21 @@
-"""Models, tasks and environments as they were, whatever a test registers."""
+"""Tables of what is registered as they were, whatever a test registers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from typing import Any
 
 import das_gym.registration as registration
 
+PROBLEMS: tuple[Any, ...] = (registration.MODELS, registration.TASKS, registration.ENVIRONMENTS, registration.registry)
+
 
 @contextmanager
-def as_before() -> Iterator[None]:
-    """Take back what is registered within."""
-    tables = (registration.MODELS, registration.TASKS, registration.ENVIRONMENTS, registration.registry)
-    before = [(table, dict(table)) for table in tables]
+def as_before(*tables: MutableMapping[str, Any]) -> Iterator[None]:
+    """Take back what is registered within in these tables; in those of models, tasks and environments by default."""
+    before = [(table, dict(table)) for table in tables or PROBLEMS]
     try:
         yield
     finally:
         for table, content in before:
-            table.clear()  # type: ignore[attr-defined]
-            table.update(content)  # type: ignore[attr-defined]
+            table.clear()
+            table.update(content)

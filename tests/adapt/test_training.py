@@ -9,6 +9,8 @@ from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.training import Trainer, adamw, learning_rate_factor
 from torch import nn
 
+from tests.evil import Evil
+
 
 def make_trainer(checkpoint: Path | None, steps: int = 12, save_seconds: float = 60.0) -> tuple[nn.Linear, Trainer]:
     torch.manual_seed(0)
@@ -86,16 +88,6 @@ def test_resume_names_an_optimizer_with_other_content(checkpoint, value):
     torch.save(state, checkpoint)
     with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged.*exp_avg"):
         make_trainer(checkpoint)[1].resume()
-
-
-class Evil:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def test_resume_executes_no_pickle(checkpoint, tmp_path):

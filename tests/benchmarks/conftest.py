@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 from das_gym.agents.ask_tell.base import AGENTS
 
+from tests.registered import as_before
+
 
 @pytest.fixture(autouse=True)
 def same_agents_afterwards() -> Iterator[None]:
-    before = dict(AGENTS)
-    yield
-    AGENTS.clear()
-    AGENTS.update(before)
+    with as_before(AGENTS):
+        yield

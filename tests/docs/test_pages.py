@@ -15,6 +15,7 @@ from das_gym.agents.ask_tell.base import AGENTS
 from das_gym.commands.settings import group_fields, short_names
 from das_gym.registration import METRICS
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, commands_of
+from tests.registered import as_before
 
 PROGRAMS = {"agents": agents_commands.PROGRAM, "adapt": adapt_commands.PROGRAM}
 BLOCKS = {path: blocks_of(path.read_text(encoding="utf-8")) for path in PAGES}
@@ -109,23 +110,18 @@ def test_blocks_that_are_not_run_can_be_read(path):
 def test_blocks_run(path, tmp_path, monkeypatch, capsys):
     """From top to bottom in one folder, blocks of Python in one namespace."""
     monkeypatch.chdir(tmp_path)
-    before, names = [(registry, dict(registry)) for registry in (AGENTS, METRICS)], {"__name__": path.stem}
-    try:
+    names = {"__name__": path.stem}
+    with as_before(AGENTS, METRICS):
         for block in BLOCKS[path]:
             if block.mark == "skip":
                 continue
             if block.language == "python":
                 old, _, new = block.words.partition(" => ")
-                exec(
-                    compile(block.code.replace(old, new) if old else block.code, f"{path.name}:{block.line}", "exec"), names
-                )
+                code = block.code.replace(old, new) if old else block.code
+                exec(compile(code, f"{path.name}:{block.line}", "exec"), names)
             elif block.language == "bash":
                 for command in block.commands():
                     run(path, block, shortened(command, block.words))
-    finally:
-        for registry, entries in before:
-            registry.clear()
-            registry.update(entries)
     assert "Traceback" not in "".join(capsys.readouterr())
 
 

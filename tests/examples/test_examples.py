@@ -11,6 +11,7 @@ from das_gym.problem.rewards import REWARDS
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import ASSETS
 from tests.models.test_own_model import save_bridge_tower
+from tests.registered import as_before
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 QUICK: dict[str, dict] = {
@@ -40,11 +41,8 @@ CASES += [(path, {**QUICK[path.stem], "env_id": "DAS-Suite-v0"}) for path in EXA
 @pytest.fixture
 def registries() -> Iterator[None]:
     """Undo the registrations of an example after it."""
-    before = [(registry, dict(registry)) for registry in (AGENTS, REWARDS, STATISTICS)]
-    yield
-    for registry, entries in before:
-        registry.clear()
-        registry.update(entries)
+    with as_before(AGENTS, REWARDS, STATISTICS):
+        yield
 
 
 @pytest.mark.slow

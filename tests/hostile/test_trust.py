@@ -20,6 +20,7 @@ from das_gym.commands.settings import settings_dict
 from das_gym.files import write_json
 from das_gym.problem.adaptation import Adaptation
 from das_gym.registration import ASSETS
+from tests.evil import Evil
 
 PROGRAMS = {"agents": AGENTS, "adapt": ADAPT}
 RESUMABLE = (
@@ -228,23 +229,13 @@ def test_load_subnet_executes_nothing(canary, changes):
     assert canary.exists()
 
 
-class Harm:
-    """Writes the canary when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
 @pytest.fixture
 def hostile_agent(canary) -> dict[str, Any]:
     """The settings of a search by PPO in `runs/2`, whose `agent.zip` writes the canary when it is unpickled."""
     settings: dict[str, Any] = {"env_id": "DAS-METER-VQA-Tabular-v0", "evaluations": 24, "masks_per_turn": 2}
     settings |= {"agent": "ppo", "agent_kwargs": {"n_steps": 4}, "save_every": 1}
     trained = train_sb3(SearchConfig(**settings), "runs/2")
-    trained.model.harm = Harm(canary)  # type: ignore[attr-defined]
+    trained.model.harm = Evil(canary)  # type: ignore[attr-defined]
     trained.model.save("runs/2/agent.zip")
     return settings
 

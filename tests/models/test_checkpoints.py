@@ -18,6 +18,7 @@ from das_gym.models.meter.network import METERConfig
 from das_gym.models.tensor_files import TensorFile, checksum, load_plain, read_tensors
 from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
+from tests.evil import Evil
 from tests.models import golden_cases as golden
 
 VILT_TINY = golden.GOLDEN / "vilt_tiny.ckpt"
@@ -263,14 +264,6 @@ def test_transformers_folder_with_another_activation_is_rejected(tmp_path):
 # ---- pickles
 
 
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (self.path, "w")
-
-
 class Callback:
     """As Lightning's checkpoints hold them: a class as a key."""
 
@@ -281,7 +274,7 @@ class Attributes(dict):
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare"])
 def test_load_checkpoint_executes_no_pickle(form, tmp_path):
-    content, path = {"state_dict": {"a": torch.ones(2)}, "extra": Evil(str(tmp_path / "pwned"))}, tmp_path / "evil.ckpt"
+    content, path = {"state_dict": {"a": torch.ones(2)}, "extra": Evil(tmp_path / "pwned")}, tmp_path / "evil.ckpt"
     if form == "bare":
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:

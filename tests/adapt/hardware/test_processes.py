@@ -48,6 +48,13 @@ def start(rank: int, port: int, *words: str, program: Sequence[str] = TRAIN, pro
     return subprocess.Popen(command, env={**os.environ, **places, **more}, stderr=subprocess.PIPE, text=True)
 
 
+def finish(processes: Sequence[subprocess.Popen], seconds: int = 300) -> None:
+    """Wait for processes that end well."""
+    for process in processes:
+        _, told = process.communicate(timeout=seconds)
+        assert process.returncode == 0, told
+
+
 @pytest.mark.slow
 def test_training_in_two_processes_equals_one(bare_kwargs, tmp_path):
     """A batch of 5 is split 2 and 3, so that a mean of means would be wrong; masks leave parameters without gradients."""
@@ -60,16 +67,13 @@ def test_training_in_two_processes_equals_one(bare_kwargs, tmp_path):
     one = train_supernet(
         SupernetConfig(**STEPS), ProblemConfig(**bare_kwargs), tmp_path / "one.safetensors", log=lambda *e: logged.append(e)
     )
-    for process in both:
-        _, told = process.communicate(timeout=300)
-        assert process.returncode == 0, told
+    finish(both)
     theirs = json.loads((two / "logged.json").read_text())
     assert [(name, step) for name, _, step in theirs] == [(name, step) for name, _, step in logged]
     for mine, other in zip(logged, theirs, strict=True):
         assert other[1] == pytest.approx(mine[1], rel=1e-4)
     weights, others = (read_safetensors(path).tensors for path in (one, two / "supernet.safetensors"))
-    for name, tensor in weights.items():
-        assert torch.allclose(others[name], tensor, atol=1e-3), name
+    torch.testing.assert_close(others, weights, atol=1e-3, rtol=1e-5)
     assert len(torch.load(two / "checkpoint.pt", weights_only=True)["rng"]) == 2
     assert [(two / f"failed{rank}.txt").read_text() for rank in (0, 1)] == ["the loss is nan"] * 2
 
@@ -81,12 +85,9 @@ def test_training_in_two_processes_supports_transformers(tiny_llava, tmp_path):
     settings, port = {"steps": 4, "batch_size": 5}, free_port()
     both = [start(rank, port, json.dumps(problem), json.dumps(settings), str(tmp_path)) for rank in (0, 1)]
     one = train_supernet(SupernetConfig(**settings), ProblemConfig(**problem), tmp_path / "one.safetensors")
-    for process in both:
-        _, told = process.communicate(timeout=300)
-        assert process.returncode == 0, told
+    finish(both)
     weights, others = (read_safetensors(path).tensors for path in (one, tmp_path / "supernet.safetensors"))
-    for name, tensor in weights.items():
-        assert torch.allclose(others[name], tensor, atol=1e-3), name
+    torch.testing.assert_close(others, weights, atol=1e-3, rtol=1e-5)
 
 
 @pytest.mark.long
@@ -103,15 +104,12 @@ def test_recovery_in_two_processes_equals_one(tiny_llava, tmp_path):
     port = free_port()
     started = [start(rank, port, *words, *places("two"), program=shrink) for rank in (0, 1)]
     started += [start(0, free_port(), *words, *places("one"), program=shrink, processes=1)]
-    for process in started:
-        _, told = process.communicate(timeout=500)
-        assert process.returncode == 0, told
+    finish(started, 500)
     folders = (tmp_path / "one", tmp_path / "two", Path(tiny_llava["checkpoint"]))
     weights, others, before = (read_safetensors(folder / "model.safetensors").tensors for folder in folders)
     (query,) = (name for name in weights if "language" in name and name.endswith("layers.0.self_attn.q_proj.weight"))
     assert not torch.allclose(weights[query], before[query], atol=1e-3)
-    for name, tensor in weights.items():
-        assert torch.allclose(others[name], tensor, atol=1e-4), name
+    torch.testing.assert_close(others, weights, atol=1e-4, rtol=1e-5)
     controls = [read_json(tmp_path / "runs" / name / "1" / "shrink.json")["control"] for name in ("one", "two")]
     assert controls[0]["loss"] == pytest.approx(controls[1]["loss"], rel=1e-4)
 

@@ -17,6 +17,7 @@ from das_gym.models.inputs import load_tokenizer
 from das_gym.models.transformers.inputs import SPECIAL_TOKENS, load_processor
 from das_gym.models.transformers.loading import SUMS, load_vlm, loaded_dtype, source_dtype, verify_checksums
 from das_gym.registration import ASSETS
+from tests.evil import Evil
 from tests.models.transformers import tiny
 
 SMOL = ASSETS / "smolvlm_mini"
@@ -113,16 +114,6 @@ def test_pipe_in_a_folder_is_rejected(folder, name):
     for load in (load_vlm, load_processor, load_tokenizer):
         with pytest.raises(ValueError, match=name):
             load(folder)
-
-
-class Evil:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def test_load_vlm_executes_no_pickle(folder, tmp_path):
