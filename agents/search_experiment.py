@@ -130,7 +130,7 @@ def search_in_run(
     facts = [f"{name}: {value}" for name, value in search_facts(result).items()]
     print("\n  ".join([f"{config.agent}, seed {config.seed}:", *facts[1:]]))
     if folder is not None:
-        draw_search(folder / FIGURE, result, facts[2:8])
+        draw_search(folder, result)
         for name in (FIGURE, RECORD):
             run.add_artifact(folder / name)
         print(f"record: {folder / RECORD}")
@@ -173,15 +173,16 @@ def ground_truth(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]
     return {"rank of the answer": f"{rank:,} of {count:,}", "regret of the answer": f"{regret:.4f}"}
 
 
-def draw_search(path: Path, result: SearchResult, facts: Sequence[str]) -> None:
+def draw_search(folder: Path, result: SearchResult) -> None:
     """Write a PNG of the answer on the architecture, of the best reward over evaluations, and of some facts."""
     from PIL import Image
 
     title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} units skipped, {result.env_id}"
     progress = progress_of(result)
     best = [] if progress is None else [reward for reward in progress.best if reward is not None]
-    image = draw(architecture_of(result), np.array(result.mask, bool), title, facts, best=best)
-    with replacing(path) as part:
+    facts = [f"{name}: {value}" for name, value in search_facts(result).items()]
+    image = draw(architecture_of(result), np.array(result.mask, bool), title, facts[2:8], best=best)
+    with replacing(folder / FIGURE) as part:
         Image.fromarray(image).save(part, "PNG")
 
 

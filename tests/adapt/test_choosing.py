@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from das_gym.adapt.choosing import choice_from_run, scored_problem
+from das_gym.adapt.choosing import choice_from_run, scored_problem, search_first
 from das_gym.agents.run_commands import pareto as pareto_command
 from das_gym.agents.run_commands import search as search_command
 from das_gym.agents.searching.scorer import open_scorer
@@ -31,6 +31,15 @@ def test_the_loaded_problem_scores_a_search_of_the_same_model_and_data():
 @pytest.mark.parametrize("other", [search("DAS-METER-VQA-Tabular-v0"), search(tree_gib=1.0), search(workers="ray")])
 def test_other_settings_of_the_search_are_not_ignored(other):
     assert scored_problem(other, LOADED) is None
+
+
+def test_the_figure_of_a_search_that_was_killed_before_it_is_drawn_later(tmp_path):
+    run = SimpleNamespace(log_scalar=lambda *args: None, add_artifact=lambda *args: None)
+    config = SearchConfig("DAS-METER-VQA-Tabular-v0", skip_num=4, agent="random", evaluations=3)
+    result = search_first(config, run, tmp_path, False, None)
+    (tmp_path / "search.png").unlink()
+    assert search_first(config, run, tmp_path, True, None).mask == result.mask
+    assert (tmp_path / "search.png").is_file()
 
 
 def test_an_unknown_setting_of_a_search_on_a_loaded_problem():

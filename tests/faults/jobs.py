@@ -216,7 +216,7 @@ def _adapt_compare(folder: Path) -> Job:
     rows: dict[str, Any] = {"methods": ("lora",), "learning_rates": (1e-3,), "seeds": 2}
     rows["train"] = {"steps": 2, "batch_size": 4}
     files = ("compare.json", "lora.safetensors")
-    volatile = re.compile(r"settings|run|report|(.*_)?seconds|latency|speedup")  # its table has times
+    volatile = re.compile(r"settings|run|report|rows|(.*_)?seconds|latency|speedup")  # its table has times
     run = _run(lambda: ex, _time_little(trials))
 
     def is_whole(run: Path) -> bool:
