@@ -158,7 +158,8 @@ class Trainer:
         Raises:
             FloatingPointError: the loss, its gradient or a parameter is not finite; no checkpoint holds such a step.
         """
-        self.resume()
+        if self.step == 0:  # else it is resumed already
+            self.resume()
         log = log or (lambda name, value, step: None)
         for entry in self._logged:
             log(*entry)

@@ -60,7 +60,7 @@ def check_loaded(settings: AnsweringSettings, problem: Problem, choice: Choice |
     check_examples(problem.task, shuffled(problem.task, problem.splits.test, settings.test_examples))
     train = problem.splits.train
     if settings.train.recover != "none" and len(train):
-        check_examples(problem.task, [train[row] for row in sorted(training_rows(len(train), settings.train))])
+        check_examples(problem.task, [train[row] for row in training_rows(len(train), settings.train)])
     if choice is None:
         check_examples(problem.task, problem.splits.reward)
 

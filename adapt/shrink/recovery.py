@@ -73,8 +73,15 @@ def answer_states(vlm: VLM, task: Task, examples: Sequence[Any], images: TowerOu
 class Teacher:
     """The full model's hidden states for each example; its head, which does not train, gives the logits.
 
-    They are computed once, or, where they take more than `TEACHER_BYTES`, whenever they are asked for. `answers` has
-    examples with the answers to train on, by key; see `answered`.
+    They are computed once, or, where they take more than `TEACHER_BYTES`, whenever they are asked for. Those that are kept
+    are computed in the same batches whoever asks: a resumed training needs only those of its steps, to the bit.
+
+    Args:
+        full_model: The model.
+        task: Makes prompts and targets.
+        examples: All that may be asked for.
+        batch_size: Of these batches.
+        answers: Examples with the answers to train on, by key; see `answered`.
     """
 
     def __init__(
@@ -86,19 +93,30 @@ class Teacher:
         self.answers = answers
         self._full_model = full_model
         self._task = task
+        self._examples = self.answered(examples)
+        self._batch_size = batch_size
+        self._batch_of = {example.key: row // batch_size for row, example in enumerate(examples)}
         self._states: dict[str, Tensor] | None = {}
-        examples = self.answered(examples)
-        with torch.no_grad(), progress(len(examples), "running the full model", unit="example") as bar:
-            for start in range(0, len(examples), batch_size):
-                chunk = examples[start : start + batch_size]
-                states = answer_states(full_model, task, chunk)
-                counts = torch.bincount(task.targets(chunk)["prompt"]).tolist()
-                if states.nbytes * len(examples) > TEACHER_BYTES * len(chunk):
-                    self._states = None
-                    break
-                for example, part in zip(chunk, states.split(counts), strict=True):
+        self.prepare(self._examples[:batch_size])
+        kept = sum(states.nbytes for states in self._states.values())
+        if kept * len(examples) > TEACHER_BYTES * len(self._states):
+            self._states = None
+
+    def prepare(self, examples: Sequence[Any]) -> None:
+        """Compute the states of examples ahead, if they are kept."""
+        if self._states is None:
+            return
+        numbers = sorted({self._batch_of[example.key] for example in examples if example.key not in self._states})
+        batches = [self._examples[number * self._batch_size :][: self._batch_size] for number in numbers]
+        if not batches:
+            return
+        with torch.no_grad(), progress(sum(map(len, batches)), "running the full model", unit="example") as bar:
+            for batch in batches:
+                states = answer_states(self._full_model, self._task, batch)
+                counts = torch.bincount(self._task.targets(batch)["prompt"]).tolist()
+                for example, part in zip(batch, states.split(counts), strict=True):
                     self._states[example.key] = part.clone()
-                bar.update(len(chunk))
+                bar.update(len(batch))
 
     def answered(self, examples: Sequence[Any]) -> Sequence[Any]:
         """Return examples of `Task.open_ended` with the teacher's answers, if it is to train on those."""
@@ -111,6 +129,7 @@ class Teacher:
         if self._states is None:
             with torch.no_grad():
                 return answer_states(self._full_model, self._task, examples)
+        self.prepare(examples)
         return torch.cat([self._states[e.key] for e in examples])
 
     @torch.no_grad()
@@ -119,17 +138,18 @@ class Teacher:
         return self.head(states.to(self.dtype))
 
 
-def training_rows(count: int, config: RecoveryConfig) -> set[int]:
-    """Return which of `count` examples the training reads in this process."""
+def training_rows(count: int, config: RecoveryConfig, first: int = 0) -> list[int]:
+    """Return which of `count` examples the steps from `first` on read in this process, in order."""
     size = min(config.batch_size, count)
-    return {row for step in range(config.steps) for row in process_share(batch_at(range(count), size, config.seed, step))}
+    steps = range(first, config.steps)
+    return sorted({row for step in steps for row in process_share(batch_at(range(count), size, config.seed, step))})
 
 
 def make_teacher(full_model: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> Teacher | None:
     """Return the teacher of recoveries; None if nothing trains. With `targets=teacher`, the task has to have answers."""
     if config.method is None or not len(examples):
         return None
-    used = task.open_ended([examples[row] for row in sorted(training_rows(len(examples), config))])
+    used = task.open_ended([examples[row] for row in training_rows(len(examples), config)])
     answers = None
     if config.targets == "teacher":
         answers = generated_answers(full_model, task, used)
@@ -222,6 +242,9 @@ def recover(
         config.save_every,
         prefetcher=steps.prefetcher,
     )
+    trainer.resume()
+    left = training_rows(len(examples), config, trainer.step)
+    teacher.prepare(task.open_ended([examples[row] for row in left]))
     trainer.run(steps, f"{title} ({config.recover})", log)
     return parameters
 

@@ -94,6 +94,30 @@ def test_recovery_loss_by_hand(problem_of):
     assert float(found["loss"]) == pytest.approx(weighted, rel=1e-4)
 
 
+def test_a_resumed_recovery_runs_the_full_model_for_the_steps_that_are_left(problem_of, tmp_path):
+    problem = problem_of("llava")
+    examples = problem.task.open_ended(problem.splits.train[:12])
+    whole, partly = (Teacher(problem.vlp, problem.task, examples, 4) for _ in range(2))
+    students = [pruned_copy(problem.vlp, MASK) for _ in range(2)]
+    config = RecoveryConfig(**{**SHORT, "save_every": 100})
+    batches: list[int] = []
+    layer = problem.vlp.stack.layers[0]
+    hook = layer.register_forward_hook(lambda *_: batches.append(1))
+    try:
+        whole.prepare(examples)
+        assert len(batches) == 2  # the first one is always computed
+        assert torch.equal(partly.states(examples[9:10]), whole.states(examples[9:10]))
+        assert len(batches) == 3
+        counts = []
+        for student in students:
+            batches.clear()
+            recover(student, problem, config, tmp_path / "recovery.pt")
+            counts.append(len(batches))
+    finally:
+        hook.remove()
+    assert counts[1] <= 2 < counts[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -304,7 +328,7 @@ def test_recovery_on_the_full_models_answers(problem_of):
     task, train = problem.task, problem.splits.train
     processor: Any = task.processor
     config = RecoveryConfig(**{**SHORT, "steps": 2, "targets": "teacher"})
-    asked = task.open_ended([train[row] for row in sorted(training_rows(len(train), config))])
+    asked = task.open_ended([train[row] for row in training_rows(len(train), config)])
     alone = [replace(prompt, answer=None) for prompt in task.pairs(asked)]
     found = generate_tokens(problem.vlp, processor, alone, "", 8, limit=TARGET_TOKENS)
     said = {
