@@ -41,6 +41,9 @@ CHECKPOINT, CONTROL_CHECKPOINT = "recovery.pt", "control.pt"
 PENDING = "shrink_pending.json"
 """The record before the model's folder is complete."""
 
+SCORED = "scored.json"
+"""The answers and scores of models so far, for a run that is resumed."""
+
 DEFAULT_SHARE = 0.2
 """Share of the MACs to save without a budget."""
 

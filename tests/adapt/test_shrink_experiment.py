@@ -247,6 +247,32 @@ def test_shrink_removes_a_folder_that_fails_verification(shrink, tmp_path, monke
 
 
 @pytest.mark.slow
+def test_a_resumed_run_keeps_its_scores(shrink, tmp_path, monkeypatch):
+    scored: list[str] = []
+    score = job.score_model
+
+    def count(*arguments: Any) -> Any:
+        scored.append(arguments[3])
+        return score(*arguments)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "score_model", count)
+    monkeypatch.setattr(job, "verify", stop)
+    with pytest.raises(KeyboardInterrupt):
+        shrink(mask=(0, 1, 0, 0))
+    assert scored == ["full model", "shrunk model"]
+    monkeypatch.setattr(job, "verify", lambda *_: verifying.Verification(3, 0.0, ("with a cache",)))
+    record = read_json(run_folder(shrink(resume=1)) / "shrink.json")
+    assert scored == ["full model", "shrunk model", "recovered model"]
+    whole = read_json(run_folder(shrink(mask=(0, 1, 0, 0))) / "shrink.json")
+    assert record["answers"] == whole["answers"]
+    assert [model["loss"] for model in record["models"]] == [model["loss"] for model in whole["models"]]
+    assert not (tmp_path / "runs" / "1" / "scored.json").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("trusting")
 def test_control_is_the_full_model_with_the_same_training(shrink, tmp_path, capsys):
     settings = {"mask": (0, 1, 0, 0), "control": True, "train": {"steps": 4, "learning_rate": 0.01}}
