@@ -1,8 +1,7 @@
 """A headless Chromium that blocks all requests, and axe-core, which checks what it shows for accessibility."""
 
 import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,6 @@ WIDTHS = (360, 768, 1280)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no browser here: apt-get install chromium")
-
-
-@contextmanager
-def browser() -> Iterator[Any]:
-    """Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def open_page(chromium: Any, path: Path, width: int = 1280, scheme: str = "light") -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from das_gym.tables.build import build_table
 from das_gym.tables.table import SubnetTable
 from das_gym.tasks.vqa.files import answer_vocabulary, load_vqa
 from das_gym.tasks.vqa.task import VQATask
+from tests.browser import CHROMIUM
 from tests.made_up_suite import write_made_up_suite
 from tests.registered import as_before
 from tests.small_world import small_world
@@ -108,6 +110,17 @@ def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("tiny_llava")
     data = making.llava_folder(folder / "data", train=12, val=6, test=6)
     return {"checkpoint": str(tiny.save("llava", folder / "llava")), "data_root": str(data)}
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser for the pages of all tests."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
 
 
 @pytest.fixture(autouse=True)

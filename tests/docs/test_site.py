@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from urllib.parse import unquote
 import pytest
 
 from das_gym import ENVIRONMENTS
-from tests.browser import WIDTHS, browser, needs_browser
+from tests.browser import WIDTHS, needs_browser
 
 SITE = os.environ.get("DAS_GYM_SITE")
 pytestmark = pytest.mark.skipif(SITE is None, reason="`.ci/docs` builds the site and runs this")
@@ -68,12 +67,6 @@ def test_relative_links_work_in_the_site(site):
             if not target.exists() or (anchor and target in pages and f'id="{anchor}"' not in pages[target]):
                 dead.append(f"{path.name}: {link}")
     assert not dead
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as found:
-        yield found
 
 
 @needs_browser

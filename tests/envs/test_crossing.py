@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,6 @@ def own_settings(row: Row) -> dict[str, Any]:
     """Return the settings of the environment from a row."""
     names = ("action", "reward", "reward_batches", "reward_examples", "macs_price", "statistics")
     return {**{name: row[name] for name in names}, **row["budget"]}
-
-
-def format_info(info: Mapping[str, Any]) -> str:
-    return repr({key: value for key, value in info.items() if key != "evaluations"})
 
 
 def trajectory(env: Any, actions: list[Any], seed: int | None = 1) -> list[str]:
