@@ -64,6 +64,14 @@ def made_up_suite(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def made_up_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of 8 layers, 256 masks, as if it were METER's on VQA."""
+    from tests.agents.landscapes import write_table
+
+    return write_table(tmp_path_factory.mktemp("tables") / "meter_vqa_table.npz")
+
+
+@pytest.fixture(scope="session")
 def mini_folder() -> Path:
     """The bundled checkpoint."""
     return ASSETS / "meter_mini"

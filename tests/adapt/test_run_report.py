@@ -20,7 +20,6 @@ from das_gym.files import write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.registration import ASSETS
 from das_gym.tables.table import SubnetTable
-from tests.agents.landscapes import write_table
 
 MASK = [0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0, 1]
 NAMES = [f"{stream}.{i}" for stream in ("text", "image") for i in range(6)]
@@ -113,12 +112,6 @@ def test_report_rejects_unknown_and_damaged_records(runs, capsys, words, message
     write_run(runs / "8", "shrink.json", {}, report={"title": "x"})
     assert PROGRAM.run(["report", *words, "with", f"runs_dir={runs}"]) == 1
     assert message in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def made_up_table(tmp_path_factory) -> Path:
-    """Of 8 layers, 256 masks, as if it were METER's on VQA."""
-    return write_table(tmp_path_factory.mktemp("tables") / "meter_vqa_table.npz")
 
 
 def search_on(table: Path, folder: Path, **settings) -> Path:

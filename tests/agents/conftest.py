@@ -1,4 +1,4 @@
-"""Makes `synthetic` and `landscapes` importable, so that "synthetic:Synthetic-v0" is an environment id; a made-up table."""
+"""Makes `synthetic` and `landscapes` importable, so that "synthetic:Synthetic-v0" is an environment id."""
 
 import sys
 from pathlib import Path
@@ -8,14 +8,6 @@ import pytest
 HERE = str(Path(__file__).parent)
 if HERE not in sys.path:
     sys.path.insert(0, HERE)
-
-
-@pytest.fixture(scope="session")
-def made_up_table(tmp_path_factory) -> Path:
-    """Of 8 layers, 256 masks, as if it were METER's on VQA."""
-    from landscapes import write_table
-
-    return write_table(tmp_path_factory.mktemp("tables") / "meter_vqa_table.npz")
 
 
 @pytest.fixture
