@@ -27,7 +27,7 @@ from das_gym.adapt.shrink.memory import cached_values
 from das_gym.adapt.shrink.phases import measuring_phases, random_mask, recovery_phases
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrink.repairing import repaired_copy
-from das_gym.adapt.shrink.settings import CompareSettings
+from das_gym.adapt.shrink.settings import TEACHER_ANSWERS, CompareSettings
 from das_gym.agents.compare.comparison import depends_on_seed
 from das_gym.agents.compare.runner import Comparison, grid, mean_in_words
 from das_gym.agents.searching.record import SearchResult, best_rows
@@ -92,6 +92,8 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     comparison = Comparison(required_folder(run), MethodTrial, settings)
     trials = MethodTrials(settings, problem, run, comparison)
     done = comparison.run(cells, len(cells), trials.run_trial)
+    for path in trials.folder.glob(f"*_{TEACHER_ANSWERS}"):
+        path.unlink()
     measured = [trial for trial in done if trial.before is not None and trial.variant != FULL_MODEL]
     if not measured:
         raise ValueError(f"no method found a mask that can be removed: {'; '.join(trial.failure for trial in done[1:])}")
@@ -180,7 +182,8 @@ class MethodTrials:
         started = time.perf_counter()
         smaller = repaired_copy(problem, mask, config)
         if trial.seed not in self._teachers:  # one at a time: it holds hidden states of every example
-            self._teachers = {trial.seed: make_teacher(full, problem.task, problem.splits.train, config)}
+            kept = self.folder / f"{trial.seed}_{TEACHER_ANSWERS}"
+            self._teachers = {trial.seed: make_teacher(full, problem.task, problem.splits.train, config, kept)}
         checkpoint = self.folder / f"{trial.variant}_{trial.seed}.pt"
         teacher = self._teachers[trial.seed]
         trained = recover(smaller, problem, config, checkpoint, teacher)

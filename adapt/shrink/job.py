@@ -18,7 +18,16 @@ from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, tempor
 from das_gym.adapt.shrink.repairing import repaired_copy
 from das_gym.adapt.shrink.report import shrink_report, shrunk_card, table_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
-from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, LINEAR, PENDING, RECORD, SCORED, ShrinkSettings
+from das_gym.adapt.shrink.settings import (
+    CHECKPOINT,
+    CONTROL_CHECKPOINT,
+    LINEAR,
+    PENDING,
+    RECORD,
+    SCORED,
+    TEACHER_ANSWERS,
+    ShrinkSettings,
+)
 from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, verify
 from das_gym.adapt.training import Log
 
@@ -76,7 +85,7 @@ class ShrinkJob:
         shrunk = pruned_copy(self.full, mask)
         round_parameters(shrunk.model, self.dtype)  # as a folder would store it
         final = repaired_copy(self.problem, mask, self.recovery)
-        teacher = make_teacher(self.full, task, splits.train, self.recovery)
+        teacher = make_teacher(self.full, task, splits.train, self.recovery, self.folder / TEACHER_ANSWERS)
         trained = recover(final, self.problem, self.recovery, self.folder / CHECKPOINT, teacher, log)
         if not is_main_process():
             return self._with_control(None, teacher)
@@ -220,7 +229,7 @@ def finish_saved(folder: Path) -> None:
     """Rename the record of a run whose model is saved to its final name, and remove the checkpoints."""
     if (folder / PENDING).is_file():
         (folder / PENDING).replace(folder / RECORD)
-    for name in (CHECKPOINT, CONTROL_CHECKPOINT, SCORED):
+    for name in (CHECKPOINT, CONTROL_CHECKPOINT, SCORED, TEACHER_ANSWERS):
         (folder / name).unlink(missing_ok=True)
 
 

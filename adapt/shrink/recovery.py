@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,12 +24,13 @@ from das_gym.adapt.shrink.images import TowerOutputs, find_frozen_tower
 from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE, TrainingMemory, TrainingPlan, answers_at_a_time, plan_training
 from das_gym.adapt.shrink.settings import RecoveryConfig
 from das_gym.adapt.step_loss import batch_at
-from das_gym.adapt.training import Log, StepResult, Trainer, adamw, learning_rate_factor
+from das_gym.adapt.training import SAVE_SECONDS, Log, StepResult, Trainer, adamw, learning_rate_factor
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from das_gym.commands.progress import progress
 from das_gym.engine.tree import saved_bytes
+from das_gym.files import explain_damage, read_json, write_json
 from das_gym.models.base import HALVES
 from das_gym.models.inputs import Requests
 from das_gym.models.transformers.generation import batches_of, generate_tokens
@@ -145,36 +147,60 @@ def training_rows(count: int, config: RecoveryConfig, first: int = 0) -> list[in
     return sorted({row for step in steps for row in process_share(batch_at(range(count), size, config.seed, step))})
 
 
-def make_teacher(full_model: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> Teacher | None:
-    """Return the teacher of recoveries; None if nothing trains. With `targets=teacher`, the task has to have answers."""
+def make_teacher(
+    full_model: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig, kept: Path | None = None
+) -> Teacher | None:
+    """Return the teacher of recoveries; None if nothing trains.
+
+    With `targets=teacher`, the task has to have answers. A single process keeps those that are generated in the file `kept`,
+    so that a resumed run need not generate them again.
+    """
     if config.method is None or not len(examples):
         return None
     used = task.open_ended([examples[row] for row in training_rows(len(examples), config)])
     answers = None
     if config.targets == "teacher":
-        answers = generated_answers(full_model, task, used)
+        answers = generated_answers(full_model, task, used, kept if world_size() == 1 else None)
     return Teacher(full_model, task, used, min(config.batch_size, len(examples)), answers)
 
 
-def generated_answers(full_model: VLM, task: Task, examples: Sequence[Any]) -> dict[str, Any]:
+def generated_answers(full_model: VLM, task: Task, examples: Sequence[Any], kept: Path | None = None) -> dict[str, Any]:
     """Return examples of `Task.open_ended`, by key, with what the full model answers; where that is nothing, as they are.
 
-    An answer of `TARGET_TOKENS` is cut off, and no end is learned after it.
+    An answer of `TARGET_TOKENS` is cut off, and no end is learned after it. `kept` is a file, see `make_teacher`.
     """
     processor: Any = task.processor
     prompts: Any = [dataclasses.replace(prompt, answer=None) for prompt in cast(Any, task.pairs(examples))]
-    size = answers_at_a_time(
-        full_model, processor, prompts, free_bytes(full_model), GENERATE_BATCH_SIZE, new_tokens=TARGET_TOKENS
-    )
-    found = generate_tokens(full_model, processor, prompts, "answers to train on", size, TARGET_TOKENS)
     answered = {}
-    for example, tokens in zip(examples, found, strict=True):
+    for example, tokens in zip(examples, _target_tokens(full_model, processor, prompts, kept), strict=True):
         is_cut = len(tokens) == TARGET_TOKENS
         text = processor.decode(tokens)
         if is_cut:
             text = text.removesuffix("\N{REPLACEMENT CHARACTER}")  # the first bytes of a letter
         answered[example.key] = dataclasses.replace(example, answer=text, is_cut=is_cut) if text else example
     return answered
+
+
+def _target_tokens(full_model: VLM, processor: Any, prompts: Sequence[Any], kept: Path | None) -> list[list[int]]:
+    """Return the tokens of generated answers: those in the file `kept`, which an earlier process wrote, and the others."""
+    known = {}
+    if kept is not None and kept.is_file():
+        record = read_json(kept)
+        with explain_damage(kept, "remove it, and resume again"):
+            size = int(record["batch_size"])  # other batches may round to another token
+            known = {int(row): [int(token) for token in tokens] for row, tokens in record["answers"].items()}
+    else:
+        free = free_bytes(full_model)
+        size = answers_at_a_time(full_model, processor, prompts, free, GENERATE_BATCH_SIZE, new_tokens=TARGET_TOKENS)
+    saved = time.monotonic()
+
+    def keep(found: Mapping[int, list[int]]) -> None:
+        nonlocal saved
+        if kept is not None and (len(found) == len(prompts) or time.monotonic() - saved > SAVE_SECONDS):
+            write_json(kept, {"batch_size": size, "answers": found}, indent=None)
+            saved = time.monotonic()
+
+    return generate_tokens(full_model, processor, prompts, "answers to train on", size, TARGET_TOKENS, known, keep)
 
 
 def trainable_parts(vlm: VLM) -> dict[str, nn.Module]:

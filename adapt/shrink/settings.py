@@ -41,6 +41,9 @@ CHECKPOINT, CONTROL_CHECKPOINT = "recovery.pt", "control.pt"
 PENDING = "shrink_pending.json"
 """The record before the model's folder is complete."""
 
+TEACHER_ANSWERS = "teacher_answers.json"
+"""The answers that the full model generated to train on."""
+
 SCORED = "scored.json"
 """The answers and scores of models so far, for a run that is resumed."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,9 +66,20 @@ def generate(
 
 
 def generate_tokens(
-    vlm: VLM, processor: PromptProcessor, prompts: Sequence[Any], title: str, batch_size: int, limit: int
+    vlm: VLM,
+    processor: PromptProcessor,
+    prompts: Sequence[Any],
+    title: str,
+    batch_size: int,
+    limit: int,
+    known: Mapping[int, list[int]] | None = None,
+    on_found: Callable[[Mapping[int, list[int]]], Any] | None = None,
 ) -> list[list[int]]:
-    """Generate the tokens of each answer up to its end; an answer of `limit` tokens is cut off. See `generate`."""
+    """Generate the tokens of each answer up to its end; an answer of `limit` tokens is cut off. See `generate`.
+
+    `on_found` is called now and then with all answers so far, by row. `known` are those that an earlier call with the same
+    arguments gave it, and the others are generated in the batches of that call.
+    """
     settings = greedy_settings(vlm, processor, limit)
     by_image = {prompt.image_key: prompt for prompt in prompts[:PROBED]}
     probed = dict.fromkeys([*by_image.values(), *prompts[:2]])  # each once
@@ -80,15 +91,19 @@ def generate_tokens(
             f"{type(vlm.model).__name__} computes other logits for left-padded prompts: answers are generated one by one.",
             stacklevel=3,
         )
-    found: dict[int, list[int]] = {}
+    found = dict(known or {})
     chunk = size * 4  # prompts whose pixels are in memory
-    with progress(len(prompts), title, unit="answer") as bar:
+    with progress(len(prompts), title, unit="answer", initial=len(found)) as bar:
         for start in range(0, len(prompts), chunk):
+            if start in found:
+                continue
             here = [processor.encode(prompt, pixels=True) for prompt in prompts[start : start + chunk]]
             for rows in batches_of(here, size):
                 answers = generate_batch(vlm, processor, [here[row] for row in rows], settings)
                 found |= {start + row: tokens for row, tokens in zip(rows, answers, strict=True)}
                 bar.update(len(rows))
+            if on_found is not None:
+                on_found(found)
     return [found[number] for number in range(len(prompts))]
 
 

@@ -1,5 +1,6 @@
 """Generated answers: batched and padded they are those of transformers' own generate, one by one."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from das_gym.models.transformers.generation import (
     cut_at_end,
     generate,
     generate_batch,
+    generate_tokens,
     greedy_decoding,
     greedy_settings,
     pads_left,
@@ -55,6 +57,21 @@ def test_generate_batches_give_what_each_prompt_gets_alone(problem_of, name):
     words = [processor.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in alone]
     assert generate(vlm, processor, prompts_of(), "answers", 2, max_new_tokens=6) == words
     assert any(alone)
+
+
+def test_generation_goes_on_where_it_stopped(problem_of):
+    problem = problem_of("llava")
+    prompts = [replace(prompt, answer=None) for prompt in problem.task.pairs(problem.splits.train[:6])]
+    found: list[dict[int, list[int]]] = []
+
+    def generated(known: dict[int, list[int]]) -> list[list[int]]:
+        keep = lambda so_far: found.append(dict(so_far))  # noqa: E731
+        return generate_tokens(problem.vlp, problem.task.processor, prompts, "", 1, 5, known, keep)
+
+    wanted = generated({})
+    assert [len(each) for each in found] == [4, 6]
+    assert generated(found[0]) == wanted
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize("fault", ["reads padding", "mixes images"])

@@ -27,6 +27,7 @@ from das_gym.adapt.shrink.recovery import (
 from das_gym.adapt.shrink.settings import RecoveryConfig
 from torch.nn import functional as F  # noqa: N812
 
+from das_gym.files import read_json, write_json
 from das_gym.models.transformers.generation import generate_tokens
 from das_gym.models.transformers.layer_removal import decoder_path, pruned_copy
 from das_gym.models.transformers.loading import load_vlm
@@ -322,7 +323,7 @@ def test_lora_leaves_out_the_layer_that_mambas_kernel_reads(tmp_path):
     assert not any("out_proj.lora" in name for name, _ in student.named_parameters())
 
 
-def test_recovery_on_the_full_models_answers(problem_of):
+def test_recovery_on_the_full_models_answers(problem_of, tmp_path):
     """The reference answers are not read: the same model comes out without them. An answer that was cut has no end."""
     problem = problem_of("llava")
     task, train = problem.task, problem.splits.train
@@ -337,12 +338,18 @@ def test_recovery_on_the_full_models_answers(problem_of):
     cut = [len(tokens) == TARGET_TOKENS for tokens in found]
     assert any(cut)
     assert all(said.values())
-    teacher = make_teacher(problem.vlp, task, train, config)
+    teacher = make_teacher(problem.vlp, task, train, config, tmp_path / "answers.json")
     assert teacher is not None
     answered = teacher.answered(asked)
     assert [example.answer for example in answered] == list(said.values())
     last = [int(processor.encode(prompt).ids[-1]) for prompt in task.pairs(answered)]
     assert [token not in processor.ends for token in last] == cut
+    record = read_json(tmp_path / "answers.json")
+    assert record["answers"] == {str(row): tokens for row, tokens in enumerate(found)}
+    write_json(tmp_path / "answers.json", {**record, "answers": {**record["answers"], "0": found[1]}})
+    again = make_teacher(problem.vlp, task, train, config, tmp_path / "answers.json")
+    assert again is not None
+    assert again.answered(asked)[0].answer == answered[1].answer
     states = []
     for examples in (train, [replace(e, answer="" if e.key in said else e.answer) for e in train]):
         student = pruned_copy(problem.vlp, MASK)
