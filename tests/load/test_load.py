@@ -61,8 +61,8 @@ def test_live_steps_and_environments_that_are_closed(small_kwargs, batches):
 
     for number in range(len(masks) * 2):
         step(number)
-    slope, handles, threads = growth_of(step, 30)
-    assert slope < 300.0
+    slope, handles, threads = growth_of(step, 400)
+    assert slope < 50.0
     assert max(handles, threads) <= 0
 
     def once(number: int) -> None:
