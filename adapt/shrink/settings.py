@@ -159,7 +159,7 @@ class AnsweringSettings(SearchingSettings, BudgetSettings, group="Recovery"):
     """
 
     problem: ProblemConfig = nested(ProblemConfig, default=partial(ProblemConfig, model="VLM", task="answering"))
-    skip_num: int | None = None
+    skip_num: PositiveInt | None = None
     train: RecoveryConfig = nested(RecoveryConfig, shared=("seed",))
     search: SearchConfig = nested(SearchConfig, shared=SHARED, without=BUDGET_SETTINGS, listed=False)
     metric: str | None = choice(None, METRICS, own=True)

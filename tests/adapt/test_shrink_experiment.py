@@ -313,6 +313,7 @@ def test_control_is_trained_by_default_if_the_recovered_model_wins(shrink, monke
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
+        ({"skip_num": 0}, "`skip_num` is out of range: got 0"),
         ({"skip_num": 4}, "`skip_num` must leave one layer: got 4, expected 3 or less"),
         ({"parameters_saved": 0.3}, r"`parameters_saved` is out of reach .*: got 0\.3, expected 0\.\d+ or less"),
         ({"mask": (0, 0, 0, 0)}, "`mask` skips nothing"),
