@@ -173,7 +173,7 @@ def test_max_skipped_limits_the_table(small_problem, small_table, tmp_path):
     np.testing.assert_array_equal(few.macs, small_table.macs[whole])
     np.testing.assert_array_equal(few.layer_macs.savings, small_table.layer_macs.savings)
     np.testing.assert_array_equal(few.index(few.masks), np.arange(len(few.masks)))
-    with pytest.raises(ValueError, match="up to 2"):
+    with pytest.raises(ValueError, match="at most 2"):
         few.index(np.ones(count, dtype=bool))
 
 
