@@ -11,8 +11,9 @@ Each of `--masks` masks is removed and recovered in the same ways. A third of th
 of random ones, half by the loss after deletion and half by the loss with linear skip adapters, so that the masks that a
 search would choose between are among them. Predictors are measured on the reward split, losses after recovery on the test
 split. Printed are Spearman's correlation over masks with its 95 % bootstrap interval, and the regret: the loss after
-recovery of the mask that a predictor prefers, less the least loss. For given masks, the losses are printed instead. FILE
-keeps every mask; the same command continues it.
+recovery of the mask that a predictor prefers, less the least loss. With several `--steps`, also that of the best of the
+five preferred masks after the fewest steps. For few masks, the losses are printed instead. FILE keeps every mask; the same
+command continues it.
 """
 
 import argparse
@@ -46,6 +47,9 @@ from das_gym.problem.statistic_inputs import measure_activity
 BATCH = 8
 POOL = 60
 """Random masks of which the best are taken."""
+
+FINALISTS = 5
+"""Masks with the best predictions, of which a short recovery chooses one."""
 
 MIN_MASKS = 5
 """Correlations of as few masks are not printed."""
@@ -164,13 +168,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def table(record: dict[str, Any]) -> str:
     """Return the correlations and regrets as Markdown."""
+    ways = list(record["rows"][0]["recovered"])
+    losses = {way: np.array([row["recovered"][way]["loss"] for row in record["rows"]]) for way in ways}
     rows = []
-    for way in record["rows"][0]["recovered"]:
-        losses = np.array([row["recovered"][way]["loss"] for row in record["rows"]])
+    for way in ways:
+        found = losses[way]
+        shorter = next(other for other in ways if other.partition(",")[0] == way.partition(",")[0])
         for name in PREDICTORS:
             values = np.array(record["predictors"][name])
-            regret = losses[values.argmin()] - losses.min()
-            rows.append([way, name, spearman_with_interval(values, losses), f"{regret:.4f}"])
+            regret = found[values.argmin()] - found.min()
+            rows.append([way, name, spearman_with_interval(values, found), f"{regret:.4f}"])
+            if shorter != way:
+                best = np.argsort(values)[:FINALISTS]
+                regret = found[best[losses[shorter][best].argmin()]] - found.min()
+                rows.append([way, f"{name}, {FINALISTS} finalists: {shorter}", "", f"{regret:.4f}"])
     return "\n".join(markdown_table(("recovery", "predictor", "Spearman", "regret, nats"), rows, (0, 1)))
 
 
