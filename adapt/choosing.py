@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.search_experiment import FIGURE, draw_search, search_in_run
+from das_gym.agents.search_experiment import FIGURE, draw_search, search_facts, search_in_run
 from das_gym.agents.searching.record import FRONT, RECORD, SearchResult, best_rows
 from das_gym.agents.settings import SearchConfig
 
@@ -141,7 +141,7 @@ def search_first(
             return search_in_run(config, run, folder, resumed, problem, prefix)
         result = SearchResult.load(folder)
         if not (folder / FIGURE).is_file():  # the run was killed between the two
-            draw_search(folder, result)
+            draw_search(folder, result, search_facts(result))
         return result
 
     return run_on_main_process(search)

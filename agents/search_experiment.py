@@ -127,10 +127,11 @@ def search_in_run(
             result = search(config, folder, on_turn=log, resume=resumed, problem=problem)
     finally:
         log.bar.close()
-    facts = [f"{name}: {value}" for name, value in search_facts(result).items()]
-    print("\n  ".join([f"{config.agent}, seed {config.seed}:", *facts[1:]]))
+    facts = search_facts(result)
+    lines = [f"{name}: {value}" for name, value in facts.items() if name != "agent"]
+    print("\n  ".join([f"{config.agent}, seed {config.seed}:", *lines]))
     if folder is not None:
-        draw_search(folder, result)
+        draw_search(folder, result, facts)
         for name in (FIGURE, RECORD):
             run.add_artifact(folder / name)
         print(f"record: {folder / RECORD}")
@@ -173,15 +174,15 @@ def ground_truth(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]
     return {"rank of the answer": f"{rank:,} of {count:,}", "regret of the answer": f"{regret:.4f}"}
 
 
-def draw_search(folder: Path, result: SearchResult) -> None:
-    """Write a PNG of the answer on the architecture, of the best reward over evaluations, and of some facts."""
+def draw_search(folder: Path, result: SearchResult, facts: Mapping[str, str]) -> None:
+    """Write a PNG of the answer on the architecture, the best reward over evaluations, and the first of `search_facts`."""
     from PIL import Image
 
     title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} units skipped, {result.env_id}"
     progress = progress_of(result)
     best = [] if progress is None else [reward for reward in progress.best if reward is not None]
-    facts = [f"{name}: {value}" for name, value in search_facts(result).items()]
-    image = draw(architecture_of(result), np.array(result.mask, bool), title, facts[2:8], best=best)
+    lines = [f"{name}: {value}" for name, value in facts.items()]
+    image = draw(architecture_of(result), np.array(result.mask, bool), title, lines[2:8], best=best)
     with replacing(folder / FIGURE) as part:
         Image.fromarray(image).save(part, "PNG")
 
