@@ -23,7 +23,7 @@ from das_gym.problem.statistics import STATISTICS
 from das_gym.tables.suite import DEFAULT_BUDGETS, MAX_UNITS, Suite, load_suite
 
 MAX_EVALUATIONS = 65_536
-"""Of an episode of `SuiteSearchEnv`."""
+"""Largest number of masks in an episode of `SuiteSearchEnv`."""
 
 
 class SuiteEpisodes(Episodes):
@@ -266,8 +266,8 @@ class SuiteEnv(MaskEnv, gymnasium.Env[Any, Any]):
     suite: Folder of a suite, see `python -m benchmarks.make_suite`; None = the bundled one.
     budgets: Kinds of budgets, one or several of `count`, `macs`, `latency`, `parameters` and `memory`. Problems of the last
         three come last, so that the others keep their numbers; they need tables with these costs, such as the bundled ones.
-    max_units: What actions and observations are padded to; models with more units are left out. 30 adds to `test` the
-        pretrained SmolLM2-135M and SmolVLM-135M, three of whose 30 layers are skipped.
+    max_units: Number of units to which actions and observations are padded; models with more are left out. 30 adds the
+        pretrained SmolLM2-135M and SmolVLM-135M to `test`, with three of 30 layers to skip.
     problems: Draw from a random subset of this many problems; None = all.
     problems_seed: Chooses them.
     render_mode: `ansi`, `rgb_array` (all images of a split have one size) or None.

@@ -30,7 +30,7 @@ FORMAT = "das_gym suite 1"
 SUITE_SPLITS = ("train", "valid", "test")
 
 MAX_UNITS = 16
-"""The default of `max_units`, to which observations and actions are padded."""
+"""Default number of units to which observations and actions are padded."""
 
 BUDGET_KINDS = {"count": "skip_num", **{setting.removesuffix("_saved"): setting for setting in SAVED}}
 """Kinds of budgets, and the setting of each."""
@@ -59,7 +59,7 @@ class SuiteTable:
     """One table of a suite.
 
     Attributes:
-        file: Name of its file in the folder of the index, or the id of one in `CHECKPOINT_TABLES`.
+        file: Name of its file in the folder of the index, or the id of a bundled table, a key of `CHECKPOINT_TABLES`.
         split: Whose problems it gives.
         model, task: As in `ProblemConfig`.
         name: Name of the model whose masks it scores.
@@ -121,16 +121,16 @@ class SuiteProblem:
 
     @property
     def larger_masks(self) -> np.ndarray:
-        """(m, n_layers) bool: a mask of 4, 5, ... 30 units for a table of at most 3 of 30; no rows for a complete table.
+        """(m, n_layers) bool: one mask of each size that is not in the table, such as 4, 5, ..., 30 units.
 
-        The budget allows none of them. Each stands for all masks of its size, and their rows follow those of the table.
+        Each stands for all masks of its size, none of which satisfies the budget. A complete table has none (m = 0).
         """
         sizes = np.arange(self.table.most_skipped + 1, self.table.n_layers + 1)
         return np.arange(self.table.n_layers) < sizes[:, None]
 
     @property
     def masks(self) -> np.ndarray:
-        """(n_rows, n_layers) bool: those of the table, and `larger_masks`."""
+        """(n_rows, n_layers) bool: the masks of the table, then `larger_masks`."""
         return np.concatenate([self.table.masks, self.larger_masks])
 
     def rows(self, masks: np.ndarray) -> np.ndarray:
@@ -219,7 +219,7 @@ def problems_of(
             continue
         if table.meta.max_skipped is None:
             chances = random_probabilities(table.masks, kept, budget.useful_layers)
-        else:  # of all masks of so many units, every one is as likely
+        else:  # every mask with the budget's number of units is equally likely
             chances = kept / kept.sum()
         for group, part in parts.items():
             mean = float(chances @ rewards[group])
@@ -235,7 +235,7 @@ class Suite:
     Attributes:
         problems: (P) as given.
         statistics: Names of the statistics.
-        max_units: What observations and actions are padded to.
+        max_units: Number of units to which observations and actions are padded.
         units: (P, max_units) bool, which units there are.
         observed: (P, max_units, n_statistics) float32, 0 where there is no unit.
         savings: (P, max_units) float32, share of the budget's own cost that skipping a unit saves; MACs for `skip_num`.
@@ -275,11 +275,12 @@ class Suite:
             self.observed[row, :n] = np.stack([table.statistic(name) for name in self.statistics], axis=1)
             self.goals[row] = (budget.skip_num or 0) / n, budget.saved or 0.0
         # The entries of problem p begin at _first[p]; the number of a mask is added.
-        sizes = [len(problem.masks) for problem in problems]
+        violations = [problem.budget.violations(problem.masks) for problem in problems]
+        sizes = [len(each) for each in violations]
         self._first = np.cumsum([0, *sizes[:-1]])
         self._bits = 1 << np.arange(max_units, dtype=np.int64)
         self._partial = [row for row, problem in enumerate(problems) if len(problem.rewards) < sizes[row]]
-        off = np.concatenate([problem.budget.violations(problem.masks) for problem in problems])
+        off = np.concatenate(violations)
         self.kept = off == 0
         self.raw = _joined([problem.rewards for problem in problems], sizes)
         scaled = _joined([problem.scaled(problem.rewards) for problem in problems], sizes)
@@ -363,7 +364,7 @@ class Suite:
 
 
 def _joined(parts: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
-    """Return arrays one after another, each filled up with NaN to its size."""
+    """Return (sum(sizes),) float64: the parts one after another, each padded with NaN to its size."""
     filled = np.full(sum(sizes), np.nan)
     starts = np.cumsum([0, *sizes[:-1]])
     for part, start in zip(parts, starts, strict=True):
@@ -410,6 +411,8 @@ def load_suite(
     if not given:
         raise ValueError(f"`budgets` is empty: expected one or more of {', '.join(BUDGET_KINDS)}")
     kinds = tuple(kind for kind in BUDGET_KINDS if kind in given)
+    if not is_whole(max_units) or max_units < 1:
+        raise ValueError(f"`max_units` is out of range: got {max_units!r}, expected an integer of at least 1")
     names = None if statistics is None else tuple(each.name for each in check_statistics(statistics))
     path, tables = read_suite(folder)
     stamp = (path / SUITE_FILE).stat().st_mtime_ns
@@ -441,7 +444,7 @@ def _load_suite(
         if table is not None and table.n_layers <= max_units:
             found += problems_of(source, table, reward, budgets)
     if not found:
-        raise ValueError(f"`max_units` leaves no problem: got {max_units!r}, and every model of {split!r} has more units")
+        raise ValueError(f"`max_units` leaves no problem of {split!r}: got {max_units}. Every model has more units.")
     settings = list(BUDGET_KINDS.values())
     last_default = BUDGET_KINDS[DEFAULT_BUDGETS[-1]]
     # Sorting is stable: problems of the default budgets keep their order, and so their numbers.

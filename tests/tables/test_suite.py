@@ -110,8 +110,9 @@ def test_tables_of_pretrained_models_are_problems_of_test():
 
 def test_max_units_leaves_out_larger_models(made_up_suite):
     assert {problem.table.n_layers for problem in load_suite(made_up_suite, max_units=6).problems} == {6}
-    with pytest.raises(ValueError, match="max_units"):
-        load_suite(made_up_suite, "test", max_units=6)
+    for wrong in (6, 0, "30"):
+        with pytest.raises(ValueError, match="max_units"):
+            load_suite(made_up_suite, "test", max_units=wrong)  # type: ignore[arg-type]
 
 
 def test_read_suite_rejects_other_folders_and_tables_outside(tmp_path):
