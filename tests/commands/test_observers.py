@@ -95,10 +95,15 @@ def test_ask_to_repeat_keeps_the_plugins_that_were_given(monkeypatch):
         ask_to_repeat("settings.json was written", {"plugins": "of_file"})
 
 
-@pytest.mark.parametrize(("option", "told"), [(("-m", "place:1:x"), "needs pymongo"), (("-i", "77"), "cannot read '-i 77")])
-def test_missing_library_and_unsupported_option_are_rejected_before_the_run(command, tmp_path, monkeypatch, option, told):
+@pytest.mark.parametrize(
+    ("option", "error", "told"),
+    [(("-m", "place:1:x"), RunError, "needs pymongo"), (("-i", "77"), UsageError, "cannot read '-i 77")],
+)
+def test_missing_library_and_unsupported_option_are_rejected_before_the_run(
+    command, tmp_path, monkeypatch, option, error, told
+):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises((RunError, UsageError), match=told):
+    with pytest.raises(error, match=told):
         command.run_words([*option, "with", f"runs_dir={tmp_path / 'runs'}"])
     assert not (tmp_path / "runs").exists()
 
