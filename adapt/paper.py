@@ -41,7 +41,7 @@ class DASSettings(Settings):
         finetune_learning_rate: `learning_rate` in fine-tuning; None = as in the search.
         projector_learning_rate: Peak learning rate of the projector before the decoder; 0 = it does not train.
         head_multiplier: The head's learning rate, as a multiple of `learning_rate`.
-        fusion_multiplier: That of adapters and poolers, likewise.
+        fusion_multiplier: The learning rate of adapters and poolers, as a multiple of `learning_rate`.
         warmup: Share of the steps in which the learning rate rises.
         weight_decay: Weight decay of matrices; vectors have none.
         itm_weight: Weight of the image-text-matching loss that is added to retrieval's ranking loss. The checkpoint's

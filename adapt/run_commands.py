@@ -26,8 +26,8 @@ def pipeline_configs() -> dict[str, dict[str, Any]]:
     return {**named_problems(), RECIPES[1]: {"recipe": RECIPES[1], "rank_images": None}}
 
 
-def check_units(settings: Any) -> None:
-    """Raise for units that cannot be trained, and for what shows before the model is loaded."""
+def check_problem(settings: Any) -> None:
+    """Check model and data without loading them, and that the units can be trained."""
     check_before_loading(settings.problem)
     check_trainable(settings)
 
@@ -48,7 +48,7 @@ def check(settings: AdaptSettings) -> None:
 
 
 def check_choice(settings: Any, budget: Mapping[str, Any]) -> None:
-    """Raise for a missing run, or for what shows before the model is loaded."""
+    """Check that the run of `search_run` exists, or else model, data and `budget`, without loading them."""
     if settings.search_run is not None:
         find_run(settings.runs_dir, settings.search_run)
     else:
@@ -56,12 +56,12 @@ def check_choice(settings: Any, budget: Mapping[str, Any]) -> None:
 
 
 def check_shrink(settings: Any) -> None:
-    """Raise for a missing run, or for what shows before the model is loaded."""
+    """See `check_choice`."""
     check_choice(settings, vars(settings))
 
 
 def check_shrink_comparison(settings: Any) -> None:
-    """Raise if this is not the only process, and for what shows before the model is loaded."""
+    """Check that this is the only process, and model and data without loading them."""
     if world_size() > 1:
         raise ValueError("`adapt shrink compare` trains in one process: start it without `accelerate launch`.")
     check_before_loading(settings.problem, vars(settings))
@@ -69,13 +69,13 @@ def check_shrink_comparison(settings: Any) -> None:
 
 adapt = RecordedCommand("adapt", AdaptSettings, "das_gym.adapt.adapt_experiment:adapt", named_configs, check)
 das = RecordedCommand(
-    "adapt das", JointSearchSettings, "das_gym.adapt.das_experiment:run_pipeline", pipeline_configs, check_units
+    "adapt das", JointSearchSettings, "das_gym.adapt.das_experiment:run_pipeline", pipeline_configs, check_problem
 )
 compare = RecordedCommand(
-    "adapt compare", CompareSettings, "das_gym.adapt.compare_experiment:compare", named_problems, check_units
+    "adapt compare", CompareSettings, "das_gym.adapt.compare_experiment:compare", named_problems, check_problem
 )
 supernet = RecordedCommand(
-    "adapt supernet", SupernetSettings, "das_gym.adapt.supernet_experiment:supernet", named_problems, check_units
+    "adapt supernet", SupernetSettings, "das_gym.adapt.supernet_experiment:supernet", named_problems, check_problem
 )
 shrink: RecordedCommand[Any] = RecordedCommand(
     "adapt shrink",

@@ -19,20 +19,20 @@ def problem_configs() -> dict[str, dict[str, Any]]:
 
 
 def check_environment(given: Any) -> None:
-    """Raise for what shows before the model of an environment is loaded. Tables and other packages have none."""
+    """Check model and data of an environment without loading them; tables and environments of other packages have none."""
     is_live = entry_of(given.env_id) is not None and not is_tabular(given.env_id)
     if is_live and not given.env_kwargs.keys() & vars(given.problem).keys():
         check_before_loading(given.problem, vars(given))
 
 
 def check_comparison(given: settings.CompareSettings) -> None:
-    """Raise for what shows before the model is loaded, if it is."""
+    """See `check_environment`. Without `live`, a table is read."""
     if given.live:
         check_environment(given)
 
 
 def check_table(given: settings.TableSettings) -> None:
-    """Raise for what shows before the model is loaded."""
+    """Check model and data without loading them."""
     check_before_loading(given.problem, vars(given))
 
 

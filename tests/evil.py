@@ -1,4 +1,4 @@
-"""What a pickle may hold."""
+"""A class whose pickle runs code when it is read."""
 
 from pathlib import Path
 from typing import Any

@@ -48,7 +48,7 @@ def single_layers() -> dict[str, np.ndarray]:
     return {"text": losses[alone] - losses[0], "answers about images": answering[1:] - answering[0]}
 
 
-def split_rows(record: str) -> dict[str, list[str]]:
+def table_rows(record: str) -> dict[str, list[str]]:
     """Return the rows of the Markdown table in a record, by their first cell."""
     lines = (RECORDS / record).read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
@@ -77,8 +77,8 @@ def print_agreement() -> None:
 
 def draw_speed(path: Path) -> None:
     """Draw perplexity on news against tokens a second, without nine layers, before and after each repair."""
-    tokens = {name: float(row[1].split()[0]) for name, row in split_rows("speed.txt").items()}
-    full_perplexity = float(split_rows("real_model_report.txt")["full model"][-1])
+    tokens = {name: float(row[1].split()[0]) for name, row in table_rows("speed.txt").items()}
+    full_perplexity = float(table_rows("real_model_report.txt")["full model"][-1])
     record = read_json(RECORDS / "after_recovery_mixed.json")
     figure = new_figure(6.4, 4.0)
     axes: Any = figure.add_subplot()

@@ -169,13 +169,14 @@ class Program:
     def help(self) -> str:
         """Return all sub-commands and the examples, in 80 columns."""
         start = format_command(self.name)
+        column = 31  # of the descriptions
         lines = [f"{start} COMMAND", ""]
         for name, each in self.commands.items():
             words = f"  {name} {each.words}".rstrip()
-            if len(words) > 29:
+            if len(words) > column - 2:
                 lines.append(words)
                 words = ""
-            lines += textwrap.wrap(each.about, WIDTH, initial_indent=f"{words:<31}", subsequent_indent=31 * " ")
+            lines += textwrap.wrap(each.about, WIDTH, initial_indent=f"{words:<{column}}", subsequent_indent=column * " ")
         lines += ["", "Examples:"] if self.examples else []
         for words, about in self.examples:
             lines += [f"  {start} {words}".rstrip(), f"      {about}"]

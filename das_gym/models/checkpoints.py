@@ -48,7 +48,7 @@ def family_of(vlp: VLP) -> Family | None:
 
 @dataclass
 class LoadReport:
-    """What a loaded checkpoint lacks, and what of it is not used, by name.
+    """Names of the parameters that a loaded checkpoint lacks, and of its tensors that the model does not use.
 
     Attributes:
         path: The file or folder.

@@ -84,7 +84,7 @@ def download_hint(value: str, setting: str) -> str:
 def check_device(device: str) -> None:
     """Raise for a word that cannot be a device of torch. Whether this machine has it shows when it is used."""
     kind = device.partition(":")[0]
-    # A package may add a type of its own (`torch_npu`); torch finds it by this entry point when it is imported.
+    # Packages such as `torch_npu` register further types by this entry point, which torch loads on import.
     is_type = kind in ("auto", *DEVICE_TYPES) or entry_points(group="torch.backends")
     if not is_type or re.fullmatch(r"(?!auto:)[a-z]+(:\d+)?", device) is None:
         nearest = "cuda" if kind.startswith("gpu") else nearest_name(kind, ("auto", *DEVICE_TYPES))
@@ -243,7 +243,7 @@ class ProblemConfig(Settings, group="Model and data"):
 
     @property
     def score_settings(self) -> dict[str, Any]:
-        """Those of `changed` that a table keeps, which knows neither paths nor the machine: `SCORE_SETTINGS`."""
+        """The fields in `SCORE_SETTINGS` that differ from their defaults; a table records them."""
         return {name: value for name, value in self.changed.items() if name in SCORE_SETTINGS}
 
     @property
@@ -281,7 +281,7 @@ class ProblemConfig(Settings, group="Model and data"):
 
 
 def check_before_loading(config: ProblemConfig, settings: Mapping[str, Any] | None = None) -> None:
-    """Raise for what shows before a model or data are loaded, which takes seconds to minutes.
+    """Check model and data without loading them, which takes seconds to minutes.
 
     Args:
         config: Model and data.

@@ -40,9 +40,9 @@ def test_listed_choices_are_those_that_are_read():
 
 def test_each_setting_either_changes_scores_or_not():
     """A new setting that changes scores has to be in `SCORE_SETTINGS`, which tables keep."""
-    elsewhere = {"model", "task", "trust_remote_code", "device_map", *PATH_SETTINGS, *COMPUTE_SETTINGS}
-    assert elsewhere | set(SCORE_SETTINGS) == {each.name for each in fields(ProblemConfig)}
-    assert not elsewhere & set(SCORE_SETTINGS)
+    without_effect = {"model", "task", "trust_remote_code", "device_map", *PATH_SETTINGS, *COMPUTE_SETTINGS}
+    assert without_effect | set(SCORE_SETTINGS) == {each.name for each in fields(ProblemConfig)}
+    assert not without_effect & set(SCORE_SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_numbers_of_units_are_unknown_if_the_vision_layers_are(tower, expected, 
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_units_of_an_official_file_are_counted_by_whole_names(protocol, tmp_path):
-    """Names of another module end alike, and a setting beside the weights is no name of a tensor."""
+    """Tensors of another module may have the same ending, and hyper-parameters may mention a layer."""
     own = {f"transformer.blocks.{n}.{'norm' * 8}.weight": torch.zeros(1) for n in range(3)}
     others = {f"momentum.{name}".replace(".2.", ".7."): tensor for name, tensor in own.items()}
     path = tmp_path / "vilt.ckpt"

@@ -1,4 +1,4 @@
-"""What the words of generated texts say of a scene, judged from the scene alone."""
+"""Independent judges of generated texts: they read the objects of a scene that a text names."""
 
 from das_gym.shapes.scenes import Scene, SceneObject
 from das_gym.shapes.vqa import OPPOSITES, RELATION_MARGIN
