@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents import Budget, MaskSpace, make_agent
+from das_gym.agents import Budget, MaskSpace, SearchConfig, make_agent, search
+from das_gym.agents.sb3.algorithms import is_algorithm
 
 from benchmarks.real_model.prepare import WINDOW
 from benchmarks.search.rivals import register_rivals
@@ -21,7 +22,7 @@ MASKS_PER_TURN = 3
 """The paper's. A turn of greedy removal is a whole round."""
 
 RULES = ("last", "before_last", "block_influence", "leave_one_out", "greedy")
-SEARCHES = ("bayes", "random", "evopress", "heat_kernel", "quadratic_regression", "bandit")
+SEARCHES = ("bayes", "random", "evopress", "heat_kernel", "quadratic_regression", "bandit", "ppo")
 SEEDS = (0, 1, 2)
 TEXTS = (("prose", "reward"), ("prose", "test"), ("news", "test"))
 SETTINGS = {"bandit": {"learning_rate": 20.0}}
@@ -52,6 +53,7 @@ class Scorer:
             skip=skip,
             units=units,
         )
+        self.config = config
         self.problem = load_problem(config)
         self.examples: Sequence[Any] = list(getattr(self.problem.splits, split))
         self.layers = len(self.problem.layer_names)
@@ -95,6 +97,18 @@ def run(method: str, skipped: int, seed: int, scorer: Any, influence: np.ndarray
         mask = np.zeros(scorer.layers, dtype=bool)
         mask[scorer.layers - skipped :] = True
         return np.roll(mask, -(method == "before_last")), 0
+    if is_algorithm(method):  # of Stable-Baselines3, which needs the environment
+        config = SearchConfig(
+            scorer.config.env_id,
+            problem=scorer.config,
+            agent=method,
+            skip_num=skipped,
+            evaluations=EVALUATIONS[skipped],
+            seed=seed,
+            masks_per_turn=MASKS_PER_TURN,
+        )
+        found = search(config, problem=scorer.problem)
+        return np.array(found.mask, dtype=bool), EVALUATIONS[skipped]
     space = MaskSpace(Budget(n_layers=scorer.layers, skip_num=skipped))
     agent = make_agent(method, space, seed, SETTINGS.get(method), {"block_influence_tokens": influence})
     if method == "block_influence":
