@@ -4,8 +4,6 @@ A data root may hold arrow tables as the scripts of ViLT and METER write them, f
 instead of original files. A single table may be the data root: a folder may hold two data sets of one task.
 """
 
-from __future__ import annotations
-
 import codecs
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized

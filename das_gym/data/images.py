@@ -3,8 +3,6 @@
 Anything that can be opened is an image to das_gym.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

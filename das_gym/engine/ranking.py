@@ -6,8 +6,6 @@ moves the meeting one stage back. In the last stage the pooled token is the only
 batch. The scores are those of plain forwards, to float rounding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

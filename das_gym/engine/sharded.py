@@ -4,8 +4,6 @@ Ray places the workers, keeps what they read, restarts a worker that died, and a
 This module cuts masks into shards and puts the scores together again.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence

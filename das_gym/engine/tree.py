@@ -10,8 +10,6 @@ A walk down the tree holds
 hardware has: it is detected, never assumed.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import weakref

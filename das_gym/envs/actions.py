@@ -5,8 +5,6 @@
 `scores`    a number for every layer; the highest are skipped
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple

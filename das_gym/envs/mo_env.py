@@ -3,8 +3,6 @@
 The ids with `-MO-` make a single-objective environment and wrap it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any

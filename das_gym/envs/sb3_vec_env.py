@@ -6,8 +6,6 @@ One step of all n environments is one step of the vector environment, so that it
 Stable-Baselines3's own `make_vec_env` steps n single environments instead.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The environment of DAS: choose which layers of a frozen vision-language model to skip."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Mapping
 from functools import cached_property

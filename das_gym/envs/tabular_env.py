@@ -1,7 +1,5 @@
 """The environment of DAS without a model: every score is looked up in an exhaustive table."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache

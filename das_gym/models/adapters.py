@@ -3,8 +3,6 @@
 Exported folders carry a copy of this file, so it imports nothing but torch.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Checkpoints to models and back: official files of METER and ViLT, transformers' folders, exported folders, and our own."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pkgutil

@@ -4,8 +4,6 @@ Reading takes rules for the names of tensors, sizes from shapes, and derived ten
 or ViLT with its head in the form that transformers loads, and carries the code for it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import json

@@ -3,8 +3,6 @@
 Exported folders carry a copy of this file, so it imports torch and transformers alone.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

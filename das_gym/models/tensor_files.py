@@ -1,7 +1,5 @@
 """Read and write files of tensors: nothing in a file is executed, and files are written completely or not at all."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -5,8 +5,6 @@ stage the token that is read is the only query. The papers of this field count e
 "FLOPs": that is `counting="paper"`.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

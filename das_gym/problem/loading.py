@@ -3,8 +3,6 @@
 `load_problem` is the way in: data, backbone, supernet, costs and evaluator of a configuration.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 import warnings

@@ -1,7 +1,5 @@
 """Sets of masks: those that satisfy a budget and the moves among them, from which agents choose; and Pareto fronts."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Container, Iterable

@@ -1,7 +1,5 @@
 """Linear skip adapters of a problem: fitted on examples of its train split, and kept in the cache folder."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

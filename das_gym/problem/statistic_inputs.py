@@ -1,7 +1,5 @@
 """The inputs of layer statistics: one model, run on one set of examples."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass

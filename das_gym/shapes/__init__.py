@@ -3,8 +3,6 @@
 The bundled ones are drawn when they are first used; until then nothing that draws them is imported.
 """
 
-from __future__ import annotations
-
 import pkgutil
 from dataclasses import dataclass
 from pathlib import Path

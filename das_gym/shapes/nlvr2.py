@@ -6,8 +6,6 @@ true pairs as in false ones: the statement with one scene, or alone, carries no 
 `das_gym.shapes.vqa`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

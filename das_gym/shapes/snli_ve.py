@@ -6,8 +6,6 @@ is contradicted by more objects than it says, and never entailed. Hypotheses are
 half of them with a word changed.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Shapes-VQA: the bundled data set, questions about scenes, generated from a seed and written in VQAv2's format."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

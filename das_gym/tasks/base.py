@@ -1,7 +1,5 @@
 """The interface of a downstream task, and what several tasks share: heads, losses and metrics of classes and of tokens."""
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from abc import ABC, abstractmethod

@@ -7,8 +7,6 @@ A row has a question, a list of options and the right one, under the names that 
 and `label`. The right option is given by its position (from 0), its label or letter, or its text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -16,8 +16,6 @@ also lack sentence numbers. These are counted through the distinct sentences of 
 needs.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -14,8 +14,6 @@ Flickr30k, 113,287 / 5,000 / 5,000 of COCO. Each needs at least 4 images of 5 ca
 images as its false texts.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence

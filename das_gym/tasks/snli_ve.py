@@ -11,8 +11,6 @@ A row of an arrow table is an image with its pairs of sentences, premise and hyp
 `LABELS`. The tables lack `pairID`: the key of an example is its place in its table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter

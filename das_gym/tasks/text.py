@@ -7,8 +7,6 @@ that are named like parts of a data set (`train.txt`, `validation-00000-of-00002
 all others together are one set of documents, which is divided.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence

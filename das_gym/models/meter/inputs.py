@@ -3,8 +3,6 @@
 Exported folders carry a copy of this file, so it imports nothing of das_gym.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from PIL import Image

@@ -1,7 +1,5 @@
 """METER as a model whose fusion layers can be skipped, and its checkpoints."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path

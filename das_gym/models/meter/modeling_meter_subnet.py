@@ -13,8 +13,6 @@ An exported folder carries this file and the files that it imports:
 Source: METER (arXiv 2111.02387) under DAS (arXiv 2309.01479).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

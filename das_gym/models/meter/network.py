@@ -5,8 +5,6 @@ Exported folders carry a copy of this file, so it imports torch, transformers an
 Source: METER (arXiv 2111.02387) with the adapters of DAS (arXiv 2309.01479).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

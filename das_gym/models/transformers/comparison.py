@@ -1,7 +1,5 @@
 """Run a model on a few questions, by its own forward and layer by layer, and compare the logits."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

@@ -20,8 +20,6 @@ Hidden states of all blocks lie flat in one tensor, (1, tokens, hidden_size): of
 the engine's tree of masks holds one tensor a state, as for any other model.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Answers that a model generates, by transformers' own `generate`."""
 
-from __future__ import annotations
-
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence

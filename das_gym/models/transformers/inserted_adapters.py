@@ -3,8 +3,6 @@
 Such a model is saved with the code that inserts its adapters, see `loading.own_code` and `modeling_das_adapters`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any

@@ -4,8 +4,6 @@ Nothing is downloaded. A saved folder carries code if its model is not one of tr
 parts of layers removed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import pickle
 import re

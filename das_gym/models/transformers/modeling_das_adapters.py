@@ -10,8 +10,6 @@ authors gave it for LLaVA: a kept layer's attention and MLP read `x + A(x)` inst
 `x`, and a removed layer becomes `h + A(norm(h))`, with `A(x) = up(relu(down(x)))`.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from functools import partial

@@ -10,8 +10,6 @@ The decoder's configuration lists the removed parts in `per_layer_config` of tra
 the parts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

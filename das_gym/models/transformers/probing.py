@@ -4,8 +4,6 @@
 model, except for those that are known to give wrong numbers (`REJECTED`).
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

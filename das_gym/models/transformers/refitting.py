@@ -6,8 +6,6 @@ result is added to its weight. So the model stays one of transformers' own, with
 (arXiv 2505.02819) folds a map of the MLP's outputs into the same weight.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ that returns zeros. So transformers itself makes attention masks, positions and 
 type has to be known here.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import inspect

@@ -7,8 +7,6 @@ states in it, in order: (1, (1 + kept) * tokens, hidden_size).
 Image features are computed once, kept, and given to the model's forward again (`use_features`).
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

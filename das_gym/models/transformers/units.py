@@ -5,8 +5,6 @@ The adapters of DAS have the form that its authors gave them for LLaVA. A kept l
 norm before its attention. `A(x) = up(relu(down(x)))` does not normalize `x`.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field

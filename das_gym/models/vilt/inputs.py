@@ -1,7 +1,5 @@
 """From an image to the pixels that ViLT reads."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from PIL import Image

@@ -1,7 +1,5 @@
 """ViLT as a model whose blocks can be skipped, and its checkpoints."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -12,8 +12,6 @@ An exported folder carries this file and the files that it imports:
 Source: ViLT (arXiv 2102.03334) under DAS (arXiv 2309.01479).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ Exported folders carry a copy of this file, so it imports torch and the files ne
 Source: ViLT (arXiv 2102.03334) with the adapters of DAS (arXiv 2309.01479).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

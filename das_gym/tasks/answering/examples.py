@@ -4,8 +4,6 @@ Readers of folders build conversations first. Whole images, with all conversatio
 the reward split.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Find the files of data sets: JSON files, recognized by their first entries and names, and the images that entries name."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -22,8 +22,6 @@ Class folders are in the data root, or in `train`, `val` and `test` in it, as to
 options are their names: `BareLand` and `bare_land` are both the class `bare land`.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Read questions with answers in whatever format a folder has them; the format is recognized from the files."""
 
-from __future__ import annotations
-
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence

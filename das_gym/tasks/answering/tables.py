@@ -7,8 +7,6 @@ and `options` are optional, as in LLaVA's conversations.
 Parquet files `train-00000-of-00002.parquet`, or those in a folder `train`, are the split train.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections import Counter

@@ -1,7 +1,5 @@
 """Answering: the model generates the answer, token by token."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections import defaultdict

@@ -4,8 +4,6 @@ Source: the evaluation rules at visualqa.org/evaluation.html, and the behaviour 
 script where it differs from them (each such place is named below).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import lru_cache

@@ -15,8 +15,6 @@ in the vocabulary and question types are missing, and two spellings of an answer
 accuracies differ a little from those with the official files.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 import warnings

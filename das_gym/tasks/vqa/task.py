@@ -1,7 +1,5 @@
 """Visual question answering: which of the data set's frequent answers is right?"""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
