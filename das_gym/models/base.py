@@ -29,7 +29,8 @@ Kept = Callable[[str, Mapping[Any, Any]], dict[Any, Any]]
 """`kept(stream, items)` returns the output of `VLP.encode_items` for each item, by key, from a cache where it can."""
 
 Forward = Callable[..., Tensor]
-"""`forward(mask)` returns pooled features, (batch, feature_size), of some pairs under a mask; None = the full model."""
+"""`forward(mask, mark)` returns pooled features, (batch, feature_size), of some pairs under a mask (None = the full model)
+and calls the `Mark` around each unit."""
 
 Mark = Callable[[int, Tensor], None]
 """`mark(index, hidden)` is called right before and right after unit `index` runs, with its input and its output."""
@@ -313,8 +314,8 @@ class VLP(nn.Module, ABC):
             (batch, tokens, hidden_size), or (batch, 1, hidden_size) with `pooled_only`.
         """
 
-    def advance(self, state: State, stage: int, mask: Sequence[bool] | np.ndarray) -> State:
-        """Return the state after `stage` under `mask` ((n_layers,) bool, True = skipped)."""
+    def advance(self, state: State, stage: int, mask: Sequence[bool] | np.ndarray, mark: Mark = no_mark) -> State:
+        """Return the state after `stage` under `mask` ((n_layers,) bool, True = skipped); `mark` is called around layers."""
         stages = self.stages
         last = stage == len(stages) - 1
         state, _ = self.enter_stage(state, stage)
@@ -323,23 +324,30 @@ class VLP(nn.Module, ABC):
         # The reentrant kind would drop gradients here: the input of a frozen model's first layers needs none itself.
         run = partial(checkpoint, self.run_layer, use_reentrant=False) if again else self.run_layer
         for index in stages[stage]:
-            hidden[self.layers[index].stream] = run(index, state, bool(mask[index]), pooled_only=last)
+            stream = self.layers[index].stream
+            mark(index, state.hidden[stream])
+            hidden[stream] = run(index, state, bool(mask[index]), pooled_only=last)
+            mark(index, hidden[stream])
         return state.with_hidden(hidden)
 
     @abstractmethod
     def pool(self, state: State) -> Tensor:
         """Return (batch, feature_size) features that heads read, from the state after the last stage."""
 
-    def forward(self, batch: Mapping[str, Tensor], mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
+    def forward(
+        self, batch: Mapping[str, Tensor], mask: Sequence[bool] | np.ndarray | None = None, mark: Mark = no_mark
+    ) -> Tensor:
         """Return pooled features, (batch, feature_size), of the subnet under `mask` (None = nothing skipped)."""
-        return self.forward_encoded(self.encode(batch), mask)
+        return self.forward_encoded(self.encode(batch), mask, mark)
 
-    def forward_encoded(self, encoded: State, mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
+    def forward_encoded(
+        self, encoded: State, mask: Sequence[bool] | np.ndarray | None = None, mark: Mark = no_mark
+    ) -> Tensor:
         """Return (batch, feature_size) pooled features from encoder outputs."""
         skips = self._skips(mask)
         state = self.initial_state(encoded)
         for stage in range(len(self.stages)):
-            state = self.advance(state, stage, skips)
+            state = self.advance(state, stage, skips, mark)
         return self.pool(state)
 
     def _skips(self, mask: Sequence[bool] | np.ndarray | None) -> tuple[bool, ...]:
@@ -369,30 +377,11 @@ class VLP(nn.Module, ABC):
         `augment` is the seed and step from which each image draws its own augmentation; None for none.
         """
         batch = {name: tensor.to(self.device) for name, tensor in processor(pairs, augment).items()}
-        return lambda mask=None: self(batch, mask)
+        return lambda mask=None, mark=no_mark: self(batch, mask, mark)
 
-    def make_timed_forward(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
-        """Return a forward of some pairs as the deployed model runs it, for latency measurements.
-
-        Its arguments are a mask and a `Mark`; it returns features, (n, feature_size).
-        """
-        forward = self.make_forward(processor, pairs)
-        run_layer = self.run_layer
-
-        def timed(mask: Sequence[bool] | np.ndarray | None = None, mark: Mark = no_mark) -> Tensor:
-            def run(index: int, state: State, *args: Any, **kwargs: Any) -> Tensor:
-                mark(index, state.hidden[self.layers[index].stream])
-                hidden = run_layer(index, state, *args, **kwargs)
-                mark(index, hidden)
-                return hidden
-
-            self.run_layer = run  # type: ignore[method-assign]  # on this object alone, for one forward
-            try:
-                return forward(mask)
-            finally:
-                del self.run_layer
-
-        return timed
+    def make_timed_forward(self, processor: Any, pairs: Sequence[Any]) -> Forward:
+        """Return a forward of some pairs as the deployed model runs it, for latency measurements."""
+        return self.make_forward(processor, pairs)
 
     # ---- what statistics, costs and methods of fine-tuning ask for
 

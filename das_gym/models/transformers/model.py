@@ -430,12 +430,12 @@ class VLM(UnitModel):
             raise ValueError("Images of prompts cannot be augmented. Leave out `augment`.")
         encodings = {p.image_key: processor.encode(p, pixels=True) for p in pairs if p.images}
 
-        def forward(mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
-            return self.forward_encoded(self.gather_uncached(processor, pairs, encodings), mask)
+        def forward(mask: Sequence[bool] | np.ndarray | None = None, mark: Mark = no_mark) -> Tensor:
+            return self.forward_encoded(self.gather_uncached(processor, pairs, encodings), mask, mark)
 
         return forward
 
-    def make_timed_forward(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
+    def make_timed_forward(self, processor: Any, pairs: Sequence[Any]) -> Forward:
         """Like `VLP.make_timed_forward`: the model's own forward up to the first token, as transformers runs its folder.
 
         With adapters, which no folder of transformers has, it is that of `make_forward`.
