@@ -13,12 +13,12 @@ from das_gym.commands.recorded import RecordedCommand
 from das_gym.commands.runs import find_run
 from das_gym.problem.config import check_before_loading
 from das_gym.processes import world_size
-from das_gym.registration import named_problems
+from das_gym.registration import MODELS, named_problems
 
 
-def named_configs() -> dict[str, dict[str, Any]]:
-    """Return the named configs of commands that search first: problems, and agents for the search."""
-    return {**named_problems(), **agent_configs()}
+def answering_configs() -> dict[str, dict[str, Any]]:
+    """Return the named configs of problems whose model answers in words, as `shrink` needs it."""
+    return {name: each for name, each in named_problems().items() if MODELS[each["model"]].reads_prompts}
 
 
 def pipeline_configs() -> dict[str, dict[str, Any]]:
@@ -55,11 +55,6 @@ def check_choice(settings: Any, budget: Mapping[str, Any]) -> None:
         check_before_loading(settings.problem, budget)
 
 
-def check_shrink(settings: Any) -> None:
-    """See `check_choice`."""
-    check_choice(settings, vars(settings))
-
-
 def check_shrink_comparison(settings: Any) -> None:
     """Check that this is the only process, and model and data without loading them."""
     if world_size() > 1:
@@ -67,7 +62,13 @@ def check_shrink_comparison(settings: Any) -> None:
     check_before_loading(settings.problem, vars(settings))
 
 
-adapt = RecordedCommand("adapt", AdaptSettings, "das_gym.adapt.adapt_experiment:adapt", named_configs, check)
+adapt = RecordedCommand(
+    "adapt",
+    AdaptSettings,
+    "das_gym.adapt.adapt_experiment:adapt",
+    lambda: {**named_problems(), **agent_configs()},
+    check,
+)
 das = RecordedCommand(
     "adapt das", JointSearchSettings, "das_gym.adapt.das_experiment:run_pipeline", pipeline_configs, check_problem
 )
@@ -81,12 +82,13 @@ shrink: RecordedCommand[Any] = RecordedCommand(
     "adapt shrink",
     "das_gym.adapt.shrink.settings:ShrinkSettings",
     "das_gym.adapt.shrink_experiment:shrink",
-    named_configs,
-    check_shrink,
+    lambda: {**answering_configs(), **agent_configs()},
+    lambda settings: check_choice(settings, vars(settings)),
 )
 shrink_compare = RecordedCommand(
     "adapt shrink compare",
     "das_gym.adapt.shrink.settings:CompareSettings",
     "das_gym.adapt.shrink.compare_experiment:compare",
-    check=check_shrink_comparison,
+    answering_configs,
+    check_shrink_comparison,
 )

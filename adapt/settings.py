@@ -116,7 +116,7 @@ class SupernetConfig(TrainingConfig, group="Training"):
 
 
 @dataclass(frozen=True)
-class SearchingSettings(RunSettings, group="Evaluation"):
+class SearchingSettings(RunSettings, group="Search and evaluation"):
     """Settings shared by the commands that search masks of a model and its data.
 
     Attributes:
@@ -183,7 +183,7 @@ class FirstSearch(SearchConfig):
 
 
 @dataclass(frozen=True)
-class AdaptSettings(ChoosingSettings, group="Evaluation"):
+class AdaptSettings(ChoosingSettings, group="Search and evaluation"):
     """The settings of `python -m adapt`. A search run brings its own model and data.
 
     Attributes:

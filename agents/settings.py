@@ -192,7 +192,7 @@ class EnvironmentSettings(RunSettings, group="Search"):
         env_id: Id of the environment; `DAS-METER-VQA-Tabular-v0` and the like read a table.
         problem: Model and data of the environment.
         env_kwargs: Further arguments of the environment, as in `env_kwargs.reward=metric`, `env_kwargs.table=FILE`.
-        seed: Random seed of the first search.
+        seed: Random seed of the search, or of the first of several.
     """
 
     env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS, others=True)
@@ -202,7 +202,7 @@ class EnvironmentSettings(RunSettings, group="Search"):
 
 
 @dataclass(frozen=True)
-class ParetoSettings(EnvironmentSettings):
+class ParetoSettings(EnvironmentSettings, group="Search"):
     """The settings of `python -m agents pareto`. The budget of the environment is ignored.
 
     Attributes:
@@ -245,6 +245,7 @@ class TableSettings(RunSettings, group="Table"):
     """The settings of `python -m agents table`.
 
     Attributes:
+        problem: Model and data.
         reward_examples: Number of examples of the reward split to score masks on. None uses all.
         test_examples: Number of examples of the test split to score masks on. None uses all.
         max_skipped: Most layers that a mask may skip. None scores every mask.

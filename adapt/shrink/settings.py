@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from das_gym.adapt.finished_runs import SHRUNK
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.settings import SAVED_DTYPES, SHARED, ChoosingSettings, SearchingSettings
-from das_gym.agents.ask_tell.base import check_agent_name
+from das_gym.agents.ask_tell.base import AGENTS, check_agent_name
 from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.settings import (
@@ -148,7 +148,7 @@ class RecoveryConfig(Settings, group="Recovery"):
 
 
 @dataclass(frozen=True)
-class AnsweringSettings(SearchingSettings, BudgetSettings, group="Recovery"):
+class AnsweringSettings(SearchingSettings, BudgetSettings, group="Search and evaluation"):
     """What `python -m adapt shrink` and `shrink compare` have in common: model, budget and recovery.
 
     Attributes:
@@ -247,7 +247,7 @@ class CompareSettings(AnsweringSettings, group="Comparison"):
         search: Further settings of the searches, as in `reward_examples=100`. `python -m agents --help` lists them.
     """
 
-    methods: tuple[str, ...] = COMPARED
+    methods: tuple[str, ...] = choice(COMPARED, AGENTS, others=True)
     evaluations: PositiveInt = 120
     seeds: PositiveInt = 1
     search: SearchConfig = nested(

@@ -56,7 +56,7 @@ WIDTH = 80
 
 GROUPS = (
     *("Search", "Budget", "Layers", "Model and data", "Reward", "Stable-Baselines3"),
-    *("Recovery", "Training", "Evaluation", "Hardware", "Run"),
+    *("Recovery", "Training", "Search and evaluation", "Hardware", "Run"),
 )
 """The order of headings. Those of a single command stand before them."""
 
@@ -406,10 +406,10 @@ def _format_value(value: Any) -> str:
 
 
 def _allowed_values(kind: Any, choices: Iterable[str] | None) -> str:
-    if choices is None:
+    names = list(choices or ())
+    if not names:  # nothing is registered yet, or any value is allowed
         return describe_type(kind)
     inner = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    names = list(choices)
     count = "one of " if len(names) > 1 else ""
     if any(get_origin(each) is tuple for each in inner):
         count = "some of "

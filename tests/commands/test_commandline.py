@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 
 import pytest
+from das_gym.adapt import run_commands
 from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.agents.commands import PROGRAM as AGENTS
 
@@ -124,6 +125,7 @@ def test_command_help_describes_the_command_and_every_setting(program, name, cap
     assert program.run([name, "--help"]) == 0
     printed = capsys.readouterr().out
     assert "Attributes" not in printed
+    assert not re.search(r"\((one of|some of)? (or None|\))", printed)  # choices of which none is listed
     cls = SETTINGS[f"{program.name} {name}"]
     for field in dataclasses.fields(cls):
         assert re.search(rf"^  {field.name}[=.]", printed, re.MULTILINE) or f"{field.name}.NAME=VALUE" in printed
@@ -179,3 +181,10 @@ def test_warnings_are_printed_without_a_line_of_source(tmp_path):
     words = [sys.executable, "-m", "das_gym.agents", "print_config", "with", "plugins=loud"]
     printed = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert printed.stderr == "UserWarning: two \\x1b[2J are left out: python -m das_gym.adapt\n"
+
+
+@pytest.mark.parametrize("command", [run_commands.shrink, run_commands.shrink_compare], ids=["shrink", "compare"])
+def test_named_configs_of_shrink_are_models_that_answer(command):
+    configs = command.named_configs()
+    assert {"vlm_text", "vlm_choices"} <= configs.keys()
+    assert not {"meter_vqa", "vilt_nlvr2"} & configs.keys()
