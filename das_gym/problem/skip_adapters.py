@@ -1,8 +1,8 @@
-"""Linear skip adapters of a problem: fitted on examples of its train split, and kept in the cache folder."""
+"""What is fitted in closed form on examples of a problem's train split; it is kept in the cache folder."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from das_gym.models.base import VLP
 from das_gym.models.tensor_files import read_safetensors, write_tensors
 from das_gym.tasks.base import content_hash
 
-MAX_CACHED = 4
-"""Files of fitted skip adapters that the cache folder keeps; the one that was used least recently goes first."""
+MAX_CACHED = 8
+"""Files of fitted weights that the cache folder keeps; the one that was used least recently goes first."""
 
 
 def calibration_examples(evaluator: Evaluator, train: Sequence[Any], count: int) -> list[Any]:
@@ -50,30 +50,48 @@ def add_linear_skips(evaluator: Evaluator, base: str, train: Sequence[Any], coun
     """
     vlp = evaluator.vlp
     examples = calibration_examples(evaluator, train, count)
-    path = _cache_path(evaluator, base, examples, rank)
+
+    def fit() -> dict[str, Tensor]:
+        vlp.fit_skip_adapters(calibration_states(evaluator, examples), rank)
+        return skip_adapter_tensors(vlp)
+
+    vlp.put_skip_adapters(fitted_once(evaluator, base, examples, rank, fit))
+
+
+def fitted_once(
+    evaluator: Evaluator, base: str, examples: Sequence[Any], settings: Any, fit: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Return the weights that `fit` makes, by name, from the cache if they were fitted before.
+
+    They depend on the model with the fingerprint `base`, on how `evaluator` reads `examples`, and on plain `settings`.
+    """
+    path = _cache_path(evaluator, base, examples, settings)
     if path.is_file():
-        vlp.put_skip_adapters(read_safetensors(path).tensors)
-        path.touch()
-        return
-    states = calibration_states(evaluator, examples)
-    vlp.fit_skip_adapters(states, rank)
+        with suppress(OSError, ValueError):  # damaged, or removed by another process: they are fitted again
+            tensors = read_safetensors(path).tensors
+            path.touch()
+            return tensors
+    tensors = fit()
     with suppress(OSError):  # without a writable cache, they are fitted again the next time
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, skip_adapter_tensors(vlp), {})
+        write_tensors(path, tensors, {})
         for old in sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)[:-MAX_CACHED]:
             old.unlink(missing_ok=True)
+    return tensors
 
 
 def skip_adapter_tensors(vlp: VLP) -> dict[str, Tensor]:
     """Return the weights of all skip adapters, as `<unit>.<weight>`."""
-    found: dict[str, Tensor] = {}
-    for index, layer in enumerate(vlp.layers):
-        state = vlp.skippable_layer(index).module_for(True).state_dict()
-        found |= {f"{layer.name}.{name}": tensor.detach().cpu().clone() for name, tensor in state.items()}
-    return found
+    adapters = {layer.name: vlp.skippable_layer(index).skip_adapter for index, layer in enumerate(vlp.layers)}
+    return {
+        f"{unit}.{name}": tensor.detach().cpu().clone()
+        for unit, adapter in adapters.items()
+        if adapter is not None
+        for name, tensor in adapter.state_dict().items()
+    }
 
 
-def _cache_path(evaluator: Evaluator, base: str, examples: Sequence[Any], rank: int | None) -> Path:
+def _cache_path(evaluator: Evaluator, base: str, examples: Sequence[Any], settings: Any) -> Path:
     vlp = evaluator.vlp
     processor: Any = evaluator.task.processor
     read = [
@@ -84,7 +102,7 @@ def _cache_path(evaluator: Evaluator, base: str, examples: Sequence[Any], rank: 
         processor.identity(),  # the same examples give other tokens with another chat template
         content_hash(evaluator.task, examples),
         evaluator.batch_size,  # decides which examples are held out
-        rank,
+        settings,
     ]
     name = hashlib.sha256(json.dumps(read).encode()).hexdigest()[:32]
     return cache_folder() / "skip_adapters" / f"{name}.safetensors"

@@ -177,18 +177,13 @@ def _fit_unit(vlm: VLM, index: int, pairs: Sequence[tuple[Tensor, Tensor]], rank
 
 
 def put_skip_adapters(vlm: VLM, tensors: Mapping[str, Tensor]) -> None:
-    """Give units the skip adapters whose weights are in `tensors`, by `<unit>.up.weight` and so on.
-
-    Raises:
-        ValueError: Weights are missing.
-    """
+    """Give units the skip adapters whose weights are in `tensors`, by `<unit>.up.weight` and so on."""
     for index, layer in enumerate(vlm.layers):
         start = f"{layer.name}."
         own = [f"{start}{name}" for name in ("up.weight", "up.bias", "down.weight")]
         weights = {name.removeprefix(start): tensors[name] for name in own if name in tensors}
-        if "up.weight" not in weights:
-            raise ValueError(f"skip adapters are incomplete: got none for {layer.name}")
-        _put(vlm, index, weights)
+        if weights:
+            _put(vlm, index, weights)
 
 
 def _put(vlm: VLM, index: int, weights: Mapping[str, Tensor]) -> None:
