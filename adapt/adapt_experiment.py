@@ -9,8 +9,6 @@ python -m adapt with mask=[0,1,0,0,0,1,0,0,1,0,0,1]    a custom mask
 python -m adapt with resume=4                          continue run 4, which was stopped
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The model card (README.md) of a folder that das_gym wrote: how it was made, its results, and how to load it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

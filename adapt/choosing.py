@@ -1,7 +1,5 @@
 """Select the mask of a command: a given mask, the result of a search, a point of a Pareto front, or a new search."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path

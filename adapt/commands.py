@@ -1,7 +1,5 @@
 """`python -m adapt` and its sub-commands."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

@@ -13,8 +13,6 @@ comparison. compare.json in this run's folder has every training; `python -m ada
 The model of each row that is best on the reward split is kept there: `python -m adapt evaluate with run=9 method=lora`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from itertools import chain
 from pathlib import Path

@@ -12,8 +12,6 @@ the options of the question; without options the file holds the likeliest token 
 `teacher_forced`. With `metric=NAME` they generate in `evaluate` too, and the file holds answers and scores.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

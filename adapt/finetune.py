@@ -4,8 +4,6 @@ The package has trained weights of the full model with adapters and of the basel
 `python -m adapt` with default settings only evaluates them. `python -m benchmarks.assets references` makes the files.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 `python -m adapt paper` prints them (`das_gym.adapt.paper_command`), `python -m adapt das with paper` runs with them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 

@@ -6,8 +6,6 @@ Settings come with their source, and with the differences between the paper, its
 ViLT-B/32 are built without weights, since parameters and MACs do not depend on them.
 """
 
-from __future__ import annotations
-
 import textwrap
 from typing import NamedTuple
 

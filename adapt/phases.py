@@ -4,8 +4,6 @@ Each phase runs on copies that share the model's weights. What training holds be
 from the activations that one example keeps for the backward pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

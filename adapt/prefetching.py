@@ -1,7 +1,5 @@
 """Read the images of coming training steps in worker processes, by torch's DataLoader."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

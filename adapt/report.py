@@ -1,7 +1,5 @@
 """The end of a run that fine-tuned: evaluate and measure its models, save the subnet, report table, conclusion, answers."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import io

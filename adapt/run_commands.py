@@ -1,7 +1,5 @@
 """The commands of `python -m adapt` that keep runs: settings are checked before torch and what runs are imported."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -8,8 +8,6 @@ python -m adapt report 4 5 with out=both.html    two runs side by side
 python -m adapt report 3 with plugins=my_module  a record imports nothing that is not named again
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Settings of training, and of the commands of `python -m adapt` that keep runs."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property, partial

@@ -10,8 +10,6 @@ python -m adapt shrink compare with checkpoint=DIR data_root=DIR macs_saved=0.2 
 python -m adapt shrink with resume=4                                                continue run 4, which was stopped
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The loss of a training step: which examples it takes, and what they lose under a mask."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial

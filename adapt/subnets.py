@@ -1,7 +1,5 @@
 """Fine-tuned subnets on disk: a folder with `adapter.safetensors`, and a record of the model that it belongs to."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence

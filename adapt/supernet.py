@@ -3,8 +3,6 @@
 Afterwards any mask can be scored without training, which is what the environment does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path

@@ -8,8 +8,6 @@ python -m adapt supernet with train.steps=10_000               longer
 python -m adapt supernet with resume=5                         continue run 5, which was stopped
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from das_gym.adapt.settings import SupernetSettings

@@ -14,8 +14,6 @@ A run is kept in runs/<id>/: every search in compare.json, the table in compare.
 compare.png.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`python -m agents list`: environments, agents, rewards and layer statistics, by the names that settings take."""
 
-from __future__ import annotations
-
 import inspect
 
 from das_gym.agents.ask_tell.base import AGENTS, agent_class, agent_hyperparameters

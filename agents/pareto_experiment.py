@@ -9,8 +9,6 @@ A run is kept in runs/<id>/: front.json holds the points of the front and every 
 `python -m adapt with search_run=<id> point=3` and `python -m adapt shrink with search_run=<id> point=3` use a point.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The commands of `python -m agents` that keep runs. Settings are checked before torch and the commands are imported."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from das_gym.agents import settings

@@ -1,7 +1,5 @@
 """Settings of a search, and of the commands of `python -m agents` that keep runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections import ChainMap

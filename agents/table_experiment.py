@@ -12,8 +12,6 @@ python -m agents table with resume=3                       continue run 3, which
 `das_gym.tables.table.SubnetTable` reads the file; `gymnasium.make("DAS-METER-VQA-Tabular-v0", table=FILE)` plays on it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

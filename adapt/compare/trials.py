@@ -1,7 +1,5 @@
 """One training of a comparison, and the order of all: the first seed chooses the learning rate, on the reward split."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import time

@@ -1,7 +1,5 @@
 """Write a fine-tuned transformers model as a folder that transformers loads."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

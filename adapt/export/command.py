@@ -6,8 +6,6 @@ python -m adapt export with run=/data/runs/2 out=smaller
 python -m adapt export with run=5 method=das_4 out=smaller
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

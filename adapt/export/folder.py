@@ -1,7 +1,5 @@
 """A fine-tuned subnet of METER or ViLT as a folder in transformers' conventions."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

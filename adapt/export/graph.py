@@ -1,7 +1,5 @@
 """A subnet as an ONNX file, for any batch and text length, and the examples on which exported forms are compared."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

@@ -1,7 +1,5 @@
 """Bottleneck adapters: sequential (Houlsby et al., arXiv 1902.00751), scaled parallel (He et al., arXiv 2110.04366), DAS."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar

@@ -3,8 +3,6 @@
 A method is a subclass of `Method` and an entry of `METHODS`. What it trained is kept as an adaptation file.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import json

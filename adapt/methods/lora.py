@@ -1,7 +1,5 @@
 """LoRA (Hu et al., arXiv 2106.09685) by peft."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar

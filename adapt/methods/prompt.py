@@ -1,7 +1,5 @@
 """Prompt tuning (Lester et al., arXiv 2104.08691): trained virtual tokens, by peft."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar

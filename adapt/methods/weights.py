@@ -1,7 +1,5 @@
 """Methods that insert nothing: full tuning, the head alone, and BitFit (Ben Zaken et al., arXiv 2106.10199)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

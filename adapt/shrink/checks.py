@@ -1,7 +1,5 @@
 """Check before a search, training or save what would otherwise fail after hours; test which masks can be removed."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math

@@ -10,8 +10,6 @@ Each method searches in its own folder in this run's folder, `bayes_0/search.jso
 continues there. compare.json has every number, compare.md the table.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Images of a recovery: the frozen vision tower runs once for each, and the projector, which trains, at every step."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Shrink one model: remove layers, recover, save, verify in a fresh process, measure, and write card and record."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """What recovery and generated answers take in memory, and how many examples at a time fit."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The phases of `shrink` and `shrink compare` after their searches, for their estimates: see `das_gym.adapt.phases`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

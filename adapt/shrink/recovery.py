@@ -5,8 +5,6 @@ Minitron, arXiv 2407.14679), plus cross-entropy with the reference answer. A met
 trains, as in fine-tuning.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import tempfile
 import time

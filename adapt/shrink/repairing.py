@@ -1,7 +1,5 @@
 """Repair a model whose layers were removed in closed form, before any training: `recover=linear` and `recover=refit`."""
 
-from __future__ import annotations
-
 import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.settings import LINEAR, RecoveryConfig

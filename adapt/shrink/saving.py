@@ -1,7 +1,5 @@
 """Write a model as a folder that transformers loads. An interrupted or failed save leaves no folder."""
 
-from __future__ import annotations
-
 import errno
 import re
 import shutil

@@ -6,8 +6,6 @@ INPUT and OUTPUT are files of `torch.save`, see `das_gym.adapt.shrink.verifying`
 standard input is a pipe, the process ends with it, since the process that waits for the result may be killed.
 """
 
-from __future__ import annotations
-
 import os
 import stat
 import sys

@@ -1,7 +1,5 @@
 """The paper's agent: a bandit with one preference per layer."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Baselines: random masks, all masks, and removal of the layer that is missed least, once for all layers or repeated."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import numpy as np

@@ -24,8 +24,6 @@ An ask takes milliseconds: with more than `OFTEN` masks, the settings change lit
 only one of the processes, by one step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from statistics import NormalDist

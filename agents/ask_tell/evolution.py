@@ -1,7 +1,5 @@
 """Evolutionary searches: (1 + lambda) evolution, and EvoPress with its mutations for depth pruning."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import numpy as np

@@ -10,8 +10,6 @@
    masks found by climbing from both.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Oracles answer the agents that are compared: a table, which knows the ground truth, or a live environment."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

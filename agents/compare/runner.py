@@ -1,7 +1,5 @@
 """The runner of every comparison: variants times seeds, each a trial that a resumed run does not repeat, and one record."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The search loop: an agent chooses masks, the environment scores them, until the budget is spent."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import os

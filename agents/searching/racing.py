@@ -12,8 +12,6 @@ scored on all examples so far, which counts as `PRIOR` examples.
 This is a race as in F-Race (Birattari et al. 2002), against the incumbent alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple

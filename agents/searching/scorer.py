@@ -1,7 +1,5 @@
 """One interface of a search to what scores its masks: models, tables, and environments of other packages."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
