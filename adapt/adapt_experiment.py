@@ -92,13 +92,13 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
     if FULL_MODEL in models:
         models[FULL_MODEL].adaptation(**info).save(folder / FULL_MODEL_FILE)
         artifacts = [FULL_MODEL_FILE]
-    rows = compare(models, splits, settings.rank_images, untrained, bundled, start.costs)
+    rows = compare(models, splits, settings.rank_images, untrained, bundled)
     report = report_of(rows, problem, "fine-tuned", models[SUBNET])
     write_answers(folder, rows, start.model.task, splits.test)
     record = command_record(settings, rows, splits, report)
     report.print()
     keep_subnet(run, folder, models[SUBNET], info, record, RECORD, artifacts)
-    log_rows(rows, run.log_scalar)
+    _log_rows(rows, run.log_scalar)
     print(f"Next: {format_command('adapt export', f'run={folder.name}', 'out=DIR', runs_dir_words(folder))}")
     return rows[SUBNET].metric
 
@@ -135,12 +135,12 @@ def cut_models(base: AdaptedModel, mask: np.ndarray, references: bool) -> dict[s
     return models
 
 
-def log_rows(rows: Mapping[str, TunedModelResult], log: Callable[[str, float], None]) -> None:
-    """Log the numbers of each model to Sacred."""
+def _log_rows(rows: Mapping[str, TunedModelResult], log: Callable[[str, float], None]) -> None:
     for row in rows.values():
         record = row.record()
-        numbers = {f"test.{name}": value for name, value in (row.evaluation.numbers if row.evaluation else {}).items()}
-        numbers |= {name: record[name] for name in LOGGED if record[name] is not None}
+        numbers = {name: record[name] for name in LOGGED if record[name] is not None}
+        if row.evaluation is not None:
+            numbers |= {f"test.{name}": value for name, value in row.evaluation.numbers.items()}
         for name, value in numbers.items():
             log(f"{row.name}.{name}", float(value))
 

@@ -25,8 +25,7 @@ from das_gym.registration import CHECKPOINT_TABLES, MODELS, entry_of
 class Choice:
     """A (n_layers,) bool mask, with the problem that it was searched or given for.
 
-    `remark` says which point of a front it is. `others` are masks that the search scored and that keep its budget, the best
-    first.
+    `remark` says which point of a front it is. `others` are other masks that keep the search's budget, the best first.
     """
 
     mask: np.ndarray
@@ -89,7 +88,9 @@ def read_front(path: Path) -> dict[str, Any]:
 def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str, Any]) -> ProblemConfig:
     """Return the model and data of a record; `given` overrides them."""
     known = {each.name for each in fields(ProblemConfig)}
-    recorded = {**_kind_of_units(record), **record.get("table_settings", {}), **record["env_kwargs"]}
+    recorded = {**record.get("table_settings", {}), **record["env_kwargs"]}
+    if any(name.endswith(".attention") for name in record.get("layer_names", ())):  # the bundled table has no settings
+        recorded = {"units": "sublayers", **recorded}
     recorded = {name: value for name, value in recorded.items() if name in known and name not in given}
     # A record may come from anyone: what it would import or run has to be named again.
     trusted = trusted_settings(path, record.get("plugins", ()), recorded)
@@ -105,17 +106,6 @@ def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str,
         f"{path} is of {record['env_id']}, which is not registered: import the module that registers its model and task "
         "(plugins=<module>, as the search did), or give mask=[...] with model= and task="
     )
-
-
-def _kind_of_units(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `units` and `vision` by the names of a record's units, since earlier tables have no settings."""
-    names = record.get("layer_names", ())
-    found: dict[str, Any] = {}
-    if any(name.endswith(".attention") for name in names):
-        found["units"] = "sublayers"
-    if any(name.startswith("vision.") for name in names):
-        found["vision"] = True
-    return found
 
 
 def scored_problem(search: SearchConfig, problem: Problem | None) -> Problem | None:

@@ -158,7 +158,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     trials = comparison.run(cells_of(variants, rates, seeds, comparison, metric), count, run_trial)
     if not is_main_process():
         return None
-    chosen = chosen_trials(variants, trials)
+    chosen = chosen_trials(by_key, trials)
     model_name = problem.checkpoint or find_environment(problem.model, problem.task).short
     tested = counted(len(context.test_examples), "test example")
     title = f"{model_name}: {metric} after {counted(settings.train.steps, 'step')}, {tested}"
@@ -183,10 +183,7 @@ def random_masks(settings: CompareSettings, base: AdaptedModel) -> dict[int, tup
 
 
 def find_masks(settings: CompareSettings, base: AdaptedModel, splits: Splits[Any], run: Run) -> dict[int, tuple[int, ...]]:
-    """Return a mask for each number of skipped layers: of the search that is named, or of one in a folder of this run.
-
-    `base` and `splits` are the loaded model, untrained, and its data.
-    """
+    """Return a mask for each number of skipped layers: of the search that is named, or of one in a folder of this run."""
     folder = required_folder(run)
     config = settings.problem
     n_layers = len(base.backbone.vlp.layers)

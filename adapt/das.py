@@ -4,8 +4,6 @@ Every training step draws a mask and updates through it. After the warm-up epoch
 masks on the same examples, and the chooser learns from exp(-loss). Source: DAS (arXiv 2309.01479), sections 3.2 and 3.3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -118,7 +116,7 @@ class Training:
         return np.array([float(self.step_loss.losses(examples, targets, mask)[0].double().mean()) for mask in masks])
 
     def trainer(
-        self, steps: int, checkpoint: Path | None, save_every: int, rate: float | None = None, **stateful: Stateful
+        self, steps: int, checkpoint: Path | None, save_every: int, rate: float | None = None, **stateful: "Stateful"
     ) -> Trainer:
         """Return the `Trainer`, with the settings' optimizer and schedule, and another learning rate if given."""
         settings = self.settings
@@ -224,18 +222,12 @@ def phases(training: Training, splits: Splits[Any], models: int) -> list[Phase]:
     trainer = training.trainer(1, None, 1)
     size = training.evaluator.batch_size
     scoring = Phase("turns", len(examples), lambda count: training.losses(masks, examples[:count]), size, repeats=turns)
-    steps = settings.search_epochs * per_epoch
+    searching = settings.search_epochs * per_epoch
+    tuning = models * settings.finetune_epochs * per_epoch
     return [
         scoring,
-        *training_phases("search", training.step_loss, trainer, steps, masks[0]),
-        *training_phases(
-            "fine-tuning",
-            training.step_loss,
-            trainer,
-            models * settings.finetune_epochs * per_epoch,
-            masks[0],
-            encodes=False,
-        ),
+        *training_phases("search", training.step_loss, trainer, searching, masks[0]),
+        *training_phases("fine-tuning", training.step_loss, trainer, tuning, masks[0], encodes=False),
     ]
 
 

@@ -6,8 +6,6 @@ python -m adapt das with paper checkpoint=meter_clip16_288_roberta_pretrain.ckpt
 python -m adapt das with resume=7                    continue run 7, which was stopped
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -72,7 +70,7 @@ class Untrained:
     random_state: Tensor
 
     @classmethod
-    def load(cls, settings: JointSearchSettings) -> Untrained:
+    def load(cls, settings: JointSearchSettings) -> Self:
         """Load what the settings name."""
         splits = load_splits(settings.problem_of_recipe)
         model = new_model(settings.problem_of_recipe, splits, settings.pipeline, settings.seed)

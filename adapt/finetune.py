@@ -21,7 +21,6 @@ from das_gym.engine.caches import EncoderCache
 from das_gym.models.macs import without_adapters
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import COMPUTE_SETTINGS, ProblemConfig
-from das_gym.problem.costs import Costs
 from das_gym.problem.loading import (
     AdaptedModel,
     Backbone,
@@ -50,16 +49,13 @@ class Start:
     """What fine-tuning starts from, loaded once.
 
     Attributes:
-        model: The full model before fine-tuning. `cut` makes copies; it is not trained itself.
-        splits: Its data.
+        model: The full model. `cut` makes copies; it is not trained itself.
         problem: Scores masks for a search; None if it was not asked for.
-        costs: Of `model`; None if they were not counted.
     """
 
     model: AdaptedModel
     splits: Splits[Any]
     problem: Problem | None = None
-    costs: Costs | None = None
 
 
 def load_start(config: ProblemConfig, searches: bool = False) -> Start:
@@ -70,7 +66,7 @@ def load_start(config: ProblemConfig, searches: bool = False) -> Start:
     """
     if config.supernet_path is not None:
         problem = load_problem(config)
-        return Start(AdaptedModel(problem.backbone, problem.head, problem.task), problem.splits, problem, problem.costs)
+        return Start(AdaptedModel(problem.backbone, problem.head, problem.task), problem.splits, problem)
     splits = load_splits(config)
     backbone = load_backbone(config)
     scored = None

@@ -3,8 +3,6 @@
 Everything here is read and checked before torch is imported.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -51,7 +49,7 @@ class FinishedRun(NamedTuple):
     model: Path
     record: Path | None
     content: Mapping[str, Any]
-    trial: Trial | None = None
+    trial: "Trial | None" = None
 
     def problem(self, task: str) -> Mapping[str, Any]:
         """Return its recorded task and data; a model of transformers has the given `task`."""

@@ -6,8 +6,6 @@ Every process takes its share of each step's examples and gradients are averaged
 the same batch size. The main process keeps the run.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -71,7 +69,7 @@ def check_precision(device: torch.device, hardware: Hardware) -> str:
     return precision
 
 
-def make_accelerator(hardware: Hardware, device: torch.device, folder: Path | None = None) -> Accelerator:
+def make_accelerator(hardware: Hardware, device: torch.device, folder: Path | None = None) -> "Accelerator":
     """Return an accelerator for a model that lies on a device already. Trackers write to the folder; None turns them off."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState

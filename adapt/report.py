@@ -25,7 +25,6 @@ from das_gym.files import explain_damage, read_json, write_json
 from das_gym.intervals import difference_interval
 from das_gym.models.macs import share_copy, without_adapters
 from das_gym.problem.config import ProblemConfig, warn_at_chance
-from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, shuffled
 from das_gym.problem.mask_space import skipped_names
@@ -73,7 +72,6 @@ class TunedModelResult(ModelResult):
 
     Attributes:
         mask: 0 or 1 per layer, 1 = skipped.
-        skipped_layers: Their names.
         trainable_parameters: 0 if nothing was trained.
         evaluation: On the test split. None for a baseline that was not trained.
         latency: Of one example, milliseconds.
@@ -113,19 +111,16 @@ def compare(
     rank_images: int | None = RANKED_IMAGES,
     untrained: Collection[str] = (),
     from_package: Collection[str] = (),
-    costs: Costs | None = None,
 ) -> dict[str, TunedModelResult]:
     """Evaluate models on the test split, but not those that are `untrained`, and measure costs and latency of all.
 
-    Warn where the full model, or the subnet if that is evaluated alone, is no better than chance.
-
-    `from_package` names models whose trained weights came with das_gym. `costs` are those of the full model with the
-    subnet's adapters; None counts them.
+    Warn where the full model, or the subnet if that is evaluated alone, is no better than chance. `from_package` names those
+    whose trained weights came with das_gym.
     """
     # All models in turn, block by block: whatever slows the machine down for a while slows all of them down.
     times = measure_latency({name: one_example(model, splits) for name, model in models.items()})
     first = models[SUBNET]
-    costs = costs or example_costs(first, splits)  # of any mask, although the subnet is pruned
+    costs = example_costs(first, splits)  # of any mask, although the subnet is pruned
     encoder = EncoderCache(first.backbone.vlp, first.task.processor)
     results = {}
     for name, model in models.items():
@@ -191,7 +186,7 @@ def write_examples(folder: Path, task: Task, examples: Sequence[Any], answers: M
     for row in Answers.rows_to_show(by_example):
         example = examples[row]
         images = {image.key: image for pair in task.pairs([example]) for image in pair.images}
-        thumbnails = [thumbnail_url(image) for image in images.values()]
+        thumbnails = [_thumbnail_url(image) for image in images.values()]
         questions.append(Question(task.question(example), task.reference(example), thumbnails))
     write_json(folder / EXAMPLES, dataclasses.asdict(Answers.from_models(list(answers), questions, by_example)))
 
@@ -206,13 +201,12 @@ def read_examples(folder: Path) -> Answers | None:
         return build(Answers, record)
 
 
-def thumbnail_url(source: ImageSource) -> str:
-    """Return an image, scaled down to `THUMBNAIL_SIDE` pixels, as a `data:` URL."""
+def _thumbnail_url(source: ImageSource) -> str:
+    """Return a small image as a `data:` URL, since a report is one file, which can be sent."""
     image = source.open()
     buffer = io.BytesIO()
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     image.save(buffer, "JPEG", quality=85)
-    # Within the page: a report is one file, which can be sent.
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -242,12 +236,12 @@ class Line:
 
     def cell(self, record: Mapping[str, Any]) -> str:
         """Return the cell of a model's record: `-` if one of the fields was not measured, or other commands have it."""
-        values = [value_at(record, field) for field in self.fields]
+        values = [_value_at(record, field) for field in self.fields]
         return NOT_MEASURED if any(value is None for value in values) else self.text(*values)
 
 
-def value_at(record: Any, field: str) -> Any:
-    """Return a field of a record, such as `loss` or `numbers.recall`; None if the record does not have it."""
+def _value_at(record: Any, field: str) -> Any:
+    """Return a field such as `loss` or `numbers.recall`; None if the record does not have it."""
     for name in field.split("."):
         record = record.get(name) if isinstance(record, Mapping) else None
     return record
@@ -295,7 +289,7 @@ def results_table(models: Sequence[Mapping[str, Any]], title: str = "", notes: S
     for model in models:
         evaluation = model.get("evaluation") or model
         shown = {"score": evaluation.get("metric"), **{name: evaluation.get(name) for name in SHOWN}, **model}
-        perplexity = shown.get("perplexity") or value_at(shown, "numbers.perplexity")
+        perplexity = shown.get("perplexity") or _value_at(shown, "numbers.perplexity")
         flat.append({**shown, "perplexity": perplexity})
     numbers: dict[str, float] = next((model["numbers"] for model in flat if model.get("numbers")), {})
     metric = next((model["metric_name"] for model in flat if model.get("metric_name")), "metric").replace("_", " ")
@@ -316,7 +310,7 @@ def report_of(rows: Mapping[str, TunedModelResult], problem: ProblemConfig, done
     notes = [RELATIVE]
     shipped = " and ".join(IN_WORDS[name] for name in IN_WORDS if name in rows and rows[name].from_package)
     if shipped:
-        notes.append(f"{shipped[0].upper()}{shipped[1:]}: trained weights from the package.")
+        notes.append(f"{shipped.capitalize()}: trained weights from the package.")
     title = f"{evaluation.examples:,} test examples of {problem.task}, {problem.data_root or 'bundled data'}"
     ordered = [rows[name].record() for name in IN_WORDS if name in rows]
     return RunReport(
@@ -389,16 +383,9 @@ def keep_subnet(
     name: str,
     artifacts: Sequence[str] = (),
 ) -> None:
-    """Save the subnet and the record `name`, and remove the checkpoints: the run is complete.
+    """Save the subnet and the record `name`, remove the checkpoints, and add the files and `artifacts` to Sacred's run.
 
-    Args:
-        run: Sacred's run, which gets the files and `artifacts` of the folder.
-        folder: Folder of the run.
-        subnet: The fine-tuned subnet.
-        info: JSON values that describe how it was made.
-        record: What `command_record` returns.
-        name: File name of the record.
-        artifacts: Names of more files.
+    `info` are JSON values that describe how the subnet was made; `record` is what `command_record` returns.
     """
     path = save(subnet, folder, info, record, name)  # the record last: a run with a record is complete
     for checkpoint in folder.glob("*.pt"):  # of trainings, for `resume`

@@ -1,6 +1,5 @@
 """The commands of `python -m adapt` that keep runs: settings are checked before torch and what runs are imported."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from das_gym.adapt.paper import RECIPES
@@ -40,17 +39,17 @@ def check_trainable(settings: Any) -> None:
 def check(settings: AdaptSettings) -> None:
     """Raise for a missing supernet; no model is loaded. The problem of `search_run` is read later."""
     check_trainable(settings)
-    check_choice(settings, vars(settings.search))
+    check_choice(settings)
     if settings.search_run is None:
         _ = settings.problem.supernet_path
 
 
-def check_choice(settings: Any, budget: Mapping[str, Any]) -> None:
-    """Check that the run of `search_run` exists, or else model, data and `budget`, without loading them."""
+def check_choice(settings: Any) -> None:
+    """Check that the run of `search_run` exists, or else model, data and budget, without loading them."""
     if settings.search_run is not None:
         find_run(settings.runs_dir, settings.search_run)
     else:
-        check_before_loading(settings.problem, budget)
+        check_before_loading(settings.problem, vars(settings.search))
 
 
 def check_shrink_comparison(settings: Any) -> None:
@@ -81,7 +80,7 @@ shrink: RecordedCommand[Any] = RecordedCommand(
     "das_gym.adapt.shrink.settings:ShrinkSettings",
     "das_gym.adapt.shrink_experiment:shrink",
     lambda: {**answering_configs(), **agent_configs()},
-    lambda settings: check_choice(settings, vars(settings)),
+    check_choice,
 )
 shrink_compare = RecordedCommand(
     "adapt shrink compare",

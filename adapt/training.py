@@ -1,7 +1,5 @@
 """The training loop that supernet, fine-tuning and recovery share: optimizer, schedule, checkpoints, exact resume."""
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -118,8 +116,8 @@ class Trainer:
         schedule: Callable[[int], float],
         checkpoint: Path | None = None,
         save_every: int = 500,
-        stateful: Mapping[str, Stateful] | None = None,
-        accelerator: Accelerator | None = None,
+        stateful: "Mapping[str, Stateful] | None" = None,
+        accelerator: "Accelerator | None" = None,
         prefetcher: Prefetcher | None = None,
         save_seconds: float = SAVE_SECONDS,
     ) -> None:

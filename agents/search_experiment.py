@@ -16,8 +16,6 @@
 A run is kept in runs/<id>/: the found mask in search.json and search.png, its turns in search_history.json.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -208,7 +206,7 @@ def progress_of(result: SearchResult) -> Progress | None:
 
 
 def _search_with_sb3(
-    config: SearchConfig, run: Run, folder: Path | None, log: _Log, resume: bool, problem: Problem | None
+    config: SearchConfig, run: Run, folder: Path | None, log: "_Log", resume: bool, problem: Problem | None
 ) -> SearchResult:
     """Search with an algorithm of Stable-Baselines3, whose metrics go to Sacred, to standard output and to TensorBoard."""
     from das_gym.agents.sb3.train import AGENT, train_sb3

@@ -1,12 +1,10 @@
 """The rows of a comparison, their trainings, the trained models that its run keeps, and the table with its verdict."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from das_gym.agents.compare.runner import mean_in_words, trials_in
@@ -18,9 +16,6 @@ from das_gym.drawing.report import RunReport, Table
 from das_gym.intervals import t_interval
 from das_gym.names import check_names
 
-if TYPE_CHECKING:
-    from das_gym.adapt.compare.trials import MethodVariant
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -28,7 +23,6 @@ class Trial:
 
     Attributes:
         variant, title: Key and name of its row.
-        seed: Random seed of the training.
         rate: Peak learning rate.
         reward, reward_loss: Metric (0..1) and loss (nats) on the reward split. The loss is None if the training diverged;
             nothing else is measured then.
@@ -99,10 +93,10 @@ LEGEND = (
 )
 
 
-def chosen_trials(variants: Iterable[MethodVariant], trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+def chosen_trials(variants: Iterable[str], trials: Sequence[Trial]) -> dict[str, list[Trial]]:
     """Return the measured trials of each row that has some, by its key: those with its learning rate."""
     chosen = {}
-    for key in (variant.key for variant in variants):
+    for key in variants:
         own = [trial for trial in trials if trial.variant == key and trial.test is not None]
         if own:
             best = max((trial for trial in own if trial.seed == own[0].seed), key=lambda trial: trial.merit)

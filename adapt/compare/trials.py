@@ -166,22 +166,21 @@ class ComparisonContext:
     def measure(self, model: AdaptedModel, trial: Trial, timed: Trial | None = None) -> Trial:
         """Return the trial with test score and costs of its model, and with its latency or that of an earlier trial."""
         scored = evaluate(model, self.test_examples, f"{trial.variant}, test split", rank_images=1)
-        measured = dataclasses.replace(
+        if timed is None:
+            models = {"own": model, "plain": self.plain}
+            times = measure_latency({name: one_example(each, self.splits) for name, each in models.items()})
+            faster = tuple(speedup(times["own"], times["plain"]))
+            timed = dataclasses.replace(trial, latency=tuple(Spread.of(times["own"])), speedup=faster)
+        self.checkpoint(trial.variant, trial.rate, trial.seed).unlink(missing_ok=True)
+        return dataclasses.replace(
             trial,
+            latency=timed.latency,
+            speedup=timed.speedup,
             test=scored.metric,
             test_loss=scored.loss,
             macs=example_costs(model, self.splits).macs(np.array(trial.mask, dtype=bool)),
             macs_full=self.macs_full,
         )
-        if timed is not None:
-            measured = dataclasses.replace(measured, latency=timed.latency, speedup=timed.speedup)
-        else:
-            models = {"own": model, "plain": self.plain}
-            times = measure_latency({name: one_example(each, self.splits) for name, each in models.items()})
-            faster = tuple(speedup(times["own"], times["plain"]))
-            measured = dataclasses.replace(measured, latency=tuple(Spread.of(times["own"])), speedup=faster)
-        self.checkpoint(trial.variant, trial.rate, trial.seed).unlink(missing_ok=True)
-        return measured
 
 
 def phases(

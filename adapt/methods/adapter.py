@@ -30,8 +30,7 @@ class AdapterTuning(Method):
     bottleneck: Width | None = None
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Insert a `SequentialAdapter` around the last linear layer of each sub-layer."""
-        bottleneck = self.bottleneck or das_bottleneck(vlp)
+        bottleneck = self.bottleneck or _das_bottleneck(vlp)
         vlp.remove_adapters()
         trained: list[nn.Parameter] = []
         for site in all_sites(vlp):
@@ -59,7 +58,6 @@ class ScaledParallel(Method):
     scale: Annotated[float, Range(1e-6, 1e6)] = 4.0
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Insert an `Adapter` parallel to each MLP."""
         vlp.remove_adapters()
         trained: list[nn.Parameter] = []
         for site in all_sites(vlp, "mlp"):
@@ -95,17 +93,15 @@ class DAS(Method):
         return [p for module in vlp.modules() if isinstance(module, Adapter) for p in module.parameters()]
 
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
-        """Insert adapters, which start without effect."""
         return pruned.insert_adapters(max(8, pruned.vlp.feature_size // 64), max(8, pruned.vlp.feature_size // 16))
 
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
-        """Check that layers have a known place for adapters."""
         if vlp.untrainable:
             raise ValueError(f"{vlp.untrainable} Or use recover=lora or recover=full.")
 
 
-def das_bottleneck(vlp: VLP) -> int | None:
-    """Return the width of a model's parallel adapters; None if it has none."""
+def _das_bottleneck(vlp: VLP) -> int | None:
+    """Return the width of the parallel adapters that a model was loaded with; None if it has none."""
     for index in range(len(vlp.layers)):
         layer = vlp.skippable_layer(index).layer
         for adapter in parallel_adapters(layer) if layer is not None else ():

@@ -49,8 +49,7 @@ class PrunedModel:
 class Method(Settings, ABC):
     """A way to train. Its fields are its settings.
 
-    A head that the task brings always trains, and with `poolers` what the model trains under every mask. `insert` decides
-    what else does; nothing else of the model changes.
+    A head that the task brings always trains. `insert` decides what else does.
 
     Attributes:
         title: Name in tables.
@@ -58,7 +57,7 @@ class Method(Settings, ABC):
         trains_weights: Whether it trains parameters that the model has without it.
         adds_code: Whether a folder of a recovered model needs code of ours to load.
         recovery_rate: Peak learning rate of recovery, see `das_gym.adapt.shrink.settings.RATE_WIDTH`.
-        poolers: Whether what trains under every mask does: poolers, token types and the like.
+        poolers: Whether what the model trains under every mask does: poolers, token types and the like.
     """
 
     title: ClassVar[str]
@@ -115,8 +114,8 @@ class Method(Settings, ABC):
     def check(self, vlp: VLP) -> None:
         """Check that a model supports the method; it is not changed."""
         twin = meta_twin(vlp)
-        trained = self.insert(twin)
-        self._check_trains(vlp, bool(trained or vlp.own_head() is None or (self.poolers and twin.shared_parameters())))
+        inserted = self.insert(twin)
+        self._check_trains(vlp, bool(inserted or vlp.own_head() is None or (self.poolers and twin.shared_parameters())))
 
     def _check_trains(self, vlp: VLP, trains: bool) -> None:
         if not trains:

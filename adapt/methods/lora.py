@@ -33,14 +33,12 @@ class LoRA(Method):
     rank: Width = 4
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Insert LoRA around queries and values."""
         vlp.remove_adapters()
         wanted = {id(site.owner.get_submodule(name)) for site in all_sites(vlp) for name in site.projections}
         names = [name for name, module in vlp.named_modules() if id(module) in wanted]
         return inject_lora(vlp, names, self.rank)
 
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
-        """Insert LoRA around every linear layer of decoder and projector."""
         names = linear_names(pruned.parts)
         config: Any = pruned.root.config
         if config.model_type in MAMBA_TYPES:
@@ -48,19 +46,16 @@ class LoRA(Method):
         return inject_lora(pruned.root, names, self.rank)
 
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
-        """Raise ValueError for a model without linear layers."""
         if not linear_names(parts):
             raise ValueError("LoRA needs layers of the type `torch.nn.Linear`, and the decoder has none. Use recover=full.")
 
     def merged_weights(self, vlp: VLP) -> list[nn.Parameter]:
-        """Return the base weights, (out, in), of the layers that LoRA updates."""
         from peft.tuners.lora import LoraLayer
 
         layers: list[Any] = [module for module in vlp.modules() if isinstance(module, LoraLayer)]
         return [layer.get_base_layer().weight for layer in layers]
 
     def finish(self, vlp: VLP) -> None:
-        """Merge the update into the weights; see `Method.finish`."""
         merge_lora(vlp)
 
 

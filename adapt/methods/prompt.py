@@ -25,7 +25,6 @@ class Prompt(Method):
     tokens: Width = 16
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Insert virtual tokens into each stream and return them; ValueError if the model cannot read any."""
         if vlp.promptless:
             raise ValueError(
                 f"prompt tuning is not supported by {type(vlp).__name__}: {vlp.promptless}. Choose another method."

@@ -18,13 +18,12 @@ class Full(Method):
     recovery_rate: ClassVar[float] = 1e-4
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Insert nothing; return all parameters."""
         vlp.remove_adapters()
         # Quantised weights are integers, which have no gradient.
         return [p for p in vlp.parameters() if p.is_floating_point()]
 
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
-        """Return the parameters of decoder layers and projector: the embeddings and the vision tower stay frozen."""
+        # The embeddings and the vision tower stay frozen.
         return [p for part in pruned.parts.values() for p in part.parameters() if p.is_floating_point()]
 
 
@@ -36,9 +35,8 @@ class Head(Method):
     poolers: ClassVar[bool] = False
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Remove the DAS adapters; return an empty list, as the head always trains."""
         vlp.remove_adapters()
-        return []
+        return []  # the head always trains
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,6 @@ class BitFit(Method):
     trains_weights: ClassVar[bool] = True
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Insert nothing; return the biases, or raise ValueError for layers without any."""
         vlp.remove_adapters()
         layers = [vlp.skippable_layer(index).module_for(False) for index in range(len(vlp.layers))]
         biases = [getattr(module, "bias", None) for layer in layers for module in layer.modules()]

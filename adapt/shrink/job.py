@@ -32,7 +32,6 @@ from das_gym.adapt.training import Log
 from das_gym.commands.past_runs import rerun_command
 from das_gym.commands.runs import library_versions
 from das_gym.commands.settings import build, settings_dict
-from das_gym.drawing.architecture import Architecture
 from das_gym.files import explain_damage, read_json, write_json, write_text
 from das_gym.models.transformers.inserted_adapters import full_model_with_adapters, has_adapters
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
@@ -188,20 +187,19 @@ class ShrinkJob:
     def _record(self, measured: Measured, verified: Verification) -> dict[str, Any]:
         task: Any = self.problem.task
         mask = self.mask
-        parts = self.full.removed_parts(self.mask).items()
+        bits = mask.astype(int).tolist()
+        parts = self.full.removed_parts(mask).items()
         answers = []
         for number, example in enumerate(self.test):
             texts = {name: texts[number] for name, texts in measured.texts.items()}
             answers.append({"key": example.key, "question": task.question(example), **texts})
         difference, low, high = measured.difference()
-        architecture = Architecture.from_layers(self.full.layers, self.deleted.macs_cost)
-        report = shrink_report(measured, self.source, self.out, mask.astype(int).tolist(), architecture, self.data)
         return {
             "settings": recorded_command(self.settings),
             "problem": recorded_settings(asdict(self.choice.problem)),
             "source": str(self.source),
             "out": str(self.out.absolute()),
-            "mask": mask.astype(int).tolist(),
+            "mask": bits,
             "layers": list(self.problem.layer_names),
             "deleted": self.full.removed_layers(mask),
             "without_attention": [place for place, kind in parts if kind == ATTENTION],
@@ -217,8 +215,8 @@ class ShrinkJob:
             "verified": asdict(verified),
             "answers": answers,
             "left_out": len(self.problem.splits.left_out),
-            "report": report.record(),
-            "command": command_of(self.folder, asdict(self.choice.problem), mask.astype(int).tolist()),
+            "report": shrink_report(self, measured).record(),
+            "command": command_of(self.folder, asdict(self.choice.problem), bits),
             "versions": library_versions(),
         }
 

@@ -1,7 +1,5 @@
 """Score and measure the full, the shrunk and the recovered model side by side."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,7 +120,9 @@ class Measured:
         return (losses[1] - losses[2]) / (losses[1] - losses[0])
 
 
-def measure(job: ShrinkJob, models: Mapping[str, VLM], costs: Mapping[str, Costs], scored: Mapping[str, Scored]) -> Measured:
+def measure(
+    job: "ShrinkJob", models: Mapping[str, VLM], costs: Mapping[str, Costs], scored: Mapping[str, Scored]
+) -> Measured:
     """Measure costs and latency of models, the full one first, on the job's first test example, and add their scores.
 
     All models but the full one lack the layers of the job's mask. `costs` are those of the full model under a mask, by
@@ -162,7 +162,7 @@ def measure(job: ShrinkJob, models: Mapping[str, VLM], costs: Mapping[str, Costs
 
 
 def score_model(vlm: VLM, task: Task, examples: Sequence[Any], title: str, metric: str | None = None) -> Scored:
-    """Return loss and mean score of a model, its answers, and the score of each."""
+    """Return loss and mean score of a model, its answers, and the score of each; `metric` None is the task's own."""
     if not task.generates:
         return score_likelihoods(vlm, task, examples, title)
     open_ended = task.open_ended(examples)
@@ -171,7 +171,10 @@ def score_model(vlm: VLM, task: Task, examples: Sequence[Any], title: str, metri
     loss = loss_of(vlm, task, open_ended, GENERATE_BATCH_SIZE, f"loss, {title}")
     size = answers_at_a_time(vlm, processor, prompts, free_bytes(vlm), GENERATE_BATCH_SIZE)
     texts = generate(vlm, processor, prompts, f"answers, {title}", size)
-    scores = answer_scores(task, examples, texts, metric)
+    if metric is None:
+        scores = np.array([task.score_text(e, text) for e, text in zip(examples, texts, strict=True)], dtype=np.float64)
+    else:
+        scores = score_texts(metric, examples, texts)
     return Quality(loss, float(scores.mean()), *mean_interval(scores)), texts, scores
 
 
@@ -196,13 +199,6 @@ def score_likelihoods(vlm: VLM, task: Task, examples: Sequence[Any], title: str)
     means = {name: float(np.mean(values)) for name, values in others.items()}
     quality = Quality(numbers["loss"], float(metrics.mean()), *mean_interval(metrics), numbers.get("perplexity"), means)
     return quality, texts, metrics
-
-
-def answer_scores(task: Task, examples: Sequence[Any], texts: Sequence[str], metric: str | None = None) -> np.ndarray:
-    """Return the (n,) float64 scores of answers, 0..1, by a metric of `register_metric`; None takes the task's."""
-    if metric is not None:
-        return score_texts(metric, examples, texts)
-    return np.array([task.score_text(e, text) for e, text in zip(examples, texts, strict=True)], dtype=np.float64)
 
 
 @torch.no_grad()

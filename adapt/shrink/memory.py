@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from das_gym.adapt.shrink.settings import RecoveryConfig
 from das_gym.adapt.step_loss import USABLE
 
 from das_gym.models.transformers.generation import SPARE_TOKENS, left_padded, pad_token
@@ -13,23 +14,6 @@ from das_gym.models.transformers.stack import cache_name
 
 GENERATE_BATCH_SIZE = 8
 """Most prompts that are answered at a time."""
-
-
-@dataclass(frozen=True)
-class TrainingMemory:
-    """Memory of a training step besides the model, in bytes.
-
-    Attributes:
-        fixed: Gradients and the optimizer's state.
-        activations: Of one example.
-        checkpointed: Of one example with gradient checkpointing.
-        free: Free memory of the model's devices.
-    """
-
-    fixed: int
-    activations: int
-    checkpointed: int
-    free: int
 
 
 @dataclass(frozen=True)
@@ -48,32 +32,40 @@ class TrainingPlan:
 
 
 def plan_training(
-    memory: TrainingMemory, batch_size: int, micro_batch_size: int | None, gradient_checkpointing: bool | None
+    config: RecoveryConfig, batch_size: int, fixed: int, activations: int, checkpointed: int, free: int
 ) -> TrainingPlan:
-    """Return how a step of `batch_size` examples fits into memory; what is None is chosen, otherwise kept.
+    """Return how a training step fits into memory; what the settings leave open is chosen.
 
     Gradient checkpointing is chosen where the step does not fit without; then a power of two of examples at a time.
+
+    Args:
+        config: `micro_batch_size` and `gradient_checkpointing`.
+        batch_size: Examples of the step.
+        fixed: Bytes of gradients and of the optimizer's state.
+        activations: Bytes of the activations of one example.
+        checkpointed: The same with gradient checkpointing.
+        free: Free bytes of the model's devices.
 
     Raises:
         ValueError: it does not fit.
     """
-    usable = USABLE * memory.free - memory.fixed
-    size = min(micro_batch_size or batch_size, batch_size)
-    is_checkpointed = gradient_checkpointing
+    usable = USABLE * free - fixed
+    size = min(config.micro_batch_size or batch_size, batch_size)
+    is_checkpointed = config.gradient_checkpointing
     if is_checkpointed is None:
-        is_checkpointed = size * memory.activations > usable
-    each = memory.checkpointed if is_checkpointed else memory.activations
+        is_checkpointed = size * activations > usable
+    each = checkpointed if is_checkpointed else activations
     fits = max(1, int(usable // max(each, 1)))
-    if micro_batch_size is None and fits < size:
+    if config.micro_batch_size is None and fits < size:
         size = 1 << (fits.bit_length() - 1)
-    needed = memory.fixed + size * each
-    if needed > memory.free:
+    needed = fixed + size * each
+    if needed > free:
         advice = "a smaller `micro_batch_size`" if size > 1 else "a smaller `dtype`, a smaller `rank`, or shorter examples"
         if not is_checkpointed:
             advice += ", or gradient_checkpointing=True"
         raise ValueError(
             f"recovery does not fit into memory: {size} examples at a time take {needed / 2**30:.2f} GiB next to the model, "
-            f"{memory.free / 2**30:.2f} GiB are free. Use {advice}."
+            f"{free / 2**30:.2f} GiB are free. Use {advice}."
         )
     return TrainingPlan(size, is_checkpointed, needed)
 

@@ -19,7 +19,7 @@ from das_gym.adapt.hardware import checkpointed_bytes, free_bytes, process_share
 from das_gym.adapt.methods.base import Method, PrunedModel, copy_parameters
 from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.shrink.images import TowerOutputs, find_frozen_tower
-from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE, TrainingMemory, TrainingPlan, answers_at_a_time, plan_training
+from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE, TrainingPlan, answers_at_a_time, plan_training
 from das_gym.adapt.shrink.settings import RecoveryConfig
 from das_gym.adapt.step_loss import batch_at
 from das_gym.adapt.training import SAVE_SECONDS, Log, StepResult, Trainer, adamw, learning_rate_factor
@@ -352,8 +352,8 @@ class RecoverySteps:
         state = max(lengths) * student.feature_size * student.model.dtype.itemsize
         checkpointed = checkpointed_bytes(activations, len(student.stack.layers), state)
         kept = 0 if self.images is None else self.images.expected_bytes(len(training_rows(len(self.examples), self.config)))
-        memory = TrainingMemory(training_bytes(trained), activations, checkpointed, free_bytes(student.model) - kept)
-        self.plan = plan_training(memory, len(batch), self.config.micro_batch_size, self.config.gradient_checkpointing)
+        free = free_bytes(student.model) - kept
+        self.plan = plan_training(self.config, len(batch), training_bytes(trained), activations, checkpointed, free)
         if self.plan.micro_batch_size < len(batch) or self.plan.gradient_checkpointing:
             again = ", with gradient checkpointing" if self.plan.gradient_checkpointing else ""
             print(f"memory: gradients are accumulated over {self.plan.micro_batch_size} examples at a time{again}")

@@ -1,10 +1,6 @@
 """Report what shrinking did: the table of models, a conclusion, and the card of the saved folder."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from das_gym.adapt.card import TRUST, display_name, front_matter, loading_example, model_card
@@ -18,6 +14,7 @@ from das_gym.drawing.report import RunReport, Table
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.stack import IMAGE
 from das_gym.models.transformers.units import ATTENTION, MLP
+from das_gym.problem.mask_space import skipped_names
 
 if TYPE_CHECKING:
     from das_gym.adapt.shrink.job import ShrinkJob
@@ -39,25 +36,23 @@ def table_of(measured: Measured, title: str = "") -> Table:
     return results_table(models, title, (*notes, conclusion(measured)))
 
 
-def shrink_report(
-    measured: Measured, source: Path, out: Path, mask: Sequence[int], architecture: Architecture, title: str
-) -> RunReport:
+def shrink_report(job: "ShrinkJob", measured: Measured) -> RunReport:
     """Return the report of a run that shrank a model."""
-    removed = [unit.name for unit, bit in zip(architecture.units, mask, strict=True) if bit]
+    removed = skipped_names(job.problem.layer_names, job.mask)
     references = f"full model {100 * measured.rows[FULL].score:.2f}"
     if measured.control is not None:
         references += f", {CONTROL} {100 * measured.control.score:.2f}"
     return RunReport(
-        title=f"{source.name} shrunk: {len(removed)} of {len(mask)} units removed",
+        title=f"{job.source.name} shrunk: {len(removed)} of {len(job.mask)} units removed",
         facts={
             "skips": ", ".join(removed) or "nothing",
             f"{measured.metric.replace('_', ' ')} on test, %": f"{100 * measured.final.score:.2f} ({references})",
             "MACs saved, %": percent(measured.final.macs_saved),
-            "out": str(out.absolute()),
+            "out": str(job.out.absolute()),
         },
-        architecture=architecture,
-        mask=list(mask),
-        table=table_of(measured, title),
+        architecture=Architecture.from_layers(job.full.layers, job.deleted.macs_cost),
+        mask=job.mask.astype(int).tolist(),
+        table=table_of(measured, job.data),
     )
 
 
@@ -93,7 +88,7 @@ def _recovery(regained: float | None) -> str:
     return f"; recovery removed {100 * regained:.0f} % of the increase in loss"
 
 
-def shrunk_card(job: ShrinkJob, measured: Measured, verified: Verification, parameters: int, command: str) -> str:
+def shrunk_card(job: "ShrinkJob", measured: Measured, verified: Verification, parameters: int, command: str) -> str:
     """Return the text of the model card of a job that trained some parameters, 0 = none."""
     full = job.full
     recovery = job.recovery

@@ -1,7 +1,5 @@
 """Settings of `python -m adapt shrink` and `shrink compare`, and the files in the folder of a run."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass, replace
@@ -130,7 +128,7 @@ class RecoveryConfig(Settings, group="Recovery"):
         return self.closed_form == LINEAR or (self.method is not None and self.method.adds_code)
 
     @property
-    def method(self) -> Method | None:
+    def method(self) -> "Method | None":
         """The method that trains; None for no training."""
         if self.recover in ("none", LINEAR, REFIT):
             return None

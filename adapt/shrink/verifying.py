@@ -1,7 +1,5 @@
 """Verify a saved folder: loaded by transformers alone in a fresh process, it must agree with the masked model."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -11,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -72,7 +70,7 @@ class Probes:
     prompts: Sequence[Prompt]
 
     @classmethod
-    def from_examples(cls, vlm: VLM, task: Task, examples: Sequence[Any], count: int = PROMPTS) -> Probes:
+    def from_examples(cls, vlm: VLM, task: Task, examples: Sequence[Any], count: int = PROMPTS) -> Self:
         """Return prompts of different lengths from some of the examples."""
         processor: Any = task.processor
         prompts: list[Any] = list(task.pairs(task.open_ended(examples[:32])))

@@ -6,8 +6,6 @@ only on the dot product d of their signs: it is that variance times a polynomial
 to 1 at d = n.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -52,7 +50,7 @@ def order_polynomials(n: int) -> Floats:
 class Posterior:
     """Means and variances, without noise, of a process at (m, n_layers) candidates `masks`; (m,) each."""
 
-    process: Process
+    process: "Process"
     masks: Masks
     mean: Floats
     variance: Floats

@@ -1,11 +1,9 @@
 """Pruning heuristics: rules that choose one mask from measurements of the full model, without a search."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, Seed, Statistics
@@ -87,7 +85,7 @@ class Blocks:
     cosine: Sequence[Sequence[float | None]]
 
     @classmethod
-    def estimate(cls, statistics: Statistics, n_layers: int) -> Blocks:
+    def estimate(cls, statistics: Statistics, n_layers: int) -> Self:
         """Estimate blocks from the block influence of single layers, if they were not measured.
 
         The angle of a block is estimated as the sum of its layers' angles, which is an upper bound. Without the statistic

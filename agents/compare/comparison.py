@@ -1,11 +1,9 @@
 """Compare agents: many seeds each, equal budgets, judged by what their answers are worth on the ground truth."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +19,9 @@ from das_gym.problem.statistics import masks_needed
 
 @dataclass(frozen=True)
 class SearchTrial:
-    """One search of an agent.
+    """One search of an agent, whose name is `variant`.
 
     Attributes:
-        variant: Name of the agent.
-        seed: Its random seed.
         answer: 0 or 1 per layer, 1 = skipped; nothing is skipped where no mask within the budget was scored.
         improvements: (evaluation, reward) of each scored mask within the budget that is better than all before it.
         evaluations: Number of scored masks, with those that a model scores for the statistics that the agent reads.
@@ -52,12 +48,11 @@ class AgentResult:
     """Results of one agent over all seeds.
 
     Attributes:
-        agent: Its name.
         answers: (seeds, n_layers) its final answers.
         curves: (seeds, evaluations) reward, on the reward split, of the best mask within the budget among the first 1, 2,
             ... scored masks, -inf while there is none. Masks that a model scores for the statistics that an agent reads
             are evaluations, and come first. An agent that is done has its answer scored, if it was not.
-        evaluations: (seeds,) how many it used, with those that a model takes for the statistics that it reads.
+        evaluations: (seeds,) how many it used.
         milliseconds: (seeds,) processor time per turn, of ask and tell; None if unknown.
         best_reward: Reward of the best mask; NaN before `judge`.
         ranks: (seeds,) of the final answers, 1 = the best mask, inf where there is none; None without ground truth.
@@ -74,7 +69,7 @@ class AgentResult:
     test_metrics: Floats = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
-    def of(cls, trials: Sequence[SearchTrial], evaluations: int) -> AgentResult:
+    def of(cls, trials: Sequence[SearchTrial], evaluations: int) -> Self:
         """Return the results of one agent's trials, one for each seed."""
         return cls(
             agent=trials[0].variant,
@@ -138,18 +133,15 @@ def compare_agents(
     masks_per_turn: int = 3,
     agent_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[AgentResult]:
-    """Compare agents.
+    """Return the result of each agent, in the order of `agents`.
 
     Args:
         oracle: Returns rewards.
-        agents: Names of agents and of algorithms of Stable-Baselines3; see `run_agent`.
+        agents: Names of agents and of algorithms of Stable-Baselines3.
         seeds: Each agent searches once per seed, and draws as in `das_gym.agents.search` with that seed.
         evaluations: Evaluations per search.
         masks_per_turn: Masks between two answers.
         agent_kwargs: Hyperparameters by agent; `SEARCH_DEFAULTS` are filled in.
-
-    Returns:
-        One result per agent, in the order of `agents`.
 
     Example:
         >>> from das_gym.agents import compare_agents, make_oracle

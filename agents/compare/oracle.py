@@ -25,8 +25,7 @@ class Oracle(ABC):
     Any optimizer can call it as a function of one mask; `calls` keeps what it asked for.
 
     Attributes:
-        env_id: The environment.
-        env_kwargs: Its settings besides the budget.
+        env_kwargs: Settings of the environment besides the budget.
         space: The masks within the budget.
         statistics: Layer statistics by name, (n_layers,) each.
         best_reward: The highest reward of a mask within the budget; None if unknown.
@@ -159,7 +158,7 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
     """Make the oracle of an environment: of its table, of a problem of the suite, or of its model.
 
     Args:
-        env_id: The environment.
+        env_id: Id of the environment.
         budget: `skip_num`, or a share to save. A problem of a suite has its own.
         env_kwargs: Its other settings. For `DAS-Suite-v0` also `problem`, a number or name, and `split` (`test`).
 

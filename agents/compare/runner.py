@@ -31,11 +31,10 @@ class Comparison(Generic[Trial]):
         folder: The run's folder, whose record may have trials of an interrupted run. None keeps nothing.
         kind: The dataclass of a trial.
         settings: The settings of the command.
-        results: What the record holds besides the trials, as JSON values.
+        results: What the record holds besides the trials, as JSON values; more may be added.
 
     Attributes:
         trials: The finished trials, in the order in which they ended.
-        results: As given; what is added to it is in the record, too.
     """
 
     def __init__(

@@ -1,14 +1,12 @@
 """The record of a search: its turns, its result in `search.json`, complete enough to replay, and its checkpoint."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from das_gym.agents.searching.scorer import SCORES, MaskScorer, open_scorer
@@ -62,7 +60,7 @@ class Turn:
         scores: Mapping[str, np.ndarray],
         shares: np.ndarray | float = 1.0,
         skip_probabilities: np.ndarray | None = None,
-    ) -> Turn:
+    ) -> Self:
         """Return a turn from (m, n_layers) masks, their (m,) rewards and `SCORES`, and the share of each or of all."""
         columns: dict[str, Any] = {name: plain_numbers(scores[name]) for name in SCORES}
         columns["shares"] = np.broadcast_to(shares, len(masks)).tolist()
@@ -114,8 +112,7 @@ def plain_numbers(values: np.ndarray) -> list[Any]:
 
 
 def spent(turns: Iterable[Turn]) -> float:
-    """Return the evaluations on all reward examples that turns are worth."""
-    # rounded, so that eight eighths are one
+    """Return the evaluations on all reward examples that turns are worth, rounded, so that eight eighths are one."""
     return round(math.fsum(turn.cost for turn in turns), 9)
 
 
@@ -150,11 +147,10 @@ class SearchResult:
         evaluations: Masks that were scored, `statistic_masks` and `answer_masks` among them. Masks scored on a fraction of
             the examples count as that fraction, and the sum is rounded up.
         statistic_masks: Masks that the model scored for layer statistics that the agent read (`leave_one_out`).
-        answer_masks: Answers of the agent that it had not asked for, so that they were scored in addition (0 or 1).
+        answer_masks: 1 if the agent's answer was scored in addition, since the agent had not asked for it.
         plugins: Modules that register the environment or the agent.
         units, statistics: Layout and statistics of the layers, for reports.
-        table_settings: Settings of the problem whose masks a table holds, such as `context` and `dtype`: commands that use
-            the mask take them from here.
+        table_settings: Settings of the problem whose masks a table holds, for commands that use the mask.
         history: Every turn; stored in `search_history.json`.
     """
 
@@ -204,7 +200,7 @@ class SearchResult:
         return path
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str]) -> SearchResult:
+    def load(cls, source: str | os.PathLike[str]) -> Self:
         """Read what `save` wrote."""
         path = Path(source) if Path(source).is_file() else Path(source) / RECORD
         if not path.is_file():
@@ -293,7 +289,7 @@ class Checkpoint:
         write_json(folder / CHECKPOINT, {"format": FORMAT, "config": searched_settings(config), **state}, indent=None)
 
     @classmethod
-    def load(cls, folder: Path, config: SearchConfig, n_layers: int) -> Checkpoint | None:
+    def load(cls, folder: Path, config: SearchConfig, n_layers: int) -> Self | None:
         """Read the checkpoint of a search with the settings `config` in a run folder; None if there is none yet."""
         path = folder / CHECKPOINT
         if not path.is_file():

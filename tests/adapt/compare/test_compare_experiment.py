@@ -116,7 +116,7 @@ def measured(variant: str, seed: int, test: float, macs: int) -> Trial:
 
 
 def test_table_and_verdict_by_hand():
-    variants = trials.method_variants(["adapter", "das"], {}, {1: (0, 1)})
+    variants = [variant.key for variant in trials.method_variants(["adapter", "das"], {}, {1: (0, 1)})]
     tests = {"adapter": (0.80, 0.80, 0.80), "das_1": (0.78, 0.79, 0.80), "random_1": (0.70, 0.73, 0.76)}
     done = [measured(key, seed, score, 90) for key, scores in tests.items() for seed, score in enumerate(scores)]
     done.append(trial("das_1", 1e-2, 0, 0.1, test=0.9, macs=90, macs_full=100))  # another rate, worse on the reward split

@@ -6,7 +6,8 @@ import psutil
 import pytest
 import torch
 from das_gym.adapt.shrink.checks import check_verification_memory
-from das_gym.adapt.shrink.memory import TrainingMemory, answers_at_a_time, plan_training
+from das_gym.adapt.shrink.memory import answers_at_a_time, plan_training
+from das_gym.adapt.shrink.settings import RecoveryConfig
 from das_gym.adapt.shrink.verifying import off_gpu
 
 from das_gym.models.transformers.layer_removal import pruned_copy
@@ -29,8 +30,8 @@ FIXED, PLAIN, CHECKPOINTED = 100, 50, 10
     ],
 )
 def test_plan_of_training(free, micro_batch_size, gradient_checkpointing, expected):
-    memory = TrainingMemory(FIXED, PLAIN, CHECKPOINTED, free)
-    plan = plan_training(memory, 16, micro_batch_size, gradient_checkpointing)
+    config = RecoveryConfig(micro_batch_size=micro_batch_size, gradient_checkpointing=gradient_checkpointing)
+    plan = plan_training(config, 16, FIXED, PLAIN, CHECKPOINTED, free)
     assert (plan.micro_batch_size, plan.gradient_checkpointing) == expected
     assert plan.needed == FIXED + plan.micro_batch_size * (CHECKPOINTED if plan.gradient_checkpointing else PLAIN) <= free
 
@@ -40,8 +41,9 @@ def test_plan_of_training(free, micro_batch_size, gradient_checkpointing, expect
     [(105, None, None, "`dtype`"), (140, None, False, "gradient_checkpointing=True"), (250, 16, True, "`micro_batch_size`")],
 )
 def test_training_that_does_not_fit_is_rejected(free, size, checkpointing, named):
+    config = RecoveryConfig(micro_batch_size=size, gradient_checkpointing=checkpointing)
     with pytest.raises(ValueError, match=named):
-        plan_training(TrainingMemory(FIXED, PLAIN, CHECKPOINTED, free), 16, size, checkpointing)
+        plan_training(config, 16, FIXED, PLAIN, CHECKPOINTED, free)
 
 
 def test_answers_at_a_time(problem_of):
