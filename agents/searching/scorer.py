@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from inspect import signature
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from das_gym.agents.ask_tell.base import Statistics
 
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commands.commandline import format_command
+from das_gym.engine.kept_sums import KeptSums
 from das_gym.engine.scores import Scores
 from das_gym.envs.episodes import ScoredEnv, ScoredVectorEnv
 from das_gym.envs.scoring import Scorer
@@ -68,6 +70,9 @@ class MaskScorer(ABC):
     @abstractmethod
     def cost_of(self, setting: str) -> MaskCost:
         """Return the cost of masks by a key of `das_gym.problem.budget.SAVED`."""
+
+    def keep_sums(self, folder: Path) -> None:  # noqa: B027 - a table is quick, and other packages' scorers are unknown
+        """Keep what is scored so far of a call of `score` in a file of the folder, for a search that is killed."""
 
     def warn_at_chance(self) -> None:  # noqa: B027 - the scores of a table or of another package are what they are
         """Score the full model, and warn where it is no better than chance on the reward examples."""
@@ -127,6 +132,10 @@ class OwnScorer(MaskScorer):
     def count_statistic_masks(self, statistics: Iterable[str] | None) -> int:
         return self.own.observation_masks if statistics is None else self.own.count_statistic_masks(statistics)
 
+    def keep_sums(self, folder: Path) -> None:
+        if isinstance(self.own, EngineScorer):
+            self.own.problem.evaluator.kept_sums = KeptSums(folder / "scoring.json")
+
     def warn_at_chance(self) -> None:
         if isinstance(self.own, EngineScorer):
             problem = self.own.problem
@@ -149,6 +158,8 @@ class OwnScorer(MaskScorer):
         self._rng.bit_generator.state = state["rng"]
 
     def close(self) -> None:
+        if isinstance(self.own, EngineScorer):
+            self.own.problem.evaluator.kept_sums = None
         self.own.close()
 
     def _observed(self) -> dict[str, Floats]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.engine.caches import LOGITS_BYTES, EncoderCache, Score, ScoreMemory, TrunkMemory
+from das_gym.engine.kept_sums import KeptSums
 from das_gym.engine.scores import Scores, Spending, warn_of_broken
 from das_gym.engine.tree import MaskTree, resolve_precision, with_bfloat16_layers
 from das_gym.models.base import VLP, State, bytes_of
@@ -57,6 +58,9 @@ class Evaluator:
     Raises:
         ValueError: an unknown precision, or `bfloat16` on hardware without it.
 
+    Attributes:
+        kept_sums: Where `evaluate` keeps its results so far, if it is given; not with divergences, nor in workers.
+
     Example:
         >>> import numpy as np
         >>> from das_gym import ProblemConfig, load_problem
@@ -85,6 +89,7 @@ class Evaluator:
         self.batch_size = batch_size
         self.precision = resolve_precision(precision, vlp.device)
         self.counter = counter or MacCounter(vlp)
+        self.kept_sums: KeptSums | None = None
         self._spent = Spending()
         self.encoder = EncoderCache(vlp, task.processor, cache_bytes, cache_folder, self.counter, self._spent)
         self._memory = ScoreMemory([*vlp.tunable_state().values(), *head.parameters(), *head.buffers()])
@@ -310,16 +315,33 @@ class Evaluator:
         Logits of more than `LOGITS_BYTES` are None: the full model then runs again in the next call.
         If divergences are requested without `full_logits`, the full model must be among the masks.
         """
-        sums = np.zeros((3, len(masks)))
+        file = None if divergences else self.kept_sums
+        sums, first = (np.zeros((3, len(masks))), 0) if file is None else file.read(masks, examples, self.batch_size)
+        done = first
         kept: list[Tensor] | None = []
+
+        def report(count: int) -> None:
+            nonlocal done
+            done += count
+            if file is not None:
+                file.write(sums, done)
+            if progress is not None:
+                progress(count)
+
+        if progress is not None and first:
+            progress(first)
         with np.errstate(invalid="ignore"):  # inf may meet -inf
-            for rows, _, scores, full in self._leaves(masks, examples, progress, divergences, full_logits):
+            for rows, _, scores, full in self._leaves(
+                masks, examples[first:], report, divergences, full_logits, first=first
+            ):
                 for column, values in enumerate(scores):
                     sums[column, rows] += float(values.sum())  # in float64, batch by batch: other orders round differently
                 if full is not None and kept is not None:
                     kept.append(full)
                     if bytes_of(kept) > LOGITS_BYTES:
                         kept = None
+        if file is not None:
+            file.remove()
         return sums / len(examples), kept
 
     @torch.inference_mode()
