@@ -198,7 +198,7 @@ class Task(ABC):
 
     def format_prediction(self, example: Any, prediction: Mapping[str, Any]) -> str:
         """Return an entry of `predictions` as text for reports."""
-        answer = prediction.get("prediction")
+        answer = prediction.get("prediction", prediction.get("answer"))
         if isinstance(answer, int) and 0 <= answer < len(self.logit_names):
             return self.logit_names[answer]
         return "" if answer is None else str(answer)
@@ -320,7 +320,6 @@ class ClassificationTask(Task):
         return build_classifier(self.passes * feature_size, len(self.classes), head_size or feature_size)
 
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """Return the cross-entropy, (batch,), in nats."""
         return F.cross_entropy(logits, targets["label"], reduction="none")
 
     def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
@@ -350,11 +349,31 @@ def token_nats(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
-def sum_by(values: Tensor, groups: Tensor, count: int) -> Tensor:
-    """Return the (count,) sums of (tokens,) values by group, (tokens,) int64."""
-    return values.new_zeros(count).index_add(0, groups, values)
+def sum_by_prompt(values: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+    """Return the (prompts,) sums of (tokens,) values; `targets` are those of a `TokenTask`."""
+    prompts = targets["prompt"]
+    return values.new_zeros(int(prompts[-1]) + 1).index_add(0, prompts, values)
 
 
-def mean_by(values: Tensor, groups: Tensor, count: int) -> Tensor:
-    """Return the (count,) means of (tokens,) values by group, (tokens,) int64; every group has a token."""
-    return sum_by(values, groups, count) / torch.bincount(groups, minlength=count)
+def mean_by_prompt(values: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+    """Return the (prompts,) means of (tokens,) values; see `sum_by_prompt`."""
+    return sum_by_prompt(values, targets) / torch.bincount(targets["prompt"])
+
+
+class TokenTask(Task):
+    """The model predicts tokens. Logits are (tokens, vocabulary), prompt by prompt, from the model's own head.
+
+    Targets have `labels`, the tokens, and `prompt`, the prompt of each; both (tokens,) int64.
+    """
+
+    def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
+        """Raise TypeError: only the model's own head over its vocabulary predicts tokens."""
+        raise TypeError(f"task {self.name} needs a model with the model's own head over its vocabulary")
+
+    def losses(self, logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        """Return the mean negative log-likelihood of each prompt's tokens, (prompts,), in nats a token."""
+        return mean_by_prompt(token_nats(logits, targets["labels"]), targets)
+
+    def divergences(self, logits: Tensor, full_logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        """Return KL(full model || subnet) of the next token, mean over each prompt's tokens, (prompts,), in nats."""
+        return mean_by_prompt(super().divergences(logits, full_logits, targets), targets)

@@ -18,14 +18,15 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 
 from das_gym.data.entries import BadExamples, check_text, first_few, read_entries
-from das_gym.data.images import CellImage, ImageSource, digest_of
+from das_gym.data.images import ImageSource
 from das_gym.data.splits import Splits
-from das_gym.data.tables import images_in, open_table, plain_rows, read_schema
+from das_gym.data.tables import open_table, plain_rows, read_schema
 from das_gym.models.inputs import Passage, Prompt
 from das_gym.tasks.answering.examples import LETTERS, AnswerExample, Conversation, check_options, divide, drop_broken
 from das_gym.tasks.answering.files import ImageFinder, plain_name
+from das_gym.tasks.answering.tables import images_of_cell
 from das_gym.tasks.answering.task import AnsweringTask
-from das_gym.tasks.base import mean_by, sum_by, token_nats
+from das_gym.tasks.base import mean_by_prompt, sum_by_prompt, token_nats
 from das_gym.tasks.text import beginning_of, find_parts
 
 QUESTIONS = ("question", "query", "ctx")
@@ -97,13 +98,7 @@ def _rows_of_table(path: Path, folder: Path) -> Iterator[tuple[str, Any]]:
     cells = None if image is None else open_table(path, [image])[image]
     for number, row in enumerate(plain_rows(open_table(path, wanted))):
         where = f"{path}: row {number}"
-        images: list[tuple[str, ImageSource]] = []
-        for place, data in enumerate([] if cells is None else images_in(cells[number], f"{where}: `{image}`")):
-            if isinstance(data, str):
-                images.append((plain_name(data), finder.find(data, where)))
-            else:
-                source = CellImage(path, number, str(image), place, digest_of(data))
-                images.append((source.key, source))
+        images = [] if cells is None else images_of_cell(cells[number], (path, number, str(image)), finder, where)
         yield where, (number, row, images)
 
 
@@ -150,7 +145,6 @@ def _answer(value: Any, options: Sequence[str], labels: Sequence[str]) -> str:
 
 
 def _first(row: Row, names: Iterable[str]) -> Any:
-    """Return the first value that is not None of some fields; None where there is none."""
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
@@ -189,7 +183,6 @@ class ChoicesTask(AnsweringTask):
     def load_part(
         cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise", **options: Any
     ) -> Sequence[AnswerExample]:
-        """Return a part, see `Task.load_part`."""
         return super(AnsweringTask, cls).load_part(data_root, part, on_bad_example, **options)
 
     @classmethod
@@ -204,7 +197,6 @@ class ChoicesTask(AnsweringTask):
         return [self._passage(e, option) for e in examples for option in e.options]  # type: ignore[misc]
 
     def _passage(self, example: AnswerExample, option: str) -> Passage:
-        """Return the tokens of a question and an option; those after the tokens of the question are predicted."""
         if example.images:
             raise ValueError(f"{example.key}: the question has an image, but the model reads only text")
         asked = f"Question: {example.question}\nAnswer:" if example.question.endswith("?") else example.question
@@ -244,7 +236,7 @@ class ChoicesTask(AnsweringTask):
         """
         nats = token_nats(logits, targets["labels"])
         among = F.cross_entropy(self._likelihoods(nats, targets), targets["right"], reduction="none")
-        alone = mean_by(nats, targets["prompt"], len(targets["example"]))[targets["reference"]]
+        alone = mean_by_prompt(nats, targets)[targets["reference"]]
         return torch.where(torch.bincount(targets["example"]) > 1, among, alone)
 
     def metrics(self, logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
@@ -268,9 +260,6 @@ class ChoicesTask(AnsweringTask):
             rows.append({"key": example.key, "answer": answer, "log_likelihoods": own[: len(example.options)].tolist()})
         return rows
 
-    def format_prediction(self, example: AnswerExample, prediction: Mapping[str, Any]) -> str:
-        return str(prediction["answer"])
-
     def format_generated(self, example: AnswerExample, text: str) -> dict[str, Any]:
         """Raise TypeError: options are chosen, not generated."""
         raise self._not_generated(example, text)
@@ -278,6 +267,6 @@ class ChoicesTask(AnsweringTask):
     @staticmethod
     def _likelihoods(nats: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return the log-likelihood of each option, (batch, options), -inf where an example has fewer options."""
-        sums = -sum_by(nats, targets["prompt"], len(targets["example"]))
+        sums = -sum_by_prompt(nats, targets)
         counts = torch.bincount(targets["example"]).tolist()
         return pad_sequence(sums.split(counts), batch_first=True, padding_value=-torch.inf)

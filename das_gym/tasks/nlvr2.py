@@ -126,12 +126,6 @@ def load_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[N
     return bad.splits(parts[False], parts[True], test, attrgetter("sentence"))
 
 
-def is_nlvr2(root: Path) -> bool:
-    """Return whether a folder seems to hold NLVR2, by the first entries of its training file, or by its tables."""
-    files = [root / folder / "train.json" for folder in FOLDERS]
-    return TABLES.is_in(root) or any(path.is_file() and data_file(path).kind == "nlvr2" for path in files)
-
-
 def reward_buckets(buckets: Iterable[str]) -> frozenset[str]:
     """Return the buckets that are the reward split: a tenth, at least one, with the lowest hashes of their names."""
     ranked = hash_order(buckets)
@@ -210,8 +204,9 @@ class NLVR2Task(ClassificationTask):
 
     @classmethod
     def format_of(cls, root: Path) -> str:
-        """Return `NLVR2` for a folder with its files or its arrow tables."""
-        return "NLVR2" if is_nlvr2(root) else ""
+        files = [root / folder / "train.json" for folder in FOLDERS]
+        is_read = TABLES.is_in(root) or any(path.is_file() and data_file(path).kind == "nlvr2" for path in files)
+        return "NLVR2" if is_read else ""
 
     def pairs(self, examples: Sequence[NLVR2Example]) -> list[Pair]:
         """Return each sentence with its left image (type 1), then with its right one (type 2)."""

@@ -197,7 +197,7 @@ def caption_files(root: Path) -> list[Path]:
 
 
 class _Reader:
-    """Makes captioned images of entries; files are looked for in `root`, `split_of` has our split of each image id."""
+    """Makes captioned images of entries, whose files lie in `root`; `split_of` has our split of each image id."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -230,7 +230,6 @@ class _Reader:
         return CaptionedImage(ImageFile(file), imgid, texts, ids, hard)
 
     def _caption(self, sentence: Any, own: set[str], where: str) -> tuple[str, int, tuple[str, ...]]:
-        """Return text, sentid and hard negatives."""
         check_fields(sentence, _SENTENCE_FIELDS, where)
         text = " ".join(check_text(sentence["raw"], f"{where}: `raw`").split())
         negatives = sentence.get("hard_negatives", [])
@@ -306,7 +305,6 @@ class RetrievalTask(Task):
 
     @classmethod
     def format_of(cls, root: Path) -> str:
-        """Return `Karpathy's captions` for a folder with his JSON files or with arrow tables."""
         return "Karpathy's captions" if caption_files(root) or TABLES.is_in(root) else ""
 
     def pairs(self, examples: Sequence[RetrievalExample]) -> list[Pair]:

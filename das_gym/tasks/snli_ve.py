@@ -136,7 +136,6 @@ class SNLIVETask(ClassificationTask):
 
     @classmethod
     def format_of(cls, root: Path) -> str:
-        """Return `SNLI-VE` for a folder with its files or its arrow tables."""
         names = ("snli_ve_train.jsonl", "data/snli_ve_train.jsonl")
         return "SNLI-VE" if any((root / name).is_file() for name in names) or TABLES.is_in(root) else ""
 

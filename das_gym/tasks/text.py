@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from das_gym.commands.progress import progress
 from das_gym.data.entries import BadExamples, check_characters, check_fields, read_entries
@@ -27,7 +27,7 @@ from das_gym.files import absolute, check_plain
 from das_gym.models.inputs import Passage
 from das_gym.tasks.answering.files import ALL, part_of
 from das_gym.tasks.answering.tables import saved_shards, shards_in
-from das_gym.tasks.base import Task, mean_by, token_nats
+from das_gym.tasks.base import TokenTask, mean_by_prompt
 
 TEXT_COLUMN = "text"
 
@@ -126,7 +126,6 @@ def find_parts(data_root: str | Path, suffixes: Sequence[str], formats: str) -> 
 
 
 def _read(path: Path, folder: Path, column: str, bad: BadExamples) -> list[Document]:
-    """Return the documents of a file that are not blank."""
     if path.suffix in (".parquet", ".arrow"):
         table = open_table(path, [column], {column: "text"})
         entries: Iterator[tuple[str, object]] = ((f"{path}: row {n}", row) for n, row in enumerate(plain_rows(table)))
@@ -155,7 +154,6 @@ def _read_text(path: Path) -> str:
 
 
 def _divide(parts: Mapping[str, Sequence[Document]], source: str, bad: BadExamples) -> Splits[Document]:
-    """Return the splits; missing ones take the documents of others."""
     train, reward, test = fill_parts(parts, partial(_split_off, source=source, bad=bad))
     reward = _keep_apart(reward, test, bad)
     train = _keep_apart(train, [*reward, *test], bad)
@@ -174,8 +172,7 @@ def _keep_apart(earlier: Sequence[Document], later: Sequence[Document], bad: Bad
 def _split_off(
     documents: Sequence[Document], shares: Sequence[float], source: str, bad: BadExamples
 ) -> tuple[list[list[Document]], list[Document]]:
-    """Return a share of the documents for each of the shares, and the rest; equal texts stay together."""
-    found = split_off(documents, [d.text for d in documents], shares)
+    found = split_off(documents, [d.text for d in documents], shares)  # equal texts stay together
     if found is None:
         cut = [section for document in documents for section in sections(document)]
         found = split_off(cut, [d.text for d in cut], shares)
@@ -261,7 +258,7 @@ def beginning_of(tokenizer: Any) -> tuple[int, ...]:
     return tuple(whole[:count])
 
 
-class TextTask(Task):
+class TextTask(TokenTask):
     """Language modelling. The loss is the mean negative log-likelihood of a window's tokens, in nats a token.
 
     An example is a window of `context` tokens of a document; every token but its first is predicted. The metric is the share
@@ -283,8 +280,7 @@ class TextTask(Task):
     ) -> Splits[WindowExample]:
         """Split documents into windows, see `load_documents` and `split_into_windows`; ValueError without data or tokenizer.
 
-        `columns` is the name of the column of the text, `context` the tokens of a window (None is `DEFAULT_CONTEXT`), and
-        `tokenizer` the model's, which is needed.
+        `columns` is the name of the column of the text, `context` the tokens of a window (None is `DEFAULT_CONTEXT`).
         """
         if data_root is None:
             raise ValueError(f"`data_root` is missing: the task text has no bundled data. Give {FORMATS}.")
@@ -322,22 +318,10 @@ class TextTask(Task):
             "prompt": torch.arange(len(examples)).repeat_interleave(lengths),
         }
 
-    def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
-        """Raise TypeError: only the model's own head over its vocabulary predicts tokens."""
-        raise TypeError("task text needs a model with the model's own head over its vocabulary")
-
-    def losses(self, logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean negative log-likelihood of each window's tokens, (batch,), in nats a token."""
-        return _mean(token_nats(logits, targets["labels"]), targets)
-
     def metrics(self, logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return the share of each window's tokens that are the likeliest ones, (batch,), 0..1."""
         right = logits.argmax(-1) == targets["labels"]
-        return _mean(right.to(torch.float64 if logits.dtype == torch.float64 else torch.float32), targets)
-
-    def divergences(self, logits: Tensor, full_logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-        """Return KL(full model || subnet) of the next token, mean over each window's tokens, (batch,), in nats."""
-        return _mean(super().divergences(logits, full_logits, targets), targets)
+        return mean_by_prompt(right.to(torch.float64 if logits.dtype == torch.float64 else torch.float32), targets)
 
     def predictions(self, examples: Sequence[WindowExample], logits: Tensor) -> list[dict[str, Any]]:
         """Return `key`, the number of predicted `tokens`, and their mean `loss` in nats."""
@@ -353,7 +337,6 @@ class TextTask(Task):
         return Passage(example.ids, start=len(example.ids))
 
     def format_generated(self, example: WindowExample, text: str) -> dict[str, Any]:
-        """Return `key` and the `continuation`."""
         return {"key": example.key, "continuation": text}
 
     def question(self, example: WindowExample) -> str:
@@ -366,8 +349,3 @@ class TextTask(Task):
         """Return the mean `loss` in nats a token, the `token_accuracy`, and the `perplexity`, exp(loss)."""
         numbers = super().summary(examples, losses, metrics)
         return {**numbers, "perplexity": math.exp(min(numbers["loss"], 700.0))}  # the largest float is e ** 709
-
-
-def _mean(values: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-    """Return the means of (tokens,) values by window."""
-    return mean_by(values, targets["prompt"], int(targets["prompt"][-1]) + 1)

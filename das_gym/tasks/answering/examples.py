@@ -149,7 +149,6 @@ def divide(
 def _split_off(
     conversations: Conversations, shares: Sequence[float], source: str, contents: Mapping[str, str], bad: BadExamples
 ) -> tuple[list[list[Conversation]], list[Conversation]]:
-    """Return a share of the groups of images for each of the shares, and the rest."""
     groups = group_names(conversations, contents)
     found = split_off(conversations, groups, shares)
     if found is None:

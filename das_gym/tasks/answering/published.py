@@ -156,7 +156,6 @@ def _conversation(entry: Any, key: str, where: str, finder: ImageFinder) -> Conv
 
 
 def _rounds(turns: list[Any], where: str) -> Rounds:
-    """Return question and answer of each round; a last question without an answer is left out."""
     texts = []
     for number, turn in enumerate(turns):
         here = f"{where}: conversations[{number}]"
@@ -170,7 +169,7 @@ def _rounds(turns: list[Any], where: str) -> Rounds:
         check_text(turn["value"].replace(IMAGE_MARK, ""), f"{here}: the question in `value`")
     if len(texts) < 2:
         raise ValueError(f"{where} has no answer: got {len(texts)} turns, expected a human turn and a gpt turn")
-    return tuple(zip(texts[::2], texts[1::2], strict=False))
+    return tuple(zip(texts[::2], texts[1::2], strict=False))  # a last question without an answer is left out
 
 
 def _image_names(image: object, where: str) -> list[str]:

@@ -35,6 +35,9 @@ FORMATS = (
 )
 """The supported formats of a data root."""
 
+VQAV2 = "VQAv2"
+"""The format whose parts have official names."""
+
 TRUTHS = ("true", "false")
 """NLVR2's answers."""
 
@@ -50,14 +53,12 @@ class DataSet:
         format: The format.
         files: Each may be passed as the data root to read this data set.
         load: Reads it, given `on_bad_example`, and `columns` where that is a setting.
-        load_part: Reads a part by its official name, given that and `on_bad_example`; None = the format has no such parts.
         has_columns: Whether `columns` is a setting.
     """
 
     format: str
     files: tuple[Path, ...]
     load: Callable[..., Splits[AnswerExample]]
-    load_part: Callable[[str, str], Sequence[AnswerExample]] | None = None
     has_columns: bool = False
 
 
@@ -86,17 +87,17 @@ def load_answers_part(data_root: str | Path | None, part: str, on_bad_example: s
     if data_root is None:
         return load_prompted_part(bundled_root("vqa"), part, on_bad_example)
     root = _existing(data_root)
+    folder = root if root.is_dir() else root.parent
     if part == QUESTIONS:
-        folder = root if root.is_dir() else root.parent
         files = [file.path for file in json_files(folder) if file.kind == QUESTIONS and root in (folder, file.path)]
         if len(files) != 1:
             got = first_few([str(file) for file in files]) or "none"
             raise ValueError(f"{root}: got {got}, expected one file of questions alone with question_id, text and image")
         return load_questions(files[0], folder, on_bad_example)
     found = _find(root)
-    if found.load_part is None:
+    if found.format != VQAV2:
         raise ValueError(f"unknown `split` of {found.format} in {root}: got {part!r}, expected train, reward or test")
-    return found.load_part(part, on_bad_example)
+    return load_prompted_part(folder, part, on_bad_example)
 
 
 def _existing(data_root: str | Path) -> Path:
@@ -134,7 +135,6 @@ def format_in(folder: Path) -> str:
 
 
 def _find_file(path: Path) -> DataSet:
-    """Return the data set that a file belongs to."""
     if path.suffix == ".arrow" and not (path.parent / STATE).is_file():
         load = load_prompted_nlvr2 if path.name.startswith("nlvr2") else load_prompted_vqa
         return DataSet("arrow tables", (path,), partial(load, path))
@@ -150,7 +150,7 @@ def _data_sets_in(folder: Path) -> Iterator[DataSet]:
         yield DataSet("ScienceQA", scienceqa, partial(load_scienceqa, folder))
     vqa = (*sorted(folder.glob("*mscoco_*_questions.json")), *sorted(folder.glob("vqav2_*.arrow")))
     if vqa:
-        yield DataSet("VQAv2", vqa, partial(load_prompted_vqa, folder), partial(load_prompted_part, folder))
+        yield DataSet(VQAV2, vqa, partial(load_prompted_vqa, folder))
     for name, shards in (
         ("parquet files", shards_in(folder, ".parquet")),
         ("a folder of save_to_disk", saved_shards(folder)),
@@ -203,7 +203,6 @@ def _few_question_types(parts: Sequence[Sequence[VQAExample]]) -> bool:
 
 
 def _answerable(part: Sequence[VQAExample]) -> list[VQAExample]:
-    """Return the questions that have an answer of at least one character."""
     return [example for example in part if example.answer or any(example.answers)]
 
 

@@ -144,14 +144,9 @@ def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list
     name = path.relative_to(root).as_posix()
     finder = ImageFinder(path.parent, root)
 
-    def source(row: int, place: int, data: Any, where: str) -> ImageSource:
-        return finder.find(data, where) if isinstance(data, str) else CellImage(path, row, image, place, digest_of(data))
-
     def conversation(entry: tuple[int, dict[str, Any]], where: str) -> Conversation:
         row, values = entry
-        found = images_in(cells[row], f"{where}: `{image}`")
-        images = tuple(source(row, place, data, where) for place, data in enumerate(found))
-        names = tuple(plain_name(d) if isinstance(d, str) else i.key for d, i in zip(found, images, strict=True))
+        images = images_of_cell(cells[row], (path, row, image), finder, where)
         asked = _prompt(check_text(values[question], f"{where}: `{question}`"), len(images), where)
         answers = tuple(check_text(each, f"{where}: `{answer}`") for each in _answers(values[answer], classes))
         if not answers:
@@ -163,8 +158,8 @@ def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list
         return Conversation(
             where=where,
             key=f"{name}/{row}",
-            images=images,
-            names=names,
+            images=tuple(source for _, source in images),
+            names=tuple(name for name, _ in images),
             rounds=((asked, reference),),
             options=options,
             kind=str(values.get("answer_type") or "").strip(),
@@ -175,8 +170,21 @@ def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list
     return bad.parse(((f"{path}: row {row}", (row, values)) for row, values in enumerate(plain_rows(texts))), conversation)
 
 
+def images_of_cell(
+    cell: Any, place: tuple[Path, int, str], finder: ImageFinder, where: str
+) -> list[tuple[str, ImageSource]]:
+    """Return name and image of each image in a cell, whose `place` is table, row and column: its own, or a file it names."""
+    found: list[tuple[str, ImageSource]] = []
+    for number, data in enumerate(images_in(cell, f"{where}: `{place[2]}`")):
+        if isinstance(data, str):
+            found.append((plain_name(data), finder.find(data, where)))
+        else:
+            image = CellImage(*place, number, digest_of(data))
+            found.append((image.key, image))
+    return found
+
+
 def _prompt(question: str, images: int, where: str) -> str:
-    """Return a question with the instruction to answer briefly, unless it has several lines."""
     marks = question.count(IMAGE_MARK)
     if marks not in (0, images):
         raise ValueError(f"{where}: got {images} images and {marks} marks {IMAGE_MARK}, expected equal numbers or no mark")

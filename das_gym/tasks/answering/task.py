@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Prompt
 from das_gym.names import PARTS
 from das_gym.tasks.answering.examples import IMAGE_MARK, LETTERS, AnswerExample
 from das_gym.tasks.answering.reading import format_in, load_answers, load_answers_part
-from das_gym.tasks.base import Task, mean_by, sum_by, token_nats
+from das_gym.tasks.base import TokenTask, sum_by_prompt, token_nats
 from das_gym.tasks.vqa.accuracy import normalize_answer, vqa_accuracy
 
 ANNOTATORS = 5
@@ -27,11 +27,11 @@ _LETTER_FIRST = re.compile(r"^\(?([A-Z])(?:\)|[.:,](?:\s|$)|\s*$)")
 _LETTER_NAMED = re.compile(r"\b(?:[Aa]nswer|[Oo]ption)(?:\s+is)?:?\s*\(?([A-Z])\b(?!')")
 
 
-class AnsweringTask(Task):
+class AnsweringTask(TokenTask):
     """Generated answers. The loss is that of the reference answer; the metric is exact match, or choosing the right option.
 
-    An example is one prompt, or one per option. Logits are those of the answers' tokens, prompt by prompt, (tokens,
-    vocabulary). They are teacher-forced: greedy generation gives an answer if and only if all its tokens are the likeliest.
+    An example is one prompt, or one per option. Logits of the answers' tokens are teacher-forced: greedy generation gives an
+    answer if and only if all its tokens are the likeliest.
     """
 
     name = "answering"
@@ -56,12 +56,10 @@ class AnsweringTask(Task):
 
     @classmethod
     def format_of(cls, root: Path) -> str:
-        """Return the first format of `das_gym.tasks.answering.reading` that fits the files in a folder."""
         return format_in(root)
 
     @classmethod
     def is_labelled(cls, examples: Sequence[AnswerExample]) -> bool:
-        """Return whether there are reference answers."""
         return any(example.answer for example in itertools.islice(examples, 100))
 
     def pairs(self, examples: Sequence[AnswerExample]) -> list[Prompt]:  # type: ignore[override]
@@ -99,7 +97,6 @@ class AnsweringTask(Task):
         return np.argsort([places[numbers[key]] for key in images], kind="stable")
 
     def generation_prompt(self, example: AnswerExample) -> Prompt | None:
-        """Return the question without its answer; None where there are options."""
         return None if example.options else Prompt(example.question, example.images, None, example.rounds)
 
     def format_generated(self, example: AnswerExample, text: str) -> dict[str, Any]:
@@ -115,11 +112,9 @@ class AnsweringTask(Task):
         return example.answer
 
     def format_prediction(self, example: AnswerExample, prediction: Mapping[str, Any]) -> str:
-        """Return the likeliest option; without options, `teacher_forced`."""
         return str(prediction["answer" if example.options else "teacher_forced"])
 
     def group(self, example: AnswerExample) -> str:
-        """Return the kind that the data set gives the example."""
         return example.kind
 
     def summary(self, examples: Sequence[AnswerExample], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
@@ -132,28 +127,22 @@ class AnsweringTask(Task):
         return {**super().summary(examples, losses, metrics), **by_kind}
 
     def open_ended(self, examples: Sequence[AnswerExample]) -> list[AnswerExample]:
-        """Return the examples without their options."""
         return [replace(e, options=()) for e in examples]
 
     def score_text(self, example: AnswerExample, text: str) -> float:
-        """Return 1 for the reference or a text that names the right option; VQA's accuracy where annotators answered."""
         return score_answer(example, text)
-
-    def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
-        """Raise TypeError: only the model's own head over its vocabulary generates answers."""
-        raise TypeError("task answering needs a model with the model's own head over its vocabulary")
 
     def losses(self, logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return the mean negative log-likelihood of the reference answer's tokens, (batch,), in nats."""
-        return _mean_by(token_nats(logits, targets["labels"]), targets)[targets["reference"]]
+        return super().losses(logits, targets)[targets["reference"]]
 
     def metrics(self, logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return 1 where the reference is the likeliest option, or, without options, the greedy answer; (batch,)."""
         options = torch.bincount(targets["example"])
         # Without options, the greedy answer is right if no token of the reference is missed: it is teacher-forced.
         wrong = (logits.argmax(-1) != targets["labels"]).to(logits)
-        missed = _sum_by(wrong, targets)[targets["reference"]]
-        likelihood = -_sum_by(token_nats(logits, targets["labels"]), targets)
+        missed = sum_by_prompt(wrong, targets)[targets["reference"]]
+        likelihood = -sum_by_prompt(token_nats(logits, targets["labels"]), targets)
         # An option is as likely as its whole text: the sum over its tokens counts, not their mean.
         best = torch.full_like(options, -torch.inf, dtype=likelihood.dtype)
         best = best.scatter_reduce(0, targets["example"], likelihood, "amax")
@@ -171,7 +160,7 @@ class AnsweringTask(Task):
         """
         targets = {name: t.to(logits.device) for name, t in self.targets(examples).items()}
         counts = torch.bincount(targets["example"])
-        likelihoods = (-_sum_by(token_nats(logits, targets["labels"]), targets)).split(counts.tolist())
+        likelihoods = (-sum_by_prompt(token_nats(logits, targets["labels"]), targets)).split(counts.tolist())
         tokens = logits.argmax(-1).split(torch.bincount(targets["prompt"]).tolist())
         decode: Any = self.processor.tokenizer.decode
         rows: list[dict[str, Any]] = []
@@ -185,17 +174,7 @@ class AnsweringTask(Task):
 
     def divergences(self, logits: Tensor, full_logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return KL(full model || subnet) of the next token, mean over the reference answer's tokens, (batch,), in nats."""
-        return _mean_by(super().divergences(logits, full_logits, targets), targets)[targets["reference"]]
-
-
-def _sum_by(values: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-    """Return the sums by prompt, (prompts,), of (tokens,) values."""
-    return sum_by(values, targets["prompt"], len(targets["example"]))
-
-
-def _mean_by(values: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-    """Return the means by prompt, (prompts,), of (tokens,) values."""
-    return mean_by(values, targets["prompt"], len(targets["example"]))
+        return super().divergences(logits, full_logits, targets)[targets["reference"]]
 
 
 def normalize_for_comparison(text: str) -> str:
@@ -222,24 +201,16 @@ def chosen_option(generated: str, options: Sequence[str]) -> str | None:
     has the words of exactly one of them; of `land` and `bare land` the longer one counts.
     """
     text = normalize_for_comparison(generated)
-    same = [option for option in options if normalize_for_comparison(option) == text]
+    words = {option: normalize_for_comparison(option) for option in options}
+    same = [option for option in options if words[option] == text]
     if same:
         return same[0]
     if all(len(option) == 1 and option in LETTERS for option in options):
         match = _LETTER_FIRST.search(generated.strip()) or _LETTER_NAMED.search(generated)
         return match.group(1) if match and match.group(1) in options else None
-    named = [option for option in options if _within(normalize_for_comparison(option), text)]
-    longest = [
-        o
-        for o in named
-        if not any(o != other and _within(normalize_for_comparison(o), normalize_for_comparison(other)) for other in named)
-    ]
+    named = [o for o in options if words[o] and f" {words[o]} " in f" {text} "]
+    longest = [o for o in named if not any(o != other and f" {words[o]} " in f" {words[other]} " for other in named)]
     return longest[0] if len(longest) == 1 else None
-
-
-def _within(words: str, text: str) -> bool:
-    """Return whether all words occur in a text, one after the other."""
-    return bool(words) and f" {words} " in f" {text} "
 
 
 def score_answer(example: AnswerExample, generated: str) -> float:

@@ -48,7 +48,6 @@ class VQATask(Task):
 
     @classmethod
     def format_of(cls, root: Path) -> str:
-        """Return `VQAv2` for a folder with its questions or its arrow tables."""
         return "VQAv2" if any(root.glob("*mscoco_*_questions.json")) or any(root.glob("vqav2_*.arrow")) else ""
 
     @classmethod
@@ -77,7 +76,6 @@ class VQATask(Task):
         return {"scores": scores, "accuracy": accuracy}
 
     def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
-        """Return a new head for this answer vocabulary."""
         return build_classifier(feature_size, len(self.labels), head_size or feature_size)
 
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
@@ -105,11 +103,7 @@ class VQATask(Task):
         counts = Counter(example.answers).most_common()
         return counts[0][0] if len(counts) == 1 else ", ".join(f"{answer} ({count})" for answer, count in counts)
 
-    def format_prediction(self, example: VQAExample, prediction: Mapping[str, Any]) -> str:
-        return str(prediction["answer"])
-
     def group(self, example: VQAExample) -> str:
-        """Return the question type."""
         return example.question_type
 
     def summary(self, examples: Sequence[VQAExample], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
@@ -134,6 +128,6 @@ class VQATask(Task):
         return max((vqa_accuracy(answer, example.answers) for answer in known), default=0.0)
 
     def covers_labels(self, examples: Sequence[VQAExample]) -> bool:
-        """Return whether at least half of the examples have an answer in the vocabulary."""
+        """Return True if at least half of the examples have an answer in the vocabulary."""
         known = sum(any(normalize_answer(answer) in self._index for answer in e.answers) for e in examples)
         return 2 * known >= len(examples)
