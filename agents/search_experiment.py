@@ -67,7 +67,7 @@ def search_phases(opened: MaskScorer, config: SearchConfig) -> list[Phase]:
             fresh.losses(single_removals(n_layers), examples[:count])
 
     def score(masks: np.ndarray, count: int) -> None:
-        evaluator.evaluate_block(masks, examples[:count], 0, count)  # which does not remember scores
+        evaluator.evaluate_each(masks, examples[:count], block=(0, count))  # which does not remember scores
 
     search = Phase(
         "search",

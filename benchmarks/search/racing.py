@@ -127,7 +127,7 @@ def example_losses(problem: Problem) -> dict[str, np.ndarray]:
     """Return all `masks` of `SKIPPED` units, and their `losses` on each reward example."""
     masks = every_mask(len(problem.layer_names), SKIPPED)
     examples = EngineScorer(problem, {"skip_num": SKIPPED}).fixed_examples
-    losses = problem.evaluator.evaluate_block(masks, examples, 0, len(examples)).losses
+    losses = problem.evaluator.evaluate_each(masks, examples, block=(0, len(examples))).losses
     return {"masks": masks, "losses": losses.astype(np.float32)}
 
 

@@ -43,14 +43,6 @@ class BadExamples:
 
     A reader makes one per data set, turns entries into examples with `parse`, removes those without a usable image with
     `drop_broken`, and ends with `splits`. A file that cannot be read at all always raises.
-
-    Example:
-        >>> from das_gym.data.entries import BadExamples
-        >>> bad = BadExamples("skip")
-        >>> bad.parse([("line 1", "3"), ("line 2", "x")], lambda entry, where: int(entry))
-        [3]
-        >>> len(bad.lines)
-        1
     """
 
     def __init__(self, on_bad_example: str = "raise") -> None:
@@ -107,11 +99,7 @@ class BadExamples:
         return made
 
     def _broken_images(self, images: Iterable[ImageSource]) -> dict[str, Exception]:
-        """Return the errors of the images that cannot be used, by key.
-
-        With `skip`, every image is decoded. With `raise`, only missing files are found; damage is reported when an image is
-        opened.
-        """
+        """Return the errors of unusable images by key: with `skip` all are decoded, otherwise files are only looked for."""
         distinct = {image.key: image for image in images}
         listings = FolderListings()
         if self.skips:  # without the advice: the example is being skipped
@@ -177,7 +165,6 @@ def read_list(path: Path, key: str = "", object_hook: Callable[[dict[str, Any]],
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield number, from 1, and content of every line that is not blank."""
     check_plain([path])
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):

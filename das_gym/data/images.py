@@ -75,12 +75,6 @@ class OneImage:
 class ImageFile:
     """An image file.
 
-    Example:
-        >>> from pathlib import Path
-        >>> from das_gym.data.images import ImageFile
-        >>> ImageFile(Path("images/1.jpg")).key
-        'images/1.jpg'
-
     Attributes:
         path: The file, in one of `FORMATS`.
     """

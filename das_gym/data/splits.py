@@ -50,11 +50,6 @@ class Splits(Generic[Example]):
     and test that share an image are an error, which `on_bad_example="skip"` resolves. The published splits of VQAv2, NLVR2,
     SNLI-VE, ScienceQA and Karpathy's captions stay as they are, with a warning.
 
-    Example:
-        >>> from das_gym import Splits
-        >>> len(Splits(train=["a", "b"], reward=["c"], test=["d"]).train)
-        2
-
     Attributes:
         train, reward, test: The examples.
         left_out: Lines about the bad entries that `on_bad_example="skip"` skipped.
@@ -251,7 +246,6 @@ def _measure(images: Mapping[str, StoredImage], before: Mapping[str, list[Any]])
 
 
 def _digests(images: Mapping[str, StoredImage], last: int | None = None) -> dict[str, str]:
-    """Return the hash of all bytes, or of the `last` ones, of each image that can be read."""
     return _in_threads(lambda image: digest_of(image.read(last)), images)
 
 

@@ -101,7 +101,6 @@ class Table:
             print(textwrap.fill(note, WIDTH))
 
     def _widths(self, headings: Sequence[str], room: int) -> list[int]:
-        """Return the widths of columns. Cells are wrapped at spaces, those of the first column not at all."""
         columns = [[escape_control_chars(row[number]) for row in self.rows] for number in range(len(headings))]
         parts = [columns[0], *([word for cell in cells for word in cell.split()] for cells in columns[1:])]
         lines = [heading.split("\n") for heading in headings]

@@ -226,7 +226,7 @@ class TrunkMemory:
     """The full model's results on some examples, stage by stage, as far as memory allows. Masks that skip late read them.
 
     It also keeps the states after the units of a vision tower: many masks of the decoder begin with each. The first results
-    stay until `forget`. Masks walk over the same examples again and again in the same order, so a cache that drops the least
+    stay until `forget`: masks walk over the same examples again and again in the same order, so a cache that drops the least
     recently used entry would drop each one before it is needed again.
 
     Args:

@@ -116,7 +116,7 @@ class Evaluator:
         self._runner = None
 
     def twin(self) -> Evaluator:
-        """Return an evaluator of the same model that has scored nothing: without scores, encoder outputs or workers."""
+        """Return an evaluator of the same model without scores, encoder outputs or workers."""
         return Evaluator(
             self.vlp,
             self.head,
@@ -194,36 +194,31 @@ class Evaluator:
         found = zip(scores.losses.tolist(), scores.metrics.tolist(), strict=True)
         self._memory.keep({key: Score(loss, metric, None) for key, (loss, metric) in zip(keys, found, strict=True)})
 
-    def evaluate_each(self, masks: np.ndarray, examples: Sequence[Any], on_scores: OnScores | None = None) -> Scores:
-        """Return (m, n_examples) losses, metrics and divergences, NaN or inf of a broken example; nothing is cached.
-
-        `on_scores` gets the scores of masks on a batch as soon as they are known.
-        """
-        masks = self._check_masks(masks, examples)
-        self._forget_changed()
-        with self._timed_run(_signature(examples)):
-            return Scores(*self._score_each(masks, examples, on_scores))
-
-    def evaluate_block(self, masks: np.ndarray, examples: Sequence[Any], start: int, stop: int) -> Scores:
-        """Score masks on a block of examples, one by one. What is kept of the full model stays from block to block.
+    def evaluate_each(
+        self,
+        masks: np.ndarray,
+        examples: Sequence[Any],
+        on_scores: OnScores | None = None,
+        block: tuple[int, int] | None = None,
+    ) -> Scores:
+        """Score masks on each example by itself; nothing is cached.
 
         Args:
             masks: (m, n_layers) bool or 0/1, 1 = skipped.
-            examples: All examples, the same in each call.
-            start: First example of the block.
-            stop: The example after its last. The block is not padded to other examples.
+            examples: At least one.
+            on_scores: Gets the scores of masks on a batch as soon as they are known.
+            block: (start, stop): only these examples are scored, without divergences. What is kept of the full model stays
+                from block to block, if `examples` are the same in each call.
 
         Returns:
-            (m, stop - start) float64 losses in nats and metrics, NaN or inf of a broken example; nothing is cached.
+            (m, n) float64 losses in nats, metrics and divergences, NaN or inf of a broken example.
         """
+        start, stop = block or (0, len(examples))
         masks = self._check_masks(masks, examples[start:stop])
         self._forget_changed()
-        with self._timed_run(hash((_signature(examples), "in blocks"))):
-            each = self._score_block(masks, examples, start, stop)
-        self._spent.masks += len(masks) if start == 0 else 0
-        self._spent.examples += len(masks) * (stop - start)
-        self._spent.broken += int((~np.isfinite(each[0])).any(axis=1).sum())
-        return Scores(each[0], each[1])
+        signature = _signature(examples)
+        with self._timed_run(signature if block is None else hash((signature, "in blocks"))):
+            return Scores(*self._score_each(masks, examples, block, on_scores))
 
     def watch_full_model(self, examples: Sequence[Any], watch: Watch) -> None:
         """Score the full model and pass each layer's input and output to a callback. The score is cached as for any mask.
@@ -243,7 +238,6 @@ class Evaluator:
             self._count_scored(1, len(examples), np.array([score.loss]))
 
     def _check_masks(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
-        """Return the masks as bool; other shapes and values are a ValueError, and so are no examples."""
         array = np.asarray(masks)
         if array.shape == (0,):
             array = array.reshape(0, len(self.vlp.layers))
@@ -256,7 +250,6 @@ class Evaluator:
         return array.astype(bool)
 
     def _forget_changed(self) -> None:
-        """Clear cached results that depend on adapters or a head that has changed since."""
         if self._memory.refresh():
             self.forget()
 
@@ -277,30 +270,27 @@ class Evaluator:
         self._spent.examples += masks * examples
         self._spent.broken += int((~np.isfinite(losses)).sum())
 
-    def _score_each(self, masks: np.ndarray, examples: Sequence[Any], on_scores: OnScores | None = None) -> np.ndarray:
-        """Return (3, m, n_examples) losses, metrics and divergences."""
-        full_model = np.zeros((1, masks.shape[1]), dtype=bool)
-        each = np.zeros((3, len(masks), len(examples)))
-        for leaf, where, scores, _ in self._leaves(np.concatenate((full_model, masks)), examples, divergences=True):
-            rows = leaf[leaf > 0] - 1
+    def _score_each(
+        self, masks: np.ndarray, examples: Sequence[Any], block: tuple[int, int] | None, on_scores: OnScores | None
+    ) -> np.ndarray:
+        """Return (3, m, n) losses, metrics and divergences, or (2, m, n) with a block."""
+        start, stop = block or (0, len(examples))
+        added = 1 if block is None else 0  # the full model, for divergences
+        each = np.zeros((2 + added, len(masks), stop - start))
+        scored = np.concatenate((np.zeros((added, masks.shape[1]), dtype=bool), masks))
+        for leaf, where, scores, _ in self._leaves(scored, examples[start:stop], divergences=block is None, first=start):
+            rows = leaf[leaf >= added] - added
             each[:, rows, where] = np.stack(scores)[:, None]  # equal masks share a leaf, and so a column of scores
-            self._count_each(rows, where, each)
+            self._count_each(rows, start + where.start, each[0, rows, where])
             if on_scores is not None and len(rows):
                 on_scores(rows, each[:, rows, where])
         return each
 
-    def _count_each(self, rows: np.ndarray, where: slice, each: np.ndarray) -> None:
-        """Count the masks in `rows`, whose scores on a batch are in (3, m, n_examples) `each`."""
-        self._spent.masks += len(rows) if where.start == 0 else 0
-        self._spent.examples += len(rows) * (where.stop - where.start)
-        self._spent.broken += int((~np.isfinite(each[0, rows, where])).any(axis=1).sum())
-
-    def _score_block(self, masks: np.ndarray, examples: Sequence[Any], start: int, stop: int) -> np.ndarray:
-        """Return (2, m, stop - start) losses and metrics."""
-        each = np.zeros((2, len(masks), stop - start))
-        for rows, where, scores, _ in self._leaves(masks, examples[start:stop], first=start):
-            each[:, rows, where] = np.stack(scores)[:, None]  # equal masks share a leaf, and so a column of scores
-        return each
+    def _count_each(self, rows: np.ndarray, first: int, losses: np.ndarray) -> None:
+        """Count the masks in `rows` with (rows, n) losses on the examples from `first` on."""
+        self._spent.masks += len(rows) if first == 0 else 0
+        self._spent.examples += losses.size
+        self._spent.broken += int((~np.isfinite(losses)).any(axis=1).sum())
 
     def _score(
         self,
@@ -397,7 +387,6 @@ class Evaluator:
         return self.vlp.embed(encoded)
 
     def _logits(self, features: Tensor) -> Tensor:
-        """Return the head's logits for (batch * passes, feature_size) pooled features."""
         gathered = self.task.group_features(features)
         if gathered.shape not in self._head_macs:
             self._head_macs[gathered.shape] = head_macs(self.head, gathered)

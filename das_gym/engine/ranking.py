@@ -110,7 +110,6 @@ class _Side:
 
 
 def _pool_pairs(vlp: VLP, mask: np.ndarray, texts: _Side, image: _Side) -> Tensor:
-    """Return (n, feature_size): the pooled features of n texts with one image."""
     state = State({"text": texts.hidden, "image": image.hidden}, {"text": texts.attend, "image": image.attend})
     if not vlp.streams_apart:
         state = vlp.embed(state.with_hidden({"text": texts.hidden, "image": image.hidden.expand(len(texts.hidden), -1, -1)}))

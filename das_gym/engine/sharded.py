@@ -42,11 +42,10 @@ class Worker:
         divergences: bool,
         block: tuple[int, int] | None,
     ) -> Answer:
-        """Return the scores of a call of `Evaluator`, their cost, and warnings.
+        """Return the scores of `evaluate_each`, or of `evaluate` unless `each`, their cost, and warnings.
 
-        The call is `evaluate_block` with a `block`, `evaluate_each` with `each`, and `evaluate` otherwise. `box` holds a Ray
-        reference to a `Make`, which is fetched for the first shard. Ray replaces a reference that is an argument itself by
-        its content, each time.
+        `box` holds a Ray reference to a `Make`, which is fetched for the first shard. Ray replaces a reference that is an
+        argument itself by its content, each time.
         """
         if self._evaluator is None:
             import ray
@@ -58,10 +57,8 @@ class Worker:
         evaluator.reset_spent()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            if block is not None:
-                scores = evaluator.evaluate_block(masks, examples, *block)
-            elif each:
-                scores = evaluator.evaluate_each(masks, examples)
+            if each:
+                scores = evaluator.evaluate_each(masks, examples, block=block)
             else:
                 scores = evaluator.evaluate(masks, examples, divergences=divergences)
         return scores, evaluator.spent, [(warning.category, str(warning.message)) for warning in caught]
@@ -70,12 +67,11 @@ class Worker:
 class ShardedEvaluator(Evaluator):
     """An `Evaluator` whose masks are scored by workers of a Ray cluster; scores are the same.
 
-    Every worker has a separate copy of the model, created when the first masks are scored, and one CPU (one thread), or one
-    GPU if the model is on a GPU. There are as many workers as the cluster has room for. Each call splits its masks into one
-    shard per worker, neighbours in the tree of masks. A worker that dies loses its results on its shard. The main process
-    caches scores as `Evaluator` does, and runs the model itself when a layer statistic is measured. `spent` counts what ran
-    in all workers: each runs the encoders and the path to its part of the tree. When adapters or the head change in the main
-    process, workers are made again.
+    Every worker has a separate copy of the model and one CPU (one thread), or one GPU if the model is on a GPU; there are as
+    many as the cluster has room for. They start with the first masks, and again when adapters or the head change. Each call
+    splits its masks into one shard per worker, neighbours in the tree of masks. The main process caches scores, and runs the
+    model itself when a layer statistic is measured. `spent` counts what ran in all workers: each runs the encoders and the
+    path to its part of the tree.
 
     The cluster is the one that this process is connected to, else that of `RAY_ADDRESS`, else a local one, which ends with
     the process. Other arguments are those of `Evaluator`.
@@ -112,7 +108,6 @@ class ShardedEvaluator(Evaluator):
         self._workers = []
 
     def _start(self) -> list[Any]:
-        """Return the workers, which are made if there are none."""
         import ray
 
         if not ray.is_initialized():
@@ -139,17 +134,16 @@ class ShardedEvaluator(Evaluator):
             progress(len(examples))
         return scores, []
 
-    def _score_each(self, masks: np.ndarray, examples: Sequence[Any], on_scores: OnScores | None = None) -> np.ndarray:
+    def _score_each(
+        self, masks: np.ndarray, examples: Sequence[Any], block: tuple[int, int] | None, on_scores: OnScores | None
+    ) -> np.ndarray:
         """Return what `Evaluator._score_each` returns; `on_scores` is called once, when all workers have answered."""
-        each = self._share(masks, examples, True, True)
+        each = self._share(masks, examples, True, block is None, block)
         rows = np.arange(len(masks))
-        self._count_each(rows, slice(0, len(examples)), each)
+        self._count_each(rows, 0 if block is None else block[0], each[0])
         if on_scores is not None:
             on_scores(rows, each)
-        return each
-
-    def _score_block(self, masks: np.ndarray, examples: Sequence[Any], start: int, stop: int) -> np.ndarray:
-        return self._share(masks, examples, True, False, (start, stop))[:2]
+        return each if block is None else each[:2]
 
     def _share(
         self, masks: np.ndarray, examples: Sequence[Any], each: bool, divergences: bool, block: tuple[int, int] | None = None

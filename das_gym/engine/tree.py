@@ -193,7 +193,6 @@ class MaskTree:
     def _run_children(
         self, state: State, stage: int, rows: np.ndarray, memory: dict[tuple, Any], trunk: Trunk | None
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Yield the leaves below a state that `VLP.enter_stage` has returned."""
         if stage == len(self._stages):
             features = self.vlp.pool(state)
             self.spent.macs += self.counter.pool(state)[1]

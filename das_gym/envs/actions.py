@@ -102,7 +102,6 @@ class ActionMode(ABC):
         return {"masks": self.masks.astype(int).tolist(), "over": self.over.tolist()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `get_state` returned."""
         self.masks = read_array("masks", state["masks"], (self.rows, self.n_layers), bool)
         self.over = read_array("over", state["over"], (self.rows,), bool)
         self._current = None
@@ -153,7 +152,7 @@ class ScoreMode(ActionMode):
         return spaces.Box(-1.0, 1.0, (self.n_layers,), dtype=np.float32)
 
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
-        """Skip the highest scores; only their order counts, so values beyond -1 and 1 are allowed. See `ActionMode.step`."""
+        """Skip the highest scores; only their order counts, so values beyond -1 and 1 are allowed."""
         # Policies draw from unbounded Gaussians: values beyond the space are as good as any, but NaN has no order.
         array = np.asarray(actions, dtype=np.float64)
         shape = (*batch, self.n_layers)
@@ -221,15 +220,13 @@ class SequenceMode(ActionMode):
         return Moves(self.masks.copy(), self.over.copy(), info)
 
     def features(self) -> np.ndarray:
-        """Return (m, n_layers + 2) float32: 1 for each skipped layer, share of MACs saved, remaining budget."""
         return self._features() if self._cache is None else self._state()[3].copy()
 
     def info(self) -> dict[str, np.ndarray]:
-        """Return `action_mask` and `invalid_action`."""
         return {"action_mask": self.action_masks(), "invalid_action": np.zeros(self.rows, dtype=bool)}
 
     def action_masks(self) -> np.ndarray:
-        """Return which actions change the mask; if none does any more, all are True. See `ActionMode.action_masks`."""
+        """Return which actions change the mask; if none does any more, all are True."""
         return self._state()[2].copy()
 
     def _state(self) -> tuple[np.ndarray, ...]:

@@ -50,11 +50,9 @@ class Episodes:
         self.mode.begin()
 
     def begin(self, which: np.ndarray, rng: np.random.Generator) -> None:
-        """Start new episodes in (m,) bool rows."""
         self.mode.begin(which)
 
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
-        """Take an action in each episode, see `ActionMode.step`."""
         return self.mode.step(actions, batch)
 
     def score(self, moves: Moves, rng: np.random.Generator) -> tuple[np.ndarray, Info]:
@@ -78,7 +76,6 @@ class Episodes:
         return observations
 
     def observe_one(self) -> Any:
-        """Return the observation of a single episode."""
         statistics = self.scorer.observation()
         return np.concatenate((statistics, self.mode.features()[0])) if self.mode.feature_names else statistics
 
@@ -88,7 +85,6 @@ class Episodes:
         return info | self.mode.info()
 
     def reset_info_one(self) -> dict[str, Any]:
-        """Return the `info` of a reset of a single episode, as plain numbers."""
         return self.scorer.full_model_info() | first_row(self.mode.info())
 
     def report_savings(self, costs: Sequence[str]) -> list[tuple[float, float]]:
@@ -139,7 +135,6 @@ class MaskEnv(gymnasium.Env[Any, Any]):
         return self.mode.action_masks()[0]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Return the first observation and `info`."""
         super().reset(seed=seed)
         self.episodes.reset(self.np_random, seed is not None, options)
         self._last = None
@@ -158,7 +153,6 @@ class MaskEnv(gymnasium.Env[Any, Any]):
         return self.episodes.view(self._last, 0)
 
     def render(self) -> Any:
-        """Return the architecture under the last mask; see `das_gym.drawing.architecture.render`."""
         last = None if self._last is None else self.episodes.last_step(*self._last)
         return None if self.render_mode is None else render(self.render_mode, self.view(), last)
 
@@ -232,7 +226,6 @@ class ScoredEnv(MaskEnv):
         return {**self.scorer.get_state(), **state}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore what `get_state` returned."""
         self.scorer.set_state(state)
         self.np_random.bit_generator.state = state["rng"]
         self.mode.set_state(state["episode"])
@@ -312,7 +305,6 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         return tuple(render(self.render_mode, self.episodes.view(last, row), last) for row, last in enumerate(steps))
 
     def _last_step(self, row: int) -> LastStep | None:
-        """Return the last step of an episode; None right after `reset`."""
         if self._last is None:
             return None
         moves, rewards, info = self._last
@@ -356,7 +348,6 @@ class ScoredVectorEnv(MaskVectorEnv):
     macs_full = property(attrgetter("template.macs_full"), doc="MACs of one example through the model without adapters.")
 
     def close_extras(self, **kwargs: Any) -> None:
-        """See `ScoredEnv.close`."""
         self.template.close()
 
     def get_state(self) -> dict[str, Any]:
@@ -365,7 +356,6 @@ class ScoredVectorEnv(MaskVectorEnv):
         return {**self.template.scorer.get_state(), **state}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore what `get_state` returned."""
         self.template.scorer.set_state(state)
         self.np_random.bit_generator.state = state["rng"]
         self.mode.set_state(state["episode"])

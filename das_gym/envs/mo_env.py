@@ -72,7 +72,6 @@ class VectorReward:
         return {**self.unwrapped.get_state(), "fronts": [[*key, front.tolist()] for key, front in self._fronts.items()]}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore what `get_state` returned."""
         self.unwrapped.set_state(state)
         self._fronts = {(copy, problem): np.array(front) for copy, problem, front in state["fronts"]}
         self._volumes = {}

@@ -59,7 +59,6 @@ class SB3VecEnv(VecEnv):
         return observations
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Store the actions for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
@@ -79,7 +78,6 @@ class SB3VecEnv(VecEnv):
         return observations, np.asarray(rewards, dtype=np.float32), dones, infos
 
     def close(self) -> None:
-        """Close the vector environment."""
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
@@ -113,7 +111,6 @@ class SB3VecEnv(VecEnv):
         return [found for _ in self._get_indices(indices)]
 
     def get_images(self) -> list[Any]:
-        """Return an RGB array of each environment, if they render `rgb_array`."""
         return self.env_method("render")
 
 

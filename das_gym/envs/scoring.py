@@ -194,7 +194,6 @@ class Scorer(ABC):
         return {"evaluations": self.evaluations, "position": self.position}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `get_state` returned."""
         self.evaluations = convert("evaluations", state["evaluations"], int)
         self.position = convert("position", state["position"], int)
 

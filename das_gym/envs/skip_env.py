@@ -67,7 +67,6 @@ class EngineScorer(Scorer):
         self.problem.evaluator.close()
 
     def cost_of(self, setting: str) -> MaskCost:
-        """Return a cost that was given, cached, counted or measured; see `Scorer.cost_of`."""
         if setting not in self._costs:
             self._costs[setting] = measure_cost(self.problem, setting, self.latency_batch)
         return self._costs[setting]
@@ -79,7 +78,6 @@ class EngineScorer(Scorer):
         return masks_needed(names, self.n_layers)
 
     def statistic(self, name: str) -> np.ndarray:
-        """Measure a statistic on the fixed examples; see `Scorer.statistic`."""
         return compute_statistics(check_statistics(name), self._inputs)[:, 0]
 
     @property
@@ -87,7 +85,6 @@ class EngineScorer(Scorer):
         return self.problem.task.metric_name
 
     def blocks(self) -> dict[str, Any]:
-        """Measure the blocks on the fixed examples; see `Scorer.blocks`."""
         return self._blocks
 
     @cached_property
@@ -95,17 +92,16 @@ class EngineScorer(Scorer):
         return measure_blocks(self.problem.evaluator, self.fixed_examples)
 
     def remember(self, masks: np.ndarray, scores: Scores) -> None:
-        """See `Scorer.remember`. Other batches move on with each step, and are scored again."""
+        """Other batches than fixed ones move on with each step, and are scored again."""
         if self.reward_batches == "fixed":
             self.problem.evaluator.remember(masks, self.fixed_examples, scores)
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
-        """Score masks in one engine call; see `Scorer.measure`."""
         places = self.next_places(rng)
         return self._evaluate(masks, self.fixed_examples if self.reward_batches == "fixed" else self._examples(places))
 
     def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
-        return self.problem.evaluator.evaluate_block(masks, self.fixed_examples, start, stop)
+        return self.problem.evaluator.evaluate_each(masks, self.fixed_examples, block=(start, stop))
 
     def measure_fixed(self, masks: np.ndarray) -> Scores:
         return self._evaluate(masks, self.fixed_examples)

@@ -98,7 +98,6 @@ class SuiteEpisodes(Episodes):
         self.place(everyone, numbers)
 
     def begin(self, which: np.ndarray, rng: np.random.Generator) -> None:
-        """Start episodes in (m,) bool rows on drawn problems."""
         count = int(np.count_nonzero(which))
         # a scalar is drawn several times faster than an array of one, and is the same number
         self.place(which, rng.integers(len(self.suite.problems), size=None if count == 1 else count))
@@ -118,7 +117,6 @@ class SuiteEpisodes(Episodes):
         return self.suite.kept[self.suite.rows(self.which, masks)]
 
     def skip_highest(self, scores: np.ndarray) -> Masks:
-        """Skip the highest scores within the budget of each problem; see `Budget.skip_highest`."""
         return self.suite.skip_highest(self.which, scores)
 
     def saved(self, masks: Masks) -> np.ndarray:
@@ -126,7 +124,6 @@ class SuiteEpisodes(Episodes):
         return self.suite.saved[self.suite.rows(self.which, masks)] - self.suite.saved_full[self.which]
 
     def observe(self) -> Any:
-        """Return the observations of all episodes: (m, size) float32, or a dictionary of such arrays."""
         parts: dict[str, np.ndarray] = {}
         if self.mode.name == "sequence":
             saved = self.saved(self.mode.masks)[:, None].astype(np.float32)
@@ -177,7 +174,7 @@ class SuiteEpisodes(Episodes):
         return [(shares.min(), shares.max()) for shares in (self.suite.scaled, *saved.values())]
 
     def reference_reward(self) -> float:
-        """See `Episodes.reference_reward`. Rewards of a suite are scaled: 0 = layers skipped in a random order."""
+        """Rewards of a suite are scaled: 0 = layers skipped in a random order."""
         return 0.0
 
     def problem_info(self) -> dict[str, np.ndarray]:
@@ -186,7 +183,6 @@ class SuiteEpisodes(Episodes):
         return {"problem": which.copy(), "random_mean": self.suite.random_means[which], "optimum": self.suite.optima[which]}
 
     def reset_info(self) -> dict[str, np.ndarray]:
-        """Return the `info` of a reset, each with m rows."""
         masks = {"action_mask": self.mode.action_masks()} if self.mode.name == "sequence" else {}
         return self.problem_info() | masks
 
@@ -387,7 +383,6 @@ class SuiteSearchEnv(SuiteEnv, gymnasium.Env[Any, Any]):
         return (*super().feature_names, *masks, *numbers, "best")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Draw a problem, or take the one in `options`."""
         self._count = 0
         for values in self._history.values():
             values[:] = 0
@@ -395,7 +390,6 @@ class SuiteSearchEnv(SuiteEnv, gymnasium.Env[Any, Any]):
         return self._observation(), info | self._progress()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Score a mask."""
         moves = self.episodes.step(action)
         rewards, info = self.episodes.score(moves, self.np_random)
         place = self._count

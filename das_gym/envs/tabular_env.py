@@ -74,7 +74,7 @@ class TableScorer(Scorer):
             raise ValueError(f"`reward` is not supported: {reward} needs divergences, which this table lacks")
 
     def cost_of(self, setting: str) -> MaskCost:
-        """Return a cost of the table, see `Scorer.cost_of`; ValueError if the table lacks it."""
+        """Return a cost that the table holds; ValueError if it lacks it."""
         if setting not in self._costs:
             live = self.table.meta.env_id
             raise ValueError(
@@ -84,7 +84,6 @@ class TableScorer(Scorer):
         return self._costs[setting]
 
     def statistic(self, name: str) -> np.ndarray:
-        """Return a statistic from the table, or computed from the losses of its masks; see `Scorer.statistic`."""
         return self.table.statistic(name)
 
     def architecture(self) -> Architecture:
@@ -95,11 +94,10 @@ class TableScorer(Scorer):
         return self.table.meta.metric_name
 
     def blocks(self) -> dict[str, Any] | None:
-        """Return the blocks stored next to the table's file; see `Scorer.blocks`."""
         return None if self.path is None else stored_blocks(self.path, self.table)
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
-        """Return the scores of the table; see `Scorer.measure`. No examples are drawn."""
+        """Return the scores of the table; no examples are drawn."""
         rows = self.table.rows(masks)
         scores = {name: getattr(self._scores, name)[rows] for name in SCORES}
         missing = rows < 0  # more skipped layers than the table has
@@ -109,11 +107,10 @@ class TableScorer(Scorer):
         return Scores(**scores)
 
     def measure_fixed(self, masks: np.ndarray) -> Scores:
-        """Score on all examples; see `Scorer.measure_fixed`."""
         return TableScorer.measure(self, masks, np.random.default_rng(0))  # draws nothing
 
     def reward_without_layers(self) -> float:
-        """See `Scorer.reward_without_layers`. If the table lacks this mask, it is the lowest reward within the budget."""
+        """Return the lowest reward within the budget if the table lacks this mask."""
         if self.table.meta.max_skipped is None:
             return super().reward_without_layers()
         rewards, info = self._known
@@ -153,7 +150,6 @@ class TableScorer(Scorer):
         return reward, {**info, "evaluations": self.evaluations}
 
     def report_savings(self, costs: Iterable[str]) -> None:
-        """See `Scorer.report_savings`; what was looked up before lacks the savings."""
         super().report_savings(costs)
         self._rows_known.clear()
         for name in ("_known", "_full_model_info", "_exact"):
@@ -209,14 +205,12 @@ class ExampleScorer(TableScorer):
         self.draw_batches(reward_batches, total if reward_examples is None else reward_examples, total)
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
-        """Score on the examples of the next step; see `Scorer.measure`."""
         return self._on(self.next_places(rng), self.table.rows(masks))
 
     def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
         return self._each.each(np.arange(start, stop), self.table.rows(masks))
 
     def measure_fixed(self, masks: np.ndarray) -> Scores:
-        """Score on the first examples; see `Scorer.measure_fixed`."""
         return self._on(np.arange(self.batch_size), self.table.rows(masks))
 
     def _on(self, places: np.ndarray, rows: np.ndarray) -> Scores:

@@ -82,8 +82,6 @@ class SkipAdapter(Adapter):
 class LinearMap(nn.Module):
     """Compute `W x + b`, in place of an attention or MLP that is skipped.
 
-    Its weights are not trained: `das_gym.models.transformers.linear_skips` computes them by ridge regression.
-
     Args:
         in_features: Width of the input.
         out_features: Width of the output.

@@ -44,9 +44,8 @@ class Attention(nn.Module):
     def pooled(self, x: Tensor, y: Tensor, attend: Tensor | None) -> Tensor:
         """Return (batch, 1, hidden_size) of the one query `x` over the tokens of `y`.
 
-        With `fold` no keys and values are computed. One query through the key matrix is cheaper than all tokens, and so is
-        one mix of tokens through the value matrix. The bias of the keys adds the same to every score and falls out of the
-        softmax. Keys or values of another module than a linear layer (LoRA) have no such matrix.
+        With `fold`, one query goes through the key matrix and one mix of tokens through the value matrix, which is cheaper
+        than keys and values of all tokens. The bias of the keys falls out of the softmax. LoRA's layers have no such matrix.
         """
         if not self.fold or type(self.key) is not nn.Linear or type(self.value) is not nn.Linear:
             return self(x, self.keys_values(y), attend)

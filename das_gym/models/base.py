@@ -235,10 +235,7 @@ class VLP(nn.Module, ABC):
     def encode_items(
         self, processor: Any, stream: str, items: Mapping[Any, Any], counter: MacCounter | None
     ) -> Iterator[tuple[Any, Any, int]]:
-        """Encode texts or images (`stream` is `text` or `image`), given by key.
-
-        Those of one shape share a batch. So an output depends on the rest of its batch by rounding at most; with float32
-        on the CPUs that we measured, batches of 1, 2, 4 and 8 give the same bits.
+        """Encode texts or images (`stream` is `text` or `image`), given by key; those of one shape share a batch.
 
         Yields:
             Key, (tokens, hidden_size) without padding, and the MACs of encoding it, 0 without a counter.
@@ -289,8 +286,8 @@ class VLP(nn.Module, ABC):
     def enter_stage(self, state: State, stage: int) -> tuple[State, int]:
         """Return the state as the layers of `stage` read it, and the MACs of making it.
 
-        For what runs between two stages and depends on the masks of those before, such as a projector between layers of a
-        vision tower and layers of a decoder. A state without content (on `meta`) gives any content of the right shapes.
+        For what runs between two stages, such as a projector between vision tower and decoder. A state without content (on
+        `meta`) gives any content of the right shapes.
         """
         return state, 0
 
@@ -351,7 +348,7 @@ class VLP(nn.Module, ABC):
         return self.pool(state)
 
     def _skips(self, mask: Sequence[bool] | np.ndarray | None) -> tuple[bool, ...]:
-        """Return the mask as plain values, which compilers take for constants: they trace arrays as tensors."""
+        """Return the mask as plain values: compilers trace arrays as tensors."""
         if mask is None:
             return self._pruned or (False,) * len(self.layers)
         if isinstance(mask, list | tuple) and len(mask) == len(self.layers):
@@ -394,8 +391,8 @@ class VLP(nn.Module, ABC):
         """Split hidden vectors of a stream, or other numbers of each of its tokens, into the rows that statistics read.
 
         Returns:
-            (rows, tokens, size of the last axis), and (rows, 1, 1 or tokens, tokens) bool, whose last row is True for
-            tokens and False for padding; None = no padding.
+            (rows, tokens, size of the last axis), and (rows, 1, 1 or tokens, tokens) bool, whose last row is True for tokens
+                without padding; None = no padding.
         """
         return hidden, state.attend[stream]
 
@@ -404,21 +401,14 @@ class VLP(nn.Module, ABC):
         return bytes_of(dict(encoded.hidden))
 
     def cost_key(self, index: int) -> Hashable:
-        """Return a key that is equal for layers of equal cost, so that only one of them is counted.
-
-        By default each layer is counted by itself.
-        """
+        """Return a key that is equal for layers of equal cost, so that only one of them is counted; by default its index."""
         return index
 
     def count_without_content(self) -> None:
         """Prepare a copy on the meta device for counting MACs: nothing may depend on the values of tensors."""
 
     def sites(self, index: int) -> tuple[Site, ...]:
-        """Return the sub-layers of layer `index`, in order, where fine-tuning methods can insert modules.
-
-        Raises:
-            ValueError: the model does not define this, or a layer has no such places.
-        """
+        """Return the sub-layers of layer `index`, in order, for methods of fine-tuning; ValueError if there are none."""
         raise ValueError(f"a {type(self).__name__} has no known sub-layers: define sites(index)")
 
     def prune(self, mask: Sequence[bool] | np.ndarray) -> None:
@@ -436,14 +426,11 @@ class VLP(nn.Module, ABC):
             self.skippable_layer(index).skip_adapter = nn.Identity()
 
     def fit_skip_adapters(self, states: Sequence[State], rank: int | None = None) -> None:
-        """Give each unit a linear skip adapter that is fitted in closed form.
+        """Give each unit a linear skip adapter that is fitted in closed form; ValueError if the model has none.
 
         Args:
             states: The states before stage 0 of some batches.
             rank: Rank of the maps; None = full rank.
-
-        Raises:
-            ValueError: The model has no such adapters.
         """
         raise ValueError(f"a {type(self).__name__} has no linear skip adapters: use skip=delete")
 

@@ -104,13 +104,11 @@ def load_checkpoint(
 
     Args:
         path: A file or folder in a format of one of the families, or our own folder or `.safetensors` file.
-        image_size: Side of the images to come, in pixels; None = as in the file. Position embeddings are resized here,
-            unless the model does so as it runs.
+        image_size: Side of the images to come, in pixels; None = as in the file. Position embeddings are resized.
         heads: Heads that the caller needs; those that the file lacks are reported as missing.
         generator: Draws the adapters that a pre-training checkpoint lacks; None = torch's global one.
         **settings: Config fields that tensor shapes do not determine: numbers of attention heads, `dropout`, and widths of
-            adapters that the file lacks. Attention heads are assumed to be 64 wide if the model's width is 512 or more;
-            smaller models need the number of heads.
+            adapters that the file lacks. Heads are assumed to be 64 wide if the model's width is 512 or more.
 
     Raises:
         FileNotFoundError: there is nothing to load.

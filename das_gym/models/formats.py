@@ -169,11 +169,7 @@ def export_with_code(
 
 
 def copy_code(folder: Path, *modules: str) -> None:
-    """Copy modules of `das_gym.models` into a folder, with imports of each other made relative.
-
-    They import torch, transformers and each other alone. transformers takes such files along when it loads the first of them
-    with `trust_remote_code=True`.
-    """
+    """Copy modules of `das_gym.models` into a folder, with imports of each other made relative."""
     for module in modules:
         file: Any = importlib.import_module(module).__file__
         code = Path(file).read_text(encoding="utf-8")

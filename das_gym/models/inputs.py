@@ -306,8 +306,8 @@ def find_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Return the tokenizer in a folder; ValueError if it is not the model's.
 
-    The model has `vocab_size` tokens, of which `pad`, `first` and `last` are those for padding and at the start and end of
-    every text; None = any special token.
+    The model has `vocab_size` tokens, and pads with `pad`, begins texts with `first` and ends them with `last`; None = any
+    special token.
     """
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > vocab_size:
@@ -331,10 +331,9 @@ def find_tokenizer(
 
 
 def randaugment(image: Image, seed: int, num_ops: int = NUM_OPS, magnitude: int = MAGNITUDE) -> Image:
-    """Return the image changed by torchvision's RandAugment; it keeps its size.
+    """Return the image changed by torchvision's RandAugment; it keeps its size. See `augmentation_seed` for the seed.
 
-    torchvision's operations are nearly, but not all, those of the code of ViLT and METER. The seed, see `augmentation_seed`,
-    draws operations and signs; torch's global generator is not advanced.
+    torchvision's operations are nearly, but not all, those of the code of ViLT and METER.
     """
     augment = _augment(num_ops, magnitude)
     with torch.random.fork_rng(devices=[]):  # RandAugment takes no generator

@@ -136,10 +136,9 @@ class MacCounter:
         return self._once(("pool",), state, self.twin.pool)
 
     def layer(self, index: int, state: State, skipped: bool, pooled_only: bool) -> dict[str, int]:
-        """Return the MACs of one run of a layer, part by part.
+        """Return the MACs of one run of a layer, part by part; only the shapes of the state before its stage matter.
 
-        `OWN` is what every run computes. Other parts, which runs can share, have the second entry of the key that the layer
-        gives its memo. Only the shapes of the state before the layer's stage matter.
+        `OWN` is what every run computes. Parts that runs share have the second entry of their memo key as name.
         """
         return self.run_layer(index, state, skipped, pooled_only)[1]
 

@@ -103,8 +103,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file of contiguous tensors on the CPU, completely or not at all.
 
-    safetensors first writes a temporary file that only its owner can read. It is given a temporary folder, which is removed
-    with all its content, and the final file gets the default permissions.
+    safetensors' own temporary file, which only its owner can read, lies in a temporary folder; the final file gets default
+    permissions.
     """
     from safetensors.torch import save_file
 
@@ -197,7 +197,6 @@ def unreadable(path: Path, error: Exception) -> ValueError:
 
 
 def _describe(error: Exception) -> str:
-    """Return an error's message, with its class if the message is short or empty."""
     return str(error) if len(str(error)) > 10 else f"{type(error).__name__} {error}".strip()
 
 

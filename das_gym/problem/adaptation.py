@@ -122,7 +122,7 @@ class Adaptation:
             )
 
     def check_fits(self, wanted: Mapping[str, Tensor]) -> None:
-        """Raise a ValueError for parameters of other names or shapes, which names some."""
+        """Raise a ValueError for parameters of other names or shapes."""
         odd = sorted(wanted.keys() ^ self.tensors.keys())
         if odd:
             raise ValueError(f"{len(odd)} parameters are only in the adaptation or only in the model: {', '.join(odd[:5])}")

@@ -129,10 +129,6 @@ class ProblemConfig(Settings, group="Model and data"):
         calibration_examples: Number of examples that these maps are fitted on.
         workers: `ray` distributes masks over a Ray cluster: a worker for each CPU, or for each GPU if the model is on one.
             None scores them in this process.
-
-    Example:
-        >>> ProblemConfig(model="ViLT", task="nlvr2").device
-        'auto'
     """
 
     model: str = choice(DEFAULT_MODEL, MODELS, own=True)

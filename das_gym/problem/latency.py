@@ -1,13 +1,11 @@
 """Measured latency: of whole models, and of each unit, which adds up to that of any mask.
 
-Units are timed within whole forwards of the frozen model under random masks. A mask, its complement and the model without
-adapters take turns, so that each unit is timed kept and skipped equally often, and other load on the machine affects all
-alike. The median of each part counts; the latency of a mask is the sum of its parts. `python -m benchmarks.latency` compares
-that with the measured latency of whole subnets.
+Units are timed within whole forwards under random masks. A mask, its complement and the model without adapters take turns,
+so that each unit is timed kept and skipped equally often, and other load on the machine affects all alike. The median of
+each part counts. `python -m benchmarks.latency` compares sums of parts with the measured latency of whole subnets.
 
-Whole forwards, with all units and with none, run in the same turns. On a CPU they are measured by the processor time of all
-threads, in which other processes do not count: on a busy machine most whole forwards are interrupted, but most runs of a
-unit are not, so that by the wall clock the parts do not add up to the whole. Where forwards under random masks do not match
+On a CPU, whole forwards are measured by the processor time of all threads, in which other processes do not count: on a busy
+machine most whole forwards are interrupted, but most runs of a unit are not. Where forwards under random masks do not match
 the sums of their parts, the measurement is doubtful: a warning says so, and the next process measures again.
 """
 
@@ -147,8 +145,8 @@ Timed = Callable[..., Any]
 def latency_of(problem: Problem, batch: int = 1, clock: Callable[[], float] = time.process_time) -> UnitLatencies:
     """Return the latencies of a problem's units, from the cache folder if they were measured before.
 
-    With the setting `latency_again`, what an earlier process measured is measured again. A line on standard error shows the
-    age of figures that are not new, and a UserWarning says that figures are doubtful (`DOUBTFUL`).
+    The setting `latency_again` ignores what an earlier process measured. A line on standard error shows the age of figures
+    that are not new, and a UserWarning says that figures are doubtful (`DOUBTFUL`).
 
     Args:
         problem: Its first `batch` examples that score masks are a forward pass.
@@ -190,8 +188,7 @@ def latency_of(problem: Problem, batch: int = 1, clock: Callable[[], float] = ti
 def read_latencies(path: Path, n_layers: int, again: bool) -> UnitLatencies | None:
     """Return the latencies in a file, and print their age; None for a missing or damaged file.
 
-    Doubtful figures, and with `again` all figures, of earlier processes are ignored. What this process measured is used
-    again, so that all of its environments have the same budget.
+    Doubtful figures, and with `again` all figures, of earlier processes are ignored.
     """
     try:
         cached = build(UnitLatencies, read_json(path)["latencies"])
@@ -298,9 +295,8 @@ class UnitTimer:
     def latencies(self) -> UnitLatencies:
         """Return the latency of each part by the rounds so far.
 
-        An interruption affects few runs of a unit, so that medians of units leave it out. The sum over all units is that of
-        whole forwards: with all units, and with none. Other load slows the processor down for a while, even by its own time,
-        since caches are shared: forwards are compared with those of the same round.
+        Medians of units leave interruptions out. They are scaled to the difference of whole forwards with all units and with
+        none. Other load slows the processor down for a while, so forwards are compared with those of the same round.
         """
         masks, units, totals = (np.array(part) for part in zip(*self._runs, strict=True))
         wholes = np.array(self._wholes)
@@ -329,7 +325,6 @@ class UnitTimer:
         return units, total
 
     def _run(self, timed: Timed, mask: np.ndarray, mark: Mark = no_mark) -> float:
-        """Return the milliseconds of one forward."""
         if self.cuda:
             torch.cuda.synchronize()
         begin = self._now(self.clock)

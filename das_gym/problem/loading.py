@@ -128,12 +128,6 @@ def load_problem(config: ProblemConfig) -> Problem:
 
     A problem is loaded again if the paths of its configuration, or files directly in the folders of its model, change. After
     other changes, such as one of an image, start a new process.
-
-    Example:
-        >>> import numpy as np
-        >>> problem = load_problem(ProblemConfig(model="METER", task="vqa"))
-        >>> masks = np.eye(12, dtype=bool)
-        >>> losses = problem.evaluator.losses(masks, problem.splits.reward[:16])
     """
     return _load_problem(config, _versions(config))
 
@@ -188,7 +182,6 @@ def _examples_of(task: Task, splits: Splits[Any], pairs: int) -> int:
 
 
 def _trunk_bytes(config: ProblemConfig) -> int:
-    """Return the bytes for hidden states of the full model that are kept between turns."""
     return int(config.tree_gib * 2**30 / 3)
 
 

@@ -163,11 +163,10 @@ class MaskSpace:
         return pairs[self.contains(flipped(mask, pairs))]
 
     def distinct(self, n: int, draw: Callable[[], Masks], rng: np.random.Generator, seen: Container[bytes] = ()) -> Masks:
-        """Return distinct masks that are not `seen` (by `mask.tobytes()`).
+        """Return (m, n_layers) distinct masks that are not `seen` (by `mask.tobytes()`).
 
-        Returns:
-            (m, n_layers) masks from `draw`, which returns one at a time, and, where 200 draws of it do not give enough, any
-            others; m < n where no more exist (or, where masks are too many to list, none were found).
+        They come from `draw`, which returns one at a time, and, where 200 draws do not give enough, are any others; m < n
+        where no more exist (or, where masks are too many to list, none were found).
         """
         found: dict[bytes, Masks] = {}
         for source in [draw] if self.enumerable else [draw, lambda: self._any(rng)]:
@@ -184,7 +183,6 @@ class MaskSpace:
         return np.array(list(found.values()), dtype=bool).reshape(len(found), self.n_layers)
 
     def _any(self, rng: np.random.Generator) -> Masks:
-        """Return a random mask that may skip more than a budget by cost needs."""
         mask = self.sample(rng)
         if self.skip_num is not None:
             return mask

@@ -81,12 +81,9 @@ def perplexity_ratio(scores: Scores) -> np.ndarray:
 
     Range: 0..2, 1 for the full model.
 
-    The default for text, where losses of 3 to 5 nats make the other two rewards of the loss awkward. `exp_neg_loss` is the
-    reciprocal of the perplexity: 0.04 for a good model and 0.02 for one with twice its perplexity. Such differences are
-    small for agents that do not scale rewards, such as the paper's bandit, and next to a price of MACs. `neg_loss` is
-    dominated by ruined models: a mask without an essential layer may lose 10 nats, and the masks that an agent has to tell
-    apart differ by tenths. The ratio orders masks as both do. It is 0.5 at twice the perplexity, about 0 for any ruined
-    model, and comparable between models and texts.
+    The default for text. `exp_neg_loss`, the reciprocal of the perplexity, has differences of hundredths there, small next
+    to a price of MACs; `neg_loss` is dominated by ruined models. The ratio orders masks as both do, is about 0 for any
+    ruined model, and is comparable between models and texts.
     """
     if scores.full_loss is None:
         raise ValueError("perplexity_ratio needs the loss of the full model, which was not measured")

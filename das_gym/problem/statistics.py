@@ -56,7 +56,6 @@ def leave_one_out(losses: Floats) -> Floats:
 
 
 def _of_activity(name: str, high: float, formula: str) -> Statistic:
-    """Return a statistic that is an attribute of `Activity`."""
     return Statistic(name, formula, 0, high, lambda m: getattr(m.activity, name))
 
 

@@ -215,7 +215,6 @@ def _score_batch(
     save_seconds: float,
     report: Callable[[float], Any],
 ) -> None:
-    """Score the masks on a batch that a checkpoint within the batch does not hold."""
     todo = np.flatnonzero(~progress.scored)
     if not len(todo):
         return

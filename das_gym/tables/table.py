@@ -193,12 +193,10 @@ class SubnetTable:
 
     @cached_property
     def _bits(self) -> np.ndarray:
-        """(n_layers,) int64: what each layer adds to the number of a mask."""
         return 1 << np.arange(self.n_layers, dtype=np.int64)
 
     @cached_property
     def _numbered(self) -> tuple[np.ndarray, np.ndarray]:
-        """The numbers of masks in rising order, and the row of each."""
         numbers = self.masks.astype(np.int64) @ self._bits
         order = np.argsort(numbers)
         return numbers[order], order

@@ -111,7 +111,7 @@ def test_blocks_of_other_lengths_share_no_hidden_states(meter):
     """Stages of racing begin at the same example, and may end elsewhere."""
     evaluator = meter.evaluator(trunk_bytes=2**30)
     for stop in (2, len(meter.examples), 3):
-        found = evaluator.evaluate_block(ONE_EACH[8:], meter.examples, 0, stop)
+        found = evaluator.evaluate_each(ONE_EACH[8:], meter.examples, block=(0, stop))
         wanted = meter.evaluator().evaluate_each(ONE_EACH[8:], meter.examples[:stop])
         np.testing.assert_allclose(found.losses, wanted.losses, atol=1e-5)
 
@@ -123,16 +123,14 @@ def test_blocks_of_examples_score_as_all_of_them_do(meter):
     first[0, 0] = last[0, 5] = True
     whole = meter.evaluator().evaluate_each(first, meter.examples)
     middle, end = len(meter.examples) // 2, len(meter.examples)
-    blocks = [
-        evaluator.evaluate_block(first, meter.examples, *ends) for ends in ((0, middle), (middle, len(meter.examples)))
-    ]
+    blocks = [evaluator.evaluate_each(first, meter.examples, block=ends) for ends in ((0, middle), (middle, end))]
     for name in ("losses", "metrics"):
         found = np.concatenate([getattr(each, name) for each in blocks], axis=1)
         np.testing.assert_allclose(found, getattr(whole, name), atol=1e-5)
-    evaluator.evaluate_block(np.zeros((1, 12), dtype=bool), meter.examples, 0, middle)
-    evaluator.evaluate_block(np.zeros((1, 12), dtype=bool), meter.examples, middle, end)
+    evaluator.evaluate_each(np.zeros((1, 12), dtype=bool), meter.examples, block=(0, middle))
+    evaluator.evaluate_each(np.zeros((1, 12), dtype=bool), meter.examples, block=(middle, end))
     before = evaluator.spent.layer_runs
-    evaluator.evaluate_block(last, meter.examples, 0, middle)
+    evaluator.evaluate_each(last, meter.examples, block=(0, middle))
     assert evaluator.spent.layer_runs - before == 0  # layer 5 and layer 11 share the last stage, and read the full model
     assert evaluator.spent.masks == 3
 

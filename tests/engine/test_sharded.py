@@ -97,14 +97,14 @@ def dying(make: Callable[[], Evaluator], log: Path) -> Evaluator:
     evaluator = make()
     score = evaluator.evaluate_each
 
-    def evaluate_each(masks: np.ndarray, examples: tuple) -> Scores:
+    def evaluate_each(masks: np.ndarray, examples: tuple, block: tuple[int, int] | None) -> Scores:
         with log.open("a") as file:
             file.write(f"{os.getpid()} {examples[0].key} {masks.sum()}\n")
         seen = {line.split()[1] for line in log.read_text().splitlines()}
         if len(seen) == 2 and masks[-1].all() and not log.with_suffix(".died").exists():
             log.with_suffix(".died").touch()
             os._exit(1)
-        return score(masks, examples)
+        return score(masks, examples, block=block)
 
     evaluator.evaluate_each = evaluate_each
     return evaluator

@@ -38,16 +38,12 @@ def _centre(image: Image.Image, size: int) -> Image.Image:
 def meter_transform(image: Image.Image, size: int, patch: int = 1) -> torch.Tensor:
     """Return (3, size, size) float32: shorter side to `size` (bicubic), centre crop, CLIP's mean and standard deviation.
 
-    transformers' image processor for CLIP rounds odd crops down. torchvision, and so METER, rounds to even, which shifts
-    every pixel; for other crops both give the same pixels.
+    transformers' image processor for CLIP rounds odd crops down. torchvision, and so METER, rounds to even.
 
     Args:
         image: An image of any size and mode.
-        size: Side of the result in pixels, 1 or more. An image of that size is not resampled.
-        patch: Side of the model's patches in pixels; `size` is a multiple of it.
-
-    Returns:
-        (3, size, size) float32, red, green and blue; black is about -1.8 and white about 2.1.
+        size: Side of the result in pixels, a multiple of `patch`. An image of that size is not resampled.
+        patch: Side of the model's patches in pixels.
 
     Source: METER (arXiv 2111.02387), section 4, and CLIP (arXiv 2103.00020).
     """

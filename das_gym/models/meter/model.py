@@ -63,8 +63,7 @@ _CLIP_BLOCK_PARTS = {
 class QuickGELU(nn.Module):
     """CLIP's activation, `x * sigmoid(1.702 * x)`, with the same bits as in transformers; overwrites `x`.
 
-    These are the largest tensors of a forward. On the CPU, intermediate results stay small enough for the cache: writing
-    new tensors to memory and reading them again takes longer than the computation.
+    On the CPU, blocks of rows stay small enough for the cache: these are the largest tensors of a forward.
     """
 
     rows_at_once = 64
@@ -161,7 +160,6 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
         return module(x, state.hidden[other], state.attend[stream], state.attend[other], pooled_only, share)
 
     def pool(self, state: State) -> Tensor:
-        """Return (batch, 2 * hidden_size) features: text, then image."""
         return self.pool_streams(state.hidden["text"], state.hidden["image"])
 
 

@@ -66,8 +66,8 @@ class Comparison:
     def with_few_layers(self, vision: bool = False) -> Iterator[None]:
         """Let few of the layers run that are built and called alike, if the model is large.
 
-        The others return their input, so that nothing that depends on positions of layers changes. What is found out about
-        layers holds for those that are alike, in a fraction of the time and memory. `vision`: vision layers are probed, too.
+        The others return their input, so that nothing that depends on positions of layers changes. `vision`: vision layers
+        are probed, too.
         """
         if not self.is_large:
             yield
@@ -94,10 +94,7 @@ class Comparison:
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
-        """Compute in 32 bits if the weights have 16 and the model can: rounding to 16 would hide differences.
-
-        An answer's token that sees a later one, or an image's part that depends on the question, may change less than that.
-        """
+        """Compute in 32 bits if the weights have 16 and the model can: rounding to 16 would hide small differences."""
         with ExitStack() as stack:
             stack.enter_context(self._widened())
             try:

@@ -108,10 +108,9 @@ class Block(NamedTuple):
         tokens: Tokens of a row after its prefix.
         first: The first of those that anything is read at.
         read: Row and token of each position that an answer's token is predicted from, each (n,) int64.
-        firsts: (rows,) int64: the one of these of each row that statistics read, counted from the beginning of its prompt.
+        firsts: (rows,) int64: the position in each prompt that statistics read.
         lengths: (rows,) int64: tokens of each prompt, without padding.
-        prefix_calls: The arguments of each layer for the prefixes.
-        calls: The arguments of each layer for the rows.
+        prefix_calls, calls: The arguments of each layer for the prefixes, and for the rows.
         last_calls: The arguments of the last layer for the tokens before `first`, and for the others; None = use `calls`.
         added: By position of a layer, (1, tokens of the block, hidden_size) that the model adds before it.
     """

@@ -75,8 +75,8 @@ def generate_tokens(
 ) -> list[list[int]]:
     """Generate the tokens of each answer up to its end; an answer of `limit` tokens is cut off. See `generate`.
 
-    `on_found` is called now and then with all answers so far, by row. `known` are those that an earlier call with the same
-    arguments gave it, and the others are generated in the batches of that call.
+    `on_found` is called now and then with all answers so far, by row; `known` are those of an interrupted call with the same
+    arguments.
     """
     settings = greedy_settings(vlm, processor, limit)
     by_image = {prompt.image_key: prompt for prompt in prompts[:PROBED]}
@@ -194,7 +194,7 @@ def greedy_settings(vlm: VLM, processor: PromptProcessor, max_new_tokens: int, l
 
 @torch.no_grad()
 def pads_left(vlm: VLM, encodings: Sequence[Encoding], pad: int) -> bool:
-    """Return whether left-padded prompts in a batch get the same next-token logits as each prompt alone.
+    """Return True if left-padded prompts in a batch get the same next-token logits as each prompt alone.
 
     The encodings are a few with their pixels; those of one form should have different images. `pad` is the id of padding.
     """

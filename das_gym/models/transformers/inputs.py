@@ -120,7 +120,6 @@ class PromptProcessor:
         return encoding if pixels else encoding.without_pixels()
 
     def _encode_passage(self, passage: Passage) -> Encoding:
-        """Return the tokens of a passage, with token types where the model's processor has them."""
         ids = torch.tensor(passage.ids)
         if len(ids) > self.max_length:
             raise PromptError(f"A text has {len(ids)} tokens, expected at most {self.max_length}.", passage)
@@ -189,7 +188,6 @@ class PromptProcessor:
         return getattr(self.processor, "chat_template", None) is not None
 
     def _write(self, messages: list[dict[str, Any]], ask: bool = True) -> str:
-        """Return the text that the chat template makes of a conversation."""
         if self.takes_images:  # images are only places for it
             messages = [
                 {**m, "content": [{k: v for k, v in p.items() if k != "image"} for p in m["content"]]} for m in messages
@@ -197,7 +195,6 @@ class PromptProcessor:
         return self.processor.apply_chat_template(messages, add_generation_prompt=ask, tokenize=False)
 
     def _encode_lines(self, prompt: Prompt, images: list[Any]) -> dict[str, Tensor]:
-        """Encode a question without a chat template."""
         text = _lines(prompt)
         token = getattr(self.processor, "image_token", None) or IMAGE_MARK
         if not self.takes_images:
@@ -212,7 +209,6 @@ class PromptProcessor:
         return dict(self.processor(text=[text], images=images, return_tensors="pt"))  # of all texts in one list
 
     def _messages(self, prompt: Prompt, images: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Return the conversation up to the question, as chat templates read it."""
         left = list(images or prompt.images)
         asked = [*(question for question, _ in prompt.rounds), prompt.question]
         asked[0] = IMAGE_MARK * (len(left) - sum(text.count(IMAGE_MARK) for text in asked)) + asked[0]
@@ -236,10 +232,7 @@ class PromptProcessor:
         return parts
 
     def _answer_ids(self, prompt: Prompt, asked: str | None) -> list[int]:
-        """Return the tokens of the answer, and the one that ends it unless it is cut; none if the answer is not known.
-
-        The answer is what the chat template writes after the question once it is given.
-        """
+        """Return the tokens of the answer, as the chat template writes it, and the one that ends it unless it is cut."""
         text = prompt.answer
         if text is None:
             return []

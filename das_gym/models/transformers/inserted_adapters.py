@@ -80,12 +80,10 @@ def copy_with_linear_skips(full: VLM, mask: np.ndarray) -> VLM:
 
 
 def _is_removed_whole(full: VLM, index: int) -> bool:
-    """Return True if a unit is a layer of the decoder."""
     return full.layers[index].kind == LAYER and full.layers[index].stream == JOINT
 
 
 def _linear_maps(smaller: VLM, full: VLM, mask: np.ndarray) -> list[Any]:
-    """Return the linear maps that a `copy_with_linear_skips` has instead of the skipped units, in their order."""
     of_layers = iter(_skipped_layers(smaller))
     found = []
     for index in np.flatnonzero(mask).tolist():
@@ -208,7 +206,6 @@ def _pairs(masked: VLM, smaller: VLM, mask: np.ndarray) -> Iterator[tuple[Adapte
 
 
 def _skipped_layers(smaller: VLM) -> list[Any]:
-    """Return the modules that replace removed layers, in order."""
     units: list[Any] = []
     for layer in smaller.stack.layers:
         units += [*getattr(layer, "removed_before", ()), *getattr(layer, "removed_after", ())]

@@ -46,7 +46,6 @@ def _sources_left(value: Any, kept: Sequence[int], count: int) -> Any:
 
 
 def _first_left(value: Any, kept: Sequence[int], count: int) -> Any:
-    """Count those of the first `value` layers that stay."""
     return sum(place < value for place in kept)
 
 
@@ -291,7 +290,6 @@ def _configs_of(modules: Iterable[nn.Module], *more: Any) -> list[Any]:
 
 
 def _renumber(part: Any, settings: Mapping[str, Callable[..., Any]], kept: Sequence[int], count: int) -> None:
-    """Change those settings of a configuration or module that depend on positions of layers."""
     for name in vars(part).keys() & settings.keys():
         value = getattr(part, name)
         if isinstance(value, int | list | tuple):  # None: the type's default, which is made from other settings
@@ -299,7 +297,6 @@ def _renumber(part: Any, settings: Mapping[str, Callable[..., Any]], kept: Seque
 
 
 def _keep_entries(part: Any, kept: Sequence[int], count: int, by_layer: Callable[[str, Any], bool]) -> None:
-    """Shorten lists with one entry a layer."""
     for name, value in list(vars(part).items()):
         if isinstance(value, list | tuple) and len(value) == count and by_layer(name, value):
             setattr(part, name, type(value)(value[place] for place in kept))

@@ -69,9 +69,7 @@ def fit_skip_adapters(
     rank: int | None = None,
     mask: np.ndarray | None = None,
 ) -> list[LinearFit]:
-    """Give units skip adapters that are fitted on calibration batches.
-
-    Layers are visited in order, so that the hidden states of all batches and the Gram matrix of one unit are in memory.
+    """Give units skip adapters that are fitted on calibration batches, in the order in which units run.
 
     Args:
         vlm: The model, without adapters; its units get skip adapters.
@@ -81,7 +79,7 @@ def fit_skip_adapters(
             None fits every unit on hidden states of the full model.
 
     Returns:
-        The fits, in the order in which units run.
+        The fits, in that order.
 
     Raises:
         ValueError: `rank` is out of range, or there is no batch.
@@ -110,7 +108,6 @@ def fit_skip_adapters(
 
 
 def _run_unit(vlm: VLM, index: int, state: State) -> tuple[Tensor, Tensor | None]:
-    """Return the stream after a kept unit, and what its attention or MLP gave; None for whole layers."""
     if vlm.layers[index].kind == LAYER:
         return vlm.run_unit(index, state, skipped=False), None
     given: list[Tensor] = []
@@ -187,7 +184,6 @@ def put_skip_adapters(vlm: VLM, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _put(vlm: VLM, index: int, weights: Mapping[str, Tensor]) -> None:
-    """Give one unit the skip adapter with these weights, in the dtype of its layer."""
     out, inner = weights["up.weight"].shape
     is_low_rank = "down.weight" in weights
     kind = LinearSkipAdapter if vlm.layers[index].kind == LAYER else LinearMap

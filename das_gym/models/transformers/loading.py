@@ -160,7 +160,7 @@ def _naming(folder: Path) -> Iterator[None]:
 
 
 def check_is_model(folder: Path) -> None:
-    """Reject a folder without a model of transformers, or with an adapter of peft, which names another model.
+    """Reject a folder without config.json, or with an adapter of peft, which names another model.
 
     Raises:
         FileNotFoundError: it has no config.json.
@@ -238,7 +238,6 @@ def _read_config(folder: Path, trust_remote_code: bool, only_runs: bool) -> Any:
 
 
 def _check_memory(folder: Path, dtype: Any) -> None:
-    """Reject weights that do not fit into memory, before they are read."""
     import psutil
 
     needed = sum(path.stat().st_size for path in weight_files(folder))
@@ -283,7 +282,6 @@ def auto_class(config: Any) -> Any:
 
 
 def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
-    """Load the model; weights that do not fit its configuration are rejected."""
     auto = auto_class(config)
     if auto is None:
         raise ValueError(f"{folder} holds a {config.model_type}, which does not generate text.")
@@ -357,11 +355,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def verify_checksums(folder: Path) -> bool:
-    """Compare a folder's files with its checksums, and return True if it has any.
-
-    Raises:
-        ValueError: a file differs or is missing, or the folder has code without a checksum.
-    """
+    """Compare a folder's files with its checksums, and return True if it has any; ValueError where they differ."""
     path = folder / SUMS
     if not path.is_file():
         return False
@@ -385,8 +379,7 @@ def verify_checksums(folder: Path) -> bool:
 class OwnCode(NamedTuple):
     """The code of one kind of folders: the modules that are copied, and the class that is added to the first of them.
 
-    The class calls the module's function `change` with the entry `key` of the model's configuration. Its name is that of
-    transformers' class with an `ending`.
+    The class, named like transformers' with an `ending`, calls `change` with the entry `key` of the model's configuration.
     """
 
     key: str

@@ -130,11 +130,9 @@ class VLM(UnitModel):
         return self if self.is_spread else super().to(*args, **kwargs)
 
     def own_head(self) -> LanguageHead:
-        """Return the model's own head: its output embeddings, with softcap and scale of the logits."""
         return LanguageHead(self.model.get_output_embeddings(), self.capabilities.softcap, self.capabilities.logit_scale)
 
     def count_without_content(self) -> None:
-        """Prepare counting on the meta device: experts as products whose shapes do not depend on the routing."""
         batch_experts(self.model)
 
     # ---- from prompts to the state before the first unit ----
@@ -157,10 +155,7 @@ class VLM(UnitModel):
     def encode_items(
         self, processor: Any, stream: str, items: Mapping[Any, Prompt], counter: MacCounter | None
     ) -> Iterator[tuple[Any, Any, int]]:
-        """Compute the image features of each prompt, and their MACs, 0 without a counter.
-
-        If vision layers are units, these are pixels and sizes, at no cost: a mask decides what becomes of them.
-        """
+        """Compute the image features of each prompt and their MACs; pixels and sizes if vision layers are units."""
         for key, prompt in items.items():
             encoding = processor.encode(prompt, pixels=True)
             sizes = tuple((name, tuple(t.flatten().tolist())) for name, t in encoding.sizes.items())
@@ -198,7 +193,7 @@ class VLM(UnitModel):
     def gather_uncached(
         self, processor: PromptProcessor, prompts: Sequence[Prompt], encodings: Mapping[Any, Encoding] | None = None
     ) -> State:
-        """Return what `gather` returns, with all images encoded again, from `encodings` with pixels if these are given."""
+        """Return what `gather` returns, with all images encoded again, from `encodings` if these are given."""
         read = encodings or {}
 
         def encode(_: str, wanted: Mapping[Any, Prompt]) -> dict[Any, Any]:
@@ -267,7 +262,6 @@ class VLM(UnitModel):
             return self.model(**batch) if with_head else self._run_without_head(batch)
 
     def _run_without_head(self, batch: Mapping[str, Any]) -> Any:
-        """Run its forward up to `last_hidden_state`."""
         from transformers.modeling_outputs import BaseModelOutput
 
         head = self.model.get_output_embeddings()
@@ -292,7 +286,6 @@ class VLM(UnitModel):
         return self.gather(processor, [longest], lambda _, items: dict.fromkeys(items, part)), macs
 
     def state_bytes(self, encoded: State) -> int:
-        """Return the bytes of the larger state: of images in the vision tower, or of prompts in the decoder."""
         if self.tower is None:
             return super().state_bytes(encoded)
         later = encoded.extras["decoder_inputs"]
@@ -303,7 +296,6 @@ class VLM(UnitModel):
     # ---- through the units ----
 
     def embed(self, encoded: State) -> State:
-        """Run the layers before the first unit."""
         if self.tower is not None:
             hidden = self._run_fixed_vision(encoded, encoded.hidden[IMAGE], 0, self.places[self.decoder_units])
             return encoded.with_hidden({IMAGE: hidden})
@@ -398,7 +390,6 @@ class VLM(UnitModel):
         return self.stack.norm(read).to(read.device)  # `device_map` may put the norm on another
 
     def split_rows(self, state: State, stream: str, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens to pool: prompts with their prefixes, or the images of each prompt; see `VLP.split_rows`."""
         if stream == JOINT:
             rows, real = driver.padded_rows(state.extras["blocks"], hidden)
         else:
@@ -408,7 +399,6 @@ class VLM(UnitModel):
         return rows, real[:, None, None]
 
     def pooled_tokens(self, state: State, stream: str) -> Tensor:
-        """Return (prompts,) int64: the token that predicts the first answer token, or the first token of images."""
         if stream == IMAGE:
             return torch.zeros(len(state.extras["decoder_inputs"].prompts), dtype=torch.long, device=self.device)
         return torch.cat([block.firsts for block in state.extras["blocks"]])
@@ -416,7 +406,6 @@ class VLM(UnitModel):
     # ---- linear skip adapters ----
 
     def fit_skip_adapters(self, states: Sequence[State], rank: int | None = None) -> None:
-        """See `VLP.fit_skip_adapters` and `das_gym.models.transformers.linear_skips`."""
         linear_skips.fit_skip_adapters(self, states, rank)
 
     def put_skip_adapters(self, tensors: Mapping[str, Tensor]) -> None:
@@ -425,7 +414,6 @@ class VLM(UnitModel):
     # ---- plain forwards, for latency ----
 
     def make_forward(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
-        """Like `VLP.make_forward`: vision tower, decoder, and everything between."""
         if augment is not None:
             raise ValueError("Images of prompts cannot be augmented. Leave out `augment`.")
         encodings = {p.image_key: processor.encode(p, pixels=True) for p in pairs if p.images}
@@ -440,23 +428,4 @@ class VLM(UnitModel):
 
         With adapters, which no folder of transformers has, it is that of `make_forward`.
         """
-        if self.tunable:
-            return super().make_timed_forward(processor, pairs)
-        encodings = [processor.encode(prompt, pixels=True) for prompt in pairs]
-
-        def marked(index: int, run: Callable[..., Any], mark: Mark) -> Callable[..., Any]:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                mark(index, first_input(args, kwargs))
-                output = run(*args, **kwargs)
-                mark(index, first_output(output))
-                return output
-
-            return forward
-
-        def timed(mask: Sequence[bool] | np.ndarray | None = None, mark: Mark = no_mark) -> Tensor:
-            skipped = self.skip_forwards(mask)
-            modules = map(self.module_of, range(len(self.layers)))
-            with replace_forwards({m: marked(n, skipped.get(m, m.forward), mark) for n, m in enumerate(modules)}):
-                return self.run(encodings).last_hidden_state[:, -1]
-
-        return timed
+        """Run the model's own forward, as transformers runs its folder; with adapters, layer by layer."""

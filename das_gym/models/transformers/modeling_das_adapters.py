@@ -105,7 +105,6 @@ def replace_modules(model: Any, das: Mapping[str, Any]) -> None:
 
 
 def _run_linear_skip(module: Any, *args: Any, **kwargs: Any) -> Any:
-    """Return what the linear map of a replaced module gives, in the form of the module's output."""
     output = module.linear_skip(args[0] if args else kwargs["hidden_states"])
     outputs = module.linear_skip_outputs
     return (output, *[None] * (outputs - 1)) if outputs else output

@@ -73,7 +73,6 @@ def probe_capabilities(model: Any, processor: PromptProcessor, only_runs: bool =
 
 
 def _reject_unsupported(model: Any) -> None:
-    """Reject types that are known not to work, and layers that share keys and values."""
     config = model.config.get_text_config(decoder=True)
     reason = REJECTED.get(model.config.model_type)
     if getattr(config, "num_kv_shared_layers", None):
@@ -131,11 +130,7 @@ def _answer_type(compare: Comparison) -> int | None:
 
 
 def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCapabilities:
-    """Find out how the model computes logits, and whether layers that run one by one give those.
-
-    Images of several prompts go in together, or, where they are numbered within their batch (Molmo 2), as features
-    of each.
-    """
+    """Find out how the model computes logits, and whether layers that run one by one give those."""
     projection = compare.model.get_output_embeddings()
     if projection is None:
         raise compare.unsupported("it has no output embeddings.")
@@ -190,10 +185,9 @@ def separating_sets(places: Sequence[int]) -> list[list[int]]:
 
 
 def _check_removal(compare: Comparison, capabilities: ModelCapabilities) -> None:
-    """Compare removed layers with skipped ones; a small model without a layer is also saved and loaded again.
+    """Compare removed layers with skipped ones: first one, then several, so that of any two one goes and the other stays.
 
-    One layer is removed first. Then several are, so that of any two layers one goes and the other stays: a layer that reads
-    anything of another one is found, also what an earlier mask left behind.
+    So a layer that reads anything of another one is found, also what an earlier mask left behind.
     """
     _check_one_removal(compare, capabilities)
     vlm = compare.with_capabilities(capabilities)
@@ -208,7 +202,6 @@ def _check_removal(compare: Comparison, capabilities: ModelCapabilities) -> None
 
 
 def _running(compare: Comparison, vlm: VLM) -> list[int]:
-    """Return the positions of layers that can be skipped and are not idle."""
     return [place for place in vlm.places if vlm.stack.layers[place] not in compare.idle]
 
 
@@ -304,7 +297,6 @@ def find_tower_reads(capabilities: ModelCapabilities, model: Any, processor: Pro
 
 
 def _probe_tower(compare: Comparison) -> TowerCapabilities:
-    """Find out how the layers of a vision tower can be skipped; ValueError if they cannot."""
     given = compare.pixels()
     reads = _tower_reads(compare, given)
     count = len(find_vision_tower(compare.model).layers)
@@ -343,7 +335,6 @@ def _tower_reads(compare: Comparison, given: Mapping[str, Tensor]) -> tuple[int,
 
 
 def _replay(compare: Comparison, able: TowerCapabilities, given: Mapping[str, Tensor], removed: Sequence[int]) -> dict:
-    """Compute the features of an image layer by layer, without some layers."""
     tower = VisionTower(compare.model, able)
     hidden, images, slices = tower.record_images({"": given})
     for place in range(max(able.reads) + 1):

@@ -87,7 +87,6 @@ def last_linear(layer: nn.Module) -> nn.Linear:
 
 
 def _after(vlm: VLM, index: int, state: State, skipped: bool) -> State:
-    """Return the state after a decoder layer, kept or removed."""
     hidden = vlm.run_layer(index, state, skipped)
     return state.with_hidden({vlm.layers[index].stream: hidden})
 

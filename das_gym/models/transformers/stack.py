@@ -131,8 +131,8 @@ def replace_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterat
 def note_layer_parts(stack: Stack, run: Callable[[], Any]) -> None:
     """Run the model once, and note on each layer and its parts how many outputs it returns; 0 = a tensor alone.
 
-    On each layer also the norms that serve attention or MLP alone. They are found by what reads what, since names mislead:
-    `post_attention_layernorm` is before the MLP in Llama, and after the attention in Gemma.
+    On each layer also the norms that serve attention or MLP alone, by what reads what: names mislead
+    (`post_attention_layernorm` is before the MLP in Llama, and after the attention in Gemma).
     """
     calls: dict[Any, tuple[Any, Any]] = {}
 

@@ -131,7 +131,7 @@ class UnitModel(VLP):
         return self.stack if self.tower is None or index < self.decoder_units else self.tower.stack
 
     def skippable_layer(self, index: int) -> SkippableLayer:
-        """Return the wrapper that runs or skips unit `index`."""
+        """See the base class."""
         unit: SkippableLayer = self.modules_of[index]  # type: ignore[assignment]
         return unit
 
@@ -143,7 +143,6 @@ class UnitModel(VLP):
         return child(layer, PART_NAMES[self.layers[index].kind])  # type: ignore[return-value]
 
     def _end(self, index: int) -> int:
-        """Return the position of the next unit's layer; after the last unit, the number of layers."""
         follows = index + 1 < len(self.places) and self.layers[index + 1].stream == self.layers[index].stream
         return self.places[index + 1] if follows else len(self.stack_of(index).layers)
 
@@ -173,7 +172,7 @@ class UnitModel(VLP):
         self.tunable = TUNABLE
 
     def sites(self, index: int) -> tuple[Site, ...]:
-        """Return attention and MLP of a decoder layer; see `VLP.sites`."""
+        """See the base class."""
         if self.unit_kind != "layers":
             raise ValueError("Sublayers cannot be fine-tuned. Leave out `units`.")
         return sites_of(self.stack.layers[self.places[index]])
@@ -194,7 +193,7 @@ class UnitModel(VLP):
         self.tunable = (*self.tunable, *self.projector)
 
     def remove_adapters(self) -> None:
-        """Remove all adapters, as `VLP.remove_adapters`, and freeze the projector. `prune` then deletes layers for good."""
+        """See the base class; also freezes the projector. `prune` then deletes layers for good."""
         super().remove_adapters()
         self.trained_tower = None
         self.projector = ()
@@ -236,12 +235,6 @@ class UnitModel(VLP):
         """Return (layers,) bool: which of all layers of decoder or vision tower a mask removes, as `prune` takes it.
 
         The mask of an environment has no entries for layers that are never skipped (`ModelCapabilities.protected`).
-
-        Example:
-            >>> from das_gym.models.transformers import load_vlm
-            >>> from das_gym.registration import ASSETS
-            >>> load_vlm(ASSETS / "llava_mini").layer_mask([True] + [False] * 23).sum()
-            np.int64(1)
         """
         stack = self.stack if stream == JOINT or self.tower is None else self.tower.stack
         return np.isin(np.arange(len(stack.layers)), self.removed_layers(mask, stream))
@@ -287,8 +280,7 @@ def find_units(
 def default_widths(hidden_size: int) -> tuple[int, int]:
     """Return the widths of the adapters before attention and MLP, and of skip adapters, where none are given.
 
-    They are METER-base's shares in the paper, 96 and 288 of 768, so 1/8 and 3/8 of the hidden size, but at most LLaVA-1.5's:
-    in a small model those would cost more than the layers that are skipped.
+    They are METER-base's shares in the paper, 96 and 288 of 768, so 1/8 and 3/8 of the hidden size, but at most LLaVA-1.5's.
     """
     return max(1, min(BOTTLENECK, hidden_size // 8)), max(1, min(SKIP_BOTTLENECK, 3 * hidden_size // 8))
 

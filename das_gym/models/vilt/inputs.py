@@ -18,15 +18,13 @@ def vilt_transform(image: Image.Image, size: int, patch: int = VILT_PATCH) -> to
     """Return (3, height, width) float32: shorter side `size`, longer side bounded, in whole patches; ValueError below one.
 
     The aspect ratio is kept up to that rounding; nothing is cut off. An image whose longer side would be more than
-    `int(size * 1333 / 800)` is scaled down until it is not, and its shorter side is then less than `size`.
+    `int(size * 1333 / 800)` is scaled down until it is not, and its shorter side is then less than `size`. Values are -1..1,
+    and no pixel is zero in all channels, so zeros can pad it.
 
     Args:
         image: An image of any size and mode.
         size: Shorter side of the result in pixels, `patch` or more.
         patch: Side of the model's patches in pixels; both sides of the result are multiples of it, at least one patch.
-
-    Returns:
-        (3, height, width) float32, red, green and blue, -1..1. No pixel is zero in all channels, so zeros can pad it.
 
     Source: ViLT (arXiv 2102.03334), section 4.1.
     """

@@ -108,10 +108,9 @@ class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
 
     Layers 0-11 are the blocks. A batch holds `image` (batch, 3, height, width) float, both sides multiples
     of the patch size, `input_ids` (batch, tokens) int64 and `attention_mask` of the same shape, 1 = a real token.
-    Images of different sizes share a batch padded with zeros at their right and bottom: a patch whose top-left
-    pixel is zero in sum is not seen, and position embeddings are stretched over the rest of each image. So
-    an example's features depend on nothing else in its batch. Patches keep their order and none is dropped,
-    where the reference shuffles them. The default config is ViLT-B/32 at 384 px.
+    Smaller images of a batch are padded with zeros at their right and bottom: a patch whose top-left pixel is zero in sum is
+    not seen, and position embeddings are stretched over the rest of each image. So an example's features depend on nothing
+    else in its batch. Patches keep their order, where the reference shuffles them. The default is ViLT-B/32 at 384 px.
     """
 
     tunable = ("adapter", "pooler", "token_types")

@@ -90,7 +90,6 @@ class ViLTBlock(nn.Module):
 
 
 def _first(counts: Tensor, places: int) -> Tensor:
-    """Return (batch, places) bool, True for the first `counts` (batch,) int64 of each row."""
     return torch.arange(places, device=counts.device) < counts[:, None]
 
 
@@ -158,8 +157,7 @@ class ViLTNetwork(nn.Module):
     def _seen_first(patches: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Move seen patches to the front, and drop all but as many as the image with the most has.
 
-        How many that is depends on the images. A graph for other images must not depend on it, so there all patches stay
-        in order and attention masks those that are not seen.
+        A graph for other images must not depend on that number: there all patches stay, and attention masks the unseen ones.
         """
         if seen.is_meta or torch.compiler.is_compiling() or bool(seen.all()):
             return patches, seen
