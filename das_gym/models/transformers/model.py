@@ -31,8 +31,6 @@ from das_gym.models.transformers.stack import (
     cache_name,
     child,
     filled_cache,
-    first_input,
-    first_output,
     record,
     replace_forwards,
     run_layer,
