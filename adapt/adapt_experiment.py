@@ -109,6 +109,7 @@ def check_start(start: Start, settings: AdaptSettings, choice: Choice | None, se
     task = start.model.task
     check_training(backbone, task, settings.train, settings.train.itm_weight)
     if choice is not None:
+        choice.check_model(backbone.base)
         backbone.vlp.check_mask(choice.mask)
         check_prompts(start.model, start.splits)
     else:

@@ -1,7 +1,8 @@
 """Select the mask of a command: a given mask, the result of a search, a point of a Pareto front, or a new search."""
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,32 @@ class Choice:
     """A (n_layers,) bool mask, with the problem that it was searched or given for.
 
     `remark` says which point of a front it is. `others` are other masks that keep the search's budget, the best first.
+    `table_model` is the fingerprint of the model of the table that was searched; empty for a search of a model.
     """
 
     mask: np.ndarray
     problem: ProblemConfig
     remark: str = ""
     others: tuple[np.ndarray, ...] = ()
+    table_model: str = ""
+
+    def check_model(self, base: str) -> None:
+        """Compare the loaded model, whose fingerprint is `base`, with the one whose masks the table of the search held.
+
+        Raises:
+            ValueError: they differ, and the bundled model was loaded since no other was named. Otherwise this is a warning:
+                number format and image size change a fingerprint, too.
+        """
+        if self.table_model in ("", base):
+            return
+        problem = self.problem
+        differ = f"the searched table is of a model with the fingerprint {self.table_model}, here it is {base}"
+        if problem.checkpoint is None and problem.dtype is None and problem.image_size is None:
+            raise ValueError(
+                f"`checkpoint` is missing: {differ}, that of the bundled {problem.model}. Give checkpoint=, and "
+                "data_root= and supernet= if the table was made with them, or the mask itself as mask=[...]."
+            )
+        warnings.warn(f"{differ}: another model, number format or image size. The mask may not suit it.", stacklevel=2)
 
 
 def choose(settings: Any) -> Choice | None:
@@ -57,7 +78,7 @@ def choice_from_run(runs_dir: str, run: int, given: Mapping[str, Any], point: in
         raise FileNotFoundError(f"{path} does not exist: run {run} is not a finished {what} (`{resume}` continues one)")
     if point is None:
         result = SearchResult.load(path)
-        return choice_of(result, _recorded_problem(vars(result), path, given))
+        return replace(choice_of(result, _recorded_problem(vars(result), path, given)), table_model=result.table_model)
     front = read_front(path)
     if point >= len(front["points"]):
         raise ValueError(f"point={point}: the front of run {run} has points 0..{len(front['points']) - 1}; use one of them")
@@ -66,7 +87,8 @@ def choice_from_run(runs_dir: str, run: int, given: Mapping[str, Any], point: in
         f"point {point} of run {run}: {100 * chosen['saved']:.1f} % of the {front['cost']} saved, "
         f"loss {chosen['loss']:.4f}, skips {', '.join(chosen['skipped_layers']) or 'nothing'}"
     )
-    return Choice(np.array(chosen["mask"], dtype=bool), _recorded_problem(front, path, given), remark)
+    problem = _recorded_problem(front, path, given)
+    return Choice(np.array(chosen["mask"], dtype=bool), problem, remark, table_model=str(front.get("table_model", "")))
 
 
 def read_front(path: Path) -> dict[str, Any]:

@@ -200,7 +200,9 @@ def find_masks(settings: CompareSettings, base: AdaptedModel, splits: Splits[Any
             result = search_first(search, run, folder / name, settings.resume is not None, problem, f"{name}.")
             mask = choice_of(result, config).mask
         else:
-            mask = choice_from_run(settings.runs_dir, source, config.changed).mask
+            choice = choice_from_run(settings.runs_dir, source, config.changed)
+            choice.check_model(base.backbone.base)
+            mask = choice.mask
         if mask.shape != (n_layers,) or mask.sum() != k:
             raise ValueError(f"searches.{k}={source} skips {mask.sum()} of {len(mask)} layers, expected {k} of {n_layers}")
         masks[k] = tuple(mask.astype(int).tolist())

@@ -92,7 +92,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         "settings": {name: getattr(settings, name) for name in ("cost", "evaluations", "seed", "masks_per_turn")},
         "env_id": settings.env_id,
         "env_kwargs": recorded_settings(env_kwargs),
-        "table_settings": own.table_settings,
+        **own.table_origin,
         "cost": settings.cost,
         "hypervolume_share": hypervolume_share(own, cost, saved, losses),
         "layer_names": list(scorer.layer_names),

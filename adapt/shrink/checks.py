@@ -44,6 +44,8 @@ FALLBACK_MASKS = 64
 def check_loaded(settings: AnsweringSettings, problem: Problem, choice: Choice | None) -> None:
     """Raise ValueError for settings or data that do not suit the model; without a choice, masks are searched."""
     _check_model(settings, as_vlm(problem))
+    if choice is not None:
+        choice.check_model(problem.backbone.base)
     if settings.metric is not None and not problem.task.generates:
         name = problem.task.name
         raise ValueError(

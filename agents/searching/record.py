@@ -151,6 +151,7 @@ class SearchResult:
         plugins: Modules that register the environment or the agent.
         units, statistics: Layout and statistics of the layers, for reports.
         table_settings: Settings of the problem whose masks a table holds, for commands that use the mask.
+        table_model: Fingerprint of the table's model, which those commands compare with theirs; empty if it is unknown.
         history: Every turn; stored in `search_history.json`.
     """
 
@@ -178,6 +179,7 @@ class SearchResult:
     units: tuple[Unit, ...] = ()
     statistics: dict[str, list[float]] = field(default_factory=dict)
     table_settings: dict[str, Any] = field(default_factory=dict)
+    table_model: str = ""
     history: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:

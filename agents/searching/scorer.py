@@ -86,7 +86,7 @@ class MaskScorer(ABC):
         return None
 
     def layout(self) -> dict[str, Any]:
-        """Return `units`, `statistics` and `table_settings` of a `SearchResult`; empty if they are unknown."""
+        """Return the fields of a `SearchResult` from `units` to `table_model`; empty if they are unknown."""
         return {}
 
     def get_state(self) -> Any:
@@ -147,8 +147,7 @@ class OwnScorer(MaskScorer):
 
     def layout(self) -> dict[str, Any]:
         statistics = {name: values.tolist() for name, values in self._observed().items()}
-        units = self.own.architecture().units
-        return {"units": units, "statistics": statistics, "table_settings": self.own.table_settings}
+        return {"units": self.own.architecture().units, "statistics": statistics, **self.own.table_origin}
 
     def get_state(self) -> Any:
         return {**self.own.get_state(), "rng": self._rng.bit_generator.state}

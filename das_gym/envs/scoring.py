@@ -76,9 +76,11 @@ class Scorer(ABC):
         """Return the cost of masks by a key of `SAVED`."""
 
     @property
-    def table_settings(self) -> dict[str, Any]:
-        """`TableMeta.settings` of the table; empty if a model is scored."""
-        return {} if self.table is None else self.table.meta.settings
+    def table_origin(self) -> dict[str, Any]:
+        """`TableMeta.settings` and the hash of the model, as records of searches hold them; empty if a model is scored."""
+        if self.table is None:
+            return {"table_settings": {}, "table_model": ""}
+        return {"table_settings": self.table.meta.settings, "table_model": self.table.meta.hashes.get("model", "")}
 
     @property
     @abstractmethod

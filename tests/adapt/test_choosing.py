@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from das_gym.adapt.choosing import choice_from_run, scored_problem, search_first
+from das_gym.adapt.run_commands import adapt as adapt_command
 from das_gym.agents.run_commands import pareto as pareto_command
 from das_gym.agents.run_commands import search as search_command
 from das_gym.agents.searching.scorer import open_scorer
@@ -74,3 +75,23 @@ def test_a_table_brings_the_settings_of_its_problem(tmp_path):
     for run, point in ((1, None), (2, 0)):
         assert choice_from_run(str(tmp_path), run, {}, point).problem.max_text_length == 20
         assert choice_from_run(str(tmp_path), run, {"max_text_length": 30}, point).problem.max_text_length == 30
+
+
+@pytest.mark.slow
+def test_a_table_of_an_own_model_needs_its_checkpoint(tmp_path):
+    bundled = SubnetTable.load(ASSETS / "meter_mini" / "vqa_table.npz")
+    table = tmp_path / "table.npz"
+    replace(bundled, meta=replace(bundled.meta, hashes={**bundled.meta.hashes, "model": 16 * "0"})).save(table)
+    found: dict[str, Any] = {"env_id": "DAS-METER-VQA-Tabular-v0", "env_kwargs": {"table": str(table)}}
+    search_command.run({**found, "agent": "random", "evaluations": 3, "runs_dir": str(tmp_path)})
+    pareto_command.run({**found, "evaluations": 40, "runs_dir": str(tmp_path)})
+    with pytest.raises(RunError, match="`checkpoint` is missing"):
+        adapt_command.run({"search_run": 1, "runs_dir": str(tmp_path)})
+    other = bundled.meta.hashes["model"]
+    for run, point in ((1, None), (2, 0)):
+        choice = choice_from_run(str(tmp_path), run, {}, point)
+        choice.check_model(16 * "0")
+        with pytest.raises(ValueError, match="`checkpoint` is missing"):
+            choice.check_model(other)
+        with pytest.warns(UserWarning, match=other):
+            choice_from_run(str(tmp_path), run, {"image_size": 64}, point).check_model(other)
