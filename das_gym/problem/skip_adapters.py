@@ -16,8 +16,8 @@ from das_gym.models.base import VLP
 from das_gym.models.tensor_files import read_safetensors, write_tensors
 from das_gym.tasks.base import content_hash
 
-MAX_CACHED = 8
-"""Files of fitted weights that the cache folder keeps; the one that was used least recently goes first."""
+MAX_CACHED_BYTES = 4 * 2**30
+"""Bytes of fitted weights that the cache folder keeps besides the newest; those used least recently go first."""
 
 
 def calibration_examples(evaluator: Evaluator, train: Sequence[Any], count: int) -> list[Any]:
@@ -75,9 +75,17 @@ def fitted_once(
     with suppress(OSError):  # without a writable cache, they are fitted again the next time
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, tensors, {})
-        for old in sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)[:-MAX_CACHED]:
-            old.unlink(missing_ok=True)
+        _remove_old(path.parent)
     return tensors
+
+
+def _remove_old(folder: Path) -> None:
+    room = MAX_CACHED_BYTES
+    _, *others = sorted(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in others:
+        room -= file.stat().st_size
+        if room < 0:
+            file.unlink(missing_ok=True)
 
 
 def skip_adapter_tensors(vlp: VLP) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Linear skip adapters as a setting of a problem: scores, costs, the cache folder."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from das_gym.files import CACHE_VARIABLE, cache_folder
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import build_problem
-from das_gym.problem.skip_adapters import calibration_examples, skip_adapter_tensors
+from das_gym.problem.skip_adapters import MAX_CACHED_BYTES, calibration_examples, skip_adapter_tensors
 from das_gym.tables.build import problem_hashes
 
 LINEAR = ProblemConfig(model="VLM", task="answering", skip="linear", calibration_examples=64)
@@ -66,6 +67,18 @@ def test_a_cache_that_cannot_be_written_loses_no_fit(linear_problem, tmp_path, m
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     fitted = skip_adapter_tensors(build_problem(LINEAR).vlp)
     assert all((fitted[name] == value).all() for name, value in skip_adapter_tensors(linear_problem.vlp).items())
+
+
+def test_the_cache_keeps_what_was_used_last(linear_problem, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    old = [tmp_path / "skip_adapters" / f"{age}.safetensors" for age in range(3)]
+    old[0].parent.mkdir()
+    for age, file in enumerate(old):
+        file.touch()
+        os.truncate(file, MAX_CACHED_BYTES // 2)  # without using the disk
+        os.utime(file, (1e9 - age, 1e9 - age))
+    build_problem(LINEAR)
+    assert [file.exists() for file in old] == [True, True, False]
 
 
 def test_no_train_split(linear_problem):
