@@ -20,12 +20,12 @@ from das_gym.adapt.card import display_name
 from das_gym.adapt.choosing import choice_of, search_first
 from das_gym.adapt.phases import search_first_phases
 from das_gym.adapt.shrink.checks import as_vlm, check_config, check_loaded, fallback_if_not_removable
-from das_gym.adapt.shrink.measuring import Quality, score_model
+from das_gym.adapt.shrink.measuring import Quality, score_model, score_once
 from das_gym.adapt.shrink.memory import cached_values
 from das_gym.adapt.shrink.phases import measuring_phases, random_mask, recovery_phases
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrink.repairing import repaired_copy
-from das_gym.adapt.shrink.settings import TEACHER_ANSWERS, CompareSettings
+from das_gym.adapt.shrink.settings import SCORED, TEACHER_ANSWERS, CompareSettings
 from das_gym.agents.compare.comparison import depends_on_seed
 from das_gym.agents.compare.runner import Comparison, grid, mean_in_words
 from das_gym.agents.searching.record import SearchResult, best_rows
@@ -90,8 +90,9 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     comparison = Comparison(required_folder(run), MethodTrial, settings)
     trials = MethodTrials(settings, problem, run, comparison)
     done = comparison.run(cells, len(cells), trials.run_trial)
-    for path in trials.folder.glob(f"*_{TEACHER_ANSWERS}"):
-        path.unlink()
+    for name in (SCORED, TEACHER_ANSWERS):
+        for path in trials.folder.glob(f"*_{name}"):
+            path.unlink()
     measured = [trial for trial in done if trial.before is not None and trial.variant != FULL_MODEL]
     if not measured:
         raise ValueError(f"no method found a mask that can be removed: {'; '.join(trial.failure for trial in done[1:])}")
@@ -165,6 +166,7 @@ class MethodTrials:
         settings = self.settings
         full = self.full
         config = replace(settings, seed=trial.seed).train
+        file = self.folder / f"{trial.variant}_{trial.seed}_{SCORED}"
         smaller = pruned_copy(full, mask)
         prompt = next(iter(problem.task.pairs(problem.task.open_ended(problem.splits.test[:1]))))
         cached, cached_of_full = (cached_values(vlm, problem.task.processor, prompt) for vlm in (smaller, full))
@@ -173,7 +175,7 @@ class MethodTrials:
             drawn=draw_mask(full, mask),
             macs_saved=float(problem.costs.macs_saved(mask)),
             kv_saved=1 - cached / max(cached_of_full, 1),
-            before=score_model(smaller, problem.task, self.test, trial.variant, settings.metric)[0],
+            before=score_once(file, smaller, problem.task, self.test, trial.variant, settings.metric)[0],
         )
         if config.recover == "none":
             return trial

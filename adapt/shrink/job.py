@@ -1,7 +1,6 @@
 """Shrink one model: remove layers, recover, save, verify in a fresh process, measure, and write card and record."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.report import recorded_command, write_examples
 from das_gym.adapt.shrink.checks import as_vlm, source_of
-from das_gym.adapt.shrink.measuring import CONTROL, FULL, RECOVERED, SHRUNK, Measured, Quality, Scored, measure, score_model
+from das_gym.adapt.shrink.measuring import CONTROL, FULL, RECOVERED, SHRUNK, Measured, Scored, measure, score_once
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrink.repairing import repaired_copy
 from das_gym.adapt.shrink.report import shrink_report, shrunk_card, table_of
@@ -31,8 +30,8 @@ from das_gym.adapt.training import Log
 
 from das_gym.commands.past_runs import rerun_command
 from das_gym.commands.runs import library_versions
-from das_gym.commands.settings import build, settings_dict
-from das_gym.files import explain_damage, read_json, write_json, write_text
+from das_gym.commands.settings import settings_dict
+from das_gym.files import write_json, write_text
 from das_gym.models.transformers.inserted_adapters import full_model_with_adapters, has_adapters
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.loading import source_dtype
@@ -126,17 +125,7 @@ class ShrinkJob:
         return example_costs(AdaptedModel(backbone, self.problem.head, self.problem.task), self.problem.splits)
 
     def _score(self, vlm: VLM, title: str) -> Scored:
-        """Return what `score_model` returns. A run that is resumed keeps it: answers of a large model take minutes."""
-        path = self.folder / SCORED
-        kept = read_json(path) if path.is_file() else {}
-        if title in kept:
-            with explain_damage(path, "remove it, and resume again"):
-                return build(Quality, kept[title]["quality"]), list(kept[title]["texts"]), np.array(kept[title]["scores"])
-        quality, texts, scores = score_model(vlm, self.problem.task, self.test, title, self.settings.metric)
-        if is_main_process() and math.isfinite(quality.loss):
-            kept[title] = {"quality": asdict(quality), "texts": texts, "scores": scores}
-            write_json(path, kept, indent=None)
-        return quality, texts, scores
+        return score_once(self.folder / SCORED, vlm, self.problem.task, self.test, title, self.settings.metric)
 
     def _measure(self, models: dict[str, VLM], scored: dict[str, Scored]) -> Measured:
         costs: dict[str, Costs] = {FULL: self.deleted}

@@ -1,9 +1,11 @@
 """Score and measure the full, the shrunk and the recovered model side by side."""
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -15,13 +17,16 @@ from das_gym.adapt.shrink.recovery import answer_states
 from torch import Tensor
 
 from das_gym.commands.progress import progress
+from das_gym.commands.settings import build
 from das_gym.engine.scores import format_examples
+from das_gym.files import explain_damage, read_json, write_json
 from das_gym.intervals import difference_interval, mean_interval
 from das_gym.models.transformers.generation import generate, generate_batch, greedy_settings
 from das_gym.models.transformers.inputs import Encoding
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, speedup
+from das_gym.processes import is_main_process
 from das_gym.registration import score_texts
 from das_gym.tasks.base import Task
 
@@ -159,6 +164,19 @@ def measure(
         )
     metric = job.settings.metric or task.metric_name
     return Measured(rows, texts, scores, metric.replace("_", " "))
+
+
+def score_once(path: Path, vlm: VLM, task: Task, examples: Sequence[Any], title: str, metric: str | None = None) -> Scored:
+    """Return what `score_model` returns; a resumed run reads it from a file: answers of a large model take minutes."""
+    kept = read_json(path) if path.is_file() else {}
+    if title in kept:
+        with explain_damage(path, "remove it, and resume again"):
+            return build(Quality, kept[title]["quality"]), list(kept[title]["texts"]), np.array(kept[title]["scores"])
+    quality, texts, scores = score_model(vlm, task, examples, title, metric)
+    if is_main_process() and math.isfinite(quality.loss):
+        kept[title] = {"quality": asdict(quality), "texts": texts, "scores": scores}
+        write_json(path, kept, indent=None)
+    return quality, texts, scores
 
 
 def score_model(vlm: VLM, task: Task, examples: Sequence[Any], title: str, metric: str | None = None) -> Scored:

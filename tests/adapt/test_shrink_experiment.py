@@ -249,7 +249,7 @@ def test_shrink_removes_a_folder_that_fails_verification(shrink, tmp_path, monke
 @pytest.mark.slow
 def test_a_resumed_run_keeps_its_scores(shrink, tmp_path, monkeypatch):
     scored: list[str] = []
-    score = job.score_model
+    score = measuring.score_model
 
     def count(*arguments: Any) -> Any:
         scored.append(arguments[3])
@@ -258,7 +258,7 @@ def test_a_resumed_run_keeps_its_scores(shrink, tmp_path, monkeypatch):
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "score_model", count)
+    monkeypatch.setattr(measuring, "score_model", count)
     monkeypatch.setattr(job, "verify", stop)
     with pytest.raises(KeyboardInterrupt):
         shrink(mask=(0, 1, 0, 0))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from das_gym.adapt.run_commands import shrink_compare as ex
+from das_gym.adapt.shrink import compare_experiment, measuring
 from das_gym.adapt.shrink.compare_experiment import FULL_MODEL, MethodTrial, MethodTrials, Quality, comparison_table
 from das_gym.agents.ask_tell.heuristics import Heuristic
 
@@ -66,6 +67,24 @@ def test_compare_on_a_tiny_model(given, capsys):
     assert run.result == min(trial["before"]["loss"] for trial in methods)
     printed = capsys.readouterr().out
     assert "llava, 1 layer removed, lora, 2 steps, 6 test examples" in printed
+
+
+@pytest.mark.slow
+def test_a_resumed_compare_measures_no_model_again(given, tmp_path, monkeypatch):
+    titles = []
+    score_model = measuring.score_model
+    monkeypatch.setattr(measuring, "score_model", lambda *args: titles.append(args[3]) or score_model(*args))
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare_experiment, "make_teacher", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ex.run({**given, "methods": ["angular"], "runs_dir": str(tmp_path)})
+    ex.run({"resume": 1, "runs_dir": str(tmp_path)})
+    assert titles == ["angular"]
+    assert not list((tmp_path / "1").glob("*scored.json"))
 
 
 @pytest.mark.slow
