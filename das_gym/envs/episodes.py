@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from das_gym.drawing.architecture import RENDER_MODES, LastStep, View, render
-from das_gym.envs.actions import Moves, find_action_mode
+from das_gym.envs.actions import ActionMode, Moves, find_action_mode
 from das_gym.envs.scoring import Info, Scorer, first_row
 from das_gym.problem.budget import is_whole
 
@@ -157,7 +157,35 @@ class MaskEnv(gymnasium.Env[Any, Any]):
         return None if self.render_mode is None else render(self.render_mode, self.view(), last)
 
 
-class ScoredEnv(MaskEnv):
+class ScoredEpisodes:
+    """What single and vector environments around a scorer have in common."""
+
+    scorer: Scorer
+    mode: ActionMode
+    np_random: np.random.Generator
+    n_layers = property(attrgetter("scorer.n_layers"), doc="How many layers can be skipped.")
+    layer_names = property(attrgetter("scorer.layer_names"), doc="Names of the layers, in mask order.")
+    skip_num = property(attrgetter("scorer.budget.skip_num"), doc="How many layers are to be skipped, or None.")
+    budget = property(attrgetter("scorer.budget"), doc="The constraint on a mask.")
+    macs_full = property(attrgetter("scorer.macs.full"), doc="MACs of one example through the model without adapters.")
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the observation's entries: `<layer>/<statistic>`, then those of the action space."""
+        return self.scorer.feature_names + self.mode.feature_names
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the state as JSON values, also within an episode. `set_state` continues exactly there."""
+        state = {"rng": self.np_random.bit_generator.state, "episode": self.mode.get_state()}
+        return {**self.scorer.get_state(), **state}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.scorer.set_state(state)
+        self.np_random.bit_generator.state = state["rng"]
+        self.mode.set_state(state["episode"])
+
+
+class ScoredEnv(ScoredEpisodes, MaskEnv):
     """An environment around a scorer. A subclass makes the scorer; `SkipEnv` documents the environment.
 
     Args:
@@ -165,12 +193,6 @@ class ScoredEnv(MaskEnv):
         action: A name in `das_gym.envs.actions.ACTION_MODES`.
         render_mode: `ansi`, `rgb_array` or None.
     """
-
-    n_layers = property(attrgetter("scorer.n_layers"), doc="How many layers can be skipped.")
-    layer_names = property(attrgetter("scorer.layer_names"), doc="Names of the layers, in mask order.")
-    skip_num = property(attrgetter("scorer.budget.skip_num"), doc="How many layers are to be skipped, or None.")
-    budget = property(attrgetter("scorer.budget"), doc="The constraint on a mask.")
-    macs_full = property(attrgetter("scorer.macs.full"), doc="MACs of one example through the model without adapters.")
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -183,11 +205,6 @@ class ScoredEnv(MaskEnv):
     def __init__(self, scorer: Scorer, action: str = "mask", render_mode: str | None = None) -> None:
         self.scorer = scorer
         super().__init__(Episodes(scorer, action), render_mode)
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """Names of the observation's entries: `<layer>/<statistic>`, then those of the action space."""
-        return self.scorer.feature_names + self.mode.feature_names
 
     def close(self) -> None:
         """Stop the workers, if there are any; they start again when the environment is used again."""
@@ -219,16 +236,6 @@ class ScoredEnv(MaskEnv):
         self._last = pickled["last"]
         self.action_space = self.mode.space = pickled["action_space"]
         self.observation_space = pickled["observation_space"]
-
-    def get_state(self) -> dict[str, Any]:
-        """Return the environment's state as JSON values, also within an episode. `set_state` continues exactly there."""
-        state = {"rng": self.np_random.bit_generator.state, "episode": self.mode.get_state()}
-        return {**self.scorer.get_state(), **state}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self.scorer.set_state(state)
-        self.np_random.bit_generator.state = state["rng"]
-        self.mode.set_state(state["episode"])
 
 
 class MaskVectorEnv(VectorEnv[Any, Any, Any]):
@@ -330,7 +337,7 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         return rows
 
 
-class ScoredVectorEnv(MaskVectorEnv):
+class ScoredVectorEnv(ScoredEpisodes, MaskVectorEnv):
     """Copies of a `ScoredEnv` that share model and examples: one turn of the paper's search is one step of three copies.
 
     Masks are scored on the same examples in one engine call. See `MaskVectorEnv` for arguments and autoreset modes.
@@ -339,26 +346,10 @@ class ScoredVectorEnv(MaskVectorEnv):
 
     env_class: ClassVar[type[ScoredEnv]] = ScoredEnv
     template: ScoredEnv
-
-    n_layers = property(attrgetter("template.n_layers"), doc="How many layers can be skipped.")
-    layer_names = property(attrgetter("template.layer_names"), doc="Names of the layers, in mask order.")
-    feature_names = property(attrgetter("template.feature_names"), doc="What each entry of an observation is.")
-    skip_num = property(attrgetter("template.skip_num"), doc="How many layers are to be skipped, or None.")
-    budget = property(attrgetter("template.budget"), doc="The constraint on a mask.")
-    macs_full = property(attrgetter("template.macs_full"), doc="MACs of one example through the model without adapters.")
+    scorer = property(attrgetter("template.scorer"), doc="Scores the masks of all copies.")  # type: ignore[assignment]
 
     def close_extras(self, **kwargs: Any) -> None:
         self.template.close()
-
-    def get_state(self) -> dict[str, Any]:
-        """Return the state of all episodes; see `ScoredEnv.get_state`."""
-        state = {"rng": self.np_random.bit_generator.state, "episode": self.mode.get_state()}
-        return {**self.template.scorer.get_state(), **state}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self.template.scorer.set_state(state)
-        self.np_random.bit_generator.state = state["rng"]
-        self.mode.set_state(state["episode"])
 
 
 def with_presence(arrays: dict[str, np.ndarray], present: np.ndarray) -> dict[str, Any]:

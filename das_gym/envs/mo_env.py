@@ -233,15 +233,11 @@ def make_env(
 
 
 def make_vector_env(
-    env: str,
-    num_envs: int = 1,
-    objectives: Sequence[str] = DEFAULT_OBJECTIVES,
-    reference: Sequence[float] | None = None,
-    **arguments: Any,
+    env: str, objectives: Sequence[str] = DEFAULT_OBJECTIVES, reference: Sequence[float] | None = None, **arguments: Any
 ) -> MultiObjectiveVectorReward:
     """Make the vector environment of `env` with vector rewards; see `make_env`."""
     cls = _own_class(f"{env.removesuffix('Env')}VectorEnv")
-    made = cls(num_envs=num_envs, **_without_budget(cls.env_class, arguments))
+    made = cls(**_without_budget(cls.env_class, arguments))
     return MultiObjectiveVectorReward(made, objectives, reference)
 
 

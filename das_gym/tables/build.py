@@ -155,10 +155,8 @@ def build_table(
     groups = sorted({problem.task.group(example) for part in examples.values() for example in part}) if each else []
     identity = {"env_id": env_id, "batch_size": problem.evaluator.batch_size, **hashes}
     identity |= {"max_skipped": max_skipped, "groups": groups}
-    progress = _Progress(problem.task, examples, identity, len(masks), each)
-    if checkpoint is not None and checkpoint.is_file():
-        progress.restore(checkpoint)
-    _score_batches(problem.evaluator, masks, examples, progress, checkpoint, save_seconds, on_scores or (lambda done: None))
+    progress = _Progress(problem.task, examples, identity, masks, each, checkpoint)
+    progress.score(problem.evaluator, save_seconds, on_scores or (lambda done: None))
     costs = {setting: measure_cost(problem, setting).as_dict() for setting in COUNTED}
     if latency_batch is not None:
         costs |= latency_costs(latency_of(problem, latency_batch))
@@ -184,55 +182,6 @@ def build_table(
     by_group = np.zeros((len(groups), *statistics.shape), np.float32) if groups else None
     table = SubnetTable(meta, scores, macs, statistics, progress.each or None, by_group)
     return with_statistics(table, problem), progress.spent
-
-
-def _score_batches(
-    evaluator: Evaluator,
-    masks: np.ndarray,
-    examples: Mapping[str, Sequence[Any]],
-    progress: _Progress,
-    checkpoint: Path | None,
-    save_seconds: float,
-    report: Callable[[float], Any],
-) -> None:
-    report(sum(progress.done.values()) + progress.batch.shape[2] * float(progress.scored.mean()))
-    for split in SPLITS:
-        for start in range(progress.done[split], len(examples[split]), evaluator.batch_size):
-            chunk = examples[split][start : start + evaluator.batch_size]
-            progress.begin_batch(len(chunk))
-            _score_batch(evaluator, masks, chunk, progress, checkpoint, save_seconds, report)
-            progress.end_batch(split)
-            if checkpoint is not None:
-                progress.save(checkpoint)
-
-
-def _score_batch(
-    evaluator: Evaluator,
-    masks: np.ndarray,
-    chunk: Sequence[Any],
-    progress: _Progress,
-    checkpoint: Path | None,
-    save_seconds: float,
-    report: Callable[[float], Any],
-) -> None:
-    todo = np.flatnonzero(~progress.scored)
-    if not len(todo):
-        return
-    earlier = progress.spent - evaluator.spent
-    saved = time.monotonic()
-
-    def keep(rows: np.ndarray, scores: np.ndarray) -> None:
-        nonlocal saved
-        progress.batch[:, todo[rows]] = scores
-        progress.scored[todo[rows]] = True
-        if checkpoint is not None and time.monotonic() - saved > save_seconds:
-            progress.spent = earlier + evaluator.spent
-            progress.save(checkpoint)
-            saved = time.monotonic()
-        report(len(chunk) * len(rows) / len(masks))
-
-    evaluator.evaluate_each(masks[todo], chunk, keep)
-    progress.spent = earlier + evaluator.spent
 
 
 def _mean_scores(sums: np.ndarray, count: int) -> Scores:
@@ -269,7 +218,7 @@ def _measure_statistics(problem: Problem, examples: Sequence[Any], names: Sequen
 
 
 class _Progress:
-    """The scores so far.
+    """The scores so far, which a checkpoint keeps.
 
     Attributes:
         identity: What the table depends on; another identity is another table.
@@ -282,40 +231,79 @@ class _Progress:
     """
 
     def __init__(
-        self, task: Task, examples: Mapping[str, Sequence[Any]], identity: dict[str, Any], masks: int, each: bool
+        self,
+        task: Task,
+        examples: Mapping[str, Sequence[Any]],
+        identity: dict[str, Any],
+        masks: np.ndarray,
+        each: bool,
+        checkpoint: Path | None,
     ) -> None:
         groups = identity["groups"]
+        self.examples = examples
         self.identity = identity
+        self.masks = masks
+        self.checkpoint = checkpoint
         self.done = dict.fromkeys(SPLITS, 0)
         self.spent = Spending()
-        self.sums = {split: np.zeros((len(SCORES), masks)) for split in SPLITS}
-        self.batch = np.zeros((len(SCORES), masks, 0))
-        self.scored = np.zeros(masks, dtype=bool)
+        self.sums = {split: np.zeros((len(SCORES), len(masks))) for split in SPLITS}
+        self.batch = np.zeros((len(SCORES), len(masks), 0))
+        self.scored = np.zeros(len(masks), dtype=bool)
         self.each: dict[str, ExampleScores] = {}
         for split, part in examples.items() if each else ():
             images: dict[str, int] = {}
             first = (next((image.key for image in task.pairs([e])[0].images), f"no image: {e.key}") for e in part)
             numbers = np.array([images.setdefault(key, len(images)) for key in first], np.int32)
             places = np.array([groups.index(task.group(e)) for e in part], np.int16)
-            self.each[split] = ExampleScores.empty(masks, places, numbers, [e.key for e in part])
+            self.each[split] = ExampleScores.empty(len(masks), places, numbers, [e.key for e in part])
+        if checkpoint is not None and checkpoint.is_file():
+            self._restore(checkpoint)
 
-    def begin_batch(self, size: int) -> None:
-        """Begin the next batch of examples, or continue the restored one."""
-        if self.scored.any() and self.batch.shape[2] != size:
-            raise ValueError(f"the checkpoint ends within a batch of {self.batch.shape[2]} examples, expected {size}")
-        if not self.scored.any():
-            self.batch = np.zeros((*self.batch.shape[:2], size))
+    def score(self, evaluator: Evaluator, save_seconds: float, report: Callable[[float], Any]) -> None:
+        """Score the masks on all examples that the checkpoint does not hold, batch by batch."""
+        report(sum(self.done.values()) + self.batch.shape[2] * float(self.scored.mean()))
+        for split in SPLITS:
+            for start in range(self.done[split], len(self.examples[split]), evaluator.batch_size):
+                chunk = self.examples[split][start : start + evaluator.batch_size]
+                if not self.scored.any():
+                    self.batch = np.zeros((*self.batch.shape[:2], len(chunk)))
+                elif self.batch.shape[2] != len(chunk):
+                    raise ValueError(
+                        f"the checkpoint ends within a batch of {self.batch.shape[2]} examples, expected {len(chunk)}"
+                    )
+                self._score_batch(evaluator, chunk, save_seconds, report)
+                if self.each:
+                    self.each[split] = self.each[split].put(self.done[split], Scores(*self.batch))
+                self.sums[split] += self.batch.sum(axis=2)
+                self.done[split] += len(chunk)
+                self.scored[:] = False
+                self._save()
 
-    def end_batch(self, split: str) -> None:
-        """Add the scores of the batch."""
-        if self.each:
-            self.each[split] = self.each[split].put(self.done[split], Scores(*self.batch))
-        self.sums[split] += self.batch.sum(axis=2)
-        self.done[split] += self.batch.shape[2]
-        self.scored[:] = False
+    def _score_batch(
+        self, evaluator: Evaluator, chunk: Sequence[Any], save_seconds: float, report: Callable[[float], Any]
+    ) -> None:
+        todo = np.flatnonzero(~self.scored)
+        if not len(todo):
+            return
+        earlier = self.spent - evaluator.spent
+        saved = time.monotonic()
 
-    def save(self, path: Path) -> None:
-        """Write the checkpoint atomically."""
+        def keep(rows: np.ndarray, scores: np.ndarray) -> None:
+            nonlocal saved
+            self.batch[:, todo[rows]] = scores
+            self.scored[todo[rows]] = True
+            if time.monotonic() - saved > save_seconds:
+                self.spent = earlier + evaluator.spent
+                self._save()
+                saved = time.monotonic()
+            report(len(chunk) * len(rows) / len(self.masks))
+
+        evaluator.evaluate_each(self.masks[todo], chunk, keep)
+        self.spent = earlier + evaluator.spent
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
         meta = {"format": CHECKPOINT_FORMAT, **self.identity, "done": self.done, "spent": dataclasses.asdict(self.spent)}
         arrays: dict[str, np.ndarray] = dict(self.sums)
         if self.scored.any():
@@ -324,10 +312,9 @@ class _Progress:
             arrays |= each.arrays(split)
         buffer = io.BytesIO()
         np.savez(buffer, meta=np.array(json.dumps(meta)), **arrays)  # type: ignore[arg-type]
-        write_bytes(path, buffer.getvalue())
+        write_bytes(self.checkpoint, buffer.getvalue())
 
-    def restore(self, path: Path) -> None:
-        """Resume from a checkpoint."""
+    def _restore(self, path: Path) -> None:
         try:
             arrays = read_arrays(path)
             meta = parse_json(str(arrays["meta"]), "its description", "begin a new run")
