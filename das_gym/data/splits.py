@@ -169,13 +169,7 @@ def fill_parts(
 
 @dataclass(slots=True)
 class _Record:
-    """Size and hashes of an image, as far as they were needed.
-
-    Attributes:
-        stamp: Changes when the image changes.
-        size: Its bytes.
-        tail, whole: Hashes of its last `TAIL` bytes and of all bytes; empty where they were not needed.
-    """
+    """Size and hashes of an image: of its last `TAIL` bytes and of all bytes, empty where they were not needed."""
 
     stamp: str
     size: int

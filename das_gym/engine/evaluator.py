@@ -148,8 +148,6 @@ class Evaluator:
     ) -> Scores:
         """Score masks on examples.
 
-        An error or an interrupt on the way loses the results of this call, and nothing else.
-
         Args:
             masks: (m, n_layers) bool or 0/1, 1 = skipped; m may be 0.
             examples: At least one.

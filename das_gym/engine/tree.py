@@ -396,10 +396,7 @@ def _leaf_bytes(logits: Tensor) -> int:
 
 
 def saved_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> int:
-    """Return how many bytes a forward pass keeps for the backward pass, without those of parameters.
-
-    Works on the `meta` device too, where storages have a size and no address.
-    """
+    """Return how many bytes a forward pass keeps for the backward pass, without those of parameters."""
     known = {p.untyped_storage()._cdata for p in parameters}
     saved: dict[int, tuple[Any, int]] = {}
 

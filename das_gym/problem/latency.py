@@ -280,10 +280,7 @@ class UnitTimer:
 
     @torch.inference_mode()
     def round(self) -> None:
-        """Time each unit once kept and once skipped, one run after the other, and whole forwards.
-
-        These have all units, no unit, and if the model has adapters all units without them.
-        """
+        """Time each unit once kept and once skipped, and whole forwards: all units, none, and all without adapters."""
         everything = np.zeros(self.n_layers, dtype=bool)
         mask = self._rng.random(self.n_layers) < 0.5
         self._runs += [(each, *self._run_units(each)) for each in (mask, ~mask)]

@@ -300,10 +300,7 @@ def task_class(name: str) -> type[Task]:
 
 
 def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None:
-    """Return the supernet's file and content; None if the model is searched without training, with the checkpoint's head.
-
-    It is quick, so that errors come before data are read.
-    """
+    """Return the supernet's file and content; None if the model is searched without training, with the checkpoint's head."""
     path = config.supernet_path
     if path is None:
         return None

@@ -211,10 +211,7 @@ def hypervolume(saved: Floats, losses: Floats, reference: tuple[float, float]) -
 
 
 def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
-    """Return the hypervolume's reference point: the full model's share saved, and the loss of the mask that saves most.
-
-    The first mask is the full model.
-    """
+    """Return the hypervolume's reference: the share saved by the first mask, the full model, and the largest saver's loss."""
     last = float(losses[int(np.argmax(saved))])
     if not np.isfinite(last):
         raise ValueError("the mask that saves most has a non-finite loss, so the hypervolume has no reference point")
@@ -237,10 +234,7 @@ def dominated_volume(points: Floats, reference: npt.ArrayLike = 0.0) -> float:
 
 
 def undominated_rows(points: Floats) -> npt.NDArray[np.intp]:
-    """Return the rows of the (m, dimensions) points that no other dominates; of equal ones the first.
-
-    NaN counts as minus infinity.
-    """
+    """Return the rows of the (m, dimensions) points that no other dominates, of equal ones the first; NaN is lowest."""
     points = np.where(np.isnan(points), -np.inf, points)
     left = np.lexsort(-points.T[::-1])  # what dominates a point comes before it
     found: list[int] = []

@@ -286,8 +286,8 @@ def _entry(rng: np.random.Generator, imgid: int, split: str, scene: Scene, capti
 def write_shapes_captions(folder: str | Path, seed: int = 0, scenes: Mapping[str, int] = SCENES) -> Path:
     """Write Shapes-captions in Karpathy's format: a JSON file, and a folder `images` of JPEG images.
 
-    No image occurs twice, and the same arguments write the same data. `folder` is new or empty. `train`, `val` and `test`
-    have at least 4 images each, so that there are 15 captions of other images.
+    The same arguments write the same data into `folder`, which is new or empty. No image occurs twice, and each part has at
+    least 4, so that there are 15 captions of other images.
     """
     folder = absolute(folder)
     check_counts(0, seed=seed)

@@ -251,8 +251,8 @@ def write_shapes_nlvr2(
 ) -> Path:
     """Write Shapes-NLVR2 in NLVR2's format: `train.json`, `test1.json` and a folder `images` of PNG files.
 
-    A set is four pairs of images and two sentences, each true of two of the pairs. The same arguments write the same data.
-    `folder` is new or empty. Train has two directories or more: the reader takes one or more of them as the reward split.
+    The same arguments write the same data into `folder`, which is new or empty. A set is four pairs of images and two
+    sentences. The reader takes one or more of the directories of train, at least two, as the reward split.
     """
     folder = absolute(folder)
     train_sets = directories * directory_sets

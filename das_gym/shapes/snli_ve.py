@@ -91,8 +91,7 @@ def _entries(rng: np.random.Generator, name: str, scene: Scene, curtain: bool) -
 def write_shapes_snli_ve(folder: str | Path, seed: int = 0, scenes: Mapping[str, int] = SCENES) -> Path:
     """Write Shapes-SNLI-VE in SNLI-VE's format: three JSON-lines files, and a folder `flickr30k_images` of JPEG images.
 
-    No image occurs twice, and the same arguments write the same data. `folder` is new or empty. `train`, `dev` and `test`
-    have an image or more each, with four hypotheses each.
+    The same arguments write the same data into `folder`, which is new or empty. No image occurs twice.
     """
     folder = absolute(folder)
     check_counts(0, seed=seed)

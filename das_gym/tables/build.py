@@ -131,8 +131,6 @@ def build_table(
 ) -> tuple[SubnetTable, Spending]:
     """Score every mask, or every one of few skipped layers, on the reward and the test split, batch by batch.
 
-    Every batch walks the whole mask tree once, so that nothing is computed twice.
-
     Args:
         problem: Model, task and data.
         env_id: Its environment.

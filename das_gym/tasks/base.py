@@ -86,20 +86,14 @@ class Task(ABC):
     def load_part(
         cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise", **options: Any
     ) -> Sequence[Any]:
-        """Return `train`, `reward`, `test`, or an official part of some formats; ValueError for other parts.
-
-        `options` are further arguments of `load_splits` that the task takes, such as `columns`.
-        """
+        """Return `train`, `reward`, `test`, or an official part of some formats; ValueError for other parts."""
         if part not in PARTS:
             raise ValueError(f"unknown `split`: got {part!r}, expected {', '.join(PARTS)}")
         return getattr(cls.load_splits(data_root, on_bad_example, **options), part)
 
     @classmethod
     def format_of(cls, root: Path) -> str:
-        """Return the name of the format in which a folder seems to hold data of the task, by its files; empty for none.
-
-        Errors about a folder in another task's format name that format.
-        """
+        """Return the name of the format in which a folder seems to hold data of the task, by its files; empty for none."""
         return ""
 
     @classmethod

@@ -1,7 +1,5 @@
 """Multiple choice: the model chooses the option that is the likeliest text after the question.
 
-Questions, with or without images, are read from JSON files, parquet files and folders of `save_to_disk`.
-
 A row has a question, a list of options and the right one, under the names that data sets use: ScienceQA's `question`,
 `choices`, `answer`, `image` and `hint`, ARC's `choices` of `text` and `label` with `answerKey`, HellaSwag's `ctx`, `endings`
 and `label`. The right option is given by its position (from 0), its label or letter, or its text.

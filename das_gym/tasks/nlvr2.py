@@ -1,7 +1,5 @@
 """NLVR2: is a sentence true of two images?
 
-Data sets in its format are read from files like the official ones, or from arrow tables.
-
 A data root holds `train.json` and `test1.json` or `dev.json` (one JSON object per line with `sentence`, `label` "True"
 or "False", `identifier`, and in train `directory`), itself or in one of `FOLDERS`, as the official repository has them.
 The images are `{split}-{set}-{pair}-img0.png` (left) and `-img1.png` (right): of train in `images/train/{directory}/`,

@@ -93,9 +93,8 @@ class CaptionedImage(OneImage):
 class RetrievalExample(OneImage):
     """An image and 16 texts, of which one is true.
 
-    The false texts are the caption's hard negatives, if any, and captions of other images of the split. They follow
-    from `key` and the captions of the split alone, so they never change. They are computed on access: the 145,000
-    examples of Flickr30k take little memory.
+    The false texts are the caption's hard negatives, if any, and captions of other images of the split. They follow from
+    `key` and the captions of the split alone, so they never change, and are computed on access to save memory.
 
     Attributes:
         key: The data set's own number of the caption, unique in the data set.
@@ -137,10 +136,7 @@ def _draws(key: str, count: int) -> Iterator[int]:
 
 
 def retrieval_examples(images: Sequence[CaptionedImage], source: str, skipped: str = "") -> tuple[RetrievalExample, ...]:
-    """Return an example for each caption of a split, in order; the ValueError for too few captions names `source`.
-
-    Every image has to leave 15 distinct captions of other images to be its false texts.
-    """
+    """Return an example for each caption of a split, in order; the ValueError for too few captions names `source`."""
     pool = tuple(dict.fromkeys(caption for image in images for caption in image.captions))
     others = len(pool) - max((len(set(image.captions)) for image in images), default=0)
     if others < NUM_TEXTS - 1:

@@ -1,7 +1,5 @@
 """SNLI-VE, visual entailment: does an image entail a hypothesis, contradict it, or neither?
 
-The reader takes the official files, or arrow tables as METER's script writes them.
-
 A data root holds `snli_ve_train.jsonl`, `snli_ve_dev.jsonl` and `snli_ve_test.jsonl` (one object per line with
 `pairID`, `Flickr30K_ID`, `sentence2` and `gold_label`), itself or in a folder `data`, and the images of Flickr30k,
 `{Flickr30K_ID}.jpg`, in one of `FOLDERS`. Dev is the reward split. Entries with the gold label `-`, on which the

@@ -1,7 +1,5 @@
 """Language modelling: the model predicts every token of a text from those before it.
 
-Documents are read from `.txt` and `.jsonl` files, parquet files, and folders of `save_to_disk`.
-
 A text file is a document; a JSON line or a row of a table is one, its text in the field or column `text`. Files or splits
 that are named like parts of a data set (`train.txt`, `validation-00000-of-00002.parquet`, a folder `test`) are these parts;
 all others together are one set of documents, which is divided.
@@ -185,10 +183,7 @@ def _split_off(
 
 
 def sections(document: Document) -> list[Document]:
-    """Cut a document at blank lines into sections of at least `SECTION_CHARACTERS`, and a long one into about `SECTIONS`.
-
-    A single file of prose can then be divided, although neighboring sections are parts of one text.
-    """
+    """Cut a document at blank lines into sections of at least `SECTION_CHARACTERS`, and a long one into about `SECTIONS`."""
     least = max(SECTION_CHARACTERS, len(document.text) // SECTIONS)
     texts = [""]
     for piece in re.split(r"(\n\s*\n)", document.text):

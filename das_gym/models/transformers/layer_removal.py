@@ -315,10 +315,7 @@ def _drop_layer_types(module: Any) -> None:
 
 
 def reload_difference(model: Any) -> str | None:
-    """Return how a model that is built from this one's configuration differs from it; None = it does not.
-
-    The other model is built on torch's `meta` device, at no cost of memory.
-    """
+    """Return how a model that is built from this one's configuration differs from it; None = it does not."""
     try:
         config = type(model.config).from_dict(model.config.to_dict())  # as reading it does: some change what they are given
         with without_content():

@@ -12,8 +12,6 @@ The regressions of one mask can also be chained (`mask=`): a skipped unit then r
 model, with the skip adapters before it in place, and is fitted to lead back to the hidden states of the full model.
 
 Folding such maps into the weights before them is ReplaceMe (arXiv 2505.02819).
-
-The strength of a regression is chosen by the error on held-out batches (`fit_ridge`).
 """
 
 from __future__ import annotations

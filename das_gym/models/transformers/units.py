@@ -202,10 +202,7 @@ class UnitModel(VLP):
             strip_adapters(layer)
 
     def prune(self, mask: Sequence[bool] | np.ndarray) -> None:
-        """Delete the weights of skipped layers, not their positions, where skip adapters may run; ValueError for sublayers.
-
-        To remove the positions, too, see `layer_removal` and `inserted_adapters.exportable_subnet`.
-        """
+        """Delete the weights of skipped layers, not their positions, where skip adapters run; ValueError for sublayers."""
         if self.unit_kind != "layers":
             raise ValueError("Sublayers are removed by `adapt shrink` alone. Search with `units=layers`.")
         super().prune(mask)

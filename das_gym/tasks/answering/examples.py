@@ -72,16 +72,12 @@ def multiple_choice(question: str, context: str, choices: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Questions and answers about the same images.
+    """Questions and answers about the same images; see `AnswerExample` for what is not here.
 
     Attributes:
         where: File and entry, for errors.
-        key: A name that is unique in the data set.
-        images: The images, in the order of the marks `<image>` of all rounds.
         names: The data set's own name of each image, which does not depend on the folder.
         rounds: Question and answer of each round, one or more.
-        options: The answers to choose from; empty = any answer.
-        kind: The data set's own group.
         answers: Every annotator's answer to a single round; empty = its answer alone.
     """
 

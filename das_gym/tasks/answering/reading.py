@@ -173,8 +173,8 @@ def _data_sets_in(folder: Path) -> Iterator[DataSet]:
 def load_prompted_vqa(data_root: str | Path, on_bad_example: str = "raise") -> Splits[AnswerExample]:
     """Read VQAv2's files or arrow tables: each question with LLaVA's instruction, and the answers of all annotators.
 
-    The reference answer is the most frequent one. Questions whose every answer is empty when it is normalized, such as
-    `a`, are skipped and counted whatever `on_bad_example` is; VQAv2 has some.
+    The reference answer is the most frequent one. Questions whose every answer is empty when it is normalized, such as `a`,
+    are skipped and counted whatever `on_bad_example` is.
     """
     splits = load_vqa(data_root, on_bad_example)
     parts = (splits.train, splits.reward, splits.test)
@@ -187,10 +187,7 @@ def load_prompted_vqa(data_root: str | Path, on_bad_example: str = "raise") -> S
 
 
 def load_prompted_part(data_root: str | Path, part: str, on_bad_example: str = "raise") -> Sequence[AnswerExample]:
-    """Read a part of VQAv2's files as `load_prompted_vqa` does: `train2014`, `val2014`, `test2015`, `test-dev2015`.
-
-    The answers of the last two are not public.
-    """
+    """Read a part of VQAv2's files as `load_prompted_vqa` does: `train2014`, `val2014`, `test2015`, `test-dev2015`."""
     read: Sequence[VQAExample] = read_vqav2(data_root, part, BadExamples(on_bad_example))
     if part in SPLITS:
         read = _answerable(read)

@@ -87,10 +87,7 @@ class AnsweringTask(TokenTask):
         }
 
     def shuffled_order(self, examples: Sequence[AnswerExample]) -> np.ndarray:
-        """Return an order that mixes images and keeps the questions about an image together, (len(examples),) int64.
-
-        They share the computation for the image, under every mask.
-        """
+        """Return an order that mixes images, but keeps the questions about one together: they share its computation."""
         images = [tuple(image.key for image in e.images) or (e.key,) for e in examples]
         numbers = {key: number for number, key in enumerate(dict.fromkeys(images))}
         places = np.random.default_rng(0).permutation(len(numbers))

@@ -126,10 +126,7 @@ class VQAExample(OneImage):
 
 
 def normalized_answers(answers: Sequence[str]) -> tuple[str, ...]:
-    """Return the answers normalized, but as written where all annotators wrote the same.
-
-    The official script compares a unanimous answer as it is written.
-    """
+    """Return the answers normalized, but as written where all annotators wrote the same."""
     written = {strip_whitespace(answer) for answer in set(answers)}
     if len(written) == 1:
         return (sys.intern(written.pop()),) * len(answers)
@@ -293,8 +290,8 @@ def halve(val: Sequence[VQAExample], source: str, bad: BadExamples) -> tuple[tup
 def answer_vocabulary(*parts: Sequence[VQAExample], min_count: int | None = None) -> tuple[str, ...]:
     """Return the answers of at least `min_count` questions, in first-seen order; ValueError for fewer than two.
 
-    There are at least two; the index is the class. Without `min_count` it is the largest threshold up to VQAv2's nine that
-    leaves at least 90 % of the questions answerable and at least two answers.
+    The index is the class. Without `min_count` it is the largest threshold up to VQAv2's nine that leaves at least 90 % of
+    the questions answerable and at least two answers.
     """
     counts = Counter(example.answer for part in parts for example in part)
     if len(counts) < 2:
