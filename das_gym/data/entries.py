@@ -250,12 +250,12 @@ def content_of(folder: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ArrowFormat:
-    """How the arrow tables of a task are named, and their columns.
+    """How the arrow tables of a task are named, and the kinds of the columns that are read.
 
     Attributes:
         task: The task.
         prefixes: How the file names begin; `_<split>.arrow` follows.
-        columns: The kind of each column that is read, see `das_gym.data.tables.open_table`.
+        columns: See `das_gym.data.tables.open_table`.
     """
 
     task: str

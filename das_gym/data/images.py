@@ -73,11 +73,7 @@ class OneImage:
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image file.
-
-    Attributes:
-        path: The file, in one of `FORMATS`.
-    """
+    """An image file."""
 
     path: Path
 
@@ -292,12 +288,8 @@ def digest_of(data: Any) -> str:
 class CellImage:
     """An image in a cell of a table, which is opened with the image.
 
-    Attributes:
-        path: The table.
-        row: Its row, from 0.
-        column: Its column.
-        index: Its place in the cell, from 0.
-        digest: Identifies the bytes, so that equal images of several rows have the same key; empty where rows differ anyway.
+    `index` is its place in the cell. `digest` identifies the bytes, so that equal images of several rows have the same key;
+    it is empty where rows differ anyway.
     """
 
     path: Path

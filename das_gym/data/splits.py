@@ -63,12 +63,7 @@ class Splits(Generic[Example]):
 
 @dataclass(frozen=True, eq=False)
 class LazySequence(Sequence[Example]):
-    """Examples that are built on access, so that hundreds of thousands take little memory.
-
-    Attributes:
-        items: What they are built from.
-        make: Builds one.
-    """
+    """Examples that are built on access, so that hundreds of thousands take little memory."""
 
     items: Sequence[Any]
     make: Callable[[Any], Example]
@@ -126,10 +121,7 @@ def split_off(
 ) -> tuple[list[list[Any]], list[Any]] | None:
     """Return a share of the groups of examples for each of the shares, and the rest; None where the groups are too few.
 
-    Args:
-        examples: The examples.
-        groups: The name of each example's group; examples of one group stay together.
-        shares: Shares of the groups. Groups are taken in `hash_order`.
+    Examples with the same name in `groups` stay together. Groups are taken in `hash_order`.
     """
     order = hash_order(groups)
     if len(order) <= len(shares):

@@ -251,14 +251,7 @@ def font(size: int) -> Any:
 
 
 class LastStep(NamedTuple):
-    """The last step of an episode.
-
-    Attributes:
-        mask: (n_layers,) bool, True = skipped so far.
-        reward: Its reward.
-        info: Its `info`.
-        ended: Whether it ended the episode.
-    """
+    """The last step of an episode."""
 
     mask: np.ndarray
     reward: float
@@ -278,14 +271,7 @@ class LastStep(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """The problem that is searched.
-
-    Attributes:
-        architecture: The units.
-        budget: The budget in words.
-        problem: The problem's name, where there are several.
-        height: Height of RGB arrays in pixels; None takes what the architecture needs.
-    """
+    """The problem that is searched, with its name where there are several; `height` None takes what the units need."""
 
     architecture: Architecture
     budget: str

@@ -170,10 +170,6 @@ class ScoreMemory:
 
     Everything is forgotten as soon as one of the tensors that scores depend on was written to, as an optimiser and
     `load_state_dict` do, or was replaced. torch counts writes, but not those through `tensor.data`.
-
-    Args:
-        sources: The tensors that scores depend on.
-        limit: How many scores to keep.
     """
 
     def __init__(self, sources: Iterable[Tensor], limit: int = 100_000) -> None:
@@ -228,9 +224,6 @@ class TrunkMemory:
     It also keeps the states after the units of a vision tower: many masks of the decoder begin with each. The first results
     stay until `forget`: masks walk over the same examples again and again in the same order, so a cache that drops the least
     recently used entry would drop each one before it is needed again.
-
-    Args:
-        max_bytes: How much to keep; 0 keeps nothing.
     """
 
     def __init__(self, max_bytes: int) -> None:

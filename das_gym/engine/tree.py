@@ -316,23 +316,16 @@ class LayerBytes(NamedTuple):
 
 @dataclass
 class WalkMemory:
-    """Counts the bytes of a walk over any masks, weights and encoder outputs aside.
-
-    Args:
-        vlp: The model.
-        counter: Has its copy on `meta`.
-    """
+    """Counts the bytes of a walk over any masks, weights and encoder outputs aside."""
 
     vlp: VLP
     counter: MacCounter
     _found: dict[Any, LayerBytes] = field(default_factory=dict)
 
     def bytes(self, encoded: State, logits: Callable[[Tensor], Tensor]) -> int:
-        """Return the most bytes that a walk holds for some examples.
+        """Return the most bytes that a walk holds for some examples, by the shapes of their encoder outputs.
 
-        Args:
-            encoded: Encoder outputs of the examples; only shapes count.
-            logits: From pooled features to the logits of the head, on `meta`.
+        `logits` maps pooled features to the logits of the head, on `meta`.
         """
         state = self.counter.embed(encoded)[0]
         held = bytes_of(state)

@@ -22,13 +22,7 @@ CACHED_MASKS = 2**14
 
 
 class Moves(NamedTuple):
-    """The state of m episodes after a step.
-
-    Attributes:
-        masks: (m, n_layers) bool, True = skipped.
-        ended: (m,) bool, whether the mask is complete and the episode over.
-        info: What the action space adds to `info`, each with m rows.
-    """
+    """Masks of m episodes after a step, (m, n_layers) bool, which of them are complete, (m,) bool, and what `info` gets."""
 
     masks: np.ndarray
     ended: np.ndarray
@@ -37,12 +31,6 @@ class Moves(NamedTuple):
 
 class ActionMode(ABC):
     """Turns actions into masks.
-
-    Args:
-        layer_names: Names of the skippable layers, in mask order.
-        budget: The constraint on a mask.
-        macs: The MACs of masks.
-        rows: m, how many episodes run side by side.
 
     Attributes:
         space: The action space of one environment.

@@ -20,12 +20,7 @@ from das_gym.problem.budget import is_whole
 
 
 class Episodes:
-    """m episodes side by side on one problem, whose masks a scorer scores on the same examples in one call.
-
-    Attributes:
-        mode: Turns actions into masks.
-        observation_space: Of one episode.
-    """
+    """m episodes side by side on one problem, whose masks a scorer scores on the same examples in one call."""
 
     observation_space: spaces.Space[Any]
 

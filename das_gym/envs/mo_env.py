@@ -5,6 +5,7 @@ The ids with `-MO-` make a single-objective environment and wrap it.
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import gymnasium
@@ -32,7 +33,10 @@ class VectorReward:
     env: Any
     unwrapped: Any
 
-    def _set_up(self, objectives: Sequence[str], reference: Sequence[float] | None) -> None:
+    def __init__(
+        self, env: Any, objectives: Sequence[str] = DEFAULT_OBJECTIVES, reference: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(env)  # type: ignore[call-arg]  # of Gymnasium's wrapper
         names = (objectives,) if isinstance(objectives, str) else tuple(objectives)
         check_names(names, OBJECTIVES, "objective")
         if len(names) != len(set(names)) or len(names) < 2 or names[0] != TASK:
@@ -137,12 +141,6 @@ class MultiObjectiveReward(VectorReward, gymnasium.Wrapper[np.ndarray, Any, np.n
         (2,)
     """
 
-    def __init__(
-        self, env: Any, objectives: Sequence[str] = DEFAULT_OBJECTIVES, reference: Sequence[float] | None = None
-    ) -> None:
-        super().__init__(env)
-        self._set_up(objectives, reference)
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._announce()  # unpickling makes the environment again
@@ -187,12 +185,7 @@ class MultiObjectiveVectorReward(VectorReward, VectorWrapper):
     that of one copy, as in MO-Gymnasium's vector environments.
     """
 
-    def __init__(
-        self, env: Any, objectives: Sequence[str] = DEFAULT_OBJECTIVES, reference: Sequence[float] | None = None
-    ) -> None:
-        super().__init__(env)
-        self._set_up(objectives, reference)
-        self.reward_space = self.unwrapped.reward_space
+    reward_space = property(attrgetter("unwrapped.reward_space"), doc="That of one copy.")
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None

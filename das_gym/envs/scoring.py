@@ -32,11 +32,6 @@ Info = dict[str, np.ndarray]
 class Scorer(ABC):
     """Scores masks. A subclass provides the numbers: the engine, or a table.
 
-    Args:
-        layer_names: Names of the skippable layers, in mask order.
-        objective: Budget, reward and price.
-        statistics: Names of the layer statistics to observe.
-
     Attributes:
         scores_examples: Whether masks can be scored on single examples; a table of means holds none.
         evaluations: Masks scored so far, including those for the observation; masks off the budget are not scored.

@@ -31,12 +31,6 @@ class SuiteEpisodes(Episodes):
 
     To its action mode, it is the budget and the cost: those of the problems that the episodes are on now.
 
-    Args:
-        suite: The problems.
-        action: A name in `das_gym.envs.actions.ACTION_MODES`.
-        flat: Whether an observation is one vector.
-        rows: m.
-
     Attributes:
         mode: Turns actions into masks.
         which: (m,) int64, the problem of each episode.

@@ -80,13 +80,7 @@ class SkipAdapter(Adapter):
 
 
 class LinearMap(nn.Module):
-    """Compute `W x + b`, in place of an attention or MLP that is skipped.
-
-    Args:
-        in_features: Width of the input.
-        out_features: Width of the output.
-        rank: Rank of `W`, which is then stored as two factors; None = full rank.
-    """
+    """Compute `W x + b`, in place of an attention or MLP that is skipped; with a rank, `W` is stored as two factors."""
 
     def __init__(self, in_features: int, out_features: int, rank: int | None = None) -> None:
         super().__init__()

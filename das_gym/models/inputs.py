@@ -130,11 +130,7 @@ class Passage:
 
 
 class PromptError(ValueError):
-    """A prompt that a model cannot read.
-
-    Attributes:
-        prompt: The prompt.
-    """
+    """A prompt that a model cannot read."""
 
     def __init__(self, reason: str, prompt: Prompt | Passage) -> None:
         super().__init__(reason)

@@ -98,11 +98,9 @@ def head_macs(head: nn.Module, features: Tensor) -> int:
 
 
 class MacCounter:
-    """Counts the parts of one model at the shapes at which they run; each shape is run once.
+    """Counts the parts of one model, with its parallel adapters or without, at the shapes at which they run, once each.
 
-    Args:
-        vlp: The model, pruned or not: layers that `prune` removed can be counted as well.
-        adapters: Whether to count it with its parallel adapters.
+    Layers that `prune` removed can be counted as well.
     """
 
     def __init__(self, vlp: VLP, adapters: bool = True) -> None:

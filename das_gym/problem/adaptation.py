@@ -24,12 +24,7 @@ FORMAT = "das_gym adaptation 1"
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """A method of fine-tuning, see `das_gym.adapt.methods`.
-
-    Attributes:
-        name: Its registered name.
-        settings: Its settings, plain JSON values.
-    """
+    """A method of fine-tuning, see `das_gym.adapt.methods`."""
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)

@@ -40,13 +40,7 @@ class Activity:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The effect of skipping each layer on the loss, to first order.
-
-    Attributes:
-        taylor: (n_layers,) <dL/dh_out, h_skipped - h_out>, nats: the first-order estimate of `leave_one_out`, mean over
-            examples.
-        fisher: (n_layers,) the root mean square of that over rows of the batch.
-    """
+    """The effect of skipping each layer on the loss, to first order: (n_layers,) each, nats; see `TAYLOR` and `FISHER`."""
 
     taylor: np.ndarray
     fisher: np.ndarray

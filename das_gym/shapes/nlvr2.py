@@ -57,12 +57,7 @@ TEST_SETS = 190
 
 @dataclass(frozen=True)
 class Kind:
-    """A condition on a scene.
-
-    Attributes:
-        objects: Objects that it needs.
-        holds: Whether a scene is of this kind.
-    """
+    """A condition on a scene, and the objects that it needs."""
 
     objects: tuple[Name, ...]
     holds: Callable[[Scene], bool]
@@ -70,13 +65,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Statement:
-    """A sentence about two scenes.
-
-    Attributes:
-        text: The sentence.
-        family: Its group, such as `count`.
-        left, right: The two kinds of each scene; the sentence is true where the kinds have the same index.
-    """
+    """A sentence about two scenes, each of one of two kinds; it is true where both kinds have the same index."""
 
     text: str
     family: str

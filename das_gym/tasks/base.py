@@ -22,13 +22,7 @@ from das_gym.names import PARTS
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images and texts that are ranked against each other.
-
-    Attributes:
-        images: The images.
-        texts: The texts.
-        image_of_text: (n_texts,) int64, the index of each text's image; every image has a text.
-    """
+    """Images and texts that are ranked against each other; (n_texts,) int64 has each text's image, and each image a text."""
 
     images: tuple[ImageSource, ...]
     texts: tuple[str, ...]
@@ -333,12 +327,7 @@ class ClassificationTask(Task):
 
 
 def token_nats(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the negative log-likelihood of each token, (tokens,), in nats.
-
-    Args:
-        logits: (tokens, vocabulary).
-        labels: (tokens,) int64, the tokens that follow.
-    """
+    """Return the (tokens,) negative log-likelihoods in nats of int64 tokens, given (tokens, vocabulary) logits."""
     logits = logits if logits.dtype == torch.float64 else logits.float()  # half precision loses small differences
     return F.cross_entropy(logits, labels, reduction="none")
 

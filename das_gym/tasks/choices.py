@@ -45,15 +45,9 @@ Row = Mapping[str, Any]
 
 
 def load_choices(data_root: str | Path, on_bad_example: str = "raise") -> Splits[AnswerExample]:
-    """Read questions with their options; the splits are those of `das_gym.tasks.answering.examples.divide`.
+    """Read questions with their options, from a folder in one of `FORMATS` or one of its files.
 
-    Args:
-        data_root: A folder in one of `FORMATS`, or one of its files, which is then read alone.
-        on_bad_example: `raise`, or `skip` for a damaged question.
-
-    Raises:
-        FileNotFoundError: `data_root` or an image does not exist.
-        ValueError: A file is damaged, a row lacks a field, or the answer is not among the options.
+    The splits are those of `das_gym.tasks.answering.examples.divide`, errors those of `Task.load_splits`.
     """
     bad = BadExamples(on_bad_example)
     root, parts = find_parts(data_root, (".parquet", ".jsonl", ".json"), FORMATS)

@@ -71,14 +71,7 @@ _FIELDS: Fields = {"identifier": str, "sentence": str, "label": str}
 
 @dataclass(frozen=True, slots=True)
 class NLVR2Example:
-    """A sentence about two images, and whether it is true.
-
-    Attributes:
-        identifier: The data set's own name, `split-set-pair-sentence`.
-        sentence: The sentence as written.
-        images: The left and the right image.
-        label: Whether the sentence is true.
-    """
+    """A sentence about a left and a right image, and whether it is true; it is named `split-set-pair-sentence`."""
 
     identifier: str
     sentence: str

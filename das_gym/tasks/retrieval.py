@@ -72,15 +72,7 @@ MATCHING_HEAD = "itm_score"
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage(OneImage):
-    """An image with its captions.
-
-    Attributes:
-        image: The image.
-        image_id: The data set's own number.
-        captions: One or more.
-        caption_ids: The data set's own number of each caption.
-        hard_negatives: For each caption, false texts that differ little from it; may be empty.
-    """
+    """An image with its captions, and for each of these false texts that differ little from it, if there are any."""
 
     image: ImageSource
     image_id: int

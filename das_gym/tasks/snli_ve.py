@@ -55,14 +55,7 @@ _FIELDS: Fields = {"pairID": str, "Flickr30K_ID": str, "sentence2": str, "gold_l
 
 @dataclass(frozen=True, slots=True)
 class SNLIVEExample(OneImage):
-    """An image, which is the premise, and a hypothesis.
-
-    Attributes:
-        key: The data set's own name of the pair.
-        hypothesis: The sentence.
-        image: The image.
-        label: Index into `LABELS`.
-    """
+    """An image, which is the premise, and a hypothesis; the label is an index into `LABELS`."""
 
     key: str
     hypothesis: str

@@ -51,12 +51,7 @@ PAIRS_PER_WINDOW = 32
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text.
-
-    Attributes:
-        key: A name that is unique in the data set: its file, and its line or row.
-        text: Its content, not blank.
-    """
+    """A text that is not blank; its key has its file, and its line or row."""
 
     key: str
     text: str
@@ -65,18 +60,9 @@ class Document:
 def load_documents(data_root: str | Path, on_bad_example: str = "raise", column: str | None = None) -> Splits[Document]:
     """Read documents and divide them into the three splits, so that no document is in two of them.
 
-    Where val or test is missing, documents of another part take its place, chosen by the hash of their text: see
-    `das_gym.data.splits.fill_parts`. Blank documents are left out.
-
-    Args:
-        data_root: A folder in one of `FORMATS`, or one of its files, which is then read alone.
-        on_bad_example: `raise`, or `skip` for a damaged document.
-        column: The field or column of the text; None is `text`.
-
-    Raises:
-        FileNotFoundError: `data_root` does not exist.
-        ValueError: A file is damaged or has no such column, the folder holds no known files or files of several kinds, or
-            there are too few documents.
+    The data root is a folder in one of `FORMATS`, or one of its files, which is then read alone; `column` is the field or
+    column of the text (None is `text`). Where val or test is missing, documents of another part take its place: see
+    `das_gym.data.splits.fill_parts`. Blank documents are left out. Errors are those of `Task.load_splits`.
     """
     bad = BadExamples(on_bad_example)
     root, files = find_parts(data_root, (".parquet", ".jsonl", ".txt"), FORMATS)
@@ -91,10 +77,7 @@ def load_documents(data_root: str | Path, on_bad_example: str = "raise", column:
 def find_parts(data_root: str | Path, suffixes: Sequence[str], formats: str) -> tuple[Path, dict[str, list[Path]]]:
     """Return the absolute path of a data root, and the files of each part: train, val, test, or one for all.
 
-    Args:
-        data_root: A folder of files of one kind, or one file.
-        suffixes: Ends of the names of files; folders of `save_to_disk` are looked for, too.
-        formats: What is expected, for errors.
+    Files with one of the suffixes are looked for, and folders of `save_to_disk`; errors name the expected `formats`.
 
     Raises:
         FileNotFoundError: `data_root` does not exist.
@@ -195,31 +178,18 @@ def sections(document: Document) -> list[Document]:
 
 @dataclass(frozen=True, slots=True)
 class WindowExample:
-    """Some tokens of a document in a row.
-
-    Attributes:
-        key: The document's key, and the position of the window's first token in it.
-        ids: The tokens, after those that the tokenizer puts before every text.
-    """
+    """Some tokens of a document in a row, after those that the tokenizer puts before every text."""
 
     key: str
     ids: tuple[int, ...]
 
 
 def split_into_windows(documents: Sequence[Document], tokenizer: Any, context: int) -> LazySequence[WindowExample]:
-    """Return the windows of documents, in order.
+    """Return the windows of documents, in order; ValueError if `context`, their tokens, leaves none to predict.
 
-    A window has `context` tokens, and begins with the special tokens that the tokenizer puts before every text, if there are
-    any. The rest of a document that fills no window is left out, so that all windows count equally in a mean over tokens; a
-    document shorter than a window is one shorter window.
-
-    Args:
-        documents: The documents.
-        tokenizer: A tokenizer of transformers.
-        context: Tokens of a window.
-
-    Raises:
-        ValueError: `context` leaves no token to predict.
+    A window begins with the special tokens that the tokenizer puts before every text, if there are any. The rest of a
+    document that fills no window is left out, so that all windows count equally in a mean over tokens; a document shorter
+    than a window is one shorter window.
     """
     begin = beginning_of(tokenizer)
     size = context - len(begin)

@@ -95,9 +95,6 @@ def prune(model: Any, mask: Sequence[bool] | np.ndarray, vision_mask: Sequence[b
             leaves out layers that are never skipped.
         vision_mask: (number of vision layers,) bool, True = delete; None = keep all.
 
-    Returns:
-        The same model.
-
     Raises:
         ValueError: A mask of another shape, one that leaves nothing, or layers that cannot be deleted.
 

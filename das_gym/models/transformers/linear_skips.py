@@ -76,9 +76,6 @@ def fit_skip_adapters(
         mask: (n_units,) bool. Only its skipped units are fitted, in order, on hidden states of the model under the mask.
             None fits every unit on hidden states of the full model.
 
-    Returns:
-        The fits, in that order.
-
     Raises:
         ValueError: `rank` is out of range, or there is no batch.
         FloatingPointError: A unit's hidden states are not finite.

@@ -36,13 +36,7 @@ NOT_REPLAYED = (*CACHES, "use_cache", "cache_position", "output_attentions", "ou
 
 @dataclass(frozen=True)
 class Stack:
-    """The layers of a decoder, or of a vision tower.
-
-    Attributes:
-        owner: The module that runs them.
-        name: The name of their list in it.
-        norm: The norm after a decoder's layers; not looked for in a vision tower.
-    """
+    """The layers of a decoder, with the norm after them, or of a vision tower; they are the list `name` of their owner."""
 
     owner: nn.Module
     name: str
@@ -198,12 +192,9 @@ def skip_forward(layer: nn.Module, instead: Callable[[Tensor], Tensor] = lambda 
 
 
 class Call(NamedTuple):
-    """The arguments of a layer besides its hidden states.
+    """The arguments of a layer after its hidden states, without those in `NOT_REPLAYED`.
 
-    Attributes:
-        args: Positional arguments after the hidden states.
-        kwargs: Keyword arguments, without those in `NOT_REPLAYED`.
-        made: False if the model does not call the layer: Mllama leaves out cross-attention layers without an image.
+    `made` is False if the model does not call the layer: Mllama leaves out cross-attention layers without an image.
     """
 
     args: tuple[Any, ...]

@@ -55,14 +55,7 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A JSON file, as its name and its beginning describe it.
-
-    Attributes:
-        path: The file.
-        kind: One of `KINDS`; empty = none of them.
-        part: `train`, `val`, `test` or `all`.
-        rest: The other words of its name.
-    """
+    """A JSON file by its name and its beginning: its kind, one of `KINDS` or empty, its part, and the other words."""
 
     path: Path
     kind: str
