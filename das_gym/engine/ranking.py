@@ -20,13 +20,11 @@ from das_gym.models.base import VLP, State
 from das_gym.models.inputs import Processor, padded_length
 
 LEVELS = (1, 5, 10)
-"""Recall is measured among this many of the best."""
 
 SHARED_PARTS = 4
 """Memory for each text besides its encoder output, in units of it: hidden vectors, their self-attention, keys, values."""
 
 IMAGE_BLOCK = 32
-"""Images that are encoded at a time."""
 
 
 @torch.inference_mode()

@@ -9,7 +9,6 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 NAMED_EXAMPLES = 3
-"""How many examples a message names."""
 
 
 @dataclass(frozen=True)

@@ -271,7 +271,6 @@ def next_valid_actions(actions: np.ndarray, action_masks: np.ndarray) -> np.ndar
 
 
 ACTION_MODES: dict[str, type[ActionMode]] = {mode.name: mode for mode in (MaskMode, SequenceMode, ScoreMode)}
-"""Every action space by name."""
 
 
 def find_action_mode(name: str) -> type[ActionMode]:

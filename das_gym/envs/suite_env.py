@@ -23,7 +23,6 @@ from das_gym.problem.statistics import STATISTICS
 from das_gym.tables.suite import DEFAULT_BUDGETS, MAX_UNITS, Suite, load_suite
 
 MAX_EVALUATIONS = 65_536
-"""Largest number of masks in an episode of `SuiteSearchEnv`."""
 
 
 class SuiteEpisodes(Episodes):

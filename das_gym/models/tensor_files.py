@@ -19,7 +19,6 @@ from torch import Tensor
 from das_gym.files import METADATA_KEY, at_home, check_bundled, parse_json, read_json, replacing, temporary_folder
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""Names of the weights of a folder."""
 
 CHECKSUM = "sha256"
 """Key below `METADATA_KEY` of the checksum of all the rest."""

@@ -136,7 +136,6 @@ class BudgetSettings(Settings, group="Budget"):
 
 
 BUDGET_SETTINGS = ("skip_num", *SAVED)
-"""The fields of `BudgetSettings`."""
 
 
 def measure_cost(problem: Problem, setting: str, latency_batch: int = 1) -> MaskCost:

@@ -33,7 +33,6 @@ OPTIONS = ("image_size", "tokenizer", "units", "vision", "dtype", "device_map", 
 """Fields of `ProblemConfig` that only some models take, see `ModelEntry.options`."""
 
 PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_cache")
-"""Fields of `ProblemConfig` that are paths."""
 
 COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "tree_gib", "encoder_cache", "latency_again", "workers")
 """Fields of `ProblemConfig` that control how masks are scored."""

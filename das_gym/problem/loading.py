@@ -52,8 +52,7 @@ class Backbone:
     """A pre-trained model as loaded: frozen, with untrained adapters.
 
     Attributes:
-        vlp: The model.
-        processor: Makes its batches.
+        vlp, processor: The model, and what makes its batches.
         base: Its fingerprint.
         heads: Heads that came with the checkpoint, from which tasks may start theirs.
         config: What it was loaded from; None for one put together in Python.
@@ -72,13 +71,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A model with trained adapters, a head and a task: a supernet, or a subnet once its model is pruned.
-
-    Attributes:
-        backbone: The model.
-        head: Its head.
-        task: The task, with the head's labels.
-    """
+    """A model with trained adapters, a head and a task: a supernet, or a subnet once its model is pruned."""
 
     backbone: Backbone
     head: nn.Module

@@ -211,7 +211,7 @@ def hypervolume(saved: Floats, losses: Floats, reference: tuple[float, float]) -
 
 
 def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
-    """Return the hypervolume's reference: share saved by the first mask, the full model; loss of the mask that saves most."""
+    """Return the hypervolume's reference: share saved by the first mask, the full model; loss of the one that saves most."""
     last = float(losses[int(np.argmax(saved))])
     if not np.isfinite(last):
         raise ValueError("the mask that saves most has a non-finite loss, so the hypervolume has no reference point")

@@ -98,7 +98,6 @@ STATISTICS: dict[str, Statistic] = {
         Statistic("fisher", FISHER, 0, 100, lambda m: m.sensitivity.fisher),
     )
 }
-"""Every layer statistic by name."""
 
 DEFAULT_STATISTICS = (
     "stream",

@@ -38,7 +38,6 @@ from das_gym.shapes.scenes import (
 from das_gym.shapes.vqa import OPPOSITES, RELATION_MARGIN, RELATIONS
 
 MAX_COUNTED = 5
-"""Largest number in a caption."""
 
 SCENES = {"train": 3000, "val": 300, "test": 300}
 """Scenes of the bundled data set."""

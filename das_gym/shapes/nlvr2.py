@@ -38,7 +38,6 @@ Name = tuple[str | None, str | None]
 """Colour and shape of an object; None = any."""
 
 MAX_COUNTED = 3
-"""Most objects of a counted kind in one scene."""
 
 LARGEST_TOTAL = 5
 """Largest number in a statement, as in the captions of pre-training."""
@@ -171,7 +170,6 @@ STATEMENT_FAMILIES: dict[str, Callable[[np.random.Generator], Statement]] = {
     "relation": _draw_relation,
     "same": _draw_same,
 }
-"""Each draws a statement of its family."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ SCENES = {"train": 2000, "dev": 300, "test": 300}
 """Scenes of the bundled data set."""
 
 HYPOTHESES = 4
-"""Hypotheses about a scene."""
 
 CURTAIN_WIDTH = 28
 CURTAIN_COLOR = (120, 120, 120)

@@ -39,7 +39,6 @@ FORMATS = (
     ".json or .jsonl files, parquet files or a folder of `save_to_disk`, of one kind, each row with "
     f"{' or '.join(QUESTIONS)}, {' or '.join(OPTIONS)} (a list) and {' or '.join(ANSWERS)}; also image and hint"
 )
-"""The supported formats of a data root."""
 
 Row = Mapping[str, Any]
 

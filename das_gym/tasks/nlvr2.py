@@ -47,12 +47,10 @@ REWARD_SHARE = 0.1
 """Share of train's buckets that become the reward split."""
 
 TEST_SPLITS = ("test1", "dev")
-"""The test split is the first of these that exists."""
 
 LABELS = {"True": True, "False": False}
 
 FOLDERS = ("", "data", "nlvr2/data", "nlvr/nlvr2/data")
-"""Where the JSON files may be, in the data root."""
 
 TABLES = ArrowFormat(
     "nlvr2",

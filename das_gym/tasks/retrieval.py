@@ -52,10 +52,8 @@ NUM_TEXTS = 16
 """Texts of an example: a true one and 15 false ones, as in the code of METER and ViLT."""
 
 SPLITS = {"train": "train", "restval": "train", "val": "reward", "test": "test"}
-"""Karpathy's splits, and ours."""
 
 FOLDERS = ("flickr30k-images", "images", "")
-"""Where images may be, in the data root."""
 
 TABLES = ArrowFormat(
     "retrieval",

@@ -42,7 +42,6 @@ UNDECIDED = "-"
 PARTS = ("train", "dev", "test")
 
 FOLDERS = ("flickr30k_images", "flickr30k-images", "Flickr30K/images", "images", "")
-"""Where images may be, in the data root."""
 
 TABLES = ArrowFormat(
     "snli_ve",

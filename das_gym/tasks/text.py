@@ -33,7 +33,6 @@ FORMATS = (
     f".txt or .jsonl files, parquet files or a folder of `save_to_disk` with a column `{TEXT_COLUMN}`, of one kind; those "
     "named train, val and test are these parts"
 )
-"""The supported formats of a data root."""
 
 SECTION_CHARACTERS = 2000
 SECTIONS = 40
@@ -43,7 +42,6 @@ DOCUMENTS_AT_A_TIME = 256
 """Documents that the tokenizer reads in one call."""
 
 DEFAULT_CONTEXT = 512
-"""Tokens of a window."""
 
 PAIRS_PER_WINDOW = 32
 """A window takes the memory of this many short prompts: it has logits of the full vocabulary at every token."""

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from das_gym.models.transformers.model import VLM
 
 LAYER_COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers")
-"""Names of the number of layers."""
 
 
 def _positions_left(value: Any, kept: Sequence[int], count: int) -> Any:

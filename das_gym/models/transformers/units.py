@@ -39,7 +39,6 @@ UNITS = ("layers", "sublayers")
 """What may be skipped: whole layers, or the attention and the MLP of each decoder layer."""
 
 LAYER, ATTENTION, MLP = "layer", "attention", "mlp"
-"""Kinds of units."""
 
 INPUT_NORMS = ("input_layernorm", "self_attn_layer_norm", "attention_norm", "ln_1", "norm1")
 """Names of the norm before a layer's attention."""
@@ -85,7 +84,6 @@ class ModelCapabilities:
 
 
 PLAIN = ModelCapabilities()
-"""The capabilities of a plain causal decoder."""
 
 
 class UnitModel(VLP):

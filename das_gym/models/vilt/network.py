@@ -166,10 +166,7 @@ class ViLTNetwork(nn.Module):
         return patches.take_along_dim(order[..., None], dim=1), seen.take_along_dim(order, dim=1)
 
     def _positions(self, seen: Tensor) -> Tensor:
-        """Return (batch, hidden_size, rows, columns): each image's own grid of positions, zero outside.
-
-        The stored grid is stretched over the rows and columns that are seen, bilinearly, corner on corner.
-        """
+        """Return (batch, hidden_size, rows, columns): each image's own grid of positions, zero outside."""
         side = math.isqrt(self.image_positions.shape[1] - 1)
         grid = self.image_positions[0, 1:].unflatten(0, (side, side))
         # Padding lies at the right and bottom, so that the first row and column tell how much of the image is seen.

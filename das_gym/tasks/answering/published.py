@@ -57,7 +57,6 @@ from das_gym.tasks.answering.examples import (
 from das_gym.tasks.answering.files import IMAGE_FOLDERS, MISSPELLED, ImageFinder, plain_name, subfolders
 
 ROLES = ("human", "gpt")
-"""Who speaks, in turn."""
 
 MAX_CLASSES = 100
 """The largest number of answers to a single question that become its options."""

@@ -33,13 +33,11 @@ FORMATS = (
     f"per class, or the files of Slake, VQAv2, NLVR2 or ScienceQA; questions without answers need `split={QUESTIONS}` of "
     "`adapt predict`"
 )
-"""The supported formats of a data root."""
 
 VQAV2 = "VQAv2"
 """The format whose parts have official names."""
 
 TRUTHS = ("true", "false")
-"""NLVR2's answers."""
 
 MAX_QUESTION_TYPES = 20
 """Examples are grouped by question type, or by answer type where there are more types than this (VQAv2 has 65)."""
