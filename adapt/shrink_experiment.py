@@ -16,7 +16,7 @@ from pathlib import Path
 from das_gym.adapt.choosing import Choice, choice_of, choose, search_first
 from das_gym.adapt.phases import search_first_phases
 from das_gym.adapt.run_report import REPORT, run_report
-from das_gym.adapt.shrink.checks import check_config, check_loaded, fallback_if_not_removable, source_of
+from das_gym.adapt.shrink.checks import as_vlm, check_config, check_loaded, fallback_if_not_removable, source_of
 from das_gym.adapt.shrink.job import ShrinkJob, finish_saved
 from das_gym.adapt.shrink.phases import checking_phases, measuring_phases, random_mask, recovery_phases
 from das_gym.adapt.shrink.settings import RECORD, ShrinkSettings
@@ -46,6 +46,7 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
     check_new_folder(settings.out_folder(Path(settings.runs_dir) / "new"), source_of(config))
     check_config(config)
     problem = load_problem(config)
+    settings = replace(settings, train=settings.train.for_model(as_vlm(problem)))
     check_loaded(settings, problem, choice)
     if choice is not None:
         choice = fallback_if_not_removable(choice, problem)

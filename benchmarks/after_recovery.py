@@ -144,7 +144,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     else:
         masks = choose_masks(problem, linear, options.masks, options.skip_num, reward)
     scores = predictors(problem, linear, masks, reward)
-    longest = max(ways.values(), key=lambda each: each.steps if each.method else 0)
+    longest = max(ways.values(), key=lambda each: each.num_steps if each.method else 0)
     teacher = make_teacher(as_vlm(problem), task, splits.train, longest)
     record: dict[str, Any] = {"settings": vars(options), "machine": describe_machine(), "rows": []}
     if path.is_file():

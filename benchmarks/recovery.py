@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for r, s, rate in itertools.product(options.recover, options.steps, options.learning_rates)
     ]
     # The teacher's outputs are computed once, for the settings with the most steps.
-    teacher = make_teacher(full, task, problem.splits.train, max(every, key=lambda settings: settings.steps))
+    teacher = make_teacher(full, task, problem.splits.train, max(every, key=lambda settings: settings.num_steps))
 
     def loss(vlm: VLM, examples: Sequence[Any]) -> float:
         return loss_of(vlm, task, task.open_ended(examples), BATCH, "loss")

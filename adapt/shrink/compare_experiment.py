@@ -79,6 +79,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     """Search, measure, print and save; the test loss of the best method before recovery is the result."""
     check_config(settings.problem)
     problem = load_problem(settings.problem)
+    settings = replace(settings, train=settings.train.for_model(as_vlm(problem)))
     check_loaded(settings, problem, None)
     cells = [{"variant": FULL_MODEL, "seed": settings.seed}]
     for cell in grid(settings.methods, range(settings.seed, settings.seed + settings.seeds)):
@@ -210,7 +211,7 @@ def title_of(settings: CompareSettings, count: int) -> str:
     model = "the bundled model" if settings.problem.checkpoint is None else display_name(Path(settings.problem.checkpoint))
     recovery = "no recovery" if settings.train.recover == "none" else settings.train.recover
     if settings.train.method is not None:
-        recovery += f", {counted(settings.train.steps, 'step')}"
+        recovery += f", {counted(settings.train.num_steps, 'step')}"
     seeds = f"seed {settings.seed}" if settings.seeds == 1 else counted(settings.seeds, "seed")
     return f"{model}, {budget}, {recovery}, {count:,} test examples, {seeds}"
 

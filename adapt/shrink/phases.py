@@ -98,7 +98,7 @@ def recovery_phases(problem: Problem, mask: np.ndarray, config: RecoveryConfig) 
             size,
             lambda count: steps.losses(batch[:count])["loss"].backward(),
             at_a_time,
-            repeats=config.steps,
+            repeats=config.num_steps,
             example_bytes=(steps.plan.needed - training_bytes(trained)) // at_a_time,
         ),
     ]

@@ -141,7 +141,7 @@ class Teacher:
 def training_rows(count: int, config: RecoveryConfig, first: int = 0) -> list[int]:
     """Return which of `count` examples the steps from `first` on read in this process, in order."""
     size = min(config.batch_size, count)
-    steps = range(first, config.steps)
+    steps = range(first, config.num_steps)
     return sorted({row for step in steps for row in process_share(batch_at(range(count), size, config.seed, step))})
 
 
@@ -254,13 +254,13 @@ def recover(
         student.model.float()
     parameters = insert_trainable(student, full_model, config.method)
     optimizer = adamw([(parameters, config.peak_rate(student.feature_size))], weight_decay=0.0)
-    schedule = partial(learning_rate_factor, steps=config.steps, warmup=WARMUP, schedule="cosine")
+    schedule = partial(learning_rate_factor, steps=config.num_steps, warmup=WARMUP, schedule="cosine")
     steps = RecoverySteps(student, teacher, task, examples, config)
     steps.choose_plan(parameters)
     trainer = Trainer(
         {"student": student.model},
         optimizer,
-        config.steps,
+        config.num_steps,
         schedule,
         checkpoint,
         config.save_every,

@@ -116,7 +116,7 @@ def shrunk_card(job: "ShrinkJob", measured: Measured, verified: Verification, pa
     if recovery.method is not None:
         examples = len(job.problem.splits.train)
         training = (
-            f"{repair} Then {recovery.method.title} trained {parameters:,} parameters for {recovery.steps} steps of "
+            f"{repair} Then {recovery.method.title} trained {parameters:,} parameters for {recovery.num_steps} steps of "
             f"{min(recovery.batch_size, examples)} examples, on {examples:,} training examples. The loss is "
             f"{recovery.distillation:g} KL(full || this) + {recovery.cross_entropy:g} cross-entropy."
         ).strip()

@@ -32,6 +32,8 @@ from das_gym.registration import METRICS, MODELS
 if TYPE_CHECKING:
     from das_gym.adapt.methods.base import Method
 
+    from das_gym.models.transformers.model import VLM
+
 RECORD = SHRUNK
 
 CHECKPOINT, CONTROL_CHECKPOINT = "recovery.pt", "control.pt"
@@ -61,6 +63,11 @@ TARGETS = ("reference", "teacher")
 
 CHOICES = ("lora", "full", "adapters", LINEAR, "linear+lora", REFIT, "refit+lora", "none")
 
+STEPS = 800
+SLOW_STEPS = 100
+LARGE = 50_000_000
+"""Default number of training steps, and the smaller one on a CPU for models of more parameters than `LARGE`."""
+
 RATE_WIDTH = 80
 """Hidden size of the bundled model, on which each method's `recovery_rate` is the best of a small grid
 (`python -m benchmarks.recovery`). Rates fall with the root of the width, which leads to what is usual for billions of
@@ -79,7 +86,8 @@ class RecoveryConfig(Settings, group="Recovery"):
             adapters of DAS, another method of `python -m adapt compare`, or nothing. Without training: `linear` puts
             linear maps in the removed layers' positions, `refit` changes the MLPs before them. Either with LoRA after it.
         seed: Random seed of the order of examples and of new parameters.
-        steps: Number of training steps.
+        steps: Number of training steps. None means 800, or 100 on a CPU for a model of more than 50 million parameters:
+            more take most of a day there.
         batch_size: Examples per step.
         learning_rate: Peak learning rate. None chooses it by `recover` and the hidden size of the decoder.
         rank: Rank of LoRA.
@@ -97,7 +105,7 @@ class RecoveryConfig(Settings, group="Recovery"):
 
     recover: str = choice("lora", CHOICES, others=True)
     seed: Seed = 0
-    steps: PositiveInt = 800
+    steps: PositiveInt | None = None
     batch_size: PositiveInt = 16
     learning_rate: PositiveFloat | None = None
     rank: PositiveInt = 16
@@ -115,6 +123,16 @@ class RecoveryConfig(Settings, group="Recovery"):
         check_names([self.recover], ("none", LINEAR, REFIT, *ALIASES, *METHODS), "recover", own=True)
         if not (self.distillation or self.cross_entropy):
             raise ValueError("Both terms of the loss are off: set `distillation` or `cross_entropy`.")
+
+    @property
+    def num_steps(self) -> int:
+        """The number of training steps; see `for_model`."""
+        return self.steps or STEPS
+
+    def for_model(self, vlm: "VLM") -> "RecoveryConfig":
+        """Return the settings with the number of steps for a model on its device."""
+        is_slow = vlm.device.type == "cpu" and sum(each.numel() for each in vlm.parameters()) > LARGE
+        return replace(self, steps=self.steps or (SLOW_STEPS if is_slow else STEPS))
 
     @property
     def closed_form(self) -> str | None:

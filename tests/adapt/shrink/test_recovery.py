@@ -12,6 +12,7 @@ import transformers as t
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import Method, make_method
 from das_gym.adapt.methods.lora import LoRA, inject_lora, linear_names, merge_lora
+from das_gym.adapt.shrink import settings as recovery_settings
 from das_gym.adapt.shrink.recovery import (
     TARGET_TOKENS,
     Teacher,
@@ -356,3 +357,11 @@ def test_recovery_on_the_full_models_answers(problem_of, tmp_path):
         trained = recover(student, replace(problem, splits=replace(problem.splits, train=examples)), config)
         states.append([p.detach().clone() for p in trained])
     assert all(torch.equal(mine, its) for mine, its in zip(*states, strict=True))
+
+
+def test_default_steps_are_fewer_for_a_large_model_on_a_cpu(problem_of, monkeypatch):
+    vlm: Any = problem_of("llava").vlp
+    assert RecoveryConfig().for_model(vlm).steps == RecoveryConfig().num_steps == 800
+    monkeypatch.setattr(recovery_settings, "LARGE", 10)
+    assert RecoveryConfig().for_model(vlm).steps == 100
+    assert RecoveryConfig(steps=7).for_model(vlm).steps == 7
