@@ -53,9 +53,6 @@ from das_gym.tasks.base import Task
 
 FULL_MODEL_FILE = "full_model_adapter.safetensors"
 
-LOGGED = ("macs", "macs_saved", "latency_ms", "speedup", "trainable_parameters")
-"""Numbers of a model's record that the run logs, besides those of its evaluation."""
-
 EVALUATIONS, FEW_LAYERS = 80, 12
 """Masks that `bayes` scores when it searches first, and the most layers of a model to which this number applies. On
 problems of up to 12 layers, half of it finds the best mask in more than 90 % of the searches (LEADERBOARD.md)."""
@@ -67,7 +64,7 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
     problem = settings.problem if choice is None else choice.problem
     start = load_start(problem, searches=choice is None)
     search = search_of(settings, start)
-    check_start(start, settings, choice, search)
+    _check_start(start, settings, choice, search)
     if settings.estimate:
         from das_gym.adapt.phases import adapt_phases
 
@@ -78,7 +75,7 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
         choice = choice_of(search_first(search, run, folder, settings.resume is not None, start.problem), problem)
     if choice.remark:
         print(escape_control_chars(choice.remark))
-    models = cut_models(start.model, choice.mask, settings.references)
+    models = _cut_models(start.model, choice.mask, settings.references)
     splits = limit_test(start.splits, start.model.task, settings.test_examples)
     config, description = resolve_defaults(settings.train, models[SUBNET])
     print(description)
@@ -103,7 +100,7 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
     return rows[SUBNET].metric
 
 
-def check_start(start: Start, settings: AdaptSettings, choice: Choice | None, search: SearchConfig) -> None:
+def _check_start(start: Start, settings: AdaptSettings, choice: Choice | None, search: SearchConfig) -> None:
     """Raise for what the loaded model and its data cannot do, before masks are searched or anything is trained."""
     backbone = start.model.backbone
     task = start.model.task
@@ -126,7 +123,7 @@ def search_of(settings: AdaptSettings, start: Start) -> SearchConfig:
     return dataclasses.replace(search, evaluations=EVALUATIONS if few else SearchConfig.evaluations)
 
 
-def cut_models(base: AdaptedModel, mask: np.ndarray, references: bool) -> dict[str, AdaptedModel]:
+def _cut_models(base: AdaptedModel, mask: np.ndarray, references: bool) -> dict[str, AdaptedModel]:
     """Return the models of the table, copies that can be trained: the subnet and what it is compared with."""
     nothing = np.zeros_like(mask)
     models = {SUBNET: cut(base, mask)}
@@ -138,8 +135,10 @@ def cut_models(base: AdaptedModel, mask: np.ndarray, references: bool) -> dict[s
 
 def _log_rows(rows: Mapping[str, TunedModelResult], log: Callable[[str, float], None]) -> None:
     for row in rows.values():
-        record = row.record()
-        numbers = {name: record[name] for name in LOGGED if record[name] is not None}
+        numbers = {name: getattr(row, name) for name in ("macs", "macs_saved", "trainable_parameters")}
+        numbers["latency_ms"] = row.latency_ms.median
+        if row.speedup is not None:
+            numbers["speedup"] = row.speedup.ratio
         if row.evaluation is not None:
             numbers |= {f"test.{name}": value for name, value in row.evaluation.numbers.items()}
         for name, value in numbers.items():

@@ -65,7 +65,7 @@ def display_name(folder: Path) -> str:
     return folder.name
 
 
-def loading_example(auto: str, model_options: str = "", processor_options: str = "") -> str:
+def loading_example(auto: str, model_options: str, processor_options: str) -> str:
     """Return code that loads a transformers model and its processor."""
     return f"""from transformers import {auto}, AutoProcessor
 

@@ -117,7 +117,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     check_model(settings, base, splits)
     folder = Path() if settings.estimate else required_folder(run)
     context = ComparisonContext(base, splits, settings.train, folder, settings.test_examples, run.log_scalar)
-    masks = random_masks(settings, base) if settings.estimate else find_masks(settings, base, splits, run)
+    masks = random_masks(settings, base) if settings.estimate else _find_masks(settings, base, splits, run)
     variants = method_variants(settings.methods, settings.method_settings, masks)
     rates = settings.learning_rates or GRID
     if not settings.learning_rates and base.backbone.vlp.size == "base":
@@ -182,7 +182,7 @@ def random_masks(settings: CompareSettings, base: AdaptedModel) -> dict[int, tup
     return {k: tuple(space.sample(np.random.default_rng(k)).astype(int).tolist()) for k, space in spaces.items()}
 
 
-def find_masks(settings: CompareSettings, base: AdaptedModel, splits: Splits[Any], run: Run) -> dict[int, tuple[int, ...]]:
+def _find_masks(settings: CompareSettings, base: AdaptedModel, splits: Splits[Any], run: Run) -> dict[int, tuple[int, ...]]:
     """Return a mask for each number of skipped layers: of the search that is named, or of one in a folder of this run."""
     folder = required_folder(run)
     config = settings.problem

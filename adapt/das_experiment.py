@@ -101,7 +101,7 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float | None:
     untrained = Untrained.load(settings)
     untrained.check(pipeline)
     if settings.estimate:
-        print_estimate(estimated_phases(settings, untrained))
+        print_estimate(_estimated_phases(settings, untrained))
         return None
     folder = required_folder(run)
     mask = _search(settings, untrained, folder, run.log_scalar)
@@ -135,8 +135,7 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float | None:
     return rows[SUBNET].metric
 
 
-def estimated_phases(settings: JointSearchSettings, untrained: Untrained) -> list[Phase]:
-    """Return the phases of the pipeline and of its evaluation."""
+def _estimated_phases(settings: JointSearchSettings, untrained: Untrained) -> list[Phase]:
     training = Training(untrained.copy(), untrained.splits, settings.pipeline, settings.seed, settings.train)
     splits = limit_test(untrained.splits, untrained.model.task, settings.test_examples)
     models = 1 + settings.references

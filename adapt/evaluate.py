@@ -191,16 +191,15 @@ def evaluation_main(settings: EvaluateSettings) -> None:
         raise ValueError(f"split={settings.split} has no answers to compare with: use `adapt predict`")
     found = evaluate(subnet, examples, "evaluating", rank_images=settings.rank_images)
     if settings.metric is not None:
-        found.predictions[:] = generated_scores(settings, subnet, examples)
+        found.predictions[:] = _generated_scores(settings, subnet, examples)
         found.numbers[settings.metric] = float(np.mean([each[settings.metric] for each in found.predictions]))
-    print_numbers(found, f"{found.examples:,} examples of {settings.split}, {data_root or 'bundled data'}")
+    _print_numbers(found, f"{found.examples:,} examples of {settings.split}, {data_root or 'bundled data'}")
     if settings.out is not None:
         write_json(settings.out, found.predictions)
         print(f"answers: {settings.out}")
 
 
-def generated_scores(settings: EvaluateSettings, subnet: AdaptedModel, examples: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return the generated answers to the examples with their scores by `metric`."""
+def _generated_scores(settings: EvaluateSettings, subnet: AdaptedModel, examples: Sequence[Any]) -> list[dict[str, Any]]:
     task = subnet.task
     metric = settings.metric
     assert metric is not None
@@ -223,8 +222,7 @@ def prediction_main(settings: PredictSettings) -> None:
     print(f"{len(answers):,} answers: {settings.out}")
 
 
-def print_numbers(found: Evaluation, title: str) -> None:
-    """Print the task's numbers: shares in per cent, with the vocabulary's upper bound if known, and the loss in nats."""
+def _print_numbers(found: Evaluation, title: str) -> None:
     others = ("loss", "ranked_images", "ceiling", "blank", "perplexity")
     shares = {name: value for name, value in found.numbers.items() if name not in others}
     rows = tuple((name.replace("_", " "), f"{100 * value:.2f}") for name, value in shares.items())

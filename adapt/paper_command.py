@@ -110,17 +110,17 @@ def main(settings: PluginSettings) -> None:
     """Print settings, sources, differences, costs and tables."""
     print("Settings of the paper's pipeline, and ours where they differ:")
     for model in dict.fromkeys(model for model, _ in PAPER):
-        settings_table(model).print()
-    print_lines("Where each comes from:", SOURCES)
-    print_lines("Why ours differ:", {f"{name}={value}": reason for name, (value, reason) in ours_of("VLM").items()})
-    print_lines("Where the paper, its scripts and its code differ:", dict(DIFFERENCES))
-    print_lines("Layers of LLaVA-1.5-7B that its scripts skip:", {n: str(each) for n, each in PUBLISHED_LAYERS.items()})
+        _settings_table(model).print()
+    _print_lines("Where each comes from:", SOURCES)
+    _print_lines("Why ours differ:", {f"{name}={value}": reason for name, (value, reason) in ours_of("VLM").items()})
+    _print_lines("Where the paper, its scripts and its code differ:", dict(DIFFERENCES))
+    _print_lines("Layers of LLaVA-1.5-7B that its scripts skip:", {n: str(each) for n, each in PUBLISHED_LAYERS.items()})
     for counting, caption in COUNTINGS.items():
         costs_table(counting, caption).print()
     for model in TASKS:
-        published_table(model).print(width=140)
+        _published_table(model).print(width=140)
     print("DAS on METER, VQA, 4 skipped: -11.97 % MACs published, -12.00 % counted (see the table above)")
-    print_lines("These scores need files that the package does not contain:", NEEDED)
+    _print_lines("These scores need files that the package does not contain:", NEEDED)
     print("The command of each cell, with these files (STEPS = 10 epochs x examples / batch):")
     for model, tasks in TASKS.items():
         for task in tasks:
@@ -129,8 +129,7 @@ def main(settings: PluginSettings) -> None:
                 print(f"  {command}")
 
 
-def settings_table(model: str) -> Table:
-    """Return the settings of a model for each task, and ours."""
+def _settings_table(model: str) -> Table:
     of_tasks = {task: settings for (name, task), settings in PAPER.items() if name == model}
     own = ours_of(model)
     rows = []
@@ -141,8 +140,7 @@ def settings_table(model: str) -> Table:
     return Table(columns, tuple(rows), model, text_columns=tuple(range(len(columns))))
 
 
-def print_lines(title: str, lines: dict[str, str]) -> None:
-    """Print a title and a line for each name, in 80 columns."""
+def _print_lines(title: str, lines: dict[str, str]) -> None:
     print(title)
     for name, text in lines.items():
         print(textwrap.fill(f"{name}: {text}", 80, initial_indent="  ", subsequent_indent="      "))
@@ -155,7 +153,7 @@ def costs_table(counting: str, note: str) -> Table:
         layers = vlp.config.fusion_layers
         width = vlp.config.hidden_size
         head = build_classifier(2 * width, VQA_ANSWERS, 2 * width)
-    costs = count_costs(vlp, example_batch(), head, counting=counting)
+    costs = count_costs(vlp, _example_batch(), head, counting=counting)
     rows: list[tuple[str, ...]] = [("no adapters", f"{costs.macs_full / 1e9:.3f}", "+0.000", "+0.00", "0.00", "0.00")]
     for text, image in ((0, 0), (4, 0), (3, 1), (2, 2), (1, 3), (0, 4)):
         mask = np.array([i < text for i in range(layers)] + [i < image for i in range(layers)])
@@ -170,14 +168,12 @@ def costs_table(counting: str, note: str) -> Table:
     return Table(COST_COLUMNS, tuple(rows), title, (note,))
 
 
-def full_size_model(model: str) -> METER | ViLT:
-    """Return METER-base or ViLT-B/32 without weights."""
+def _full_size_model(model: str) -> METER | ViLT:
     with without_content():
         return METER() if model == "METER" else ViLT(ViLTConfig(max_positions=TEXT_TOKENS))
 
 
-def example_batch() -> dict[str, Tensor]:
-    """Return the shapes of the example whose MACs are counted."""
+def _example_batch() -> dict[str, Tensor]:
     return meta_batch(TEXT_TOKENS, (3, IMAGE_SIZE, IMAGE_SIZE))
 
 
@@ -186,19 +182,18 @@ def count(row: PublishedRow) -> tuple[float, float]:
 
     MACs are counted as in the papers, with every token of the last stage. LoRA is merged and adds none.
     """
-    model = full_size_model(row.model)
-    plain = full_size_model(row.model)
+    model = _full_size_model(row.model)
+    plain = _full_size_model(row.model)
     plain.remove_adapters()
     with without_content():
         updated = sum(p.numel() for p in make_method(row.method or "").insert(model))
     # Other methods run as many MACs as the model without them.
     vlps: tuple[VLP, ...] = (model, plain) if parallel_adapters(model) else ()
-    macs = [count_costs(vlp, example_batch(), counting="paper").macs([False] * len(vlp.layers)) for vlp in vlps]
+    macs = [count_costs(vlp, _example_batch(), counting="paper").macs([False] * len(vlp.layers)) for vlp in vlps]
     return updated / 1e6, (macs[0] - macs[1]) / 1e9 if macs else 0.0
 
 
-def published_table(model: str) -> Table:
-    """Return a model's table of published and counted numbers."""
+def _published_table(model: str) -> Table:
     rows = []
     for row in PUBLISHED:
         if row.model != model:

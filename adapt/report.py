@@ -74,7 +74,7 @@ class TunedModelResult(ModelResult):
         mask: 0 or 1 per layer, 1 = skipped.
         trainable_parameters: 0 if nothing was trained.
         evaluation: On the test split. None for a baseline that was not trained.
-        latency: Of one example, milliseconds.
+        latency_ms: Of one example.
         speedup: Relative to the baseline. None for the baseline itself.
         from_package: Whether its trained weights came with das_gym.
     """
@@ -83,7 +83,7 @@ class TunedModelResult(ModelResult):
     skipped_layers: tuple[str, ...]
     trainable_parameters: int
     evaluation: Evaluation | None
-    latency: Spread
+    latency_ms: Spread
     speedup: Speedup | None = None
     from_package: bool = False
 
@@ -99,10 +99,7 @@ class TunedModelResult(ModelResult):
         if self.evaluation is not None:
             names = ("metric", "metric_name", "loss", "numbers", "examples")
             record["evaluation"] = {name: getattr(self.evaluation, name) for name in names}
-        median, *quartiles = record.pop("latency")
-        ratio, *interval = record.pop("speedup") or (None,)
-        record |= {"latency_ms": median, "latency_quartiles_ms": quartiles}
-        return {**record, "speedup": ratio, "speedup_interval": interval or None}
+        return record
 
 
 def compare(
@@ -143,7 +140,7 @@ def compare(
             macs=costs.macs_full if is_baseline else costs.macs(mask),
             macs_saved=0.0 if is_baseline else costs.macs_saved(mask),
             evaluation=evaluation,
-            latency=Spread.of(times[name]),
+            latency_ms=Spread.of(times[name]),
             speedup=None if is_baseline else speedup(times[name], times[BASELINE]),
             from_package=name in from_package,
         )
@@ -215,29 +212,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def format_milliseconds(median: float, low: float, high: float) -> str:
-    """Return a median and its quartiles."""
-    return "{} ({}..{})".format(*(f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in (median, low, high)))
+def _milliseconds(spread: Sequence[float]) -> str:
+    return "{} ({}..{})".format(*(f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in spread))
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of a table of models.
-
-    Attributes:
-        heading: What it shows.
-        fields: Fields of a model's record, with a dot before those of a mapping in it.
-        text: Returns the cell for the values of these fields.
-    """
-
-    heading: str
-    fields: tuple[str, ...]
-    text: Callable[..., str]
-
-    def cell(self, record: Mapping[str, Any]) -> str:
-        """Return the cell of a model's record: `-` if one of the fields was not measured, or other commands have it."""
-        values = [_value_at(record, field) for field in self.fields]
-        return NOT_MEASURED if any(value is None for value in values) else self.text(*values)
+def _ratio(values: Sequence[float]) -> str:
+    return "{:.2f} ({:.2f}..{:.2f})".format(*values)
 
 
 def _value_at(record: Any, field: str) -> Any:
@@ -248,34 +228,29 @@ def _value_at(record: Any, field: str) -> Any:
 
 
 NOT_MEASURED = "-"
-RATIO = "{:.2f} ({:.2f}..{:.2f})"
-"""A ratio and its interval."""
 
-LINES = (
-    Line("{metric} on test, %", ("score",), percent),
-    Line("  its 95 % interval", ("low", "high"), lambda low, high: f"{percent(low)}..{percent(high)}"),
-    *(Line(f"{name}{{among}}, %", (f"numbers.{name}",), percent) for name in HEADLINES),
-    Line("acc norm, %", ("others.acc_norm",), percent),
-    Line("loss, nats", ("loss",), "{:.4f}".format),
-    Line("perplexity", ("perplexity",), "{:,.2f}".format),
-    Line("trainable parameters", ("trainable_parameters",), lambda count: f"{count:,}" if count else NOT_MEASURED),
-    Line("parameters", ("parameters",), "{:,}".format),
-    Line("bytes of the weights", ("bytes",), "{:,}".format),
-    Line("MACs an example, M", ("macs",), lambda macs: f"{macs / 1e6:,.3f}"),
-    Line("MACs saved, %", ("macs_saved",), lambda share: f"{100 * share:.2f}"),
-    Line("KV cache, bytes a token", ("kv_bytes",), "{:,}".format),
-    Line("latency, ms", ("latency_ms", "latency_quartiles_ms"), lambda median, rest: format_milliseconds(median, *rest)),
-    Line("times as fast", ("speedup", "speedup_interval"), lambda ratio, interval: RATIO.format(ratio, *interval)),
-    Line("first token, ms", ("prefill_ms",), lambda values: format_milliseconds(*values)),
-    Line("  first token, times as fast", ("prefill_speedup",), lambda values: RATIO.format(*values)),
-    Line("further tokens, ms", ("decode_ms",), lambda values: format_milliseconds(*values)),
-    Line("  further tokens, times as fast", ("decode_speedup",), lambda values: RATIO.format(*values)),
-    Line("skipped layers", ("skipped_layers",), lambda names: ", ".join(names) or "none"),
+LINES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("{metric} on test, %", "score", percent),
+    ("  its 95 % interval", "interval", lambda bounds: "..".join(map(percent, bounds))),
+    *((f"{name}{{among}}, %", f"numbers.{name}", percent) for name in HEADLINES),
+    ("acc norm, %", "others.acc_norm", percent),
+    ("loss, nats", "loss", "{:.4f}".format),
+    ("perplexity", "perplexity", "{:,.2f}".format),
+    ("trainable parameters", "trainable_parameters", lambda count: f"{count:,}" if count else NOT_MEASURED),
+    ("parameters", "parameters", "{:,}".format),
+    ("bytes of the weights", "bytes", "{:,}".format),
+    ("MACs an example, M", "macs", lambda macs: f"{macs / 1e6:,.3f}"),
+    ("MACs saved, %", "macs_saved", lambda share: f"{100 * share:.2f}"),
+    ("KV cache, bytes a token", "kv_bytes", "{:,}".format),
+    ("latency, ms", "latency_ms", _milliseconds),
+    ("times as fast", "speedup", _ratio),
+    ("first token, ms", "prefill_ms", _milliseconds),
+    ("  first token, times as fast", "prefill_speedup", _ratio),
+    ("further tokens, ms", "decode_ms", _milliseconds),
+    ("  further tokens, times as fast", "decode_speedup", _ratio),
+    ("skipped layers", "skipped_layers", lambda names: ", ".join(names) or "none"),
 )
-"""The lines of a table of models. Lines that no record has are left out."""
-
-SHOWN = ("metric_name", "numbers")
-"""Parts of an evaluation that the table shows, besides its metric."""
+"""Heading, field of a model's record, and format of each line of a table. Lines that no record has are left out."""
 
 RELATIVE = (
     "MACs saved and times as fast (ratio of the median times) are relative to the baseline. In brackets: quartiles of "
@@ -288,17 +263,20 @@ def results_table(models: Sequence[Mapping[str, Any]], title: str = "", notes: S
     flat: list[dict[str, Any]] = []
     for model in models:
         evaluation = model.get("evaluation") or model
-        shown = {"score": evaluation.get("metric"), **{name: evaluation.get(name) for name in SHOWN}, **model}
-        perplexity = shown.get("perplexity") or _value_at(shown, "numbers.perplexity")
-        flat.append({**shown, "perplexity": perplexity})
+        evaluated = {"score": evaluation.get("metric")} | {name: evaluation.get(name) for name in ("metric_name", "numbers")}
+        shown = {**evaluated, **model}
+        shown["perplexity"] = shown.get("perplexity") or _value_at(shown, "numbers.perplexity")
+        shown["interval"] = (model["low"], model["high"]) if "low" in model else None
+        flat.append(shown)
     numbers: dict[str, float] = next((model["numbers"] for model in flat if model.get("numbers")), {})
     metric = next((model["metric_name"] for model in flat if model.get("metric_name")), "metric").replace("_", " ")
     among = f" among {numbers['ranked_images']:.0f} images" if "ranked_images" in numbers else ""
     rows = []
-    for line in LINES:
-        cells = [line.cell(model) for model in flat]
-        if any(text != NOT_MEASURED for text in cells):
-            rows.append((line.heading.format(metric=metric, among=among), *cells))
+    for heading, field, text in LINES:
+        values = [_value_at(model, field) for model in flat]
+        cells = [NOT_MEASURED if value is None else text(value) for value in values]
+        if any(cell != NOT_MEASURED for cell in cells):
+            rows.append((heading.format(metric=metric, among=among), *cells))
     return Table(("", *(IN_WORDS.get(model["name"], model["name"]) for model in flat)), tuple(rows), title, tuple(notes))
 
 

@@ -18,19 +18,17 @@ def answering_configs() -> dict[str, dict[str, Any]]:
     return {name: each for name, each in named_problems().items() if MODELS[each["model"]].reads_prompts}
 
 
-def pipeline_configs() -> dict[str, dict[str, Any]]:
-    """Return the named configs of problems, and `paper`."""
+def _pipeline_configs() -> dict[str, dict[str, Any]]:
     return {**named_problems(), RECIPES[1]: {"recipe": RECIPES[1], "rank_images": None}}
 
 
 def check_problem(settings: Any) -> None:
     """Check model and data without loading them, and that the units can be trained."""
     check_before_loading(settings.problem)
-    check_trainable(settings)
+    _check_trainable(settings)
 
 
-def check_trainable(settings: Any) -> None:
-    """Raise for units that cannot be trained."""
+def _check_trainable(settings: Any) -> None:
     for name, value in (("units", "sublayers"), ("vision", True)):
         if getattr(settings.problem, name) == value:
             raise ValueError(f"`{name}`={value} has no adapters to train: leave it out here, or search with it (`agents`)")
@@ -38,7 +36,7 @@ def check_trainable(settings: Any) -> None:
 
 def check(settings: AdaptSettings) -> None:
     """Raise for a missing supernet; no model is loaded. The problem of `search_run` is read later."""
-    check_trainable(settings)
+    _check_trainable(settings)
     check_choice(settings)
     if settings.search_run is None:
         _ = settings.problem.supernet_path
@@ -67,7 +65,7 @@ adapt = RecordedCommand(
     check,
 )
 das = RecordedCommand(
-    "adapt das", JointSearchSettings, "das_gym.adapt.das_experiment:run_pipeline", pipeline_configs, check_problem
+    "adapt das", JointSearchSettings, "das_gym.adapt.das_experiment:run_pipeline", _pipeline_configs, check_problem
 )
 compare = RecordedCommand(
     "adapt compare", CompareSettings, "das_gym.adapt.compare_experiment:compare", named_problems, check_problem

@@ -27,8 +27,6 @@ from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.problem.config import ProblemConfig
 from das_gym.registration import MODELS
 
-TRACKERS = ("tensorboard", "wandb")
-
 SAVED_DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Allowed values of the setting for the saved dtype."""
 
@@ -55,7 +53,7 @@ class Hardware(Settings, group="Hardware"):
     micro_batch_size: PositiveInt | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     gradient_checkpointing: bool = False
-    trackers: tuple[str, ...] = choice((), TRACKERS)
+    trackers: tuple[str, ...] = choice((), ("tensorboard", "wandb"))
     encoder_cache_gib: NonNegativeFloat = 2.0
     dataloader_num_workers: NonNegativeInt = 0
 

@@ -37,7 +37,7 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
         if kept is None:
             return None
         score = resume_saved(settings, kept)
-        print_report(kept)
+        _print_report(kept)
         return score
     choice = choose(settings)
     config = settings.problem if choice is None else choice.problem
@@ -66,7 +66,7 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
         for name in ("score", "loss", "parameters", "macs"):
             run.log_scalar(f"{row.name}.{name}", float(getattr(row, name)))
     print(f"record: {folder / RECORD}, model: {job.out}")
-    print_report(folder)
+    _print_report(folder)
     return measured.final.score
 
 
@@ -87,8 +87,7 @@ def phases(settings: ShrinkSettings, problem: Problem, choice: Choice | None) ->
     return found
 
 
-def print_report(folder: Path) -> None:
-    """Write the report into the run's folder, and print where it is."""
+def _print_report(folder: Path) -> None:
     print(f"report: {write_report(folder / REPORT, [run_report(folder)])}")
 
 

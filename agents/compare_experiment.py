@@ -51,8 +51,7 @@ EXPLANATION = (
 )
 
 
-def search_once(settings: CompareSettings, oracle: Oracle, agent: str, seed: int) -> SearchTrial:
-    """Search once with an agent."""
+def _search_once(settings: CompareSettings, oracle: Oracle, agent: str, seed: int) -> SearchTrial:
     own = settings.agent_kwargs.get(agent, {})
     return run_trial(oracle, agent, seed, settings.evaluations, settings.masks_per_turn, own)
 
@@ -68,7 +67,7 @@ def phases(settings: CompareSettings, oracle: Oracle) -> Iterator[Phase]:
 
     def run_search(agent: str, count: int) -> None:
         del count  # one search stands for all
-        search_once(settings, oracle, agent, settings.seed)
+        _search_once(settings, oracle, agent, settings.seed)
 
     for agent, count in counts.items():
         yield Phase(agent, count, partial(run_search, agent))
@@ -96,7 +95,7 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
 
     def search(variant: str, seed: int) -> SearchTrial:
         known = None if depends_on_seed(variant) else comparison.find(variant=variant)
-        return search_once(settings, oracle, variant, seed) if known is None else replace(known, seed=seed)
+        return _search_once(settings, oracle, variant, seed) if known is None else replace(known, seed=seed)
 
     cells = grid(settings.agents, range(settings.seed, settings.seed + settings.seeds))
     trials = comparison.run(cells, len(cells), search)

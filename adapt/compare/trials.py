@@ -215,20 +215,16 @@ def cells_of(
             if seed == seeds[0] and variant.rate_of is None:
                 for rate in rates:
                     yield {"variant": variant.key, "seed": seed, "rate": rate}
-                chosen[variant.key] = choose_rate(variant, rates, seed, comparison, metric)
+                chosen[variant.key] = _choose_rate(variant, rates, seed, comparison, metric)
                 continue
             # Random masks take the rate of the searched one, so that the two differ in their masks alone.
             yield {"variant": variant.key, "seed": seed, "rate": chosen[variant.rate_of or variant.key]}
 
 
-def choose_rate(
+def _choose_rate(
     variant: MethodVariant, rates: Sequence[float], seed: int, comparison: Comparison[Trial], metric: str
 ) -> float:
-    """Return the learning rate of the training that is best on the reward split, and print the choice.
-
-    Raises:
-        FloatingPointError: Every training diverged.
-    """
+    """Return the learning rate of the training that is best on the reward split, and print the choice."""
     tried = [trial for trial in comparison.trials if (trial.variant, trial.seed) == (variant.key, seed)]
     # Processes may differ by rounding, and have to agree on one rate.
     best = run_on_main_process(lambda: max(tried, key=lambda trial: trial.merit).rate)

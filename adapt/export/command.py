@@ -58,8 +58,7 @@ def _compared(record: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
         "metric": trial.test,
         "metric_name": record["metric"],
         "loss": trial.test_loss,
-        "latency_ms": trial.latency and trial.latency[0],
-        "latency_quartiles_ms": trial.latency and trial.latency[1:],
+        "latency_ms": trial.latency,
     }
     return {"problem": record["problem"], "row": f"{trial.title}, learning rate {trial.rate:g}", "models": [model]}
 

@@ -84,7 +84,7 @@ def export(
             _compare(subnet, model, head.num_images, part),
             write_onnx(subnet, head.num_images, part / ONNX_FILE) if onnx else None,
         )
-        write_text(part / "README.md", subnet_card(subnet, model, exported, record or {}, head.num_images))
+        write_text(part / "README.md", _subnet_card(subnet, model, exported, record or {}, head.num_images))
     return exported
 
 
@@ -152,10 +152,9 @@ def _compare(subnet: AdaptedModel, model: ExportedModel, num_images: int, folder
     return difference
 
 
-def subnet_card(
+def _subnet_card(
     subnet: AdaptedModel, model: ExportedModel, exported: ExportedFolder, record: Mapping[str, Any], num_images: int
 ) -> str:
-    """Return the text of the folder's README.md."""
     vlp = subnet.backbone.vlp
     kinds = layer_kinds(vlp)
     mask = vlp.check_mask(None).astype(int).tolist()

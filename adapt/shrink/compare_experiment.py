@@ -97,7 +97,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     measured = [trial for trial in done if trial.before is not None and trial.variant != FULL_MODEL]
     if not measured:
         raise ValueError(f"no method found a mask that can be removed: {'; '.join(trial.failure for trial in done[1:])}")
-    comparison.finish(run, comparison_table(title_of(settings, len(trials.test)), done))
+    comparison.finish(run, comparison_table(_title(settings, len(trials.test)), done))
     losses = [trial.before.loss for trial in measured if trial.before is not None]
     for trial, loss in zip(measured, losses, strict=True):
         run.log_scalar(f"{trial.variant}.loss", loss)
@@ -201,8 +201,7 @@ def _reward_loss(result: SearchResult, bits: tuple[int, ...]) -> float | None:
     return next(row["loss"] for row in rows if tuple(row["mask"]) == bits)
 
 
-def title_of(settings: CompareSettings, count: int) -> str:
-    """Return the title of the table."""
+def _title(settings: CompareSettings, count: int) -> str:
     name, value = next(iter(settings.budget.items()))
     unit = "sublayer" if settings.problem.units == "sublayers" else "layer"
     budget = f"{counted(value, unit)} removed"

@@ -77,7 +77,7 @@ class ShrinkJob:
         mask = self.mask
         # Before hours of recovery, which cannot help a model that answers by chance.
         scored = {FULL: self._score(self.full, f"{FULL} model")}
-        warn_at_chance(self.choice.problem, task, self.test, scored[FULL][0].score, "test")
+        warn_at_chance(self.choice.problem, task, self.test, scored[FULL].quality.score, "test")
         shrunk = pruned_copy(self.full, mask)
         round_parameters(shrunk.model, self.dtype)  # as a folder would store it
         final = repaired_copy(self.problem, mask, self.recovery)
@@ -107,7 +107,7 @@ class ShrinkJob:
             measured = self._with_control(measured, teacher) or measured
             record = self._record(measured, verified)
             write_text(part / "README.md", shrunk_card(self, measured, verified, parameters, record["command"]))
-            write_examples(self.folder, task, self.test, measured.texts)
+            write_examples(self.folder, task, self.test, {name: each.texts for name, each in measured.scored.items()})
             write_json(self.folder / PENDING, record)
         # Rename the record last: if the run stops before that, resuming it only renames.
         finish_saved(self.folder)
@@ -155,13 +155,8 @@ class ShrinkJob:
             return None
         with temporarily_merged(control, self.full, self.recovery, trained, self.folder):
             round_parameters(control.model, self.dtype)
-            quality, texts, scores = self._score(control, "control")
-        return replace(
-            measured,
-            texts={FULL: measured.texts[FULL], CONTROL: texts, **measured.texts},
-            scores={**measured.scores, CONTROL: scores},
-            control=quality,
-        )
+            scored = self._score(control, "control")
+        return replace(measured, scored={FULL: measured.scored[FULL], CONTROL: scored, **measured.scored})
 
     @property
     def origin(self) -> str:
@@ -180,7 +175,7 @@ class ShrinkJob:
         parts = self.full.removed_parts(mask).items()
         answers = []
         for number, example in enumerate(self.test):
-            texts = {name: texts[number] for name, texts in measured.texts.items()}
+            texts = {name: each.texts[number] for name, each in measured.scored.items()}
             answers.append({"key": example.key, "question": task.question(example), **texts})
         difference, low, high = measured.difference()
         return {

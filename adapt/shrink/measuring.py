@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -85,22 +85,29 @@ class ShrunkModelResult(Quality, ModelResult):
     decode_speedup: Speedup | None = None
 
 
-Scored = tuple[Quality, Sequence[str], np.ndarray]
-"""What `score_model` returns."""
+class Scored(NamedTuple):
+    """How well a model answers, with the answer to each example and its score, (n,) in 0..1."""
+
+    quality: Quality
+    texts: Sequence[str]
+    scores: np.ndarray
 
 
 @dataclass(frozen=True)
 class Measured:
     """The results of all models on the same examples, the full model first and the saved model last.
 
-    `scores` are those of each example. `control` is the full model after the same training as the saved one.
+    `scored` may also have `CONTROL`, the full model after the same training as the saved one.
     """
 
     rows: dict[str, ShrunkModelResult]
-    texts: Mapping[str, Sequence[str]]
-    scores: Mapping[str, np.ndarray]
+    scored: Mapping[str, Scored]
     metric: str
-    control: Quality | None = None
+
+    @property
+    def control(self) -> Quality | None:
+        """How well the control answers; None without one."""
+        return self.scored[CONTROL].quality if CONTROL in self.scored else None
 
     @property
     def final(self) -> ShrunkModelResult:
@@ -114,7 +121,7 @@ class Measured:
 
     def difference(self) -> tuple[float, float, float]:
         """Return the saved model's score minus that of `reference`, and its 95 % interval over examples."""
-        differences = self.scores[self.final.name] - self.scores[self.reference]
+        differences = self.scored[self.final.name].scores - self.scored[self.reference].scores
         return (float(differences.mean()), *difference_interval(differences))
 
     def loss_regained(self) -> float | None:
@@ -140,10 +147,7 @@ def measure(
     timed = {name: vlm for name, vlm in models.items() if name != RECOVERED or RECOVERED in costs}
     times = latencies(timed, processor, prompt, LATENCY_BLOCKS)
     rows = {}
-    texts = {}
-    scores = {}
     for name, vlm in models.items():
-        quality, texts[name], scores[name] = scored[name]
         own_mask = np.zeros_like(job.mask) if name == FULL else job.mask
         own_costs = costs.get(name, costs[FULL])
         own_times = times.get(name, times[SHRUNK])
@@ -152,7 +156,7 @@ def measure(
         rows[name] = ShrunkModelResult(
             name,
             parameters,
-            **asdict(quality),
+            **asdict(scored[name].quality),
             bytes=parameters * (job.source_dtype if name == FULL else job.dtype).itemsize,
             macs=own_costs.macs(own_mask),
             macs_saved=own_costs.macs_saved(own_mask),
@@ -163,26 +167,27 @@ def measure(
             decode_speedup=speedups[1],
         )
     metric = job.settings.metric or task.metric_name
-    return Measured(rows, texts, scores, metric.replace("_", " "))
+    return Measured(rows, scored, metric.replace("_", " "))
 
 
 def score_once(path: Path, vlm: VLM, task: Task, examples: Sequence[Any], title: str, metric: str | None = None) -> Scored:
-    """Return what `score_model` returns; a resumed run reads it from a file: answers of a large model take minutes."""
+    """Score a model; a resumed run reads the scores from a file: answers of a large model take minutes."""
     kept = read_json(path) if path.is_file() else {}
     if title in kept:
         with explain_damage(path, "remove it, and resume again"):
-            return build(Quality, kept[title]["quality"]), list(kept[title]["texts"]), np.array(kept[title]["scores"])
-    quality, texts, scores = score_model(vlm, task, examples, title, metric)
-    if is_main_process() and math.isfinite(quality.loss):
-        kept[title] = {"quality": asdict(quality), "texts": texts, "scores": scores}
+            quality = build(Quality, kept[title]["quality"])
+            return Scored(quality, list(kept[title]["texts"]), np.array(kept[title]["scores"]))
+    scored = score_model(vlm, task, examples, title, metric)
+    if is_main_process() and math.isfinite(scored.quality.loss):
+        kept[title] = {**scored._asdict(), "quality": asdict(scored.quality)}
         write_json(path, kept, indent=None)
-    return quality, texts, scores
+    return scored
 
 
 def score_model(vlm: VLM, task: Task, examples: Sequence[Any], title: str, metric: str | None = None) -> Scored:
-    """Return loss and mean score of a model, its answers, and the score of each; `metric` None is the task's own."""
+    """Score a model's answers, by a metric of `register_metric` or, with None, the task's own."""
     if not task.generates:
-        return score_likelihoods(vlm, task, examples, title)
+        return _score_likelihoods(vlm, task, examples, title)
     open_ended = task.open_ended(examples)
     processor = cast(Any, task.processor)
     prompts: Any = task.pairs(open_ended)
@@ -193,12 +198,11 @@ def score_model(vlm: VLM, task: Task, examples: Sequence[Any], title: str, metri
         scores = np.array([task.score_text(e, text) for e, text in zip(examples, texts, strict=True)], dtype=np.float64)
     else:
         scores = score_texts(metric, examples, texts)
-    return Quality(loss, float(scores.mean()), *mean_interval(scores)), texts, scores
+    return Scored(Quality(loss, float(scores.mean()), *mean_interval(scores)), texts, scores)
 
 
 @torch.no_grad()
-def score_likelihoods(vlm: VLM, task: Task, examples: Sequence[Any], title: str) -> Scored:
-    """Return what `score_model` returns, for a task whose metric follows from likelihoods."""
+def _score_likelihoods(vlm: VLM, task: Task, examples: Sequence[Any], title: str) -> Scored:
     losses: list[float] = []
     scores: list[float] = []
     texts: list[str] = []
@@ -216,7 +220,7 @@ def score_likelihoods(vlm: VLM, task: Task, examples: Sequence[Any], title: str)
     numbers = task.summary(examples, np.array(losses), metrics)
     means = {name: float(np.mean(values)) for name, values in others.items()}
     quality = Quality(numbers["loss"], float(metrics.mean()), *mean_interval(metrics), numbers.get("perplexity"), means)
-    return quality, texts, metrics
+    return Scored(quality, texts, metrics)
 
 
 @torch.no_grad()

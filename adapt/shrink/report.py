@@ -67,7 +67,7 @@ def conclusion(measured: Measured) -> str:
     than = "control" if measured.reference == CONTROL else "baseline"
     return (
         f"The {final.name} model scores {_score(final)} against {against}: {difference:+.1f} points compared with "
-        f"the {than} (95 % interval {low:+.1f}..{high:+.1f}) on {len(measured.scores[FULL]):,} test examples"
+        f"the {than} (95 % interval {low:+.1f}..{high:+.1f}) on {len(measured.scored[FULL].scores):,} test examples"
         f"{_recovery(measured.loss_regained())}."
     )
 

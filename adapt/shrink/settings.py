@@ -58,9 +58,6 @@ refitted MLPs before them (`models.transformers.refitting`)."""
 ALIASES = {"adapters": "das", "linear+lora": "lora", "refit+lora": "lora"}
 """Methods of other names in `recover`."""
 
-TARGETS = ("reference", "teacher")
-"""Whose answers recovery trains on."""
-
 CHOICES = ("lora", "full", "adapters", LINEAR, "linear+lora", REFIT, "refit+lora", "none")
 
 STEPS = 800
@@ -111,7 +108,7 @@ class RecoveryConfig(Settings, group="Recovery"):
     rank: PositiveInt = 16
     distillation: NonNegativeFloat = 1.0
     cross_entropy: NonNegativeFloat = 0.5
-    targets: str = choice("reference", TARGETS)
+    targets: str = choice("reference", ("reference", "teacher"))
     save_every: PositiveInt = 100
     micro_batch_size: PositiveInt | None = None
     gradient_checkpointing: bool | None = None

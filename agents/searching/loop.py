@@ -86,7 +86,7 @@ def run_turns(
         scorer.keep_sums(folder)
     scorer.warn_at_chance()
     with progress(1, "measuring layer statistics", unit="step") as bar:
-        agent = agent_of(config, scorer, scorer.statistics)
+        agent = _agent_of(config, scorer, scorer.statistics)
         bar.update()
     race = race_of(config, scorer, agent)
     known = restore(folder, config, scorer, race) if resume and folder is not None else ()
@@ -159,11 +159,10 @@ def check_search(config: SearchConfig, problem: Problem | None = None) -> None:
         with_defaults(cls, known, config.agent_kwargs, config.masks_per_turn)
     with closing(open_scorer(config.env_id, config.mask_kwargs, most=config.masks_per_turn, problem=problem)) as scorer:
         if not is_algorithm(config.agent):
-            agent_of(config, scorer, {})
+            _agent_of(config, scorer, {})
 
 
-def agent_of(config: SearchConfig, scorer: MaskScorer, statistics: Statistics) -> Agent:
-    """Make the agent of a search that knows these layer statistics."""
+def _agent_of(config: SearchConfig, scorer: MaskScorer, statistics: Statistics) -> Agent:
     budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of)
     space = MaskSpace(budget)
     return make_search_agent(config.agent, space, config.seed, config.agent_kwargs, statistics, scorer.blocks)

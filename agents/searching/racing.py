@@ -42,7 +42,7 @@ class Raced(NamedTuple):
 
     Attributes:
         rewards: (m,); of a dropped mask the reward of its estimated loss.
-        scores: `SCORES` by name, (m,) each.
+        scores: Numbers by name, `SCORES` among them, (m,) each.
         shares: (m,) in (0..1]: the share of the reward examples that each mask was scored on; 1 stands for all.
     """
 

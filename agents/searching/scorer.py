@@ -56,7 +56,7 @@ class MaskScorer(ABC):
         """Score (m, n_layers) bool masks, True = skipped, on the examples of the next step.
 
         Returns:
-            (m,) rewards, and `SCORES` by name, (m,) each.
+            (m,) rewards, and numbers by name, `SCORES` among them, (m,) each.
         """
 
     def score_examples(self, masks: Masks, start: int, stop: int) -> Scores:
@@ -118,13 +118,13 @@ class OwnScorer(MaskScorer):
         return LayerStatistics(self._observed(), self.own.statistic)
 
     def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
-        return kept_scores(*self.own.score(masks, self._rng))
+        return self.own.score(masks, self._rng)
 
     def score_examples(self, masks: Masks, start: int, stop: int) -> Scores:
         return self.own.score_examples(masks, start, stop)
 
     def rewards_of(self, masks: Masks, losses: Floats, metrics: Floats) -> tuple[Floats, dict[str, np.ndarray]]:
-        return kept_scores(*self.own.rewards_of(masks, losses, metrics))
+        return self.own.rewards_of(masks, losses, metrics)
 
     def cost_of(self, setting: str) -> MaskCost:
         return self.own.cost_of(setting)
@@ -278,11 +278,6 @@ def explained_errors(env_id: str) -> Iterator[None]:
         if str(gymnasium.spec(env_id.rpartition(":")[2]).entry_point).startswith("das_gym."):
             raise
         raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id} ({error}), {OURS}") from error
-
-
-def kept_scores(rewards: Floats, info: Mapping[str, np.ndarray]) -> tuple[Floats, dict[str, np.ndarray]]:
-    """Return rewards, and of `info` what a search keeps."""
-    return rewards, {name: info[name] for name in SCORES}
 
 
 class LayerStatistics(dict[str, Floats]):

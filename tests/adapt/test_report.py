@@ -84,7 +84,7 @@ def test_conclusion_can_be_recomputed_from_the_table():
 
 
 def test_table_names_baseline_and_shipped_weights_and_fits(capsys):
-    slow = dataclasses.replace(FULL, latency=Spread(98765.4, 98700.0, 98800.0), parameters=10**9)
+    slow = dataclasses.replace(FULL, latency_ms=Spread(98765.4, 98700.0, 98800.0), parameters=10**9)
     table = report({**ROWS, FULL_MODEL: slow}).table
     table.print()
     assert all(len(line) <= WIDTH for line in capsys.readouterr().out.splitlines())

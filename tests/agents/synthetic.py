@@ -6,7 +6,7 @@ from typing import ClassVar
 import gymnasium
 import numpy as np
 import pytest
-from das_gym.agents.searching.scorer import open_scorer
+from das_gym.agents.searching.scorer import SCORES, open_scorer
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -37,7 +37,7 @@ def check_replays(result):
     """Check that a record is complete: its environment scores the answer as it says."""
     with closing(open_scorer(result.env_id, result.env_kwargs, result.seed)) as scorer:
         rewards, scores = scorer.score(np.array([result.mask], dtype=bool))
-    found = {"reward": rewards, **scores}
+    found = {"reward": rewards, **{name: scores[name] for name in SCORES}}
     recorded = {name: getattr(result, name) for name in found}
     assert {name: float(values[0]) for name, values in found.items()} == pytest.approx(recorded, rel=1e-4, abs=1e-4)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.shrink import measuring
-from das_gym.adapt.shrink.measuring import Measured, Quality, ShrunkModelResult, latencies, loss_of, time_tokens
+from das_gym.adapt.shrink.measuring import Measured, Quality, Scored, ShrunkModelResult, latencies, loss_of, time_tokens
 from das_gym.adapt.shrink.report import conclusion, table_of
 
 from das_gym.models.transformers.generation import greedy_settings
@@ -40,7 +40,7 @@ def measured(*losses: float) -> Measured:
             prefill_speedup=speedups[0],
             decode_speedup=speedups[1],
         )
-    return Measured(rows, {}, {name: np.array([1.0, 0.0]) for name in names}, "accuracy")
+    return Measured(rows, {name: Scored(rows[name], [], np.array([1.0, 0.0])) for name in names}, "accuracy")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,9 @@ def test_conclusion_and_loss_regained(losses, share, words):
 def test_conclusion_compares_with_the_better_of_full_model_and_control(score, reference):
     results = measured(1.0, 3.0, 0.75)
     scores = {"full": np.array([0.5, 0.5]), "recovered": np.array([1.0, 1.0]), "control": np.full(2, score)}
-    results = replace(results, control=Quality(score, score, 0.4, 0.6), scores=scores)
+    results = replace(
+        results, scored={name: Scored(Quality(score, score, 0.4, 0.6), [], own) for name, own in scores.items()}
+    )
     assert results.difference()[0] == 1 - max(score, 0.5)
     assert f"{100 * score:.1f} % of the full model trained alike (the control)" in conclusion(results)
     assert f"points compared with the {reference}" in conclusion(results)
