@@ -44,9 +44,9 @@ class Evaluation:
     Attributes:
         metric: The task's metric, 0..1.
         loss: Mean loss, nats.
-        numbers: All numbers of the task, `metric` and `loss` among them; see `Task.summary`.
+        numbers: All numbers of the task, these two among them; see `Task.summary`.
         predictions: The answer to each example, see `Task.predictions`.
-        metrics: The metric of each example, whose mean is `metric`.
+        metrics: The metric of each example.
     """
 
     metric: float

@@ -68,8 +68,6 @@ class PublishedRow(NamedTuple):
     """A row of the tables of the paper's laboratory.
 
     Attributes:
-        model: `METER` or `ViLT`.
-        title: As published.
         method: A key of `METHODS`; None for deep prompts, which are not implemented.
         parameters: Updated parameters in millions, without heads. None if not published.
         macs: MACs in billions beyond those of the pre-trained model. None if not published.

@@ -31,7 +31,7 @@ from das_gym.commands.runs import COMPARISON, RUNS_DIR, PluginSettings, find_run
 from das_gym.commands.settings import build, settings_dict
 from das_gym.commands.trust import trusted_settings
 from das_gym.drawing.report import CostChart, Heat, RunReport, write_report
-from das_gym.files import read_json
+from das_gym.files import explain_damage, read_json
 from das_gym.registration import is_tabular
 
 REPORT = "report.html"
@@ -96,12 +96,10 @@ def run_report(folder: Path) -> RunReport:
             f"{folder} has no report: its run has not finished, or its command has none. Searches, `adapt`, `adapt das`, "
             "`adapt shrink` and `adapt compare` have one."
         )
-    try:
+    with explain_damage(folder / name, "run it again"):
         report = build(RunReport, {**record["report"], "versions": record["versions"]})
         command = _command(folder, name, record)
         chosen = record["settings"].get("search_run")
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{folder / name} is damaged, or from another version ({error!r}). Run it again.") from error
     report = replace(report, name=f"run {folder.name}", commands=[command], answers=read_examples(folder))
     if chosen is None:
         searched = folder

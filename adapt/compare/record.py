@@ -27,7 +27,6 @@ class Trial:
         reward, reward_loss: Metric (0..1) and loss (nats) on the reward split. The loss is None if the training diverged;
             nothing else is measured then.
         updated, trained: Number of trained parameters, without and with head and poolers.
-        seconds: Of the training and the reward split.
         mask: 0 or 1 per layer, 1 = skipped.
         test, test_loss: Metric (0..1) and loss (nats) on the test split; None, as are costs, of a training with the first
             seed whose learning rate was worse on the reward split than an earlier one.

@@ -32,7 +32,6 @@ class PrunedModel:
     """A model from which layers were deleted, as recovery passes it to a method.
 
     Attributes:
-        vlp: The model.
         root: The module whose submodules `parts` names.
         parts: What recovery may train: the decoder layers and the projector, by name.
         insert_adapters: Inserts parallel and skip adapters of two widths, in the form that the saved folder's code has, and

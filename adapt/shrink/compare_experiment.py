@@ -48,7 +48,6 @@ class MethodTrial:
 
     Attributes:
         variant: The method; `FULL_MODEL` for the model with nothing removed.
-        seed: Of search and recovery.
         mask: 0 or 1 per layer, 1 = removed.
         drawn: The mask, one sign per layer.
         evaluations: Number of masks scored, in units of all reward examples.

@@ -80,8 +80,8 @@ class Teacher:
         full_model: The model.
         task: Makes prompts and targets.
         examples: All that may be asked for.
-        batch_size: Of these batches.
-        answers: Examples with the answers to train on, by key; see `answered`.
+        batch_size: Examples of these batches.
+        answers: Examples with the answers to train on, by key; None for the reference answers.
     """
 
     def __init__(
@@ -119,10 +119,8 @@ class Teacher:
                 bar.update(len(batch))
 
     def answered(self, examples: Sequence[Any]) -> Sequence[Any]:
-        """Return examples of `Task.open_ended` with the teacher's answers, if it is to train on those."""
-        if self.answers is None:
-            return examples
-        return [self.answers[example.key] for example in examples]
+        """Return examples of `Task.open_ended` with the answers to train on."""
+        return examples if self.answers is None else [self.answers[example.key] for example in examples]
 
     def states(self, examples: Sequence[Any]) -> Tensor:
         """Return the hidden states of examples, (tokens of all answers, hidden_size)."""
@@ -276,17 +274,9 @@ def recover(
 class RecoverySteps:
     """The losses of a step of recovery by its index, in micro-batches that add up to it.
 
-    Args:
-        student: The pruned model, with what trains inserted.
-        teacher: The full model's answers and hidden states.
-        task: Makes prompts and losses.
-        examples: Training examples.
-        config: Batch size, weights of the loss, and what to do about memory.
-
     Attributes:
         plan: How many examples at a time; see `choose_plan`.
         images: Outputs of the frozen vision tower; None if it runs at every step.
-        prefetcher: Reads images of coming steps.
     """
 
     def __init__(self, student: VLM, teacher: Teacher, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> None:
@@ -312,7 +302,7 @@ class RecoverySteps:
             yield {name: value * weight for name, value in losses.items()}
 
     def losses(self, examples: Sequence[Any]) -> StepResult:
-        """Return what `recovery_loss` returns for examples of `batch`, computed as planned."""
+        """Return the `recovery_loss` of examples of `batch`, computed as planned."""
         with checkpointed_layers(self.student, self.plan.gradient_checkpointing):
             return recovery_loss(self.student, self.teacher, self.task, examples, self.config, self.images)
 

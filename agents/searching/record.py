@@ -209,13 +209,11 @@ class SearchResult:
             raise FileNotFoundError(f"no {RECORD} in {source}: no search ended there. Search again, or resume a stopped one")
         record = read_json(path)
         history = path.with_name(HISTORY)
-        try:
+        with explain_damage(path, "search again"):
             turns = read_json(history)["turns"] if history.is_file() else []  # the record alone is enough to use the mask
             if record.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             return build(cls, {**record, "history": turns})
-        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a search record of this version ({error}). Search again") from error
 
 
 def conclude(
@@ -228,13 +226,8 @@ def conclude(
 ) -> tuple[SearchResult, Row]:
     """Score an agent's answer and the best mask that it asked for, and make the record of the search.
 
-    Args:
-        config: The settings of the search.
-        scorer: Scores both masks together, on the examples of its next step.
-        mask: (n_layers,) bool: the agent's answer.
-        turns: All turns.
-        agent_kwargs: Hyperparameters of the agent, with defaults.
-        statistics_read: Layer statistics that the agent read; None for all that are observed.
+    Both masks are scored together, on the examples of the next step. `mask` is the agent's answer, (n_layers,) bool.
+    `statistics_read` are the layer statistics that the agent read; None for all that are observed.
 
     Returns:
         The result, whose mask is the better of the two, and the row of the agent's own answer.

@@ -161,7 +161,7 @@ def test_failed_search_leaves_no_record(tmp_path):
         SearchResult.load(tmp_path)
     for text in ('{"format": 1, "env_id": "x"}', '{"format": 99}', "[]"):
         (tmp_path / "search.json").write_text(text)
-        with pytest.raises(ValueError, match=r"search\.json is not a search record"):
+        with pytest.raises(ValueError, match=r"search\.json is damaged"):
             SearchResult.load(tmp_path)
 
 
@@ -209,7 +209,7 @@ def test_search_counts_masks_that_statistics_need(small_kwargs, tmp_path, agent,
 
 @pytest.mark.parametrize(
     ("change", "text"),
-    [({"mask": [2] * 12}, "`mask` is not allowed"), ({"macs": "x"}, r"search\.json is not a search record.*macs='x'")],
+    [({"mask": [2] * 12}, "`mask` is not allowed"), ({"macs": "x"}, r"search\.json is damaged.*macs='x'")],
 )
 def test_broken_record_is_named(change, text, tmp_path):
     search(config(evaluations=3), tmp_path)
