@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +32,6 @@ from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, accepts_setting, load_backbone, shuffled
 from das_gym.processes import run_on_main_process
 from das_gym.tasks.base import Task
-
-if TYPE_CHECKING:
-    from torch.distributed.checkpoint.stateful import Stateful
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ class Training:
         return np.array([float(self.step_loss.losses(examples, targets, mask)[0].double().mean()) for mask in masks])
 
     def trainer(
-        self, steps: int, checkpoint: Path | None, save_every: int, rate: float | None = None, **stateful: "Stateful"
+        self, steps: int, checkpoint: Path | None, save_every: int, rate: float | None = None, turns: "Turns | None" = None
     ) -> Trainer:
         """Return the `Trainer`, with the settings' optimizer and schedule, and another learning rate if given."""
         settings = self.settings
@@ -147,7 +144,7 @@ class Training:
             schedule=partial(learning_rate_factor, steps=steps, warmup=settings.warmup, schedule=settings.schedule),
             checkpoint=checkpoint,
             save_every=save_every,
-            stateful=stateful,
+            stateful=None if turns is None else {"turns": turns},
         )
 
 

@@ -129,11 +129,7 @@ class ComparisonContext:
         return ReadyTraining(model, method, updated, step_loss, trainer)
 
     def train(self, variant: MethodVariant, rate: float, seed: int) -> tuple[AdaptedModel, Adaptation, Trial]:
-        """Train a new model, and score it on the reward split.
-
-        Returns:
-            The model after `Method.finish`, what was trained as it is saved, and the trial.
-        """
+        """Train a new model, and score it on the reward split; return it after `Method.finish`, and what is saved of it."""
         started = time.perf_counter()
         checkpoint = self.checkpoint(variant.key, rate, seed)
         begun = self.begin(variant, rate, seed, checkpoint)

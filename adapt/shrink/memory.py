@@ -34,7 +34,7 @@ class TrainingPlan:
 def plan_training(
     config: RecoveryConfig, batch_size: int, fixed: int, activations: int, checkpointed: int, free: int
 ) -> TrainingPlan:
-    """Return how a training step fits into memory; what the settings leave open is chosen.
+    """Return how a training step fits into memory, or raise ValueError; what the settings leave open is chosen.
 
     Gradient checkpointing is chosen where the step does not fit without; then a power of two of examples at a time.
 
@@ -45,9 +45,6 @@ def plan_training(
         activations: Bytes of the activations of one example.
         checkpointed: The same with gradient checkpointing.
         free: Free bytes of the model's devices.
-
-    Raises:
-        ValueError: it does not fit.
     """
     usable = USABLE * free - fixed
     size = min(config.micro_batch_size or batch_size, batch_size)

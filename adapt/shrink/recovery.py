@@ -325,11 +325,7 @@ class RecoverySteps:
         return [processor.requests(self.task.pairs(part), None, is_kept) for part in self._micro_batches(index)]
 
     def choose_plan(self, trained: Sequence[nn.Parameter]) -> None:
-        """Fit a step into the free memory, by the longest prompt of the first one, and print how if it does not fit at once.
-
-        Raises:
-            ValueError: it does not fit.
-        """
+        """Fit a step into the free memory, by the longest prompt of the first one; print how, or raise ValueError."""
         student = self.student
         batch = self.batch(0)
         processor: Any = self.task.processor

@@ -1,7 +1,5 @@
 """The base class of ask/tell agents, and the table of agents by name."""
 
-from __future__ import annotations
-
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -15,7 +13,7 @@ from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import find_class
 
-AGENTS: dict[str, str | type[Agent]] = {
+AGENTS: dict[str, "str | type[Agent]"] = {
     "angular": "das_gym.agents.ask_tell.heuristics:Angular",
     "bandit": "das_gym.agents.ask_tell.bandit:Bandit",
     "bayes": "das_gym.agents.ask_tell.bayes:Bayes",

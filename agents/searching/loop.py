@@ -131,11 +131,7 @@ def run_turn(agent: Agent, scorer: MaskScorer, race: Race | None, masks: Masks) 
 
 
 def race_of(config: SearchConfig, scorer: MaskScorer, agent: Agent) -> Race | None:
-    """Return the race of a search; None if every mask is scored on all examples.
-
-    Raises:
-        ValueError: `racing` is True, but masks cannot be scored on single examples, or the reward is not of the losses.
-    """
+    """Return the race of a search; None if every mask is scored on all examples."""
     if scorer.racing_examples is None:
         if config.racing:
             raise ValueError(
@@ -149,10 +145,7 @@ def race_of(config: SearchConfig, scorer: MaskScorer, agent: Agent) -> Race | No
 
 
 def check_search(config: SearchConfig, problem: Problem | None = None) -> None:
-    """Make the scorer and the agent of a search, and discard them: their errors come before anything is scored.
-
-    Without `problem`, this loads model and data; the search finds them in the cache of `load_problem`.
-    """
+    """Make the scorer and the agent of a search, and discard them: their errors come before anything is scored."""
     if is_algorithm(config.agent):
         cls, known = find_algorithm(config.agent)
         choose_action(known, config.action)

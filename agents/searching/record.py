@@ -227,10 +227,8 @@ def conclude(
     """Score an agent's answer and the best mask that it asked for, and make the record of the search.
 
     Both masks are scored together, on the examples of the next step. `mask` is the agent's answer, (n_layers,) bool.
-    `statistics_read` are the layer statistics that the agent read; None for all that are observed.
-
-    Returns:
-        The result, whose mask is the better of the two, and the row of the agent's own answer.
+    `statistics_read` are the layer statistics that the agent read; None for all that are observed. The second value returned
+    is the row of the agent's own answer.
     """
     own = mask.astype(int).tolist()
     best = [row["mask"] for row in best_rows(turns, config.mask_kwargs)[:1]]
