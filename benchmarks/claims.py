@@ -10,9 +10,12 @@
       measured: 2026-11-28, 2 cores of an AMD EPYC
 
 `record: [FILE]` or `record: [FILE, HEADING, WORDS]` stands instead of `measured` where a file of this repository holds the
-figures: all figures of a text are then on one line of it, below the heading and with the words, if these are given. Records
-are files that a command wrote, or its output, kept in `benchmarks/records`. `same: true` says that all texts are about one
-quantity. `given`, a reason, stands instead of command and proof for figures that nobody measures, such as published scores.
+figures: all figures of a text are then on one line of it, below the heading and with the words, if these are given. With
+several WORDS, each figure is on some line with one of them, between the heading and the next line that begins with "# ".
+Records are files that a command wrote, or its output, kept in `benchmarks/records`.
+
+`same: true` says that all texts are about one quantity. `given`, a reason, stands instead of command and proof for figures
+that nobody measures, such as published scores.
 
 Faults are a text that is on none of its pages, a page that has none of the texts, any page that has a text with other
 figures, a record that does not round to the figures, two figures for one quantity, and a figure that no claim has.
@@ -49,7 +52,8 @@ class Claim:
         texts: Words of the pages, with each figure in braces. Any white space is the same.
         pages: Paths of the pages, relative to the repository.
         command: The command that prints the figures.
-        record: A file that holds the figures, a heading in it, and words of their line; the last two may be left out.
+        record: A file that holds the figures, a heading in it, and words of their line or lines; all but the file may be
+            left out.
         measured: Date and machine of a measurement without a record.
         given: Why the figures are not measured.
         same: Whether all texts are about one quantity.
@@ -140,13 +144,17 @@ def page_faults(claim: Claim, pages: Mapping[str, str]) -> Iterator[str]:
 
 def record_faults(text: str, record: Sequence[str], root: Path) -> Iterator[str]:
     """Yield that a record does not hold the figures of a text."""
-    name, heading, words = (*record, "", "")[:3]
+    name, heading, *words = (*record, "") if len(record) < 2 else record
     path = root / name
     if not path.is_file():
         yield f"there is no record {name}"
         return
     _, _, below = path.read_text(encoding="utf-8").partition(heading or "\n")
-    lines = [line for line in below.splitlines() if words in line]
+    if len(words) > 1:
+        below = below.partition("\n# ")[0] if heading else below
+        lines = [" ".join(line for line in below.splitlines() if any(word in line for word in words))]
+    else:
+        lines = [line for line in below.splitlines() if all(word in line for word in words)]
     for line in lines:
         numbers = [Decimal(number.replace(",", "")) for number in NUMBER.findall(line)]
         if all(any(rounds_to(number, figure) for number in numbers) for figure in figures_of(text)):

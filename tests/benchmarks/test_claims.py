@@ -1,5 +1,6 @@
 """Figures of the pages are those of the records, and every figure is claimed."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,14 @@ RECORD = "# First\nscore 0.1 1234\n# Second\nsteps 1234, score 0.97412\n"
 def test_claims_that_hold(tmp_path):
     root = made_up(tmp_path, "a score of 97.4 % and\n1,234 steps", RECORD)
     assert faults_of([TIME, SCORE], root) == []
+
+
+def test_figures_of_several_lines(tmp_path):
+    root = made_up(tmp_path, "a score of 97.4 % and\n1,234 steps", RECORD.replace(", score", "\nscore"))
+    several = dataclasses.replace(SCORE, record=("record.txt", "Second", "score", "steps"))
+    assert faults_of([TIME, several], root) == []
+    above = dataclasses.replace(SCORE, record=("record.txt", "First", "score", "steps"))
+    assert len(faults_of([TIME, above], root)) == 1
 
 
 @pytest.mark.parametrize(
