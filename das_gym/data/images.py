@@ -326,7 +326,6 @@ class CellImage:
         return decode_image(io.BytesIO(self._buffer()), self.name)
 
     def _buffer(self) -> Any:
-        """Return the image file as a buffer, which is empty for an empty cell."""
         from das_gym.data.tables import images_in, open_table  # only tables need it
 
         table = open_table(self.path, [self.column])

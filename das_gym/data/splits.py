@@ -1,9 +1,8 @@
 """The three parts of a data set: how to divide data so that equal images stay together, and what is in two parts.
 
 Images may hold the same bytes under different names. Reading all 20 GB of VQAv2 to find them would take minutes. Of images
-of equal size, the last few kilobytes are compared first: they are compressed data, which differ if the images do. Only
-images that agree in these are read as a whole. The hashes are kept in the cache folder with size and modification time, so
-that later starts read no image again.
+of equal size, the last few kilobytes are compared first, and only images that agree in these are read as a whole. The hashes
+are kept in the cache folder, so that later starts read no image again.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ class Splits(Generic[Example]):
     """Examples to train on, to score masks on, and to report. No image should be in two of them.
 
     Readers compare the content of images. Where das_gym divides a data set, equal images stay together. Files for train, val
-    and test that share an image are an error, which `on_bad_example="skip"` resolves. The published splits of VQAv2, NLVR2,
-    SNLI-VE, ScienceQA and Karpathy's captions stay as they are, with a warning.
+    and test that share an image are an error, which `on_bad_example="skip"` resolves; published splits stay as they are,
+    with a warning.
 
     Attributes:
         train, reward, test: The examples.
@@ -202,7 +201,6 @@ def content_keys(images: Iterable[ImageSource]) -> dict[str, str]:
 
 
 def _cache_path(images: Iterable[StoredImage]) -> Path | None:
-    """Return the file that keeps the hashes of a data set's images; None without a cache folder."""
     folder = os.path.commonpath({os.path.dirname(image.path.absolute()) for image in images})  # noqa: PTH120  (much faster)
     name = hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()
     try:
@@ -212,7 +210,6 @@ def _cache_path(images: Iterable[StoredImage]) -> Path | None:
 
 
 def _read_cache(path: Path | None) -> dict[str, list[Any]]:
-    """Return the fields of the record of each image in a file that `content_keys` wrote; none where it is damaged."""
     if path is None or not path.is_file():
         return {}
     with suppress(OSError, ValueError):
@@ -221,8 +218,6 @@ def _read_cache(path: Path | None) -> dict[str, list[Any]]:
 
 
 def _measure(images: Mapping[str, StoredImage], before: Mapping[str, list[Any]]) -> dict[str, _Record]:
-    """Return the record of each image that exists: the one from `before` if the image is unchanged, else a new one."""
-
     def measure(image: StoredImage) -> _Record:
         stamp = image.stamp()
         known = before.get(image.key)
@@ -253,7 +248,6 @@ def _in_threads(work: Callable[[StoredImage], Any], images: Mapping[str, StoredI
 
 
 def _repeated(values: Mapping[str, Hashable]) -> list[str]:
-    """Return the keys whose value another key has too."""
     keys_of: defaultdict[Hashable, list[str]] = defaultdict(list)
     for key, value in values.items():
         keys_of[value].append(key)

@@ -106,7 +106,6 @@ def _open(path: Path, read: tuple[str, ...], kinds: tuple[tuple[str, str], ...],
 
 
 def _kind(arrow_type: pyarrow.DataType) -> str:
-    """Return the kind of a column, whatever the width of its numbers and offsets."""
     types = import_pyarrow().types
     if types.is_list(arrow_type) or types.is_large_list(arrow_type):
         return f"list of {_kind(arrow_type.value_type)}"
@@ -120,7 +119,6 @@ def _kind(arrow_type: pyarrow.DataType) -> str:
 
 
 def _arrow_copy(path: Path) -> Path:
-    """Return an arrow file in the cache folder with the content of a parquet file; older copies of it are removed."""
     stat = path.stat()
     texts = (str(path), f"{stat.st_size} {stat.st_mtime_ns}")
     own, stamp = (hashlib.blake2b(t.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() for t in texts)

@@ -1,8 +1,4 @@
-"""The layout of a model's units in figures and HTML pages, and drawing them under a mask, as environments render it.
-
-Stages stand in a row, with a lane for each kind of unit. Environments render the last step as text (`ansi`) or as an RGB
-array (`rgb_array`).
-"""
+"""The layout of a model's units in figures and HTML pages, and drawing them under a mask, as environments render it."""
 
 from __future__ import annotations
 

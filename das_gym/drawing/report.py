@@ -55,14 +55,6 @@ class Table:
         title: One line above the table.
         notes: Sentences below the table.
         text_columns: Numbers of the columns that are aligned left, -1 is the last; all others are aligned right.
-
-    Example:
-        >>> table = Table(("model", "score"), (("full", "0.9"), ("subnet", "0.8")))
-        >>> print(table.markdown())
-        | model | score |
-        |---|---:|
-        | full | 0.9 |
-        | subnet | 0.8 |
     """
 
     columns: tuple[str, ...]

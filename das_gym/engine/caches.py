@@ -41,14 +41,10 @@ class EncoderCache:
     Args:
         vlp, processor: The frozen model, and what makes its batches.
         max_bytes: How much to keep in memory.
-        folder: Where to keep them on disk as well, under a name that changes with the model's frozen parameters, the
-            transform, the tokenizer and the image's file, so that a stale one is never read. Nothing is ever
-            removed there: METER-base at 384 px takes 1.8 MB an image.
+        folder: Where to keep them on disk as well, under a name that changes with the frozen parameters, the transform, the
+            tokenizer and the image's file. Nothing is ever removed there: METER-base at 384 px takes 1.8 MB an image.
         counter: Counts MACs of the encoders; None counts none.
         spent: Counts texts, images, and MACs with padding that went through the encoders.
-
-    Attributes:
-        kept_bytes: Size of what is kept in memory.
     """
 
     def __init__(

@@ -263,7 +263,6 @@ class Evaluator:
             self._started = None
 
     def _count_scored(self, masks: int, examples: int, losses: np.ndarray) -> None:
-        """Count the masks of a run; `losses`: (masks,), non-finite for broken masks."""
         self._spent.masks += masks
         self._spent.examples += masks * examples
         self._spent.broken += int((~np.isfinite(losses)).sum())

@@ -1,9 +1,8 @@
 """Rank images and texts against each other: every pair of them is scored under one mask.
 
-Encoders run once per text and once per image. So does everything that a model computes before its streams meet: in METER
-the self-attention of stage 0, and the keys and values of its cross-attention, of a text and of an image; a skipped layer
-moves the meeting one stage back. In the last stage the pooled token is the only query. Texts of similar length share a
-batch. The scores are those of plain forwards, to float rounding.
+Encoders run once per text and once per image. So does everything that a model computes before its streams meet: in METER the
+self-attention of stage 0, and the keys and values of its cross-attention. In the last stage the pooled token is the only
+query. Texts of similar length share a batch. The scores are those of plain forwards, to float rounding.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -92,10 +92,7 @@ def resolve_precision(precision: str, device: torch.device | str) -> str:
 
 
 def with_bfloat16_layers(vlp: VLP) -> VLP:
-    """Return a model whose layers multiply by bfloat16 copies of the matrices; it shares every other parameter with `vlp`.
-
-    Its outputs equal those of `vlp` under `autocast`, but no matrix is cast again whenever its layer runs.
-    """
+    """Return a model whose layers multiply by bfloat16 copies of the matrices; it shares all other parameters with `vlp`."""
     shared: dict[int, Any] = {id(parameter): parameter for parameter in vlp.parameters()}
     twin = copy.deepcopy(vlp, shared)
     for index in range(len(twin.layers)):

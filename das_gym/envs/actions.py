@@ -156,9 +156,8 @@ class SequenceMode(ActionMode):
 
     With `skip_num=k` an episode has k steps. With a budget by cost it ends as soon as the saving is reached, and layers
     whose skipping saves nothing cannot be chosen, so the saving always stays in reach. Without a budget, action n_layers
-    means "stop". An action without effect (a layer already skipped, or one that cannot be chosen) is replaced by the next
-    one that has an effect (`next_valid_actions`) and reported by `info["invalid_action"]`, so that a policy that repeats
-    itself still finishes. If the full model satisfies the budget (skip_num=0), the first step ends the episode.
+    means "stop". An action without effect is replaced by the next one that has an effect (`next_valid_actions`) and reported
+    by `info["invalid_action"]`. If the full model satisfies the budget (skip_num=0), the first step ends the episode.
     """
 
     name = "sequence"

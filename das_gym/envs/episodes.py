@@ -335,7 +335,6 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
 class ScoredVectorEnv(ScoredEpisodes, MaskVectorEnv):
     """Copies of a `ScoredEnv` that share model and examples: one turn of the paper's search is one step of three copies.
 
-    Masks are scored on the same examples in one engine call. See `MaskVectorEnv` for arguments and autoreset modes.
     `ScoredVectorEnv(num_envs, scorer=scorer, action="scores")` has episodes around a scorer.
     """
 

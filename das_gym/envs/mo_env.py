@@ -181,8 +181,7 @@ class MultiObjectiveReward(VectorReward, gymnasium.Wrapper[np.ndarray, Any, np.n
 class MultiObjectiveVectorReward(VectorReward, VectorWrapper):
     """Like `MultiObjectiveReward`, for vector environments: rewards are (num_envs, reward_dim) float32.
 
-    `info["hypervolume"]`, (num_envs,), is of each copy's own rewards since `reset` was last given a seed. `reward_space` is
-    that of one copy, as in MO-Gymnasium's vector environments.
+    `info["hypervolume"]`, (num_envs,), is of each copy's own rewards since `reset` was last given a seed.
     """
 
     reward_space = property(attrgetter("unwrapped.reward_space"), doc="That of one copy.")

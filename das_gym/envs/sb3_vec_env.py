@@ -2,8 +2,8 @@
 
     PPO("MlpPolicy", make_sb3_vec_env("DAS-METER-VQA-v0", n_envs=16, action="sequence"))
 
-One step of all n environments is one step of the vector environment, so that its masks are scored in one engine call.
-Stable-Baselines3's own `make_vec_env` steps n single environments instead.
+One step of all n environments scores their masks in one engine call; Stable-Baselines3's own `make_vec_env` steps n single
+environments instead.
 """
 
 from collections.abc import Iterable, Mapping

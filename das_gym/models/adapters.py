@@ -31,11 +31,6 @@ class Adapter(nn.Module):
             starts without effect (He et al., arXiv 2110.04366). `xavier_zero`: the same with Xavier uniform for `down`.
         generator: Draws the weights of `xavier`; None uses torch's global one.
 
-    Example:
-        >>> adapter = Adapter(hidden_size=768, bottleneck=96)
-        >>> adapter(torch.zeros(2, 5, 768)).shape
-        torch.Size([2, 5, 768])
-
     Source: DAS (arXiv 2309.01479), section 3.
     """
 

@@ -209,7 +209,6 @@ def assemble(
 
 
 def _recognise(file: TensorFile) -> tuple[Family, Format, Sequence[bool]]:
-    """Return family, format, and the mask of a model that lacks layers."""
     config = file.config
     exported = str(config.get("model_type")).endswith("_subnet")
     if exported or "model" in config:  # our names, sizes in config.json
@@ -275,7 +274,6 @@ def _infer_heads(name: str, width_name: str, width: int, fixed: bool) -> int:
 
 
 def _rename(file: TensorFile, form: Format, report: LoadReport) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors under our names, taken out of the file, and the file's name for each of ours."""
     named: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
     for name in list(file.tensors):

@@ -192,7 +192,6 @@ def remove_code_settings(folder: Path) -> None:
 
 
 def _without_code(value: Any) -> Any:
-    """Return JSON content without entries that name code, at any depth."""
     if isinstance(value, dict):
         return {name: _without_code(inner) for name, inner in value.items() if not _names_code(name, inner)}
     if isinstance(value, list):

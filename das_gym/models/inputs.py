@@ -7,7 +7,6 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -326,27 +325,21 @@ def find_tokenizer(
     return tokenizer
 
 
-def randaugment(image: Image, seed: int, num_ops: int = NUM_OPS, magnitude: int = MAGNITUDE) -> Image:
+def randaugment(image: Image, seed: int) -> Image:
     """Return the image changed by torchvision's RandAugment; it keeps its size. See `augmentation_seed` for the seed.
 
     torchvision's operations are nearly, but not all, those of the code of ViLT and METER.
     """
-    augment = _augment(num_ops, magnitude)
+    try:
+        from torchvision.transforms import RandAugment
+    except ImportError as error:
+        raise ImportError("RandAugment needs torchvision: run pip install 'das_gym[augment]'") from error
     with torch.random.fork_rng(devices=[]):  # RandAugment takes no generator
         torch.manual_seed(seed)
-        return augment(image)
+        return RandAugment(NUM_OPS, MAGNITUDE)(image)
 
 
 def augmentation_seed(seed: int, step: int, key: str) -> int:
     """Return a seed for `randaugment`, 0..2^63 - 1, from the run's seed, the training step and the key of the image."""
     digest = hashlib.blake2b(f"{seed} {step} {key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-@lru_cache(maxsize=8)
-def _augment(num_ops: int, magnitude: int) -> Any:
-    try:
-        from torchvision.transforms import RandAugment
-    except ImportError as error:
-        raise ImportError("RandAugment needs torchvision: run pip install 'das_gym[augment]'") from error
-    return RandAugment(num_ops, magnitude)

@@ -154,11 +154,11 @@ class _Inert:
 def load_plain(path: Path) -> Any:
     """Load tensors and plain values that `torch.save` wrote, on the CPU; nothing in the file runs.
 
-    Checkpoints of METER, ViLT and others by Lightning also name classes: callbacks as keys, Sacred's `ReadOnlyDict`.
-    Each name that torch does not know is replaced by a class of ours. It gives the plain dict or list that it was made
-    from, or else an empty object. torch fills only exact dicts, and sets the state only of objects that it allows, so
-    that no object serves both; the second kind is tried where the first fails. Only zip archives may name such classes.
-    Their tensors stay in the file, mapped into memory.
+    Checkpoints of METER, ViLT and others by Lightning also name classes: callbacks as keys, Sacred's `ReadOnlyDict`. Each
+    name that torch does not know is replaced by a class of ours, which gives the plain dict or list that it was made from,
+    or else an empty object. torch fills only exact dicts, and sets the state only of objects that it allows, so the second
+    kind is tried where the first fails. Only zip archives may name such classes; their tensors stay in the file, mapped into
+    memory.
     """
     with path.open("rb") as file:
         archive = file.read(2) == b"PK"

@@ -1,8 +1,7 @@
 """The costs of a model by part: MACs, counted by running it on meta tensors, parameters and bytes.
 
-MACs are multiply-accumulates of one example's matrix products (`das_gym.models.macs`), as das_gym runs them: in the last
-stage the token that is read is the only query. The papers of this field count every token there, and print the number as
-"FLOPs": that is `counting="paper"`.
+MACs are multiply-accumulates of one example's matrix products, as das_gym runs them: in the last stage the token that is
+read is the only query. The papers of this field count every token there (`counting="paper"`), and call them "FLOPs".
 """
 
 from collections import Counter

@@ -103,10 +103,7 @@ class Speedup(NamedTuple):
 
 
 def speedup(times: np.ndarray, base: np.ndarray) -> Speedup:
-    """Compare the (blocks,) times of a call with those of the call that it replaces, as `measure_latency` returns them.
-
-    Blocks of one index ran one after the other, and are resampled together.
-    """
+    """Compare the (blocks,) times of a call with those of the call that it replaces, as `measure_latency` returns them."""
     low, high = bootstrap_interval(lambda rows: np.median(base[rows], axis=1) / np.median(times[rows], axis=1), len(times))
     return Speedup(float(np.median(base) / np.median(times)), low, high)
 
@@ -343,7 +340,6 @@ class UnitTimer:
 
 
 def _conditions(vlp: VLP, timed: Timed, batch: int) -> dict[str, Any]:
-    """Return all that latencies depend on, as plain values."""
     shapes: list[list[int]] = []
     with torch.inference_mode():
         timed(None, lambda index, hidden: shapes.append(list(hidden.shape)))

@@ -429,7 +429,6 @@ def shuffled(task: Task, examples: Sequence[Any], count: int | None = None) -> t
 def _make_evaluator(
     config: ProblemConfig, model: AdaptedModel, batch_size: int, counter: MacCounter | None = None
 ) -> Evaluator:
-    """Return the evaluator of the model's masks: in this process, or on Ray workers."""
     settings: dict[str, Any] = {
         "counter": counter,
         "batch_size": batch_size,

@@ -175,14 +175,13 @@ def _effects(evaluator: Evaluator, state: State, targets: dict[str, Tensor]) -> 
 def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, Any]:
     """Return the distance between input and output of every block of consecutive layers, in plain JSON values.
 
-    It is measured in one run of the full model, and averaged over the examples' rows. A block is a run of layers of one
-    stream: its input is the input of its first layer, its output that of its last one.
+    A block is a run of layers of one stream. Distances are of one run of the full model, averaged over the examples' rows.
 
     Returns:
-        `stages`: the layers of each stage. `streams`: the stream of each layer. `angular`: a row a layer, whose entry
-        m - 1 is arccos(cos(input, output)) / pi at the pooled token (`VLP.pooled_tokens`) of the block of m layers that
-        begins there, 0..1, None where the stream has no m layers left. `cosine`: the same with 1 - cos(input, output) over
-        real tokens, 0..2, for m up to 3.
+        `stages`: the layers of each stage. `streams`: the stream of each layer. `angular`: a row a layer, whose entry m - 1
+            is arccos(cos(input, output)) / pi at the pooled token (`VLP.pooled_tokens`) of the block of m layers that begins
+            there, 0..1, None where the stream has no m layers left. `cosine`: the same with 1 - cos(input, output) over real
+            tokens, 0..2, for m up to 3.
     """
     vlp = evaluator.vlp
     count = len(evaluator.vlp.layers)

@@ -1,11 +1,10 @@
 """Shapes-captions: captioned scenes, generated from a seed and written in Karpathy's format.
 
-Every image has five captions, and every caption three hard negatives: the same sentence with one word changed, false of
-the image (`hard_negatives`, our field in its entry). In val and test a caption is true of no other image.
+Every image has five captions, and every caption three hard negatives: the same sentence with one word changed, false of the
+image (`hard_negatives`, our field in its entry). In val and test a caption is true of no other image.
 
 A caption joins two facts, a relation of two objects and something about the rest of the scene, in the words of
-`das_gym.shapes.vqa`. `may_be_true` tests it on any scene, which serves to choose captions of one scene alone, and false ones
-with a word changed. Nothing is ambiguous: what is false is clearly false.
+`das_gym.shapes.vqa`. `may_be_true` tests it on any scene: what is false is clearly false.
 """
 
 from __future__ import annotations
@@ -256,7 +255,6 @@ def draw_split(
 
 
 def _draw_captions(rng: np.random.Generator, scene: Scene, index: _Index | None) -> list[SceneCaption] | None:
-    """Draw different captions of a scene, true of no scene in the index; None where too few are found."""
     found: dict[str, SceneCaption] = {}
     for _ in range(_TRIES):
         caption = sample_scene_caption(rng, scene)

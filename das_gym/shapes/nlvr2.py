@@ -1,9 +1,8 @@
 """Shapes-NLVR2: statements about pairs of scenes, generated from a seed and written in NLVR2's format.
 
-Every statement is an equation between the left and the right scene: each side comes in two kinds, and the statement is
-true of the pairs (0, 0) and (1, 1) and false of (0, 1) and (1, 0). Each kind of either side is therefore as frequent in
-true pairs as in false ones: the statement with one scene, or alone, carries no information. The words are those of
-`das_gym.shapes.vqa`.
+Every statement is an equation between the left and the right scene: each side comes in two kinds, and the statement is true
+of the pairs (0, 0) and (1, 1) and false of (0, 1) and (1, 0). So the statement with one scene, or alone, carries no
+information. The words are those of `das_gym.shapes.vqa`.
 """
 
 import json
@@ -199,7 +198,6 @@ def sample_set(rng: np.random.Generator, families: Sequence[str]) -> StatementSe
 
 
 def _sample_pairs(rng: np.random.Generator, statements: Sequence[Statement]) -> tuple[ScenePair, ...] | None:
-    """Draw four pairs of scenes, with the kinds of each statement in random order."""
     # Independent orders: the truth of one statement tells nothing of the other.
     orders = [rng.permutation(len(KINDS)).tolist() for _ in statements]
     pairs = []
@@ -214,7 +212,6 @@ def _sample_pairs(rng: np.random.Generator, statements: Sequence[Statement]) -> 
 
 
 def _sample_scene(rng: np.random.Generator, kinds: Sequence[Kind]) -> Scene | None:
-    """Draw a scene that is of every kind; None where none is found in `_TRIES`."""
     needed: list[Name] = [name for kind in kinds for name in kind.objects]
     if len(needed) > MAX_OBJECTS:
         return None

@@ -1,7 +1,4 @@
-"""Scenes of coloured shapes, from which the bundled data sets draw their images and sentences.
-
-Generated data sets are written completely or not at all, and once for all processes.
-"""
+"""Scenes of coloured shapes, from which the bundled data sets draw their images and sentences."""
 
 from __future__ import annotations
 
@@ -141,7 +138,6 @@ def _free_place(rng: np.random.Generator, objects: list[SceneObject]) -> tuple[f
 
 
 def _outline(item: SceneObject) -> list[tuple[float, float]]:
-    """Return the corners of any shape but the circle, in pixels."""
     x, y, r = item.x, item.y, item.radius
     if item.shape == "square":
         s = 0.85 * r

@@ -77,7 +77,6 @@ def _draw(rng: np.random.Generator) -> tuple[Scene, bool, bytes]:
 
 
 def _entries(rng: np.random.Generator, name: str, scene: Scene, curtain: bool) -> Iterator[dict[str, Any]]:
-    """Yield SNLI-VE's entries of an image, one for each hypothesis."""
     labels: dict[str, str] = {}
     while len(labels) < HYPOTHESES:
         labels.setdefault(*_draw_hypothesis(rng, scene, curtain))

@@ -57,10 +57,10 @@ def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any],
     """Return hashes of what a table of the problem depends on, 16 hex digits each, the same on every machine.
 
     Returns:
-        `model`: frozen parameters. `supernet`: adapters, head and labels, and how linear skip adapters are fitted, if there
-        are any: their own values differ a little from machine to machine. `reward_data`, `test_data`: keys, tokens and
-        targets of the examples in order, and the sizes of a few images. With `content`, as tables with every example hold
-        them, `reward_content`, `test_content`: all pixels and texts.
+        `model`: frozen parameters. `supernet`: adapters, head and labels, and how linear skip adapters are fitted (their
+            values differ a little from machine to machine). `reward_data`, `test_data`: keys, tokens and targets of the
+            examples in order, and the sizes of a few images. With `content`, also `reward_content`, `test_content`: all
+            pixels and texts.
     """
     tensors = {f"vlp.{name}": tensor for name, tensor in problem.vlp.tunable_state().items()}
     tensors |= {f"head.{name}": tensor for name, tensor in problem.head.named_parameters()}
@@ -138,8 +138,8 @@ def build_table(
         test_examples: The same of the test split.
         checkpoint: File to write after every batch, and within one, and to resume from if it exists; the table is the same,
             bit for bit, as one that was not interrupted.
-        on_scores: Called with the number of examples done, first with those of the checkpoint. A share of the masks on some
-            examples counts as that share of the examples.
+        on_scores: Called with the number of examples done, first with those of the checkpoint; a share of the masks on some
+            examples counts as that share of these.
         max_skipped: Masks of more skipped layers are left out; None = none are.
         each: Keep the scores of each example (format 2).
         latency_batch: Number of examples per forward pass when measuring the latency of units; None measures none.
@@ -209,7 +209,6 @@ def with_statistics(
 
 
 def _measure_statistics(problem: Problem, examples: Sequence[Any], names: Sequence[str], table: SubnetTable) -> np.ndarray:
-    """Return (n_layers, n_statistics) float32: what the environment observes on these examples."""
     activity = measure_activity(problem.evaluator, examples)
     inputs = StatisticInputs(problem.evaluator, problem.costs, examples, activity, table.removal_losses)
     return compute_statistics(check_statistics(names), inputs)

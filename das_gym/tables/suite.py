@@ -121,10 +121,7 @@ class SuiteProblem:
 
     @property
     def larger_masks(self) -> np.ndarray:
-        """(m, n_layers) bool: one mask of each size that is not in the table, such as 4, 5, ..., 30 units.
-
-        Each stands for all masks of its size, none of which satisfies the budget. A complete table has none (m = 0).
-        """
+        """(m, n_layers) bool: one mask of each size that is not in the table, such as 4, 5, ..., 30 units; often none."""
         sizes = np.arange(self.table.most_skipped + 1, self.table.n_layers + 1)
         return np.arange(self.table.n_layers) < sizes[:, None]
 
@@ -230,13 +227,10 @@ def problems_of(
 
 
 class Suite:
-    """The problems of one split, in arrays.
+    """The problems of one split (P), in arrays.
 
     Attributes:
-        problems: (P) as given.
-        statistics: Names of the statistics.
-        max_units: Number of units to which observations and actions are padded.
-        units: (P, max_units) bool, which units there are.
+        units: (P, max_units) bool, which units there are; `max_units` is what observations and actions are padded to.
         observed: (P, max_units, n_statistics) float32, 0 where there is no unit.
         savings: (P, max_units) float32, share of the budget's own cost that skipping a unit saves; MACs for `skip_num`.
         useful: (P, max_units) bool, units that serve the budget.

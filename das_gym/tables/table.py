@@ -1,11 +1,11 @@
 """Exhaustive tables: the scores of every mask of a model, so that a search can be judged without the model.
 
-A table is an .npz file. Row `sum(mask[i] << i)` belongs to mask `mask`. Its arrays are `{split}_losses`,
-`{split}_metrics` and `{split}_divergences` for the splits `reward` and `test`, each (2^n_layers,) float32; `macs`,
-(2^n_layers,) int64; `statistics`, (n_layers, n_statistics) float32; and `meta`, a JSON text with the fields of `TableMeta`.
+A table is an .npz file. Row `sum(mask[i] << i)` belongs to mask `mask`. Its arrays are `{split}_losses`, `{split}_metrics`
+and `{split}_divergences` for the splits `reward` and `test`, each (2^n_layers,) float32; `macs`, (2^n_layers,) int64;
+`statistics`, (n_layers, n_statistics) float32; and `meta`, a JSON text with the fields of `TableMeta`.
 
-Format 1 has means over all examples. Format 2 also has every example, see `das_gym.tables.examples`: any batch of them is
-scored as the model scores it, and each group of them, such as a type of questions, is a problem of its own.
+Format 1 has means over all examples. Format 2 also has every example, see `das_gym.tables.examples`: any batch of them, and
+any group, such as a type of questions, can be scored.
 """
 
 from __future__ import annotations
@@ -53,16 +53,15 @@ class TableMeta:
         layer_names: Names of the layers, in mask order.
         metric_name: What `metrics` measures.
         macs_full: MACs of the model without adapters, an example.
-        reward_examples: How many examples of the reward split were used.
-        test_examples: The same of the test split.
+        reward_examples, test_examples: How many examples of the splits were used.
         statistics: Names of the columns of `statistics`, which were measured on the reward examples.
         hashes: What must be the same for the table to hold: `model`, `supernet`, `reward_data`, `test_data`.
         versions: Of Python and the libraries that made it.
         max_skipped: Masks of more skipped layers are not in it; None = every mask is.
-        costs: What masks cost besides MACs, as `das_gym.problem.budget.given_costs` takes it; earlier tables have none.
-            Latency says under `measured` what its milliseconds hold for: machine, threads, type, examples at a time.
+        costs: What masks cost besides MACs, as `das_gym.problem.budget.given_costs` takes it. Latency has `measured`: the
+            machine, threads, type, and examples at a time.
         groups: Names of the groups of examples, as `SubnetTable.examples` numbers them; empty in a table of means.
-        settings: `ProblemConfig.score_settings` of the problem; earlier tables have none.
+        settings: `ProblemConfig.score_settings` of the problem.
     """
 
     env_id: str

@@ -152,9 +152,9 @@ class ChoicesTask(AnsweringTask):
     The metric `acc` is 1 where the right option's tokens have the largest log-likelihood in sum, `acc_norm` where that sum
     divided by the option's characters is the largest: the metrics of EleutherAI's lm-evaluation-harness.
 
-    A text model reads the question, a space and the option, without a chat template, as the harness has it by default. A
-    question that ends with a question mark becomes `Question: ... Answer:`, as in the harness's ARC. A model that sees
-    images is asked by its chat template, and the token that ends an answer counts.
+    As in the harness, a text model reads the question, a space and the option, without a chat template, and a question that
+    ends with a question mark becomes `Question: ... Answer:`. A model that sees images is asked by its chat template, and
+    the token that ends an answer counts.
     """
 
     name = "choices"

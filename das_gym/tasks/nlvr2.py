@@ -1,17 +1,16 @@
 """NLVR2: is a sentence true of two images?
 
-A data root holds `train.json` and `test1.json` or `dev.json` (one JSON object per line with `sentence`, `label` "True"
-or "False", `identifier`, and in train `directory`), itself or in one of `FOLDERS`, as the official repository has them.
-The images are `{split}-{set}-{pair}-img0.png` (left) and `-img1.png` (right): of train in `images/train/{directory}/`,
-of the others in `images/{split}/`. The folder `images` may be left out.
+A data root holds `train.json` and `test1.json` or `dev.json` (one JSON object per line with `sentence`, `label` "True" or
+"False", `identifier`, and in train `directory`), itself or in one of `FOLDERS`. The images are
+`{split}-{set}-{pair}-img0.png` (left) and `-img1.png` (right): of train in `images/train/{directory}/`, of the others in
+`images/{split}/`. The folder `images` may be left out.
 
-A tenth of the `directory` buckets of train, at least one, is the reward split, as the authors of NLVR2 advise. The other
-buckets are for training. Test is `test1.json`, or `dev.json` where that is missing.
+A tenth of the `directory` buckets of train, at least one, is the reward split, as the authors of NLVR2 advise. Test is
+`test1.json`, or `dev.json` where that is missing.
 
-Rows of the arrow tables are a pair of images with its sentences. They lack `directory`: a tenth of the image sets is the
-reward split, which differs from that of the official files, and an image that two sets share may be in both parts. They
-also lack sentence numbers. These are counted through the distinct sentences of an image set, which is all that consistency
-needs.
+Rows of arrow tables are a pair of images with its sentences. They lack `directory`: a tenth of the image sets is the reward
+split, and an image that two sets share may be in both parts. They also lack sentence numbers, which are counted through the
+distinct sentences of an image set: all that consistency needs.
 """
 
 from collections import defaultdict

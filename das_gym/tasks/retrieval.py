@@ -2,16 +2,15 @@
 
 Flickr30k, COCO captions, and any data set in Karpathy's format are read from his files or from arrow tables.
 
-A data root holds `dataset_flickr30k.json`, `dataset_coco.json` or another `dataset*.json`, itself or in a folder
-`karpathy`, and the images under their official names in one of `FOLDERS`. COCO's images are in the folder that their
-entry names (`filepath`: `train2014`, `val2014`). Where there are several JSON files, pass one of them as the data root.
+A data root holds `dataset_flickr30k.json`, `dataset_coco.json` or another `dataset*.json`, itself or in a folder `karpathy`,
+and the images under their official names in one of `FOLDERS`, COCO's in the folder that their entry names (`filepath`).
+Where there are several JSON files, pass one of them as the data root.
 
 Arrow tables are `{prefix}_train.arrow`, optionally `{prefix}_restval.arrow`, `{prefix}_val.arrow` and `{prefix}_test.arrow`.
-A row is an image with its captions. They lack the numbers of images and captions, which are counted in this order.
+A row is an image with its captions, which are numbered in this order.
 
 Train and `restval` are for training, val is the reward split, test is the test split: 29,000 / 1,014 / 1,000 images of
-Flickr30k, 113,287 / 5,000 / 5,000 of COCO. Each needs at least 4 images of 5 captions: an example has 15 captions of other
-images as its false texts.
+Flickr30k, 113,287 / 5,000 / 5,000 of COCO.
 """
 
 import hashlib
@@ -162,7 +161,6 @@ def load_captions(data_root: str | Path, on_bad_example: str = "raise") -> Split
 
 
 def _find_file(root: Path) -> tuple[Path, Path]:
-    """Return the JSON file of a data root, and the folder in which images are looked for."""
     if root.is_file():
         return root, root.parent.parent if root.parent.name == "karpathy" else root.parent
     found = caption_files(root)
@@ -228,7 +226,6 @@ class _Reader:
         return text, sentence["sentid"], tuple(hard)
 
     def _find(self, filename: str, folder: str) -> Path:
-        """Return the path of an image; where it does not exist, the path at which it is expected."""
         paths = [self.root / base / folder / filename for base in (FOLDERS[::-1] if folder else FOLDERS)]
         paths += [self.root / base / filename for base in FOLDERS if folder]
         return self._listings.first_of(paths)
@@ -362,10 +359,8 @@ class RetrievalTask(Task):
 def matching_losses(pooled: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return the cross-entropy of matching, (batch,), in nats: half of the true pair, half of the mean of the false pairs.
 
-    The (batch * NUM_TEXTS, feature_size) features are example by example, the true text first.
-
-    METER's code draws one pair per example at every step, a true one for half of them; this is its expected value. Its false
-    pairs have another image, these another text.
+    The (batch * NUM_TEXTS, feature_size) features are example by example, the true text first. METER's code draws one pair
+    per example at every step; this is its expected value, except that its false pairs have another image.
     """
     logits = F.linear(pooled, weight.to(pooled), bias.to(pooled)).unflatten(0, (-1, NUM_TEXTS))
     no, yes = (-logits.log_softmax(-1)).unbind(-1)

@@ -1,12 +1,12 @@
 """SNLI-VE, visual entailment: does an image entail a hypothesis, contradict it, or neither?
 
-A data root holds `snli_ve_train.jsonl`, `snli_ve_dev.jsonl` and `snli_ve_test.jsonl` (one object per line with
-`pairID`, `Flickr30K_ID`, `sentence2` and `gold_label`), itself or in a folder `data`, and the images of Flickr30k,
-`{Flickr30K_ID}.jpg`, in one of `FOLDERS`. Dev is the reward split. Entries with the gold label `-`, on which the
-annotators did not agree, are left out, as is usual.
+A data root holds `snli_ve_train.jsonl`, `snli_ve_dev.jsonl` and `snli_ve_test.jsonl` (one object per line with `pairID`,
+`Flickr30K_ID`, `sentence2` and `gold_label`), itself or in a folder `data`, and the images of Flickr30k,
+`{Flickr30K_ID}.jpg`, in one of `FOLDERS`. Dev is the reward split. Entries on which the annotators did not agree are left
+out, as is usual.
 
-A row of an arrow table is an image with its pairs of sentences, premise and hypothesis, and their labels, indices into
-`LABELS`. The tables lack `pairID`: the key of an example is its place in its table.
+A row of an arrow table, as METER's script writes them, is an image with its pairs of sentences, premise and hypothesis, and
+their labels, indices into `LABELS`. The key of an example is its place in its table.
 """
 
 from collections.abc import Sequence

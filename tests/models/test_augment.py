@@ -25,4 +25,3 @@ def test_randaugment_is_torchvisions_and_seeded(image):
     assert len(set(changed)) >= 6
     torch.manual_seed(7)
     assert changed[7] == RandAugment(2, 9)(image).tobytes()
-    assert randaugment(image, 1, num_ops=0).tobytes() == image.tobytes()

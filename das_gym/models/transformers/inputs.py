@@ -220,7 +220,6 @@ class PromptProcessor:
         return messages
 
     def _content(self, text: str, images: list[Any]) -> Any:
-        """Return a message's content; images are taken from the list."""
         if not self.takes_images:
             return text
         parts: list[dict[str, Any]] = []

@@ -1,7 +1,4 @@
-"""Adapters in a model whose units were removed: linear maps instead of these, or those of DAS, also next to kept layers.
-
-Such a model is saved with the code that inserts its adapters, see `loading.own_code` and `modeling_das_adapters`.
-"""
+"""Adapters in a model whose units were removed: linear maps instead of these, or those of DAS, also next to kept layers."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -117,7 +114,6 @@ def _add_and_note(smaller: VLM, settings: dict[str, Any]) -> None:
 
 
 def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
-    """Insert adapters at the positions of kept layers, with the norms of removed ones; see `insert_into_pruned`."""
     layer = smaller.stack.layers[0]
     settings = {
         **_positions(smaller, kept, len(norms)),

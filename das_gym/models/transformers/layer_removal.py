@@ -1,7 +1,4 @@
-"""Remove layers for good: what is left is an ordinary model of transformers, saved and loaded like any other.
-
-Where only the attention or the MLP of a layer goes, the saved folder carries code that leaves it out.
-"""
+"""Remove layers for good: what is left is an ordinary model of transformers, saved and loaded like any other."""
 
 from __future__ import annotations
 
@@ -168,10 +165,7 @@ def decoder_path(vlm: VLM) -> str:
 
 
 def full_model_with_parameters(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
-    """Return the full model, to be masked, with the parameters of its `pruned_copy` under that mask, trained or not.
-
-    The smaller model may have all layers of a list, see `inserted_adapters.copy_with_linear_skips`.
-    """
+    """Return the full model, to be masked, with the parameters of its `pruned_copy` under that mask, trained or not."""
     model = share_copy(full.model)
     places = {decoder_path(full): full.removed_layers(mask)}
     if full.tower is not None:
@@ -231,7 +225,6 @@ def delete_vision_layers(model: Any, removed: Collection[int]) -> None:
 def remove_parts(model: Any, removed: Mapping[int, str]) -> Any:
     """Remove attentions or MLPs by position of their layer, note that in the configuration, and return the changed model.
 
-    Such a model is saved with the code that loads it, see `loading.own_code` and `modeling_removed_sublayers`.
     `stack.note_layer_parts` has to have noted what its layers consist of.
     """
     stack = find_decoder(model)

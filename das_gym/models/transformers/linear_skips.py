@@ -5,13 +5,12 @@ A skipped layer becomes `h + W normalize(h) + b`. For all tokens of some calibra
     |Y - X W - b|^2 + strength * mean(diag(X^T X)) * |W|^2,
 
 with `X` the normalized hidden states before the layer and `Y` what the full model adds to them. An attention or MLP becomes
-the linear map from its own input to its own output. No gradient and no mask is needed: one pass of the full model gives
-the skip adapters of every unit, and with them the score of any mask (`fit_skip_adapters`).
+the linear map from its own input to its own output. One pass of the full model gives the skip adapters of every unit, and
+with them the score of any mask (`fit_skip_adapters`).
 
 The regressions of one mask can also be chained (`mask=`): a skipped unit then reads the hidden states of the shortened
-model, with the skip adapters before it in place, and is fitted to lead back to the hidden states of the full model.
-
-Folding such maps into the weights before them is ReplaceMe (arXiv 2505.02819).
+model, and is fitted to lead back to those of the full model. Folding such maps into the weights before them is ReplaceMe
+(arXiv 2505.02819).
 """
 
 from __future__ import annotations

@@ -90,21 +90,11 @@ def load_vlm(
 ) -> VLM:
     """Load a model of transformers from its folder, and find out how its layers can be skipped.
 
-    Args:
-        checkpoint: The folder, as `save_pretrained` or a download left it.
-        generator: Draws the adapters.
-        units: `layers`, or `sublayers`: the attention and the MLP of each.
-        vision: Whether vision layers may be skipped, too; they come after the decoder's, and nothing trains.
-        dtype: `auto` (the checkpoint's own), `float32`, `bfloat16`, ...
-        device_map: As for `from_pretrained`; needs accelerate.
-        trust_remote_code: Whether code in the folder may run.
-        tokenizer: Folder of the processor, if the checkpoint has none.
-        dropout: 0 or None: such models have none.
-        bottleneck: Width of the adapters before attention and MLP; whole layers have them, until a search without
-            training takes them away. None follows the hidden size, see `units.default_widths`.
-        skip_bottleneck: Width of skip adapters, with the same default.
-        projector: Whether the projector between vision tower and decoder trains with the adapters.
-        only_runs: Whether nothing is skipped or trained: then folders with code of ours load, too.
+    `units`, `vision`, `dtype`, `device_map`, `trust_remote_code` and `tokenizer` are those of
+    `das_gym.problem.config.ProblemConfig`. Units that are layers have adapters, until a search without training takes them
+    away: `generator` draws them, and `bottleneck` and `skip_bottleneck` are their widths (None: `units.default_widths`).
+    With `projector`, the projector between vision tower and decoder trains, too. With `only_runs`, nothing is skipped or
+    trained, and folders with code of ours load. Such models have no `dropout`.
 
     Raises:
         FileNotFoundError: The folder or its processor is missing.
@@ -204,7 +194,6 @@ def _settings(value: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
 
 
 def _read_config(folder: Path, trust_remote_code: bool, only_runs: bool) -> Any:
-    """Read the configuration; quantized weights and models with adapters of DAS are rejected."""
     from transformers import AutoConfig
 
     written = read_json(folder / "config.json")

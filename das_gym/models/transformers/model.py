@@ -201,7 +201,6 @@ class VLM(UnitModel):
         return self.gather(processor, prompts, encode)
 
     def _begin_decoder(self, processor: PromptProcessor, prompts: Sequence[Prompt], features: Mapping[Any, Any]) -> State:
-        """Return the state before the first decoder layer, from image features by key."""
         able = self.capabilities
         encodings = [processor.encode(p, pixels=not able.caches_images and bool(p.images)) for p in prompts]
         image_tokens = image_tokens_of(self.model)
@@ -375,7 +374,6 @@ class VLM(UnitModel):
         return hidden
 
     def _run_fixed_vision(self, state: State, hidden: Tensor, start: int, end: int) -> Tensor:
-        """Run the vision layers between two units, up to the last one that the model reads."""
         tower: Any = self.tower
         for place in range(start, min(end, max(tower.capabilities.reads) + 1)):
             run = partial(run_layer, tower.stack.layers[place])

@@ -2,12 +2,11 @@
 
     AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
 
-loads it from a folder that holds this file and those that it imports, with torch and transformers alone. There are two
-forms. With linear maps, a removed layer becomes `h + W normalize(h) + b`, a removed attention or MLP `W x + b` of its input
-`x`, and the others are as they were. The other form is that of
-"Parameter and Computation Efficient Transfer Learning for Vision-Language Pre-trained Models" (arXiv 2309.01479), as its
-authors gave it for LLaVA: a kept layer's attention and MLP read `x + A(x)` instead of their normed input
-`x`, and a removed layer becomes `h + A(norm(h))`, with `A(x) = up(relu(down(x)))`.
+loads it from a folder that holds this file and those that it imports, with torch and transformers alone. With linear maps, a
+removed layer becomes `h + W normalize(h) + b`, a removed attention or MLP `W x + b` of its input `x`. In the other form,
+that of "Parameter and Computation Efficient Transfer Learning for Vision-Language Pre-trained Models" (arXiv 2309.01479) for
+LLaVA, a kept layer's attention and MLP read `x + A(x)` instead of their normed input `x`, and a removed layer becomes `h +
+A(norm(h))`, with `A(x) = up(relu(down(x)))`.
 """
 
 import copy
@@ -111,7 +110,6 @@ def _run_linear_skip(module: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _run_with_replacements(layer: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run what replaces the removed layers before a layer, the layer, and what replaces those after it."""
     args, kwargs = _change_hidden(args, kwargs, layer.removed_before)
     output = layer.run_kept(*args, **kwargs)
     return (layer.removed_after(output[0]), *output[1:]) if isinstance(output, tuple) else layer.removed_after(output)

@@ -64,9 +64,8 @@ def remove_sublayers(model: Any, parts: Mapping[str, Any]) -> Any:
 def renumber_cache_slots(config: Any, attentions: list[tuple[Any, bool]]) -> None:
     """Give kept attentions the first cache slots of their kind, in order; one of the first layer's kind has to be kept.
 
-    transformers takes the number of cached tokens from the first slot of a kind (full or sliding attention). If that slot's
-    attention were removed, the slot would stay empty, and positions and masks of left-padded batches would be wrong.
-    `attentions` are those of each layer, and whether they are kept.
+    transformers takes the number of cached tokens from the first slot of a kind (full or sliding attention): empty, it would
+    make positions and masks of left-padded batches wrong. `attentions` are those of each layer, and whether they are kept.
     """
     kinds = cache_kinds(config, [attention for attention, _ in attentions])
     free = {kind: [slot for slot, other in enumerate(kinds) if other == kind] for kind in kinds}

@@ -1,9 +1,8 @@
 """Repair a model without its skipped layers in closed form, within the weights that it keeps.
 
 The last linear map of the MLP before each run of removed layers is refitted: ridge regression from what that map reads to
-the difference between the hidden states of the full model after the removed layers and those of the shortened one. The
-result is added to its weight. So the model stays one of transformers' own, without code or parameters of ours. ReplaceMe
-(arXiv 2505.02819) folds a map of the MLP's outputs into the same weight.
+what the shortened model lacks after the removed layers is added to its weight. So the model stays one of transformers' own.
+ReplaceMe (arXiv 2505.02819) folds a map of the MLP's outputs into the same weight.
 """
 
 from collections.abc import Sequence

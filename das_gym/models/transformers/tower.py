@@ -1,8 +1,7 @@
 """Run the layers of a vision tower one by one under a mask; the model's own forward then reads what they gave.
 
 Images lie flat in one stream, `image`, (1, tokens of all images, hidden_size). If the model also reads the outputs of
-earlier layers (Qwen3-VL's deepstack, `vision_feature_layer` with several entries), those stand before the current hidden
-states in it, in order: (1, (1 + kept) * tokens, hidden_size).
+earlier layers (Qwen3-VL's deepstack), those stand before the current hidden states in it, in order.
 
 Image features are computed once, kept, and given to the model's forward again (`use_features`).
 """

@@ -156,17 +156,17 @@ class UnitModel(VLP):
         self, bottleneck: int | None, skip_bottleneck: int | None, generator: torch.Generator | None = None
     ) -> None:
         """Insert adapters of these widths into every unit, None = `default_widths`; ValueError if units take none."""
-        defaults = default_widths(self.feature_size)
-        widths = [d if w is None else w for w, d in zip((bottleneck, skip_bottleneck), defaults, strict=True)]
-        for name, width in zip(("bottleneck", "skip_bottleneck"), widths, strict=True):
-            if width < 1:
+        for name, width in (("bottleneck", bottleneck), ("skip_bottleneck", skip_bottleneck)):
+            if width is not None and width < 1:
                 raise ValueError(f"Invalid `{name}`: got {width}, expected at least 1.")
         if self.untrainable:
             raise ValueError(self.untrainable)
+        inside, skipped = default_widths(self.feature_size)
         for index, place in enumerate(self.places):
             layer = self.stack.layers[place]
-            self.skippable_layer(index).skip_adapter = make_skip_unit(layer, self.feature_size, widths[1], generator)
-            insert_adapters(layer, self.feature_size, widths[0], generator)
+            unit = make_skip_unit(layer, self.feature_size, skip_bottleneck or skipped, generator)
+            self.skippable_layer(index).skip_adapter = unit
+            insert_adapters(layer, self.feature_size, bottleneck or inside, generator)
         self.tunable = TUNABLE
 
     def sites(self, index: int) -> tuple[Site, ...]:
@@ -227,10 +227,7 @@ class UnitModel(VLP):
         return {place: kind for place, kind in self.skipped_kinds(mask, JOINT).items() if kind != LAYER}
 
     def layer_mask(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> np.ndarray:
-        """Return (layers,) bool: which of all layers of decoder or vision tower a mask removes, as `prune` takes it.
-
-        The mask of an environment has no entries for layers that are never skipped (`ModelCapabilities.protected`).
-        """
+        """Return (layers,) bool: which layers, of all that there are, a mask removes, as `prune` takes it."""
         stack = self.stack if stream == JOINT or self.tower is None else self.tower.stack
         return np.isin(np.arange(len(stack.layers)), self.removed_layers(mask, stream))
 

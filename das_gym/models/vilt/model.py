@@ -185,7 +185,6 @@ class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
 
 
 def _sizes(shapes: Shapes, texts: str, positions: str, patches: str, blocks: str) -> dict[str, Any]:
-    """Return config fields from the shapes of tensors with these names."""
     patch = shapes[patches][-1]
     grid = grid_side(shapes[positions][-2])
     vocab_size, hidden_size = shapes[f"{texts}.word_embeddings.weight"]
@@ -301,7 +300,6 @@ def _plain_head(size: int, head: ExportedHead) -> tuple[str, str] | None:
 def _export_plain(
     vlp: ViLT, head: ExportedHead, image_processor: dict[str, Any], architecture: str, head_name: str
 ) -> ExportedModel:
-    """Return a model that transformers' own class loads; its blocks are renumbered."""
     config = vlp.config
     notes: tuple[str, ...] = (PIXELS_NOTE,)
     blocks = [str(index) for index, kind in enumerate(layer_kinds(vlp)) if kind == "layer"]

@@ -170,7 +170,6 @@ def group_names(conversations: Conversations, contents: Mapping[str, str]) -> li
 
 
 def _disjoint(parts: Sequence[Conversations], contents: Mapping[str, str], bad: BadExamples) -> list[Conversations]:
-    """Return the parts without the conversations about images that a later part has, which are reported."""
     kept: list[Conversations] = list(parts)
     # Test decides what is reported, reward which mask is chosen: neither may lose examples to train.
     for later in range(len(parts) - 1, 0, -1):

@@ -6,17 +6,16 @@ A file is a JSON list, or has one object per line:
         {"from": "human", "value": "<image>\nWhich organ is it?\nAnswer the question using a single word or phrase."},
         {"from": "gpt", "value": "Liver"}]}
 
-`image` is a name, a list of names or left out, and each image has its mark `<image>` in a human turn. Every answer of
-gpt is an example, with the rounds before it. Two more fields are optional: `answer_type`, such as OPEN or CLOSED, by
-which scores are grouped, and `options`, a list of the answers to choose from. Where a data set asks the same question
-about every image and has few answers, these are the options.
+`image` is a name, a list of names or left out, and each image has its mark `<image>` in a human turn. Every answer of gpt is
+an example, with the rounds before it. Two more fields are optional: `answer_type`, by which scores are grouped, and
+`options`, the answers to choose from. Where a data set asks the same question about every image and has few answers, these
+are the options.
 
-Slake has `train.json`, `validate.json`, `test.json` and the images in `imgs`. An entry is a question with its answer,
-`answer_type` OPEN or CLOSED, and `q_lang`. Only the English questions are read, 4,919 of train in Slake 1.0.
+Slake has `train.json`, `validate.json`, `test.json` and the images in `imgs`. Only the English questions are read.
 
 ScienceQA has `problems.json`, `pid_splits.json` and the images `{split}/{pid}/image.png`, in the folder of the files or in
-`images`; about half of the problems have none. A problem is asked with its hint as context and its choices lettered, and
-the answer is a letter, as in LLaVA-1.5. Val is the reward split.
+`images`. A problem is asked with its hint as context and its choices lettered, and the answer is a letter, as in LLaVA-1.5.
+Val is the reward split.
 
 Class folders are in the data root, or in `train`, `val` and `test` in it, as torchvision's `ImageFolder` has them. The
 options are their names: `BareLand` and `bare_land` are both the class `bare land`.
@@ -112,7 +111,6 @@ def load_questions(path: Path, root: Path, on_bad_example: str = "raise") -> lis
 
 
 def _read(path: Path, finder: ImageFinder, bad: BadExamples) -> list[Conversation]:
-    """Read the conversations of a file; keys begin with its name."""
     entries = list(read_entries(path, bad))
     ids = Counter(_id_of(entry) for _, entry in entries)
 

@@ -106,7 +106,6 @@ def _existing(data_root: str | Path) -> Path:
 
 
 def _find(root: Path) -> DataSet:
-    """Return the only data set in a data root, which is a folder or one of its files; ValueError: none or several."""
     if root.is_file():
         return _find_file(root)
     found = list(_data_sets_in(root))

@@ -1,8 +1,8 @@
 """Read tables with an image, a question and an answer in each row: parquet files, and folders of `save_to_disk`.
 
-An image is what `datasets` stores, a struct of `bytes` and `path`; or bytes, or a path; or a list of these. An answer is a
+An image is a struct of `bytes` and `path`, as `datasets` stores it; or bytes, or a path; or a list of these. An answer is a
 text, a number, or a list of several annotators' answers, each a text or a struct with `answer`. The columns `answer_type`
-and `options` are optional, as in LLaVA's conversations.
+and `options` are optional.
 
 Parquet files `train-00000-of-00002.parquet`, or those in a folder `train`, are the split train.
 """

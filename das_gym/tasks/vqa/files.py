@@ -3,16 +3,13 @@
 A data root holds, for train2014 and val2014 each, `v2_OpenEnded_mscoco_{split}_questions.json`,
 `v2_mscoco_{split}_annotations.json` and the images `{split}/COCO_{split}_{image_id:012d}.jpg`, or with another usual suffix.
 
-Of arrow tables, `vqav2_train.arrow` is for training. The images of val2014 are halved into reward and test as with the
-official files (see `in_reward_split`), so that numbers are comparable. They come from `vqav2_val.arrow`, or from
-`vqav2_trainable_val.arrow` and `vqav2_rest_val.arrow`, into which ViLT divides it. (ViLT and METER validate on the
-1,000 images of rest_val, and train on the others.)
+Of arrow tables, `vqav2_train.arrow` is for training, and `vqav2_val.arrow`, or `vqav2_trainable_val.arrow` and
+`vqav2_rest_val.arrow`, into which ViLT divides it, is halved by image as the official val2014 is (see `in_reward_split`).
 
-The tables hold less than the official files: of each question's ten answers those in the vocabulary of ViLT's scripts,
-with soft scores. Each is read as often as its score says (0.3, 0.6, 0.9, 1.0: 1, 2, 3, 4 times); `OUT_OF_VOCABULARY`
-stands for the rest of the ten. Targets and accuracy of an answer are those of the scores. Questions without an answer
-in the vocabulary and question types are missing, and two spellings of an answer were not counted together, so
-accuracies differ a little from those with the official files.
+The tables hold less than the official files: of each question's ten answers those in the vocabulary of ViLT's scripts, with
+soft scores. Each is read as often as its score says (0.3, 0.6, 0.9, 1.0: 1, 2, 3, 4 times); `OUT_OF_VOCABULARY` stands for
+the rest of the ten. Questions without an answer in the vocabulary and question types are missing, and two spellings of an
+answer were not counted together, so accuracies differ a little from those with the official files.
 """
 
 import hashlib
@@ -134,10 +131,7 @@ def normalized_answers(answers: Sequence[str]) -> tuple[str, ...]:
 
 
 def warn_about_spelling(examples: Sequence[VQAExample], source: str) -> None:
-    """Warn where many questions have a unanimous answer that is not normalized: no model can give it.
-
-    Where all annotators wrote `Yes`, the official script counts `yes` as wrong. VQAv2 has few such questions.
-    """
+    """Warn where many questions have a unanimous answer, such as `Yes`, that is not normalized: no model can give it."""
     odd = [e.answers[0] for e in examples if e.answers and normalize_answer(e.answers[0]) != e.answers[0]]
     if len(odd) > MAX_ODD_SHARE * len(examples):
         warnings.warn(
