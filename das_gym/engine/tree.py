@@ -216,7 +216,6 @@ class MaskTree:
                     del below[entry]
 
     def _run(self, index: int, state: State, skipped: bool, memory: dict[tuple, Any], trunk: Trunk | None = None) -> Tensor:
-        """Run a layer or its skip adapter and count that, or take the trunk's output."""
         if trunk is not None and not skipped:
             output: Tensor = trunk(index, lambda: self._run(index, state, skipped, memory))
             if self._watch is not None:

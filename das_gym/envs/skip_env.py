@@ -114,7 +114,6 @@ class EngineScorer(Scorer):
 
     @cached_property
     def _inputs(self) -> StatisticInputs:
-        """The inputs of statistics. Masks that several statistics need are scored once."""
         activity = measure_activity(self.problem.evaluator, self.fixed_examples)
         return StatisticInputs(self.problem.evaluator, self.problem.costs, self.fixed_examples, activity)
 

@@ -93,7 +93,7 @@ class LoadedCheckpoint:
 
 
 def load_checkpoint(
-    path: str | Path,
+    path: str | Path | TensorFile,
     *,
     image_size: int | None = None,
     heads: Sequence[str] = (),
@@ -103,7 +103,8 @@ def load_checkpoint(
     """Load a checkpoint in any known format; sizes come from the shapes of its tensors.
 
     Args:
-        path: A file or folder in a format of one of the families, or our own folder or `.safetensors` file.
+        path: A file or folder in a format of one of the families, or our own folder or `.safetensors` file; or what
+            `read_tensors` returned, which is emptied to save memory.
         image_size: Side of the images to come, in pixels; None = as in the file. Position embeddings are resized.
         heads: Heads that the caller needs; those that the file lacks are reported as missing.
         generator: Draws the adapters that a pre-training checkpoint lacks; None = torch's global one.
@@ -120,7 +121,26 @@ def load_checkpoint(
         >>> type(loaded.vlp).__name__, loaded.report.describe_problems("adapter")
         ('ViLT', None)
     """
-    return assemble(read_tensors(path), image_size=image_size, heads=heads, generator=generator, settings=settings)
+    file = path if isinstance(path, TensorFile) else read_tensors(path)
+    family, form, mask = _recognise(file)
+    config = _infer_config(file, family, form, image_size, settings)
+    report = LoadReport(file.path, form.title)
+    named, sources = _rename(file, form, report)
+    found_heads: Heads = {}
+    for name in [name for name in named if name.startswith(HEADS)]:
+        head, _, part = name.removeprefix(HEADS).partition(".")
+        found_heads.setdefault(head, {})[part] = named.pop(name).float()
+    family.derive(named, found_heads, config)
+    with without_content():
+        vlp: VLP = family.model(config)
+    if mask:  # before the tensors are filled in, so that removed layers do not count as missing
+        vlp.prune(np.asarray(mask, dtype=bool))
+    _fill(vlp, named, sources, generator, report)
+    check_finite(vlp.state_dict().items(), file.path)
+    for name, tensors in found_heads.items():
+        check_finite(((f"{name}.{part}", tensor) for part, tensor in tensors.items()), file.path)
+    report.missing += [head for head in heads if head not in found_heads]
+    return LoadedCheckpoint(vlp.eval(), found_heads, report)
 
 
 class FamilyModel:
@@ -176,36 +196,6 @@ def save_checkpoint(
         for file, text in (files or {}).items():
             (folder / file).write_text(text, encoding="utf-8")
         write_tensors(folder / "model.safetensors", tensors, config)
-
-
-def assemble(
-    file: TensorFile,
-    *,
-    image_size: int | None = None,
-    heads: Sequence[str] = (),
-    generator: torch.Generator | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> LoadedCheckpoint:
-    """Build a model from the tensors of `file`, which is emptied to save memory: the second half of `load_checkpoint`."""
-    family, form, mask = _recognise(file)
-    config = _infer_config(file, family, form, image_size, settings or {})
-    report = LoadReport(file.path, form.title)
-    named, sources = _rename(file, form, report)
-    found_heads: Heads = {}
-    for name in [name for name in named if name.startswith(HEADS)]:
-        head, _, part = name.removeprefix(HEADS).partition(".")
-        found_heads.setdefault(head, {})[part] = named.pop(name).float()
-    family.derive(named, found_heads, config)
-    with without_content():
-        vlp: VLP = family.model(config)
-    if mask:  # before the tensors are filled in, so that removed layers do not count as missing
-        vlp.prune(np.asarray(mask, dtype=bool))
-    _fill(vlp, named, sources, generator, report)
-    check_finite(vlp.state_dict().items(), file.path)
-    for name, tensors in found_heads.items():
-        check_finite(((f"{name}.{part}", tensor) for part, tensor in tensors.items()), file.path)
-    report.missing += [head for head in heads if head not in found_heads]
-    return LoadedCheckpoint(vlp.eval(), found_heads, report)
 
 
 def _recognise(file: TensorFile) -> tuple[Family, Format, Sequence[bool]]:

@@ -135,7 +135,6 @@ class Adaptation:
 
 
 def _tunable(vlp: VLP, head: nn.Module) -> dict[str, Tensor]:
-    """Return the trainable parameters of a model and its head, as `Adaptation.tensors` names them."""
     return {f"vlp.{name}": p for name, p in vlp.tunable_state().items()} | own_parameters(vlp, head)
 
 

@@ -310,7 +310,6 @@ class UnitTimer:
         return UnitLatencies(baseline, base, tuple(kept.tolist()), tuple(skipped.tolist()), error)
 
     def _run_units(self, mask: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return (n_layers,) milliseconds of each unit in one forward, and those of the whole forward."""
         marks: dict[int, list[Any]] = {}
         total = self._run(self.timed, mask, lambda index, _: marks.setdefault(index, []).append(self._now(self.mark_clock)))
         units = np.zeros(self.n_layers)

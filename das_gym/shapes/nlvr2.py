@@ -268,7 +268,6 @@ def _write_split(folder: Path, split: str, directories: list[str], rng: np.rando
 
 
 def _entries(name: str, directory: str, drawn: StatementSet) -> Iterator[dict[str, Any]]:
-    """Yield NLVR2's entries; `family` is our own field."""
     for number, pair in enumerate(drawn.pairs):
         for which, (statement, truth) in enumerate(zip(drawn.statements, pair.truths, strict=True)):
             entry = {"sentence": statement.text, "label": str(truth), "identifier": f"{name}-{number}-{which}"}

@@ -94,7 +94,6 @@ def _rows_of_table(path: Path, folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _question(row: Row, images: Sequence[tuple[str, ImageSource]], key: str, where: str) -> Conversation:
-    """Return a row as a conversation of one round, whose question begins with the hint."""
     question = check_text(_required(row, QUESTIONS, where), f"{where}: the question")
     hint = str(_first(row, HINTS) or "").strip()
     options, labels = _options(_required(row, OPTIONS, where), where)
@@ -112,7 +111,6 @@ def _question(row: Row, images: Sequence[tuple[str, ImageSource]], key: str, whe
 
 
 def _options(value: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the texts of options, and their labels: letters where the row has none."""
     texts = value
     labels = list(LETTERS)
     if isinstance(value, dict):

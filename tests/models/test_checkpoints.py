@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from das_gym.models.checkpoints import assemble, load_checkpoint, save_checkpoint
+from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
 from das_gym.models.meter.model import METER, METER_FORMAT
 from das_gym.models.meter.network import METERConfig
 from das_gym.models.tensor_files import TensorFile, checksum, load_plain, read_tensors
@@ -59,8 +59,8 @@ def changed(tmp_path: Path, **tensors: torch.Tensor | None) -> Path:
 
 
 @pytest.mark.parametrize(("section", "image_size"), [(0, 384), (1, None)])
-def test_assemble_places_every_official_meter_name(section, image_size):
-    found = assemble(TensorFile(golden.GOLDEN, official("meter", section), {}), image_size=image_size)
+def test_load_places_every_official_meter_name(section, image_size):
+    found = load_checkpoint(TensorFile(golden.GOLDEN, official("meter", section), {}), image_size=image_size)
     report = found.report
     assert found.vlp.config == METERConfig(image_size=image_size or 288)
     assert report.unknown == ([] if section == 0 else ["skip_num", "das_gate"])  # the result of a search is not read
@@ -76,18 +76,18 @@ def test_assemble_places_every_official_meter_name(section, image_size):
 
 
 @pytest.mark.parametrize("section", [0, 1])
-def test_assemble_places_every_official_vilt_name(section):
-    found = assemble(TensorFile(golden.GOLDEN, official("vilt", section), {}))
+def test_load_places_every_official_vilt_name(section):
+    found = load_checkpoint(TensorFile(golden.GOLDEN, official("vilt", section), {}))
     assert found.vlp.config == ViLTConfig(position_grid=12)
     assert found.report.unknown == (["skip_num", "das_gate"] if section else [])
     assert set(found.report.missing) == (set() if section else {n for n in found.vlp.state_dict() if "adapter" in n})
     assert ("mlm_score" in found.heads) == (section == 0)
 
 
-def test_assemble_rejects_streams_of_different_depth():
+def test_load_rejects_streams_of_different_depth():
     tensors = {k: v for k, v in official("meter", 0).items() if not k.startswith("cross_modal_image_layers.5.")}
     with pytest.raises(ValueError, match="6 text and 5 image"):
-        assemble(TensorFile(golden.GOLDEN, tensors, {}))
+        load_checkpoint(TensorFile(golden.GOLDEN, tensors, {}))
 
 
 # ---- what the reference derives from a pre-training file

@@ -107,7 +107,6 @@ class Comparison:
 
     @contextmanager
     def _widened(self) -> Iterator[None]:
-        """Replace the 16-bit parameters of layers that run by float32 ones, which a `share_copy` of the model shares."""
         idle = {part for layer in self.idle for part in layer.modules()}
         before: list[tuple[dict[str, Any], dict[str, Any]]] = []
         widened: dict[int, Tensor] = {}  # tied parameters stay tied

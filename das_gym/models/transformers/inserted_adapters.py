@@ -184,7 +184,6 @@ def full_model_with_adapters(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
 
 
 def _pairs(masked: VLM, smaller: VLM, mask: np.ndarray) -> Iterator[tuple[Adapter, Adapter]]:
-    """Yield each adapter that runs in a supernet under a mask, with that of the smaller model."""
     removed = iter(_skipped_layers(smaller))
     kept = iter(smaller.stack.layers)
     index_of = {place: index for index, place in enumerate(masked.places)}

@@ -256,7 +256,6 @@ def counting_attentions(model: Any) -> list[int]:
 
 
 def _delete_modules(stack: Stack, removed: Collection[int], kind: str) -> tuple[int, list[int]]:
-    """Shorten a list of layers; return how many there were, and the positions of those that stay."""
     count = len(stack.layers)
     kept = [place for place in range(count) if place not in removed]
     if not kept:
@@ -292,7 +291,6 @@ def _keep_entries(part: Any, kept: Sequence[int], count: int, by_layer: Callable
 
 
 def _drop_layer_types(module: Any) -> None:
-    """Remove the kinds of layers that the shortened configuration has none of, where a module keeps a list of kinds."""
     kinds = getattr(getattr(module, "config", None), "layer_types", None)
     if kinds is None:
         return

@@ -136,7 +136,6 @@ def _pair(vlm: VLM, index: int, full: State, output: tuple[Tensor, Tensor | None
 
 
 def _part_input(vlm: VLM, index: int, state: State) -> Tensor:
-    """Return what the attention or MLP of a unit reads, as flat as hidden states are."""
     read: list[Tensor] = []
     part = vlm.module_of(index)
 
@@ -300,7 +299,6 @@ class _Sums:
 
 
 def _unexplained(solution: Ridge, pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Return the squared error of a map on held-out tokens, relative to the variance of the outputs."""
     outputs = torch.cat([wanted for _, wanted in pairs]).cpu().double()
     fitted = torch.cat([solution(read.cpu()) for read, _ in pairs])
     return float((outputs - fitted).pow(2).sum() / (outputs - outputs.mean(dim=0)).pow(2).sum().clamp_min(1e-12))

@@ -130,7 +130,6 @@ def _answer_type(compare: Comparison) -> int | None:
 
 
 def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCapabilities:
-    """Find out how the model computes logits, and whether layers that run one by one give those."""
     projection = compare.model.get_output_embeddings()
     if projection is None:
         raise compare.unsupported("it has no output embeddings.")
@@ -207,7 +206,6 @@ def _running(compare: Comparison, vlm: VLM) -> list[int]:
 
 @torch.no_grad()
 def _check_one_removal(compare: Comparison, capabilities: ModelCapabilities, prompts: int = 3) -> None:
-    """Compare the model without one layer with skipping that; a small one is also saved and loaded again."""
     vlm = compare.with_capabilities(capabilities)
     if len(vlm.places) < 2:
         raise compare.unsupported(f"it has only {len(vlm.places)} decoder layers that could be skipped.")
@@ -344,7 +342,6 @@ def _replay(compare: Comparison, able: TowerCapabilities, given: Mapping[str, Te
 
 
 def _can_remove(compare: Comparison, able: TowerCapabilities, given: Mapping[str, Tensor], removed: Sequence[int]) -> bool:
-    """Compare the model without some layers with what it gives when they are skipped; and with its reloaded self."""
     smaller = share_copy(compare.model)
     try:
         delete_vision_layers(smaller, removed)

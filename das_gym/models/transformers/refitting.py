@@ -104,7 +104,6 @@ def _pair(vlm: VLM, unit: int, linear: nn.Linear, state: State, wanted: State) -
 
 
 def _added(linear: nn.Linear, weight: Tensor, bias: Tensor) -> dict[str, nn.Parameter]:
-    """Return new parameters of a linear map: the old ones plus a (in, out) weight and an (out,) bias."""
     old: Any = linear
     new = {"weight": old.weight + weight.T.to(old.weight)}
     if old.bias is not None:
