@@ -15,13 +15,13 @@ NAMED_EXAMPLES = 3
 class Scores:
     """Means over the examples, for each mask.
 
-    A mask whose loss or metric is NaN or infinite is broken: it gets loss inf, metric 0 and divergence inf, and affects no
-    other mask. A warning names the first of a call with its examples; `Spending.broken` counts all of them.
+    A mask whose loss or metric is not finite is broken: it gets loss inf, metric 0 and divergence inf, and a warning names
+    the first of a call with its examples.
 
     Attributes:
         losses: (m,) float64, nats.
         metrics: (m,) float64, 0..1.
-        divergences: (m,) float64, KL(full model || subnet) in nats, inf if it is not finite; None unless requested.
+        divergences: (m,) float64, KL(full model || subnet) in nats; None unless requested.
         full_loss: The loss of the full model, nats, for rewards that are relative to it; None for others.
     """
 

@@ -129,10 +129,7 @@ class MaskMode(ActionMode):
 
 
 class ScoreMode(ActionMode):
-    """`Box(-1, 1, (n_layers,))`: layers are skipped from the highest score down, see `Budget.skip_highest`.
-
-    Every mask satisfies the budget. An episode is one step.
-    """
+    """`Box(-1, 1, (n_layers,))`: layers are skipped from the highest score down until the budget is kept, in one step."""
 
     name = "scores"
 

@@ -58,10 +58,7 @@ class Adapter(nn.Module):
             nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., hidden_size) to the same shape and type.
-
-        It computes in the dtype of the adapter's weights: adapters train in float32 in a bfloat16 model.
-        """
+        """Map (..., hidden_size) to the same shape and type; it computes in the dtype of its weights, such as float32."""
         y = self.up(torch.relu_(self.down(self.norm(x).to(self.down.weight.dtype)))).to(x.dtype)
         return y if self.scale == 1 else self.scale * y
 

@@ -252,10 +252,7 @@ class VLP(nn.Module, ABC):
                 yield keys[row], real_tokens(hidden[position], attend, position), macs
 
     def cost_example(self, processor: Any, pairs: Sequence[Any], counter: MacCounter) -> tuple[State, int]:
-        """Return encoder outputs, on `meta`, of a pair on which costs are counted, and the MACs of its encoders.
-
-        The pair has the longest text of all pairs and a square image.
-        """
+        """Return encoder outputs, on `meta`, of a pair with the longest text and a square image, and its encoders' MACs."""
         texts = processor.texts(sorted({pair.text for pair in pairs}))
         longest = int(texts["attention_mask"].sum(1).max())
         return counter.encode(meta_batch(longest, processor.square().shape))

@@ -137,10 +137,7 @@ def export_with_code(
     image_processor: Mapping[str, Any],
     notes: tuple[str, ...] = (),
 ) -> ExportedModel:
-    """Return a pruned model that a class of ours loads; see `ExportedModel`.
-
-    `code` are the modules that the folder carries besides `SHARED_CODE`; the first has the class.
-    """
+    """Return a pruned model that a class of ours loads; the folder carries `code`, whose first module has the class."""
     kinds = layer_kinds(vlp)
     name = model.partition(":")[2]
     file = code[0].rpartition(".")[2]

@@ -309,10 +309,7 @@ def pick_budget(
 
 
 def keeps_budget(budget: Mapping[str, Any], mask: Sequence[int], macs_saved: float) -> bool:
-    """Return whether a scored mask, 1 = skipped, satisfies the budget in the settings of an environment.
-
-    A share of another cost than MACs comes with `costs`.
-    """
+    """Return whether a scored mask, 1 = skipped, satisfies an environment's budget; costs besides MACs are in `costs`."""
     if budget.get("skip_num") is not None and sum(mask) != budget["skip_num"]:
         return False
     for name in SAVED:

@@ -151,10 +151,7 @@ class MaskSpace:
         return self.top(values)
 
     def moves(self, mask: Masks) -> npt.NDArray[np.intp]:
-        """Return (m, 2) layers to flip, so that an allowed mask stays one: one that is skipped and one that is kept.
-
-        By cost also single layers, each named twice.
-        """
+        """Return (m, 2) layers to flip so that an allowed mask stays one: a skipped and a kept one; by cost also one twice."""
         skipped, kept = np.flatnonzero(mask), np.flatnonzero(~mask)
         pairs = np.stack((np.repeat(skipped, len(kept)), np.tile(kept, len(skipped))), axis=1)
         if self.skip_num is not None:
@@ -191,10 +188,7 @@ class MaskSpace:
 
 
 def front_rows(saved: Floats, losses: Floats) -> npt.NDArray[np.intp]:
-    """Return the rows of the masks on the front, from the least saved up; of equal ones the first.
-
-    `saved` is the (m,) share of the cost that each mask saves; masks with a non-finite loss are never on it.
-    """
+    """Return the rows of (m,) shares saved and losses on the front, from the least saved up; of equal ones the first."""
     # From the largest saving down, a mask is on the front if its loss is below that of all before it.
     order = np.lexsort((losses, -saved))
     ordered = np.where(np.isfinite(losses), losses, np.inf)[order]

@@ -104,10 +104,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 def sample_object(
     rng: np.random.Generator, others: list[SceneObject], color: str | None = None, shape: str | None = None
 ) -> SceneObject:
-    """Draw an object that overlaps none of the others, and its colour and shape unless given.
-
-    Where neither is given, half of the objects repeat the colour or the shape of another.
-    """
+    """Draw an object that overlaps no other; where neither is given, half repeat the colour or the shape of another."""
     colors = list(COLORS)
     shapes = list(SHAPES)
     # The order of draws decides the bundled data: tests/shapes/test_scenes.py knows their digests.

@@ -94,10 +94,7 @@ class ExampleScores:
         return ExampleScores(**{**vars(self), "metric_values": values})
 
     def means(self, places: np.ndarray, masks: np.ndarray | slice = slice(None)) -> Scores:
-        """Return (n_masks,) float32 means over some of the examples, without divergences.
-
-        A mask with a broken example has loss inf and metric 0.
-        """
+        """Return (n_masks,) float32 means over some of the examples; with a broken one, loss inf and metric 0."""
         losses = self.losses[places][:, masks].mean(axis=0, dtype=np.float64)
         metrics = self.metric_values[self.metrics[places][:, masks]].mean(axis=0, dtype=np.float64)
         metrics[~np.isfinite(losses)] = 0.0

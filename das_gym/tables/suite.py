@@ -321,10 +321,7 @@ class Suite:
         return self._saved_of[cost]
 
     def rows(self, which: np.ndarray, masks: np.ndarray) -> np.ndarray:
-        """Return (m,) int64: where the flat arrays hold (m, max_units) bool masks of problems `which` ((m,) int64).
-
-        Units that a model does not have count as kept.
-        """
+        """Return (m,) int64 places of (m, max_units) masks in the flat arrays; units that a model lacks count as kept."""
         places: np.ndarray = (masks & self.units[which]) @ self._bits
         for row in self._partial:
             here = which == row

@@ -212,10 +212,7 @@ class Task(ABC):
 
     @classmethod
     def gallery(cls, examples: Sequence[Any], max_images: int | None = None) -> Gallery | None:
-        """Return images and texts that the evaluation ranks with a head of one logit per pair; None for most tasks.
-
-        Only the first `max_images` images are used, if it is given.
-        """
+        """Return images, `max_images` at most, and texts that the evaluation ranks by one logit per pair; else None."""
         return None
 
     def shuffled_order(self, examples: Sequence[Any]) -> np.ndarray:

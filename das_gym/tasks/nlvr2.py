@@ -174,10 +174,7 @@ def _read_table(path: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
 
 
 class NLVR2Task(ClassificationTask):
-    """NLVR2: the model gets the sentence with each image, and the head the features of both.
-
-    The second image has a separate token type. Logits are of false and true, in this order.
-    """
+    """NLVR2: the head gets the features of the sentence with each image; logits are of false and true, in this order."""
 
     name = "nlvr2"
     pretrained_head = "nlvr2_classifier"

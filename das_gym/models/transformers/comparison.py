@@ -153,10 +153,7 @@ class Comparison:
             return [self.processor.encode(prompt, pixels=True) for prompt in prompts]
 
     def own_logits(self, model: Any, encodings: Sequence[Encoding], tokens: int | None = None) -> Tensor:
-        """Return (answer tokens, vocabulary) logits of the model's own forward, one prompt at a time.
-
-        With `tokens`, only those of the first `tokens` tokens of each answer.
-        """
+        """Return (answer tokens, vocabulary) logits of the model's own forward, of the first `tokens` of each answer."""
         vlm = VLM(model)
         head = model.get_output_embeddings()
         found = []

@@ -32,10 +32,7 @@ def has_adapters(model: Any) -> bool:
 
 
 def insert_into_pruned(smaller: VLM, full: VLM, bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
-    """Insert adapters into a `pruned_copy`; return their parameters, in float32 at least. ValueError if it takes none.
-
-    They begin as zero: the model's outputs do not change.
-    """
+    """Insert adapters that begin as zero into a `pruned_copy`; return their parameters, in float32 at least."""
     if full.untrainable:
         raise ValueError(full.untrainable)
     kept = _kept_places(smaller, full)

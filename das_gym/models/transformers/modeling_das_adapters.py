@@ -81,7 +81,7 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
 def replace_modules(model: Any, das: Mapping[str, Any]) -> None:
     """Put linear maps into attentions, MLPs and vision layers, which then run nothing else.
 
-    They stay objects of their class: transformers records the outputs of vision layers by class. An attention that is left
+    They stay objects of their class, by which transformers records the outputs of vision layers. An attention that is left
     gets the cache slot of a replaced one, see `renumber_cache_slots`.
 
     Args:

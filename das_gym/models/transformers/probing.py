@@ -51,10 +51,7 @@ TIED_VISION = "without it the model reads other layers, or would not reload unch
 
 @torch.no_grad()
 def probe_capabilities(model: Any, processor: PromptProcessor, only_runs: bool = False) -> ModelCapabilities:
-    """Find out how the layers of a model can be run one by one; raise ValueError, with the reason, if they cannot.
-
-    With `only_runs`, nothing is removed from the model, so that this is not tried.
-    """
+    """Find out how layers can be run one by one, and removed unless `only_runs`; ValueError with the reason if not."""
     _reject_unsupported(model)
     compare = Comparison(model, processor)
     plain = VLM(model)

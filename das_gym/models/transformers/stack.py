@@ -123,10 +123,10 @@ def replace_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterat
 
 
 def note_layer_parts(stack: Stack, run: Callable[[], Any]) -> None:
-    """Run the model once, and note on each layer and its parts how many outputs it returns; 0 = a tensor alone.
+    """Run the model once; note on layers and their parts how many outputs they return (0 = a tensor alone), and norms.
 
-    On each layer also the norms that serve attention or MLP alone, by what reads what: names mislead
-    (`post_attention_layernorm` is before the MLP in Llama, and after the attention in Gemma).
+    Those are the norms that serve attention or MLP alone, by what reads what: names mislead (`post_attention_layernorm` is
+    before the MLP in Llama, and after the attention in Gemma).
     """
     calls: dict[Any, tuple[Any, Any]] = {}
 
@@ -271,10 +271,10 @@ def cache_name(forward: Callable[..., Any]) -> str:
 
 
 def filled_cache(rows: int, tokens: int, layers: int) -> Any:
-    """Return a cache that claims to hold some tokens, so that the model makes masks and positions for those after them.
+    """Return an empty cache that claims to hold some tokens, so that the model makes masks and positions for those after.
 
-    It has no content, since no layer reads it while a forward is recorded. Without a configuration all its layers count
-    as full attention: those with a sliding window are called with all earlier keys, too.
+    Without a configuration all its layers count as full attention: those with a sliding window are called with all earlier
+    keys, too.
     """
     from transformers import DynamicCache
 

@@ -218,10 +218,7 @@ class VisionTower:
 def padded_images(
     hidden: Tensor, batches: Sequence[ImageBatch], slices: Sequence[ImageSlice | None]
 ) -> tuple[Tensor, Tensor]:
-    """Return (prompts, tokens, size) of the images of each prompt, and (prompts, tokens) bool: which tokens are no padding.
-
-    The slices are those of each prompt's images; None = it has none.
-    """
+    """Return (prompts, tokens, size) of each prompt's images, None = it has none, and (prompts, tokens) bool: no padding."""
     sizes = [batch.tokens for batch in batches]
     parts = hidden[:, hidden.shape[1] - sum(sizes) :].split(sizes, dim=1)
     rows = []

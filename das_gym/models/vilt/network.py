@@ -59,10 +59,7 @@ class ViLTConfig:
 
 
 class ViLTBlock(nn.Module):
-    """Self-attention, then a multi-layer perceptron; pre-LayerNorm.
-
-    A parallel adapter is next to each; both adapters read the hidden vectors before the LayerNorm.
-    """
+    """Self-attention, then a multi-layer perceptron; pre-LayerNorm. A parallel adapter reads what each LayerNorm reads."""
 
     def __init__(self, config: ViLTConfig) -> None:
         super().__init__()

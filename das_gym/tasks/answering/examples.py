@@ -156,10 +156,7 @@ def _split_off(
 
 
 def group_names(conversations: Conversations, contents: Mapping[str, str]) -> list[str]:
-    """Return for each conversation the least name of its linked images; without images, its first question.
-
-    Images are linked if a conversation has both, or if `contents` has the same for their keys.
-    """
+    """Return the group of each conversation: the least name of its linked images, or its first question without any."""
     linked = linked_groups([[contents[image.key] for image in c.images] or [c.rounds[0][0]] for c in conversations])
     # Of a group, the least name decides where it goes: it depends neither on the order of entries nor on the folder.
     least: dict[int, str] = {}

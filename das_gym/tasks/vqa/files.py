@@ -142,10 +142,7 @@ def warn_about_spelling(examples: Sequence[VQAExample], source: str) -> None:
 
 
 def in_reward_split(image_id: int) -> bool:
-    """Return whether an image of val2014 belongs to the reward split (else to test).
-
-    It is the lowest bit of the 8-byte BLAKE2b hash of the decimal image id: the same for ever, whatever else there is.
-    """
+    """Return True for images of val2014 in the reward split (else test): the lowest bit of the id's 8-byte BLAKE2b hash."""
     return bool(hashlib.blake2b(str(image_id).encode(), digest_size=8).digest()[-1] & 1)
 
 
