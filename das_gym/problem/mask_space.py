@@ -151,7 +151,7 @@ class MaskSpace:
         return self.top(values)
 
     def moves(self, mask: Masks) -> npt.NDArray[np.intp]:
-        """Return (m, 2) layers to flip so that an allowed mask stays one: a skipped and a kept one; by cost also one twice."""
+        """Return (m, 2) layers to flip so that an allowed mask stays one: a skipped and a kept one; by cost also one."""
         skipped, kept = np.flatnonzero(mask), np.flatnonzero(~mask)
         pairs = np.stack((np.repeat(skipped, len(kept)), np.tile(kept, len(skipped))), axis=1)
         if self.skip_num is not None:
