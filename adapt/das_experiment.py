@@ -20,7 +20,6 @@ import torch
 from das_gym.adapt.das import JointTurn, Training, finetune_subnet, joint_search, new_model, phases
 from das_gym.adapt.finetune import copy_model
 from das_gym.adapt.finished_runs import JOINT_RECORD
-from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.phases import evaluation_phases
 from das_gym.adapt.report import (
     BASELINE,
@@ -71,10 +70,20 @@ class Untrained:
 
     @classmethod
     def load(cls, settings: JointSearchSettings) -> Self:
-        """Load what the settings name."""
+        """Load what the settings name; ValueError where it does not suit the pipeline."""
+        pipeline = settings.pipeline
         splits = load_splits(settings.problem_of_recipe)
-        model = new_model(settings.problem_of_recipe, splits, settings.pipeline, settings.seed)
-        return cls(model, splits, torch.get_rng_state())
+        model = new_model(settings.problem_of_recipe, splits, pipeline, settings.seed)
+        random_state = torch.get_rng_state()
+        n_layers = len(model.backbone.vlp.layers)
+        if pipeline.skip_num > n_layers:
+            raise ValueError(
+                f"`das.skip_num` is out of range: got {pipeline.skip_num}, expected 0..{n_layers}, the layers of the model"
+            )
+        if pipeline.itm_weight:
+            model.task.matching_loss(model.backbone.heads)
+        check_prompts(model, splits)
+        return cls(model, splits, random_state)
 
     def copy(self) -> AdaptedModel:
         """Return a copy of the model, and restore the random state."""
@@ -82,24 +91,12 @@ class Untrained:
         torch.set_rng_state(self.random_state)
         return copy_model(self.model)
 
-    def check(self, pipeline: DASSettings) -> None:
-        """Reject a `skip_num` above the number of layers, a loss that has no head, and prompts that are too long."""
-        n_layers = len(self.model.backbone.vlp.layers)
-        if pipeline.skip_num > n_layers:
-            raise ValueError(
-                f"`das.skip_num` is out of range: got {pipeline.skip_num}, expected 0..{n_layers}, the layers of the model"
-            )
-        if pipeline.itm_weight:
-            self.model.task.matching_loss(self.model.backbone.heads)
-        check_prompts(self.model, self.splits)
-
 
 def run_pipeline(settings: JointSearchSettings, run: Run) -> float | None:
     """Search, fine-tune, evaluate and save; the test metric of the subnet is the result."""
     problem = settings.problem_of_recipe
     pipeline = settings.pipeline
     untrained = Untrained.load(settings)
-    untrained.check(pipeline)
     if settings.estimate:
         print_estimate(_estimated_phases(settings, untrained))
         return None

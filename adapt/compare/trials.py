@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,19 +33,18 @@ from das_gym.registration import find_class
 
 @dataclass(frozen=True)
 class MethodVariant:
-    """A row of the comparison; random masks are drawn for each seed, and take the learning rate of the row `rate_of`."""
+    """A row of the comparison. With `rate_of`, masks are drawn for each seed, and take the learning rate of that row."""
 
     key: str
     title: str
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     skip_num: int = 0
-    random_mask: bool = False
     rate_of: str | None = None
 
     def make(self, seed: int, n_layers: int) -> Method:
         """Return the method with its mask."""
-        if not self.random_mask:
+        if self.rate_of is None:
             return make_method(self.method, self.settings)
         mask = np.zeros(n_layers, dtype=int)
         # Of the seed alone, so that a resumed comparison trains the same masks.
@@ -69,19 +68,8 @@ def method_variants(
             variants.append(MethodVariant(key, f"DAS, {skip_num} skipped", name, {**own, "mask": tuple(mask)}, skip_num))
             if skip_num:
                 title = f"DAS, {skip_num} at random"
-                random = MethodVariant(f"random_{skip_num}", title, name, own, skip_num, random_mask=True, rate_of=key)
-                variants.append(random)
+                variants.append(MethodVariant(f"random_{skip_num}", title, name, own, skip_num, rate_of=key))
     return variants
-
-
-class ReadyTraining(NamedTuple):
-    """A training before its first step; `updated` is the number of parameters that the method updates."""
-
-    model: AdaptedModel
-    method: Method
-    updated: int
-    step_loss: StepLoss
-    trainer: Trainer
 
 
 class ComparisonContext:
@@ -115,30 +103,32 @@ class ComparisonContext:
         """Return the file of a training's state, which exists until the trial is measured."""
         return self.folder / f"{key}_{rate:g}_{seed}.pt"
 
-    def begin(self, variant: MethodVariant, rate: float, seed: int, checkpoint: Path | None = None) -> ReadyTraining:
-        """Return a training of a new model."""
+    def new_model(self, variant: MethodVariant, seed: int) -> tuple[AdaptedModel, Method, int]:
+        """Return a new model, the method that is to train it, and how many parameters that updates."""
         # A full copy: some methods train what others leave frozen.
         backbone = dataclasses.replace(self.base.backbone, vlp=copy.deepcopy(self.base.backbone.vlp))
         torch.manual_seed(seed)
         model = AdaptedModel(backbone, new_head(backbone, self.task), self.task)
         method = variant.make(seed, self.n_layers)
-        updated = method.apply(model, seed)
+        return model, method, method.apply(model, seed)
+
+    def begin(self, model: AdaptedModel, rate: float, seed: int, checkpoint: Path | None = None) -> tuple[StepLoss, Trainer]:
+        """Return what trains a new model."""
         config = dataclasses.replace(self.recipe, learning_rate=rate, head_learning_rate=rate, seed=seed)
-        torch.manual_seed(seed)  # again: methods draw different amounts of random numbers for what they insert
-        step_loss, trainer = make_loss_and_trainer(model, self.splits.train, config, checkpoint, self.encoder)
-        return ReadyTraining(model, method, updated, step_loss, trainer)
+        torch.manual_seed(seed)  # methods draw different amounts of random numbers for what they insert
+        return make_loss_and_trainer(model, self.splits.train, config, checkpoint, self.encoder)
 
     def train(self, variant: MethodVariant, rate: float, seed: int) -> tuple[AdaptedModel, Adaptation, Trial]:
         """Train a new model, and score it on the reward split; return it after `Method.finish`, and what is saved of it."""
         started = time.perf_counter()
         checkpoint = self.checkpoint(variant.key, rate, seed)
-        begun = self.begin(variant, rate, seed, checkpoint)
-        model, method = begun.model, begun.method
+        model, method, updated = self.new_model(variant, seed)
+        step_loss, trainer = self.begin(model, rate, seed, checkpoint)
         title = f"{variant.title}, {rate:g}, seed {seed}"
         parameters = {id(p): p for module in (model.backbone.vlp, model.head) for p in module.parameters()}
         trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
         try:
-            begun.trainer.run(begun.step_loss.parts, title, add_prefix(checkpoint.stem, self.log))
+            trainer.run(step_loss.parts, title, add_prefix(checkpoint.stem, self.log))
             saved = to_adaptation(model, variant.method, method, row=variant.key, learning_rate=rate, seed=seed)
             method.finish(model.backbone.vlp)
             scored = evaluate(model, self.reward_examples, f"{variant.title}, reward split", rank_images=1)
@@ -151,7 +141,7 @@ class ComparisonContext:
             rate=rate,
             reward=scored.metric,
             reward_loss=scored.loss,
-            updated=begun.updated,
+            updated=updated,
             trained=trained,
             seconds=time.perf_counter() - started,
             title=variant.title,
@@ -185,11 +175,10 @@ def phases(
     """Yield the phases of all trainings and of their evaluation."""
     counts = [len(seeds) + (len(rates) - 1 if variant.rate_of is None else 0) for variant in variants]
     for variant, count in zip(variants, counts, strict=True):
-        begun = context.begin(variant, rates[0], seeds[0])
-        is_first = variant is variants[0]
-        yield from training_phases(
-            variant.title, begun.step_loss, begun.trainer, count * context.recipe.steps, encodes=is_first
-        )
+        model, _, _ = context.new_model(variant, seeds[0])
+        step_loss, trainer = context.begin(model, rates[0], seeds[0])
+        steps = count * context.recipe.steps
+        yield from training_phases(variant.title, step_loss, trainer, steps, encodes=variant is variants[0])
     scored = dataclasses.replace(context.splits, test=[*context.reward_examples, *context.test_examples])
     yield from evaluation_phases(context.base, scored, rank_images=1, models=sum(counts), timed=2 * len(variants))
 
