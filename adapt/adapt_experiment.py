@@ -153,11 +153,9 @@ def train(
     folder: Path,
     log: Log,
 ) -> list[str]:
-    """Fine-tune models in place, with encoder outputs that are computed once for all of them.
-
-    Return the names of those whose trained weights are bundled with das_gym.
-    """
+    """Fine-tune models in place, and return the names of those whose trained weights are bundled with das_gym."""
     first = next(iter(models.values()))
+    # The models share their frozen encoders, whose outputs are computed once.
     encoder = EncoderCache(first.backbone.vlp, first.task.processor, int(config.encoder_cache_gib * 2**30))
     bundled = []
     for name, model in models.items():

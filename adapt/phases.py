@@ -36,10 +36,7 @@ WARM_UPS = 2
 
 
 def search_first_phases(config: SearchConfig, problem: Problem | None) -> tuple[list[Phase], np.ndarray]:
-    """Return the phases of a command's own search, and a random mask that stands for its answer.
-
-    `problem` is the command's own, if it is loaded.
-    """
+    """Return the phases of a search that a command runs first, and a random mask that stands for its answer."""
     scorer = open_scorer(config.env_id, config.mask_kwargs, problem=scored_problem(config, problem))
     budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of)
     nothing = np.zeros(budget.n_layers, dtype=bool)

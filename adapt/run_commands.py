@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from das_gym.adapt.paper import RECIPES
 from das_gym.adapt.settings import AdaptSettings, CompareSettings, JointSearchSettings, SupernetSettings
 from das_gym.agents.settings import agent_configs
 
@@ -16,10 +15,6 @@ from das_gym.registration import MODELS, named_problems
 def answering_configs() -> dict[str, dict[str, Any]]:
     """Return the named configs of problems whose model answers in words, as `shrink` needs it."""
     return {name: each for name, each in named_problems().items() if MODELS[each["model"]].reads_prompts}
-
-
-def _pipeline_configs() -> dict[str, dict[str, Any]]:
-    return {**named_problems(), RECIPES[1]: {"recipe": RECIPES[1], "rank_images": None}}
 
 
 def check_problem(settings: Any) -> None:
@@ -65,7 +60,11 @@ adapt = RecordedCommand(
     check,
 )
 das = RecordedCommand(
-    "adapt das", JointSearchSettings, "das_gym.adapt.das_experiment:run_pipeline", _pipeline_configs, check_problem
+    "adapt das",
+    JointSearchSettings,
+    "das_gym.adapt.das_experiment:run_pipeline",
+    lambda: {**named_problems(), "paper": {"recipe": "paper", "rank_images": None}},
+    check_problem,
 )
 compare = RecordedCommand(
     "adapt compare", CompareSettings, "das_gym.adapt.compare_experiment:compare", named_problems, check_problem

@@ -156,10 +156,7 @@ def search_facts(result: SearchResult) -> dict[str, str]:
 
 
 def ground_truth(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> dict[str, str]:
-    """Return rank and regret of a mask among all within the budget, by the environment's own reward, in words.
-
-    Empty without a table, and for a mask outside the budget.
-    """
+    """Return a mask's rank and regret among all within the budget, in words; empty without a table or off the budget."""
     if not is_tabular(env_id):
         return {}
     env = make_scored(env_id, env_kwargs)

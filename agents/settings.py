@@ -134,10 +134,7 @@ class SearchConfig(BudgetSettings, group="Search"):
 
 
 def add_environment(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings, by dotted names, with `env_id`, `problem.model` and `problem.task`: what is given says the others.
-
-    An environment of another package has no model and no task.
-    """
+    """Return settings, by dotted names, with `env_id`, `problem.model` and `problem.task`: what is given says the others."""
     if "env_id" not in values:
         model = values.get("problem.model", ProblemConfig.model)
         task = values.get("problem.task", ProblemConfig.task)

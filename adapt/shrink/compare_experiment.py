@@ -134,7 +134,7 @@ class MethodTrials:
             task = self.problem.task
             count = self.settings.search.reward_examples or task.reward_examples
             self.problem.evaluator.losses(nothing[None], shuffled(task, self.problem.splits.reward, count))
-            quality = score_model(self.full, self.problem.task, self.test, FULL_MODEL, self.settings.metric)[0]
+            quality = score_model(self.full, self.problem.task, self.test, FULL_MODEL, self.settings.metric).quality
             return MethodTrial(variant, seed, tuple(nothing.astype(int).tolist()), before=quality)
         place = self.folder / f"{variant}_{seed}"
         is_new = not place.is_dir()
@@ -175,7 +175,7 @@ class MethodTrials:
             drawn=draw_mask(full, mask),
             macs_saved=float(problem.costs.macs_saved(mask)),
             kv_saved=1 - cached / max(cached_of_full, 1),
-            before=score_once(file, smaller, problem.task, self.test, trial.variant, settings.metric)[0],
+            before=score_once(file, smaller, problem.task, self.test, trial.variant, settings.metric).quality,
         )
         if config.recover == "none":
             return trial
@@ -189,7 +189,7 @@ class MethodTrials:
         trained = recover(smaller, problem, config, checkpoint, teacher)
         with temporarily_merged(smaller, full, config, trained, self.folder):
             title = f"{trial.variant}, recovered"
-            after = score_model(smaller, problem.task, self.test, title, settings.metric)[0]
+            after = score_model(smaller, problem.task, self.test, title, settings.metric).quality
         checkpoint.unlink(missing_ok=True)
         return replace(trial, after=after, recovery_seconds=time.perf_counter() - started)
 

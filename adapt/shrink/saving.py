@@ -128,10 +128,7 @@ def save(
 
 
 def rounded_state(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return a model's state dict on the CPU with floating-point tensors in `dtype`, for weights on a GPU with little room.
-
-    Tensors that are tied in the model are one tensor in the result, too.
-    """
+    """Return a model's state dict on the CPU with floating-point tensors in `dtype`; tied tensors are one tensor."""
     converted: dict[int, Tensor] = {}
     state = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -157,11 +157,8 @@ class PolynomialProcess(Process):
         return found
 
     def flip_means(self, mask: Masks) -> Floats:
-        """See `Process.flip_means`.
-
-        Two flips change the dot product with an observed mask by -4, 0 or 4, depending on which of the two layers now
-        agree. So all swaps together take two matrix products.
-        """
+        # Two flips change the dot product with an observed mask by -4, 0 or 4, depending on which of the two layers now
+        # agree. So all swaps together take two matrix products.
         agree = (self.masks != mask).astype(np.float64)  # (observations, n_layers): would agree once flipped
         d = mask.size - 2.0 * agree.sum(axis=1)
         down, one_down, same, one_up, up = (self.weights * self._covariance_at(d + step) for step in (-4, -2, 0, 2, 4))
