@@ -43,20 +43,12 @@ class ImageSource(Protocol):
     @property
     def key(self) -> str:
         """A name that is unique to the image."""
-        ...
 
     def stamp(self) -> str:
         """Return a text that changes when the image changes, as far as that is cheap to know."""
-        ...
 
     def open(self) -> Image.Image:
-        """Return the image, mode RGB, fully decoded.
-
-        Raises:
-            FileNotFoundError: it does not exist.
-            ValueError: it is damaged; the message names it.
-        """
-        ...
+        """Return the image, mode RGB, fully decoded; FileNotFoundError without it, ValueError if it is damaged."""
 
 
 class OneImage:

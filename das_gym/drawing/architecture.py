@@ -179,15 +179,9 @@ def draw(
     height: int | None = None,
     best: Sequence[float] = (),
 ) -> np.ndarray:
-    """Return a (height, WIDTH, 3) uint8 image.
+    """Return a (height, WIDTH, 3) uint8 image of units under a (n_units,) bool mask, with a title and up to `FACTS` facts.
 
-    Args:
-        architecture: The model's units.
-        mask: (n_units,) bool, True = skipped.
-        title: One line.
-        facts: Up to `FACTS` lines.
-        height: In pixels; None takes what the architecture needs.
-        best: The best reward after each evaluation, which is drawn as a curve.
+    `height` None takes what the architecture needs. `best`, the best reward after each evaluation, is drawn as a curve.
     """
     from PIL import Image, ImageDraw
 

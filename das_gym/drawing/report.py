@@ -71,12 +71,7 @@ class Table:
         return "\n".join(lines)
 
     def print(self, width: int = WIDTH, heading_width: int = 14) -> None:
-        """Print the table and its notes.
-
-        Args:
-            width: Columns of the terminal. A table whose words do not fit is wider: no number is cut.
-            heading_width: Headings are wrapped at this width.
-        """
+        """Print the table and its notes. No word is cut, so that it may be wider than `width`; headings are wrapped."""
         if self.title:  # not rich's, which wraps it at the width of the table
             print(escape_control_chars(self.title))
         table = RichTable(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
@@ -182,13 +177,7 @@ class CostChart:
 
 @dataclass(frozen=True)
 class Question:
-    """A question of the test split.
-
-    Attributes:
-        text: The question.
-        reference: The right answer, empty if unknown.
-        images: Its images, small, as `data:` URLs. The page's content security policy blocks any other URL.
-    """
+    """A question of the test split. Its images are small `data:` URLs: the page's security policy blocks any others."""
 
     text: str
     reference: str = ""
@@ -234,14 +223,10 @@ class RunReport:
     Attributes:
         title: What was done.
         facts: Values by name; those of several runs are shown side by side.
-        architecture: The model's units.
         mask: 0 or 1 per unit, 1 = skipped.
         table: The models or methods side by side.
-        progress: The search.
-        heat: Its skip probabilities.
-        cost: Loss against cost.
+        heat: Skip probabilities of the search.
         statistics: By name, one value per unit.
-        answers: Questions with answers.
         name: Such as "run 3".
         commands: Commands that repeat the run, one a line.
         versions: Of Python and the libraries that it ran with.

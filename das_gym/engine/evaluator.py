@@ -40,8 +40,8 @@ OnScores = Callable[[np.ndarray, np.ndarray], None]
 class Evaluator:
     """Scores masks of one frozen model and head.
 
-    Adapters, poolers and the head may be trained between calls: scores are then forgotten automatically, and encoder
-    outputs, which depend on no tunable parameter, stay. Frozen parameters must not change.
+    Adapters, poolers and the head may be trained between calls: scores are then forgotten automatically, and encoder outputs
+    stay. Frozen parameters must not change.
 
     Args:
         vlp: The model, with adapters.
@@ -66,8 +66,7 @@ class Evaluator:
         >>> from das_gym import ProblemConfig, load_problem
         >>> problem = load_problem(ProblemConfig(model="METER", task="vqa"))
         >>> masks = np.eye(12, dtype=bool)  # skip one layer each
-        >>> scores = problem.evaluator.evaluate(masks, problem.splits.reward[:8])
-        >>> scores.losses.shape
+        >>> problem.evaluator.evaluate(masks, problem.splits.reward[:8]).losses.shape
         (12,)
     """
 

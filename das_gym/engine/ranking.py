@@ -40,17 +40,10 @@ def score_pairs(
 ) -> np.ndarray:
     """Return (n_images, n_texts) float32: the score of every image with every text.
 
-    Args:
-        vlp: The frozen model.
-        head: From (n, feature_size) pooled features to (n,) scores: that of a task with a gallery, see `Task.gallery`.
-        processor: Makes the model's batches.
-        images: One or more.
-        texts: One or more.
-        mask: (n_layers,) bool, True = skipped; None is the pruned mask, or nothing skipped.
-        batch_size: Pairs that go through the model at a time: one image with that number of texts.
-        max_bytes: How much to keep of the texts, and of the images, in memory. Images that do not fit are encoded again
-            for every lot of texts that does.
-        progress: Called with the number of pairs done.
+    `head` maps (n, feature_size) pooled features to (n,) scores, as that of a task with a gallery does, see `Task.gallery`.
+    `mask` is (n_layers,) bool, True = skipped; None is the pruned mask, or nothing skipped. One image goes through the model
+    with `batch_size` texts at a time. `max_bytes` are kept of the texts, and of the images, in memory; images that do not
+    fit are encoded again for every lot of texts that does. `progress` is called with the number of pairs done.
 
     Raises:
         ValueError: a model in train mode, a mask of another width, or a score that is not finite.
@@ -152,19 +145,14 @@ def _text_lots(
 
 
 def recalls(scores: np.ndarray, image_of_text: Sequence[int] | np.ndarray) -> dict[str, float]:
-    """Return how often the right match is among the best 1, 5 and 10.
+    """Return how often the right match is among the best 1, 5 and 10, given finite (n_images, n_texts) scores.
 
-    Args:
-        scores: (n_images, n_texts) finite, as `score_pairs` gives them.
-        image_of_text: (n_texts,) the index of each text's image; every image has a text.
+    `image_of_text` is (n_texts,) the index of each text's image; ValueError for an image without a text.
 
     Returns:
-        0..1 each. `tr_r1`, `tr_r5`, `tr_r10`, text retrieval: the share of images with one of their texts among the
-        best; `ir_r1`, ..., image retrieval: the share of texts with their image among them. Among equal scores the wrong
-        ones count as better, so that a constant score earns nothing.
-
-    Raises:
-        ValueError: an image without a text, which would count as never found.
+        0..1 each. `tr_r1`, `tr_r5`, `tr_r10`, text retrieval: the share of images with one of their texts among the best;
+            `ir_r1`, ..., image retrieval: the share of texts with their image among them. Among equal scores the wrong ones
+            count as better, so that a constant score earns nothing.
     """
     owner = np.asarray(image_of_text)
     if not np.array_equal(np.unique(owner), np.arange(len(scores))):

@@ -110,11 +110,10 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
 
 
 class MaskTree:
-    """Masks that agree on their first stages share a path from the root; a leaf is a distinct mask.
+    """Masks that agree on their first stages share a path from the root; a leaf is a distinct mask. Nothing is approximated.
 
     Within a stage each layer runs at most twice (kept, skipped) per parent state, the parts that layers pass to their memo
-    run once per hidden state that they read, and in the last stage the pooled token is the only query. Nothing is
-    approximated. A memo's key is the layer, the part, and the id of every hidden tensor that the part reads.
+    run once per hidden state that they read, and in the last stage the pooled token is the only query.
 
     Args:
         masks: (m, n_layers) bool, True = skipped.

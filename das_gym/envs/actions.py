@@ -60,12 +60,7 @@ class ActionMode(ABC):
 
     @abstractmethod
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
-        """Apply one action in each episode.
-
-        Args:
-            actions: Array of shape `batch` + the space's shape.
-            batch: () for one environment, (m,) for many.
-        """
+        """Apply one action in each episode: an array of the space's shape after `batch`, () for one environment or (m,)."""
 
     def begin(self, which: np.ndarray | None = None) -> None:
         """Start new episodes in those rows ((m,) bool); None starts all."""

@@ -25,12 +25,7 @@ from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, TASKS
 
 
 class EngineScorer(Scorer):
-    """Scores masks with the engine, on the reward split.
-
-    Args:
-        problem: The model with its task and data.
-        budget: The constraint on a mask, see `pick_budget`.
-        others: As for `SkipEnv`.
+    """Scores masks with the engine, on the reward split; see `SkipEnv` for the arguments.
 
     Attributes:
         batch_size: Examples that score a mask.
@@ -131,9 +126,8 @@ class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
     layers. ViLT: 0-11 blocks. Masks may break the budget.
     `action="sequence"`: `Discrete(n_layers)`, one layer after another until the budget is spent; without any budget there
     is one more action, n_layers = stop. `action_masks()` and `info["action_mask"]` (n_choices bools) mark the
-    actions that have an effect. Any other action, such as a layer already skipped, is replaced by the next one that has an
-    effect, wrapping around the action space, and `info["invalid_action"]` is True. With a budget by cost, layers whose
-    skipping saves nothing have no effect, so that the saving stays in reach.
+    actions that have an effect. Any other action is replaced by the next one that has an effect, wrapping around, and
+    `info["invalid_action"]` is True. With a budget by cost, layers whose skipping saves nothing have no effect.
     `action="scores"`: `Box(-1, 1, (n_layers,))`, a score for every layer. The `skip_num` highest are skipped; with a budget
     by cost the highest until the saving is reached; without a budget those above 0. Of equal scores, the first layer's.
     A wrong shape, or a value outside the space, raises a ValueError.
@@ -147,16 +141,15 @@ class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
     ## Rewards
     By name, `exp(-loss)` by default, from the loss of the subnet on the reward split in eval mode, plus `macs_price` *
     (share of MACs saved); text has `perplexity_ratio`. A mask that breaks the budget is not evaluated: it earns the lowest
-    reward minus the share of layers, or of the cost, by which it misses (so between -1 and 0 for the default), its loss
-    counts as inf and its metric as 0. In a sequence all steps but the last earn 0.
+    reward minus the share of layers, or of the cost, by which it misses, its loss counts as inf and its metric as 0. In a
+    sequence all steps but the last earn 0.
 
     ## Starting State
     The layer statistics, nothing skipped. `info` describes the full model.
 
     ## Episode End
     `mask` and `scores`: every step terminates. `sequence`: terminates when `skip_num` layers are skipped, when the saving
-    is reached, or at "stop"; if the full model satisfies the budget, such as `skip_num=0`, at the first step. An episode has
-    at most n_layers steps, so nothing is truncated.
+    is reached, or at "stop"; if the full model satisfies the budget, at the first step. Nothing is truncated.
 
     ## Information
     `info` always holds, as plain numbers: `loss` (nats), `metric` (0..1), `macs` (of one example), `macs_saved`
@@ -201,8 +194,7 @@ class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
             path of a file. Records of searches hold them, so that budgets allow the same masks on any machine.
         settings: `latency_saved`, `parameters_saved`, `memory_saved`: budgets like `macs_saved`, of the latency that each
             unit has on this machine (`das_gym.problem.latency`), of parameters, or of the bytes of the weights. And
-            model and data: the fields of `das_gym.problem.config.ProblemConfig`, such as `checkpoint`, `supernet`,
-            `data_root`, `tokenizer`, `device`, `on_bad_example`; `workers="ray"` distributes masks.
+            model and data: the fields of `das_gym.problem.config.ProblemConfig`.
 
     Raises:
         ValueError: a setting that is not allowed.

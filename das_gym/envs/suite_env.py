@@ -214,8 +214,8 @@ class SuiteEnv(MaskEnv, gymnasium.Env[Any, Any]):
     ## Description
     A problem is a model, a group of examples (all of a task's, or one type of questions) and a budget. `reset` draws one,
     with equal probability, and shows the layer statistics of the full model on these examples; the action chooses a mask;
-    the reward compares it with all masks that satisfy the budget. A policy that ignores the observation earns what the best
-    fixed mask does; `test` has models, tasks and a kind of model that `train` lacks.
+    the reward compares it with all masks that satisfy the budget. `test` has models, tasks and a kind of model that `train`
+    lacks.
 
     ## Action Space
     `action="mask"`: `MultiBinary(16)`, 1 = skip. `"sequence"`: `Discrete(16)`, one unit a step until the budget is kept,

@@ -26,18 +26,7 @@ from das_gym.tables.table import SCORES, SubnetTable
 
 
 class TableScorer(Scorer):
-    """Scores masks by looking them up.
-
-    Args:
-        table: The table.
-        budget: The constraint on a mask, see `pick_budget`.
-        reward: Name of the reward.
-        macs_price: What saving all MACs would be worth, in units of the reward.
-        statistics: Names of the layer statistics to observe; None = those of `DEFAULT_STATISTICS` that the table holds.
-        split: Whose scores count, `reward` or `test`.
-        costs: Costs of masks that the table does not hold, see `given_costs`.
-        path: The table's file, if there is one.
-    """
+    """Scores masks by looking them up in a table, which `path` is the file of, if there is one; see `TabularEnv`."""
 
     scores_examples = False
 
@@ -177,14 +166,7 @@ class TableScorer(Scorer):
 
 
 class ExampleScorer(TableScorer):
-    """Scores masks by looking up single examples: on any batch of them, as `EngineScorer` does with the model.
-
-    Args:
-        table: The table, one with every example (format 2).
-        reward_examples: Examples that score a mask, None = all of the split.
-        reward_batches: One of `REWARD_BATCHES`.
-        others: As for `TableScorer`.
-    """
+    """Scores masks by looking up single examples: on any batch of them, as `EngineScorer` does with the model."""
 
     scores_examples = True
     _exact = False

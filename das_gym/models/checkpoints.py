@@ -165,14 +165,10 @@ def save_checkpoint(
     files: Mapping[str, str] | None = None,
     leave_out: Sequence[str] = (),
 ) -> None:
-    """Write a model, completely or not at all.
+    """Write a model of one of the families, pruned or not, completely or not at all.
 
-    Args:
-        path: The folder, for config.json and model.safetensors.
-        vlp: A model of one of the families, pruned or not.
-        heads: Tensors of each head by the head's name, for example `{"vqa_classifier": head.state_dict()}`.
-        files: More text files for the folder, for example `{"tokenizer.json": ...}`.
-        leave_out: Names of parameters to leave out; they count as missing when the file is loaded.
+    The folder gets config.json, model.safetensors, and `files`, texts by name. `heads` are tensors by the head's name, such
+    as `{"vqa_classifier": head.state_dict()}`. Parameters in `leave_out` count as missing when the file is loaded.
 
     Raises:
         TypeError: the model is of no family whose checkpoints are written.

@@ -177,10 +177,7 @@ class MacCounter:
         return self._found[key]
 
     def _shapes(self, given: Any) -> tuple:
-        """Return a key for batches or states of equal cost.
-
-        Stages change `hidden` alone. `extras` of prompts holds thousands of tensors, so its shapes are read once a batch.
-        """
+        """Return a key for batches or states of equal cost; `extras`, thousands of tensors, are read once a batch."""
         if isinstance(given, Mapping):
             return _shapes(given)
         if self._constant is None or self._constant[0] is not given.extras or self._constant[1] is not given.attend:

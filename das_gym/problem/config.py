@@ -278,9 +278,7 @@ class ProblemConfig(Settings, group="Model and data"):
 def check_before_loading(config: ProblemConfig, settings: Mapping[str, Any] | None = None) -> None:
     """Check model and data without loading them, which takes seconds to minutes.
 
-    Args:
-        config: Model and data.
-        settings: Settings of the command, of which those in `UNIT_NUMBERS` are checked.
+    Of the `settings` of a command, those in `UNIT_NUMBERS` are checked.
 
     Raises:
         FileNotFoundError: A checkpoint's folder has no config.json.
@@ -332,14 +330,8 @@ def warn_at_chance(
 ) -> None:
     """Warn where a model's mean score on some examples is not above that of answers drawn at random.
 
-    Args:
-        config: Model and data, for the command that fine-tunes; None for a model put together in Python, or one that was
-            fine-tuned.
-        task: The task.
-        examples: What was scored.
-        score: The model's mean metric, 0..1.
-        split: The examples' split, for the message.
-        name: The model, for the message.
+    `score` is its mean metric, 0..1. The message names the model and the examples' split, and, with a `config`, the command
+    that fine-tunes; None is for a model put together in Python, or one that was fine-tuned.
     """
     chance = task.chance(examples)
     if score > chance + STANDARD_ERRORS * math.sqrt(chance * (1 - chance) / len(examples)):

@@ -82,14 +82,10 @@ def count_costs(
 ) -> Costs:
     """Return the costs of one example of a model, pruned or not, with a head, if there is one.
 
-    Args:
-        vlp: The model.
-        batch: One row of what it reads (only shapes count, see `meta_batch`), or what `MacCounter.encode` gives of it.
-        head: From features to logits.
-        group_features: From the pooled features of all passes to what the head reads of one example.
-        passes: How often the model runs for an example.
-        counting: `runs`: the last stage computes what is read; `paper`: it computes every token.
-        counter: Counts the MACs of this model; None makes one.
+    `batch` is one row of what the model reads (only shapes count, see `meta_batch`), or what `MacCounter.encode` gives of
+    it. `group_features` maps the pooled features of all `passes` of an example to what the head reads. With
+    `counting="runs"`, the last stage computes what is read; with `paper`, every token. `counter` counts the MACs of this
+    model; None makes one.
     """
     check_names([counting], COUNTINGS, "counting")
     with_adapters = counter or MacCounter(vlp)

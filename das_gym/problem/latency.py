@@ -142,13 +142,9 @@ Timed = Callable[..., Any]
 def latency_of(problem: Problem, batch: int = 1, clock: Callable[[], float] = time.process_time) -> UnitLatencies:
     """Return the latencies of a problem's units, from the cache folder if they were measured before.
 
-    The setting `latency_again` ignores what an earlier process measured. A line on standard error shows the age of figures
-    that are not new, and a UserWarning says that figures are doubtful (`DOUBTFUL`).
-
-    Args:
-        problem: Its first `batch` examples that score masks are a forward pass.
-        batch: How many examples, at least 1.
-        clock: Returns seconds; used on a CPU.
+    Its first `batch` examples that score masks are a forward pass; `clock` returns seconds on a CPU. The setting
+    `latency_again` ignores what an earlier process measured. A line on standard error shows the age of figures that are not
+    new, and a UserWarning says that figures are doubtful (`DOUBTFUL`).
     """
     if batch < 1:
         raise ValueError(f"`latency_batch` is out of range: got {batch}, expected at least 1")

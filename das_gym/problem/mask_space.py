@@ -163,7 +163,7 @@ class MaskSpace:
         """Return (m, n_layers) distinct masks that are not `seen` (by `mask.tobytes()`).
 
         They come from `draw`, which returns one at a time, and, where 200 draws do not give enough, are any others; m < n
-        where no more exist (or, where masks are too many to list, none were found).
+        where no more exist or are found.
         """
         found: dict[bytes, Masks] = {}
         for source in [draw] if self.enumerable else [draw, lambda: self._any(rng)]:

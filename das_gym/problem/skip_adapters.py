@@ -39,14 +39,9 @@ def calibration_states(evaluator: Evaluator, examples: Sequence[Any]) -> list[An
 
 
 def add_linear_skips(evaluator: Evaluator, base: str, train: Sequence[Any], count: int, rank: int | None) -> None:
-    """Give every unit of the evaluator's model a linear skip adapter, from the cache or fitted now.
+    """Give every unit of a model without adapters a linear skip adapter, from the cache or fitted now.
 
-    Args:
-        evaluator: Of a transformers model without adapters.
-        base: The model's fingerprint.
-        train: The train split.
-        count: Calibration examples.
-        rank: Rank of the maps; None = full rank.
+    `base` is the model's fingerprint; `count` examples of the train split are for calibration; `rank` None is full rank.
     """
     vlp = evaluator.vlp
     examples = calibration_examples(evaluator, train, count)

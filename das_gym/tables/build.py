@@ -219,11 +219,9 @@ class _Progress:
 
     Attributes:
         identity: What the table depends on; another identity is another table.
-        sums: By split, (3, masks) float64 sums over examples of losses, metrics and divergences.
+        sums: By split, (3, masks) float64 sums over `done` examples of losses, metrics and divergences.
         each: By split, the scores of each example; empty where means are enough.
-        done: By split, how many examples are in them.
-        batch: (3, masks, n) float64 losses, metrics and divergences on the batch at work, of the masks in `scored`.
-        scored: (masks,) bool.
+        batch: (3, masks, n) float64 scores on the batch at work, of the masks in `scored`, (masks,) bool.
         spent: The computation so far.
     """
 

@@ -269,10 +269,9 @@ def build_rank_head(feature_size: int) -> nn.Sequential:
 
 
 class RetrievalTask(Task):
-    """Retrieval as METER and ViLT train for it: rank a true text before 15 false ones.
+    """Retrieval as METER and ViLT train for it: rank a true text, whose score is the first logit, before 15 false ones.
 
-    Logits are scores of the 16 texts, the true one first. `das_gym.engine.ranking` measures the recall among thousands of
-    texts with the same head.
+    `das_gym.engine.ranking` measures the recall among thousands of texts with the same head.
     """
 
     name = "retrieval"

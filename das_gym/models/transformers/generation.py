@@ -44,13 +44,8 @@ def generate(
 ) -> list[str]:
     """Generate the model's answer to each prompt, greedily; warn if `max_new_tokens` cuts answers off.
 
-    Args:
-        vlm: The model, nothing in it skipped: its layers are removed or all there.
-        processor: Its own.
-        prompts: At least one.
-        title: Of the progress bar.
-        batch_size: Prompts at a time, if the model can be padded at the left.
-        max_new_tokens: Most tokens of an answer; None = the longest reference's, and a few.
+    Nothing in the model is skipped: its layers are removed or all there. Up to `batch_size` prompts are padded at the left,
+    if the model can be. `max_new_tokens` None is the length of the longest reference, and a few more.
     """
     limit = max_new_tokens
     if limit is None:

@@ -146,10 +146,7 @@ def check_reloads(model: Any) -> None:
 
 
 def draw_mask(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> str:
-    """Draw which layers a mask removes, in a line: `■■□■`; vision layers, if they are units, before decoder layers.
-
-    `A` is a layer of which the attention is left, `M` one of which the MLP is left.
-    """
+    """Draw which layers a mask removes, in a line, `■■□■`, vision layers first; `A` has its attention left, `M` its MLP."""
     stacks = [(JOINT, vlm.stack)] if vlm.tower is None else [(IMAGE, vlm.tower.stack), (JOINT, vlm.stack)]
     signs = {"layer": "□", "mlp": "A", "attention": "M"}
     words = []

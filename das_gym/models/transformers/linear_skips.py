@@ -66,14 +66,11 @@ def fit_skip_adapters(
     rank: int | None = None,
     mask: np.ndarray | None = None,
 ) -> list[LinearFit]:
-    """Give units skip adapters that are fitted on calibration batches, in the order in which units run.
+    """Give units skip adapters that are fitted on calibration batches, and return the fits in the order in which units run.
 
-    Args:
-        vlm: The model, without adapters; its units get skip adapters.
-        states: The state before the first unit of each batch, as `VLM.embed` returns it.
-        rank: Rank of the maps (reduced-rank regression); None = full rank.
-        mask: (n_units,) bool. Only its skipped units are fitted, in order, on hidden states of the model under the mask.
-            None fits every unit on hidden states of the full model.
+    `states` are those before the first unit of each batch, as `VLM.embed` returns them; `rank` is that of the maps
+    (reduced-rank regression), None = full rank. With a (n_units,) bool mask, its skipped units alone are fitted, in order,
+    on hidden states of the model under the mask; without, every unit on hidden states of the full model.
 
     Raises:
         ValueError: `rank` is out of range, or there is no batch.
@@ -214,11 +211,7 @@ def fit_ridge(
 ) -> Ridge:
     """Fit a linear map to batches of (n, width) inputs and (n, out) outputs.
 
-    Args:
-        pairs: The batches.
-        rank: Rank of the map (reduced-rank regression); None = full rank.
-        bias: Whether it has a bias, which is not penalized.
-        what: What error messages call the place of these hidden states.
+    `rank` None is full rank; with `bias`, the map has one, which is not penalized. Error messages call the place `what`.
 
     Raises:
         ValueError: `rank` is larger than a width.

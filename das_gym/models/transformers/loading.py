@@ -150,12 +150,7 @@ def _naming(folder: Path) -> Iterator[None]:
 
 
 def check_is_model(folder: Path) -> None:
-    """Reject a folder without config.json, or with an adapter of peft, which names another model.
-
-    Raises:
-        FileNotFoundError: it has no config.json.
-        ValueError: it has adapter_config.json.
-    """
+    """Reject a folder without config.json (FileNotFoundError), or with an adapter of peft (ValueError)."""
     if (folder / "adapter_config.json").exists():
         raise ValueError(
             f"`checkpoint` is an adapter of peft, not a model: got {folder}. Merge it into its base with "

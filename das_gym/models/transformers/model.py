@@ -58,7 +58,7 @@ class DecoderInputs:
 
 
 class LanguageHead(nn.Module):
-    """Map final hidden states to logits: the model's output embeddings, with softcap and scale of `ModelCapabilities`."""
+    """Map final hidden states to logits: the model's output embeddings, with softcap and scale."""
 
     def __init__(self, projection: nn.Module, softcap: float | None = None, scale: float = 1.0) -> None:
         super().__init__()

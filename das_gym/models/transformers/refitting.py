@@ -24,14 +24,8 @@ from das_gym.models.transformers.units import LAYER, MLP_OUT
 def refit_before_removed(full: VLM, smaller: VLM, mask: np.ndarray, states: Sequence[State]) -> list[LinearFit]:
     """Refit the MLPs before removed layers of a `pruned_copy`, in order; the full model, which shares weights, stays.
 
-    Args:
-        full: The full model.
-        smaller: Its copy without the layers of the mask; its refitted weights become its own.
-        mask: (n_units,) bool, True = removed.
-        states: The state before the first unit of each calibration batch, as `VLM.embed` returns it.
-
-    Returns:
-        The fits. Layers that are removed before the first kept one are not repaired.
+    `mask` is (n_units,) bool, True = removed; `states` are those before the first unit of each calibration batch, as
+    `VLM.embed` returns them. Return the fits. Layers that are removed before the first kept one are not repaired.
 
     Raises:
         ValueError: Units are not layers, or an MLP's last map has no known name.

@@ -286,12 +286,9 @@ def filled_cache(rows: int, tokens: int, layers: int) -> Any:
 
 
 class LayerCache:
-    """Keys and values of earlier positions: replaces transformers' cache in calls of one layer.
+    """Keys and values of earlier positions, (batch, heads, tokens, head_size): replaces transformers' cache for one layer.
 
-    Args:
-        keys: (batch, heads, tokens, head_size); None = nothing comes before.
-        values: Of the same shape.
-        each: How many rows of a call share each row of `keys` as their prefix.
+    `each` rows of a call share each row of them as their prefix.
     """
 
     is_compileable = False

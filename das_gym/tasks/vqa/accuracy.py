@@ -90,10 +90,10 @@ def soft_score(count: int) -> float:
 def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
     """Return VQA's official accuracy of an answer, 0..1, given annotators' answers; ValueError without any.
 
-    It is the mean, over leaving out one annotator at a time, of min(matches among the others / 3, 1). With the ten
-    annotators of VQAv2, 1, 2, 3 and 4 matches give 0.3, 0.6, 0.9 and 1.0. The answer of unanimous annotators counts 1.0
-    however few they are, where the formula alone would give one annotator 0. Both sides are normalized, except that the
-    official script compares a unanimous answer as it is written: `2` is wrong where ten wrote `two`.
+    It is the mean, over leaving out one annotator at a time, of min(matches among the others / 3, 1): with ten annotators,
+    1, 2, 3 and 4 matches give 0.3, 0.6, 0.9 and 1.0. The answer of unanimous annotators counts 1.0 however few they are.
+    Both sides are normalized, except that the official script compares a unanimous answer as it is written: `2` is wrong
+    where ten wrote `two`.
     """
     if isinstance(answers, str) or not answers:
         raise ValueError(f"wrong `answers`: got {answers!r}, expected a list of one or more texts")
