@@ -19,7 +19,6 @@ from das_gym.files import absolute, at_home, check_plain, read_json
 Example = TypeVar("Example")
 
 POLICIES = ("raise", "skip")
-"""Values of `on_bad_example`."""
 
 Fields = Mapping[str, type | tuple[type, ...]]
 """The fields that an entry needs, with the type or types of each."""

@@ -185,7 +185,6 @@ def file_pixels(path: Path) -> int:
 
 @contextlib.contextmanager
 def _open(source: str | Path | BinaryIO, name: str) -> Iterator[tuple[BinaryIO, Image.Image]]:
-    """Open an image without decoding it, and name it in the errors of what follows."""
     try:
         file = io.BytesIO(read_bytes(source)) if isinstance(source, str | Path) else source
         Image.init()  # or formats that no image has had so far are missing in `Image.OPEN`

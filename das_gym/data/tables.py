@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 BATCH_ROWS = 1024
 
 COPIED_ROWS = 64
-"""Rows of a parquet file that are in memory at a time."""
 
 MAX_RATIO = 256
 """A copy may take this many times the bytes of the file: images that many rows repeat are compressed as often."""
@@ -66,7 +65,6 @@ def read_schema(path: Path) -> pyarrow.Schema:
 
 
 def _open_reader(path: Path, **options: Any) -> Any:
-    """Return pyarrow's reader of an arrow file, or of a stream, which lacks the magic number."""
     pa = import_pyarrow()
     file = pa.memory_map(str(path))
     is_file = file.read(len(MAGIC)) == MAGIC

@@ -164,8 +164,8 @@ class Score(NamedTuple):
 class ScoreMemory:
     """Scores by examples and mask, and the full model's logits by examples.
 
-    Everything is forgotten as soon as one of the tensors that scores depend on was written to, as an optimiser and
-    `load_state_dict` do, or was replaced. torch counts writes, but not those through `tensor.data`.
+    Everything is forgotten as soon as one of the `sources`, the tensors that scores depend on, was written to or replaced.
+    torch counts writes, but not those through `tensor.data`.
     """
 
     def __init__(self, sources: Iterable[Tensor], limit: int = 100_000) -> None:
@@ -217,9 +217,9 @@ class ScoreMemory:
 class TrunkMemory:
     """The full model's results on some examples, stage by stage, as far as memory allows. Masks that skip late read them.
 
-    It also keeps the states after the units of a vision tower: many masks of the decoder begin with each. The first results
-    stay until `forget`: masks walk over the same examples again and again in the same order, so a cache that drops the least
-    recently used entry would drop each one before it is needed again.
+    It also keeps the states after the units of a vision tower. The first results stay until `forget`: masks walk over the
+    same examples in the same order, so a cache that drops the least recently used entry would drop each before it is needed
+    again.
     """
 
     def __init__(self, max_bytes: int) -> None:

@@ -252,7 +252,6 @@ class Evaluator:
 
     @contextmanager
     def _timed_run(self, signature: int) -> Iterator[None]:
-        """Prepare the trunk for the examples with this signature, and measure the time, also of a run that fails."""
         self._started = time.perf_counter()
         self._trunk.start(hash((signature, self.batch_size)))
         try:
@@ -283,7 +282,6 @@ class Evaluator:
         return each
 
     def _count_each(self, rows: np.ndarray, first: int, losses: np.ndarray) -> None:
-        """Count the masks in `rows` with (rows, n) losses on the examples from `first` on."""
         self._spent.masks += len(rows) if first == 0 else 0
         self._spent.examples += losses.size
         self._spent.broken += int((~np.isfinite(losses)).any(axis=1).sum())

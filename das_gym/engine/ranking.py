@@ -122,7 +122,6 @@ def _pool_pairs(vlp: VLP, mask: np.ndarray, texts: _Side, image: _Side) -> Tenso
 def _text_lots(
     encoder: EncoderCache, texts: Sequence[str], batch_size: int, max_bytes: int
 ) -> Iterator[list[tuple[np.ndarray, _Side]]]:
-    """Yield batches of texts with their columns, shortest first, as many at a time as fit into memory."""
     lot: list[tuple[np.ndarray, _Side]] = []
     kept = 0
     order = np.argsort(encoder.processor.texts(texts)["attention_mask"].sum(dim=1).numpy(), kind="stable")

@@ -1,8 +1,4 @@
-"""Share masks among the workers of a Ray cluster.
-
-Ray places the workers, keeps what they read, restarts a worker that died, and asks it again for what it had not answered.
-This module cuts masks into shards and puts the scores together again.
-"""
+"""Share masks among the workers of a Ray cluster: this module cuts masks into shards and puts the scores together again."""
 
 import os
 import warnings

@@ -352,7 +352,6 @@ class WalkMemory:
         return self.vlp.layers[index].stage == len(self.vlp.stages) - 1
 
     def _layer(self, index: int, state: State, skipped: bool) -> LayerBytes:
-        """Return the bytes of a run of a layer, which are counted once for equal layers and shapes."""
         shapes = tuple(tuple(tensor.shape) for tensor in state.hidden.values())
         key = self.counter.cost_key(index), skipped, self._is_last(index), shapes
         if key not in self._found:
@@ -377,7 +376,6 @@ class WalkMemory:
 
 
 def _leaf_bytes(logits: Tensor) -> int:
-    """Return the bytes of a leaf: logits of the mask and of the full model, and what `Task.divergences` computes."""
     # in float64: both log-softmaxes, their difference, the probabilities, and their product with it
     doubles = 5 if logits.dtype == torch.float64 else 7  # and both logits, unless they are
     return 2 * bytes_of(logits) + doubles * 8 * logits.numel()

@@ -322,7 +322,6 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         return seed[0]
 
     def _rows_of(self, which: np.ndarray) -> np.ndarray:
-        """Return an object array with the observations of (num_envs,) bool rows, None in others."""
         observations = self.episodes.observe()
         if isinstance(observations, dict):
             columns = zip(*observations.values(), strict=True)

@@ -95,7 +95,6 @@ class VectorReward:
             self._volumes.pop((copy, problem), None)
 
     def _volume(self, copy: int, problem: int) -> float:
-        """Return the hypervolume of a front; it is computed again only after the front has changed."""
         key = copy, problem
         if key in self._fronts and key not in self._volumes:
             self._volumes[key] = dominated_volume(self._fronts[key], self.reference)
@@ -208,7 +207,6 @@ class MultiObjectiveVectorReward(VectorReward, VectorWrapper):
         return observations, vectors.astype(np.float32), ended, truncated, info | volumes
 
     def _problems(self, info: Mapping[str, Any]) -> list[int]:
-        """Return the problem of each copy; environments of one problem name none."""
         return np.broadcast_to(info.get("problem", 0), self.num_envs).tolist()
 
     def _volume_info(self, info: Mapping[str, Any]) -> dict[str, Any]:

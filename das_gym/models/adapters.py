@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 def add_to(x: Tensor, *others: Tensor) -> Tensor:
-    """Return `x` plus the others, added in this order; in place if type and shape allow it.
+    """Return `x` plus the others, added in this order; in place if type and shape allow it, which saves fresh memory.
 
-    No other code may read `x` afterwards. At these sizes a new tensor costs more, for fresh memory, than the sum itself.
+    No other code may read `x` afterwards.
     """
     for other in others:
         alike = other.dtype == x.dtype and other.shape in (x.shape, ())

@@ -64,10 +64,10 @@ class State:
 
     Attributes:
         hidden: Per stream, (batch, tokens, hidden_size) float.
-        attend: Per stream, bool, True = a token to attend to: (batch, 1, 1, tokens) if only padding is left out,
-            (batch, 1, tokens, tokens) if a token sees only those before it; None = all.
-        extras: Whatever else layers read and no stage changes: image types, positions, rotary embeddings. With prompt
-            tuning `hidden` and `attend` are longer, by learned tokens at the end; `VLP.promptless` rules that out.
+        attend: Per stream, bool, True = a token to attend to: (batch, 1, 1, tokens) if only padding is left out, (batch, 1,
+            tokens, tokens) if a token sees only those before it; None = all.
+        extras: Whatever else layers read and no stage changes: image types, positions, rotary embeddings. Prompt tuning
+            makes `hidden` and `attend` longer, unless `VLP.promptless` rules that out.
     """
 
     hidden: Mapping[str, Tensor]

@@ -1,8 +1,4 @@
-"""The formats of checkpoints: how those of a family are read, and how a pruned model is written for transformers.
-
-Reading takes rules for the names of tensors, sizes from shapes, and derived tensors. An exported folder has a pruned METER
-or ViLT with its head in the form that transformers loads, and carries the code for it.
-"""
+"""The formats of checkpoints: how those of a family are read, and how a pruned model is written for transformers."""
 
 import dataclasses
 import importlib

@@ -29,7 +29,6 @@ TEXT_BLOCK = 16
 """Texts are padded to a multiple of this many tokens, so that few shapes occur."""
 
 BLOCK = 8
-"""Largest number of texts or images that go through their encoder at a time."""
 
 NUM_OPS = 2
 MAGNITUDE = 9

@@ -1,8 +1,7 @@
 """Count the MACs of a model's parts by running a copy without content, once a shape; equal layers are counted once.
 
 The copy lies on torch's `meta` device, where nothing is computed. torch's `FlopCounterMode` counts its matrix products,
-attention's included, but not biases, LayerNorms, softmax and activations. So whatever is inserted into a layer (adapters,
-LoRA, prompts) is counted without further code.
+attention's included, but not biases, LayerNorms, softmax and activations: also those of whatever is inserted into a layer.
 """
 
 from __future__ import annotations

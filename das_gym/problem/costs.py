@@ -137,7 +137,6 @@ def _weight_cost(
 
 
 def _units(vlp: VLP, part: str) -> list[list[Tensor]]:
-    """Return the parameters that go with each unit's `layer` or `skip_adapter`; shared ones stay."""
     units = [vlp.skippable_layer(index) for index in range(len(vlp.layers))]
     parts = [list(own.modules()) for unit in units for own in (unit.layer, unit.skip_adapter) if own is not None]
     inside = {module for modules in parts for module in modules}

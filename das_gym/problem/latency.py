@@ -54,7 +54,6 @@ SECONDS = 20.0
 """After this time no further rounds start, beyond the fewest."""
 
 WARM_UP = 2
-"""Rounds before those that count."""
 
 DOUBTFUL = 0.1
 """The `error` from which figures are doubtful."""

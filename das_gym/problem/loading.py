@@ -119,8 +119,8 @@ class Problem:
 def load_problem(config: ProblemConfig) -> Problem:
     """Return the problem of a configuration, from a process-wide cache: do not train it.
 
-    A problem is loaded again if the paths of its configuration, or files directly in the folders of its model, change. After
-    other changes, such as one of an image, start a new process.
+    It is loaded again if the paths of its configuration, or files directly in the folders of its model, change. After other
+    changes, such as one of an image, start a new process.
     """
     return _load_problem(config, _versions(config))
 
@@ -228,10 +228,9 @@ def reads_tokens(task: type[Task]) -> bool:
 
 
 def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
-    """Return the frozen model of a configuration, on its device.
+    """Return the frozen model of a configuration, on its device; `settings` of the model replace the checkpoint's.
 
-    Warns of parameters that the checkpoint lacks (adapters excepted), and of those that are not used. `settings` of
-    the model replace the checkpoint's: `dropout`, `bottleneck`, `skip_bottleneck`.
+    Warns of parameters that the checkpoint lacks (adapters excepted), and of those that are not used.
     """
     entry = MODELS[config.model]
     checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled("")
@@ -382,7 +381,6 @@ def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:
 
 
 def _versions(config: ProblemConfig) -> tuple[int, ...]:
-    """Return modification times of the configured paths, and times and sizes of the files directly in model folders."""
     given = (config.checkpoint, config.supernet, config.tokenizer, config.data_root)
     found = [Path(path).stat().st_mtime_ns for path in given if path is not None]
     for folder in (Path(path) for path in given[:3] if path is not None and Path(path).is_dir()):

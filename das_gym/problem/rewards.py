@@ -185,10 +185,10 @@ class Objective:
         return self.reward.high + self.macs_price * self.macs.range[1]
 
     def rewards(self, masks: np.ndarray, scores: Scores) -> np.ndarray:
-        """Return (m,) float64: the rewards of (m, n_layers) masks; never NaN.
+        """Return (m,) float64: the rewards of (m, n_layers) masks; never NaN, but the lowest where one cannot be computed.
 
-        Where a reward cannot be computed (no finite loss), it is the lowest. A mask off the budget earns less than every
-        feasible one, and the less the further off, so that an agent that starts far away finds its way.
+        A mask off the budget earns less than every feasible one, and the less the further off, so that an agent that starts
+        far away finds its way.
         """
         violations = self.budget.violations(masks)
         with np.errstate(over="ignore"):

@@ -39,7 +39,6 @@ from das_gym.shapes.vqa import OPPOSITES, RELATION_MARGIN, RELATIONS
 MAX_COUNTED = 5
 
 SCENES = {"train": 3000, "val": 300, "test": 300}
-"""Scenes of the bundled data set."""
 
 CAPTIONS = 5
 HARD_NEGATIVES = 3
@@ -50,7 +49,6 @@ MIN_OBJECTS = 3
 FILE = "dataset_shapes.json"
 
 _TRIES = 40
-"""Captions drawn for a scene before it is given up."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,6 @@ def _name(item: SceneObject) -> ObjectName:
 
 
 def _related(rng: np.random.Generator, scene: Scene) -> RelationFact | None:
-    """Draw a relation that clearly holds between two objects with different names."""
     options = [
         RelationFact(_name(a), relation, _name(b))
         for a in scene.objects
@@ -176,7 +173,6 @@ def _related(rng: np.random.Generator, scene: Scene) -> RelationFact | None:
 
 
 def _rest(rng: np.random.Generator, scene: Scene, related: RelationFact) -> ExistenceFact | CountFact | None:
-    """Draw another fact: a number of objects, or an object of another name, each as likely where there are both."""
     counted = [CountFact(n, color=c) for c in COLORS if (n := len(scene.matching(color=c))) >= 2]
     counted += [CountFact(n, shape=s) for s in SHAPES if (n := len(scene.matching(shape=s))) >= 2]
     there = [ExistenceFact(name) for item in scene.objects if (name := _name(item)) not in (related.subject, related.other)]
@@ -203,8 +199,6 @@ def sample_false(rng: np.random.Generator, caption: SceneCaption, scene: Scene, 
 
 
 class _Index:
-    """The scenes and captions of a split, by the names of two objects that they have."""
-
     def __init__(self) -> None:
         self._scenes: dict[frozenset[ObjectName], list[Scene]] = defaultdict(list)
         self._captions: dict[frozenset[ObjectName], list[SceneCaption]] = defaultdict(list)

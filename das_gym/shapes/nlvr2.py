@@ -42,7 +42,6 @@ LARGEST_TOTAL = 5
 """Largest number in a statement, as in the captions of pre-training."""
 
 _TRIES = 60
-"""Scenes drawn for a pair before its statements are discarded."""
 
 KINDS = ((0, 0), (1, 1), (0, 1), (1, 0))
 """Kinds of the left and the right scene in the pairs of a set, in some order."""
@@ -72,7 +71,6 @@ class Statement:
 
 
 def _one_of_two(text: str, family: str, present: Kind, absent: Kind) -> Statement:
-    """Return a sentence about something that exactly one of the two scenes contains."""
     return Statement(text, family, (present, absent), (absent, present))
 
 

@@ -30,7 +30,6 @@ from das_gym.shapes.scenes import (
 )
 
 SCENES = {"train": 2000, "dev": 300, "test": 300}
-"""Scenes of the bundled data set."""
 
 HYPOTHESES = 4
 

@@ -43,7 +43,6 @@ NEAREST_RATIO = 1.4
 
 TRAIN_SCENES = 6000
 VAL_SCENES = 800
-"""Scenes of the bundled data set: train2014, val2014."""
 
 FIRST_IMAGE_ID = {"train2014": 1, "val2014": 500_001}
 """The first image ids; fixed, so that the halves of val2014 do not depend on the number of training scenes."""

@@ -43,7 +43,6 @@ EXAMPLES_MEASURED = 16
 """Approximate number of examples whose images are opened for a data hash."""
 
 EXAMPLES_HASHED = 512
-"""Examples whose targets are in memory at a time for a data hash."""
 
 
 def table_examples(problem: Problem, split: str, count: int | None = None) -> tuple[Any, ...]:
@@ -320,20 +319,11 @@ class _Progress:
             differing = [name for name in {**wanted, **meta} if meta.get(name) != wanted.get(name)]
             if differing:
                 raise ValueError(f"it is of another table: {', '.join(differing)} differ")
-            for split, own in self.sums.items():
-                if (arrays[split].shape, arrays[split].dtype) != (own.shape, own.dtype):
-                    raise ValueError("its sums belong to other masks")
-                self.sums[split] = arrays[split]
-            for split, each in self.each.items():
-                if done[split]:
-                    read = ExampleScores.from_arrays(arrays, split)
-                    read.check(split, each.losses.shape[1], len(each.keys), len(self.identity["groups"]))
-                    self.each[split] = read
+            self.sums = {split: arrays[split] for split in SPLITS}
+            self.each |= {split: ExampleScores.from_arrays(arrays, split) for split in self.each if done[split]}
             if "batch" in arrays:
-                kinds = [(each.ndim, each.shape[:2], each.dtype) for each in (arrays["batch"], arrays["scored"])]
-                if kinds != [(3, self.batch.shape[:2], self.batch.dtype), (1, self.scored.shape, self.scored.dtype)]:
-                    raise ValueError("its batch belongs to other masks")
-                self.batch, self.scored = arrays["batch"], arrays["scored"]
+                self.batch = arrays["batch"]
+                self.scored = arrays["scored"]
             self.done = done
             self.spent = spent
         except Exception as error:  # a damaged file can raise anything

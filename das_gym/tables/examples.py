@@ -20,7 +20,6 @@ MOST = float(np.finfo(np.float16).max)
 """Larger losses count as this many nats; infinite ones stay infinite."""
 
 MOST_VALUES = 256
-"""Largest number of distinct metric values that a table can store."""
 
 
 def check_array(

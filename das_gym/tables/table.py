@@ -342,7 +342,6 @@ class SubnetTable:
         return self.within(**budget)
 
     def _goodness(self, by: str | Objective, split: str) -> np.ndarray:
-        """Return `values` with their sign such that larger is better."""
         values = self.values(by, split)
         if np.isnan(values).any():
             raise ValueError(

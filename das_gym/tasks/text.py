@@ -39,7 +39,6 @@ SECTIONS = 40
 """Fewest characters of a section of a single text, and about how many sections a long one is cut into."""
 
 DOCUMENTS_AT_A_TIME = 256
-"""Documents that the tokenizer reads in one call."""
 
 DEFAULT_CONTEXT = 512
 
@@ -142,7 +141,6 @@ def _divide(parts: Mapping[str, Sequence[Document]], source: str, bad: BadExampl
 
 
 def _keep_apart(earlier: Sequence[Document], later: Sequence[Document], bad: BadExamples) -> list[Document]:
-    """Return the documents whose text is not in a later part, and keep a line about each other one."""
     texts = {document.text: document.key for document in later}
     bad.lines += [f"{d.key} is left out: {texts[d.text]} has the same text" for d in earlier if d.text in texts]
     return [document for document in earlier if document.text not in texts]

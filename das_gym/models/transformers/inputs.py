@@ -26,7 +26,6 @@ SPECIAL_TOKENS = 2**16
 """Most that a folder may have: transformers compares each with all others."""
 
 KEPT_ENCODINGS = 100_000
-"""Prompts whose tokens are remembered."""
 
 
 class Encoding(NamedTuple):

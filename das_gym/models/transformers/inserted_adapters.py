@@ -90,7 +90,6 @@ def _linear_maps(smaller: VLM, full: VLM, mask: np.ndarray) -> list[Any]:
 
 
 def _kept_places(smaller: VLM, full: VLM) -> list[int]:
-    """Return the positions of a pruned copy's layers in the full model, with which it shares them."""
     places = {id(next(layer.parameters())): place for place, layer in enumerate(full.stack.layers)}
     return [places[id(next(layer.parameters()))] for layer in smaller.stack.layers]
 

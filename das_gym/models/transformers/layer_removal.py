@@ -46,7 +46,6 @@ def _first_left(value: Any, kept: Sequence[int], count: int) -> Any:
 
 
 def _last_left(value: Any, kept: Sequence[int], count: int) -> Any:
-    """Renumber the last layer of a kind; -1 = there is none."""
     return sum(place <= value for place in kept) - 1 if value >= 0 else value
 
 

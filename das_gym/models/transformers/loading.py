@@ -236,7 +236,6 @@ def _check_memory(folder: Path, dtype: Any) -> None:
 
 
 def _check_spread(model: Any) -> None:
-    """Reject a model that `device_map` left in part on CPU or disk, and make it ordinary otherwise."""
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(
             "`device_map` leaves weights on CPU or disk, from where layers would be read for each mask. Use more GPUs, "

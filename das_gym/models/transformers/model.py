@@ -1,7 +1,7 @@
 """Any vision-language model of transformers, with skippable decoder layers and, if wanted, vision layers.
 
 The model's own forward runs once a batch and is recorded (`VLM.gather`). Its layers are then run one by one along the tree
-of masks (`VLM.run_layer`), with the arguments of the record; norm and head follow at the answers alone (`VLM.pool`).
+of masks, with the arguments of the record (`VLM.run_layer`); norm and head follow at the answers alone (`VLM.pool`).
 """
 
 from __future__ import annotations
@@ -91,8 +91,7 @@ class VLM(UnitModel):
     """A model of transformers that answers in words: `AutoModelForImageTextToText`, or a text model alone.
 
     Its decoder layers are the units, each a separate stage, or with `units="sublayers"` the attention and the MLP of each.
-    Vision layers, if `capabilities.tower` is given, come after them in a mask and before them in the stages. How layers run
-    is in `das_gym.models.transformers.driver` (decoder) and `das_gym.models.transformers.tower` (vision).
+    Vision layers, if `capabilities.tower` is given, come after them in a mask and before them in the stages.
 
     Args:
         model: The model of transformers.

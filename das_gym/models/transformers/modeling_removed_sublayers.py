@@ -2,12 +2,11 @@
 
     AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
 
-loads it from a folder that holds this file, with torch and transformers alone. A layer without attention computes
-`h + MLP(norm(h))`, one without MLP `h + attention(norm(h))`.
+loads it from a folder that holds this file, with torch and transformers alone. A layer without attention computes `h +
+MLP(norm(h))`, one without MLP `h + attention(norm(h))`.
 
-The decoder's configuration lists the removed parts in `per_layer_config` of transformers: `skip: ["attention"]` or
-`skip: ["mlp"]` for a layer. transformers 5.14 and later reads and writes that, but its models ignore it: this file removes
-the parts.
+The decoder's configuration lists the removed parts in `per_layer_config`, as `skip: ["attention"]` or `skip: ["mlp"]` for a
+layer. transformers reads and writes that, but its models ignore it: this file removes the parts.
 """
 
 from collections.abc import Mapping

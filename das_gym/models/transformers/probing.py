@@ -151,7 +151,6 @@ def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCap
 
 
 def _logit_scale(plain: Tensor, own: Tensor, softcap: float | None, config: Any) -> float:
-    """Measure the factor between products with the output embeddings and logits; take it from the configuration if near."""
     if plain.shape != own.shape:
         return 1.0
     if softcap is not None:
@@ -183,7 +182,7 @@ def separating_sets(places: Sequence[int]) -> list[list[int]]:
 def _check_removal(compare: Comparison, capabilities: ModelCapabilities) -> None:
     """Compare removed layers with skipped ones: first one, then several, so that of any two one goes and the other stays.
 
-    So a layer that reads anything of another one is found, also what an earlier mask left behind.
+    So a layer that reads anything of another one is found.
     """
     _check_one_removal(compare, capabilities)
     vlm = compare.with_capabilities(capabilities)

@@ -1,8 +1,7 @@
 """Find the layers inside a model of transformers, replace parts of it temporarily, and call its layers one by one.
 
 To record with which arguments a model calls its layers (`record`), its own forward runs with every layer replaced by one
-that returns zeros. So transformers itself makes attention masks, positions and rotary embeddings, and nothing about a model
-type has to be known here.
+that returns zeros. So nothing about a model type has to be known here.
 """
 
 import copy
@@ -208,7 +207,7 @@ class Recording(NamedTuple):
     Attributes:
         embedded: (batch, tokens, hidden_size), the input of the first layer.
         calls: The arguments of each layer.
-        added: By position of a layer, (batch, tokens, hidden_size) that the model adds before it (Qwen3-VL's deepstack).
+        added: By position of a layer, the tensor that the model adds before it (Qwen3-VL's deepstack).
     """
 
     embedded: Tensor

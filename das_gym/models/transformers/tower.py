@@ -264,7 +264,6 @@ def compute_in_float32(module: nn.Module) -> None:
 
 
 def _owner(model: Any) -> Any:
-    """Return the module whose forward calls `get_image_features`."""
     return model.base_model if hasattr(model.base_model, "get_image_features") else model
 
 

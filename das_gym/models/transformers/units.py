@@ -1,8 +1,7 @@
 """The units of a model of transformers: which of its layers they are, their adapters, and what a mask removes.
 
-The adapters of DAS have the form that its authors gave them for LLaVA. A kept layer reads
-`x + A(x)` instead of the normed input `x` of its attention, and of its MLP; a skipped layer is `h + A(norm(h))` with the
-norm before its attention. `A(x) = up(relu(down(x)))` does not normalize `x`.
+The adapters of DAS have the form that its authors gave them for LLaVA. A kept layer reads `x + A(x)` instead of the normed
+input `x` of its attention, and of its MLP; a skipped layer is `h + A(norm(h))`, with `A(x) = up(relu(down(x)))`.
 """
 
 import functools

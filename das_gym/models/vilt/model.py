@@ -287,7 +287,6 @@ def export(vlp: ViLT, head: ExportedHead) -> ExportedModel:
 
 
 def _plain_head(size: int, head: ExportedHead) -> tuple[str, str] | None:
-    """Return transformers' class for such a head, and its name for the head; None if it has none."""
     if head.num_images == 1 and head.width == 2 * size:
         return "ViltForQuestionAnswering", "classifier"
     if head.num_images > 1 and head.width == head.num_images * size:

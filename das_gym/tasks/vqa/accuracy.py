@@ -32,7 +32,6 @@ _FREE_PERIOD = re.compile(r"\.(?!\d)")
 
 
 def _contractions() -> dict[str, str]:
-    """Return each contraction by its spellings with one apostrophe left out."""
     table = {}
     for word in _CONTRACTED.split():
         for place in (i for i, letter in enumerate(word) if letter == "'"):
@@ -68,15 +67,10 @@ def strip_whitespace(text: str) -> str:
 
 @lru_cache(maxsize=65536)
 def normalize_answer(text: str) -> str:
-    """Return an answer as VQA compares it.
+    """Return an answer as VQA compares it: `The  two dogs!` is `2 dogs`.
 
     It is in lower case, without punctuation and articles, with numbers up to ten as digits, apostrophes in contractions and
     single spaces. It may be empty. Normalizing twice changes nothing.
-
-    Example:
-        >>> from das_gym.tasks.vqa.accuracy import normalize_answer
-        >>> normalize_answer("The  two dogs!")
-        '2 dogs'
     """
     words = [NUMBER_WORDS.get(word, word) for word in _strip_punctuation(strip_whitespace(text)).lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)

@@ -344,7 +344,6 @@ def _read(paths: list[Path], split: str, bad: BadExamples) -> list[VQAExample]:
 
 
 def _ten_answers(item: dict[str, Any], where: str) -> list[str]:
-    """Return each answer as often as its soft score says, then `OUT_OF_VOCABULARY`."""
     answers = item["answers"] or []
     scores = item["answer_scores"] or []
     if not answers or len(answers) != len(scores):
