@@ -192,6 +192,10 @@ class Answers:
     rows: list[tuple[Question, list[str]]]
     about: str
 
+    def __post_init__(self) -> None:
+        if any(len(answers) != len(self.models) for _, answers in self.rows):
+            raise ValueError(f"a question does not have the answers of {len(self.models)} models")
+
     @staticmethod
     def rows_to_show(answers: Sequence[Sequence[str]]) -> list[int]:
         """Return the numbers of `MAX_ANSWERS` questions, those with differing answers first."""
