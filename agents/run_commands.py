@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gymnasium
 from das_gym.agents import settings
 
 from das_gym.commands.recorded import RecordedCommand
@@ -18,6 +19,12 @@ def problem_configs() -> dict[str, dict[str, Any]]:
 
 def check_environment(given: Any) -> None:
     """Check model and data of an environment without loading them; tables and environments of other packages have none."""
+    without_version = {id.rpartition("-v")[0] for id in gymnasium.registry}  # Gymnasium takes their last version
+    if ":" not in given.env_id and given.env_id not in without_version:  # `module:id` is registered by its module
+        try:
+            gymnasium.spec(given.env_id)
+        except gymnasium.error.Error as error:
+            raise settings.not_registered(given.env_id, error) from error
     is_live = entry_of(given.env_id) is not None and not is_tabular(given.env_id)
     if is_live and not given.env_kwargs.keys() & vars(given.problem).keys():
         check_before_loading(given.problem, vars(given))
@@ -25,7 +32,7 @@ def check_environment(given: Any) -> None:
 
 def check_comparison(given: settings.CompareSettings) -> None:
     """See `check_environment`. Without `live`, a table is read."""
-    if given.live:
+    if given.live or entry_of(given.env_id) is None:
         check_environment(given)
 
 

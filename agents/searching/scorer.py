@@ -12,6 +12,7 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 from das_gym.agents.ask_tell.base import Statistics
+from das_gym.agents.settings import not_registered
 
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commands.commandline import format_command
@@ -25,7 +26,7 @@ from das_gym.problem.budget import BUDGET_SETTINGS, Floats, MaskCost, Masks
 from das_gym.problem.config import ProblemConfig, warn_at_chance
 from das_gym.problem.loading import Problem
 from das_gym.problem.statistics import STATISTICS
-from das_gym.registration import DEFAULT_ENV, SUITE_IDS, many_objectives, named_environments
+from das_gym.registration import DEFAULT_ENV, SUITE_IDS, many_objectives
 
 SCORES = ("loss", "metric", "macs", "macs_saved")
 """Scores of each mask that records keep."""
@@ -271,9 +272,7 @@ def explained_errors(env_id: str) -> Iterator[None]:
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name is not None:
             raise  # a library is missing; Gymnasium's own error, for the module of an id, names none
-        named = named_environments().get(env_id)
-        hint = f"Give env_id={named.id}, or {env_id} alone." if named else f"`{format_command('agents list')}` shows all."
-        raise ValueError(f"`env_id` is not registered: {str(error).rstrip('.')}. {hint}") from error
+        raise not_registered(env_id, error) from error
     except TypeError as error:
         if str(gymnasium.spec(env_id.rpartition(":")[2]).entry_point).startswith("das_gym."):
             raise

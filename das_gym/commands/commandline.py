@@ -295,8 +295,8 @@ def describe_error(error: BaseException, resume: str | None = None) -> str:
 
 
 def localize_commands(text: str) -> str:
-    """Return a text with its commands as they are typed here: `das-agents list` for `python -m agents list`."""
-    return re.sub(r"python -m (agents|adapt)\b", lambda match: format_command(match[1]), text)
+    """Return a text with its commands as they are typed here: `das-agents list` or `python -m agents list`."""
+    return re.sub(r"(?:python -m |(?<=`)das-)(agents|adapt)\b", lambda match: format_command(match[1]), text)
 
 
 def check_words(

@@ -15,6 +15,7 @@ from typing import Any
 
 from das_gym.commands.commandline import format_command, is_our_program, setting_words
 from das_gym.commands.runs import CONFIG, RUNS_DIR, PluginSettings, is_locked, read_config, runs_dir_words
+from das_gym.commands.settings import PositiveInt
 from das_gym.files import read_json
 
 STATES = {"COMPLETED": "done", "FAILED": "failed", "INTERRUPTED": "stopped", "RUNNING": "running"}
@@ -39,7 +40,7 @@ class RunsSettings(PluginSettings):
     """
 
     runs_dir: str = RUNS_DIR
-    limit: int = 30
+    limit: PositiveInt = 30
 
 
 def past_runs(runs_dir: str) -> list[dict[str, str]]:
@@ -96,7 +97,7 @@ def _is_alive(folder: Path, run: Mapping[str, Any]) -> bool:
 def main(settings: RunsSettings) -> None:
     """Print the list, and the commands that resume stopped runs."""
     runs = past_runs(settings.runs_dir)
-    shown = runs[: max(settings.limit, 0)]
+    shown = runs[: settings.limit]
     rows = [dict(zip(COLUMNS, COLUMNS, strict=True)), *shown]
     widths = {name: max(len(row[name]) for row in rows) for name in COLUMNS}
     for row in rows:

@@ -154,6 +154,12 @@ class Processor:
     max_text_length: int
     ahead: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        special = self.tokenizer.num_special_tokens_to_add()
+        if self.max_text_length <= special:
+            given = f"got {self.max_text_length}, expected more than the {special} special tokens of a text"
+            raise ValueError(f"`max_text_length` is out of range: {given}")
+
     def image(self, source: ImageSource, augment: int | None = None) -> Tensor:
         """Return (3, height, width) float32, through RandAugment if `augment` gives its seed."""
         found = self.ahead.get((source.key, augment))

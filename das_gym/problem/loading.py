@@ -133,7 +133,8 @@ def _load_problem(config: ProblemConfig, versions: tuple[int, ...]) -> Problem:
 
 def build_problem(config: ProblemConfig) -> Problem:
     """Load a problem, as `load_problem`, that shares nothing with other problems."""
-    found = find_supernet(config)  # fails before data are read
+    pick_device(config.device)  # both fail before data are read
+    found = find_supernet(config)
     splits = load_splits(config)
     return problem_of(supernet_model(config, found, splits, load_backbone(config)), splits, config)
 

@@ -67,3 +67,8 @@ def test_batch_keys_distinguish_settings(processor):
     others += [replace(processor, transform=Scaled(factor)) for factor in ("1.0", "2.0")]
     assert len({each.identity() for each in (processor, *others)}) == 6
     assert replace(processor).identity() == processor.identity()
+
+
+def test_a_text_needs_room_for_a_word(processor):
+    with pytest.raises(ValueError, match="`max_text_length` is out of range: got 2"):
+        replace(processor, max_text_length=2)
