@@ -37,15 +37,13 @@ class Choice:
     table_model: str = ""
 
     def check_model(self, base: str) -> None:
-        """Compare the loaded model, whose fingerprint is `base`, with the one whose masks the table of the search held.
+        """Warn if a loaded model with the fingerprint `base` is not that of the searched table.
 
-        Raises:
-            ValueError: they differ, and the bundled model was loaded since no other was named. Otherwise this is a warning:
-                number format and image size change a fingerprint, too.
+        A bundled model that was loaded since no other was named raises a ValueError.
         """
+        problem = self.problem
         if self.table_model in ("", base):
             return
-        problem = self.problem
         differ = f"the searched table is of a model with the fingerprint {self.table_model}, here it is {base}"
         if problem.checkpoint is None and problem.dtype is None and problem.image_size is None:
             raise ValueError(

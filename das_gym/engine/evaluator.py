@@ -312,8 +312,6 @@ class Evaluator:
             if progress is not None:
                 progress(count)
 
-        if progress is not None and first:
-            progress(first)
         with np.errstate(invalid="ignore"):  # inf may meet -inf
             for rows, _, scores, full in self._leaves(
                 masks, examples[first:], report, divergences, full_logits, first=first
@@ -325,7 +323,7 @@ class Evaluator:
                     if bytes_of(kept) > LOGITS_BYTES:
                         kept = None
         if file is not None:
-            file.remove()
+            file.path.unlink(missing_ok=True)
         return sums / len(examples), kept
 
     @torch.inference_mode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -18,9 +17,7 @@ from das_gym.files import write_text
 class KeptSums:
     """Keeps the sums of one call at a time; a call of the same masks and examples continues from them, to the bit.
 
-    Args:
-        path: The file.
-        seconds: Least time between two writes.
+    `seconds` is the least time between two writes of the file.
     """
 
     def __init__(self, path: Path, seconds: float = 30.0) -> None:
@@ -30,12 +27,11 @@ class KeptSums:
 
     def read(self, masks: np.ndarray, examples: Sequence[Any], batch_size: int) -> tuple[np.ndarray, int]:
         """Return (3, m) float64 sums of losses, metrics and divergences, and of how many examples; zeros if unknown."""
-        words = [masks.tolist(), [example.key for example in examples], batch_size]
-        self._call = hashlib.sha256(json.dumps(words).encode()).hexdigest()
+        self._call = json.dumps([masks.tolist(), [example.key for example in examples], batch_size])
         if self.path.is_file():
             with suppress(OSError, ValueError, LookupError, TypeError):  # damaged: all is scored again
                 kept = json.loads(self.path.read_text())
-                if kept["call"] == self._call:
+                if kept["call"] == self._call:  # not another turn
                     return np.array(kept["sums"], dtype=np.float64).reshape(3, len(masks)), int(kept["examples"])
         return np.zeros((3, len(masks))), 0
 
@@ -44,7 +40,3 @@ class KeptSums:
         if time.monotonic() - self._written >= self.seconds:
             write_text(self.path, json.dumps({"call": self._call, "examples": examples, "sums": sums.tolist()}))
             self._written = time.monotonic()
-
-    def remove(self) -> None:
-        """Remove the file: the call is complete."""
-        self.path.unlink(missing_ok=True)
