@@ -2,7 +2,7 @@
 
     python -m benchmarks.closed_form                       METER-mini on VQA
     python -m benchmarks.closed_form --model ViLT          fine-tunes its baseline first
-    python -m benchmarks.closed_form --finetune            and trains the mask that each reward prefers
+    python -m benchmarks.closed_form --seeds 2             and fine-tunes the mask that each reward prefers
 
 The fine-tuned baseline gets a linear map `x + W normalize(x) + b` for each layer, a ridge regression on hidden states of the
 train split (`das_gym.models.transformers.linear_skips.fit_ridge`): no supernet is trained. All masks of 4 layers are scored
@@ -14,37 +14,39 @@ import argparse
 import itertools
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import copy_model, cut, finetune, load_reference, load_start
+from das_gym.adapt.finetune import cut, cut_subnet, finetune, load_reference, load_start, with_new_head
 from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import resolve_defaults
 from torch import nn
 
 from benchmarks.fidelity import spearman_with_interval
 from benchmarks.machine import make_parser
+from das_gym.data.splits import Splits
 from das_gym.drawing.report import markdown_table
 from das_gym.models.adapters import LinearSkipAdapter, normalize
 from das_gym.models.base import VLP
 from das_gym.models.transformers.linear_skips import Ridge, fit_ridge
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, load_problem, problem_of, shuffled
+from das_gym.problem.loading import AdaptedModel, load_backbone, load_problem, problem_of, shuffled
 
 SKIPPED = 4
 BATCH = 32
 
 
-def train_baseline(config: ProblemConfig, steps: int) -> tuple[AdaptedModel, AdaptedModel]:
-    """Return the model before fine-tuning, and its baseline: bundled if its settings are the defaults, else trained."""
+def train_baseline(config: ProblemConfig, steps: int) -> AdaptedModel:
+    """Return the fine-tuned baseline: bundled if its settings are the defaults, else trained."""
     start = load_start(config)
     baseline = cut(start.model, np.zeros(len(start.model.backbone.vlp.layers), dtype=bool), adapters=False)
     training, _ = resolve_defaults(TrainingConfig(steps=steps), baseline)
     if not load_reference(baseline, config, training, "baseline"):
         finetune(baseline, start.splits, training, "fine-tuning the baseline")
     baseline.backbone.vlp.freeze()
-    return start.model, baseline
+    return baseline
 
 
 @torch.no_grad()
@@ -92,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=300, help="of fine-tuning")
     parser.add_argument("--calibration-examples", type=int, default=512)
     parser.add_argument("--examples", type=int, default=500, help="of the reward split")
-    parser.add_argument("--finetune", action="store_true", help="train the best masks, too")
+    parser.add_argument("--seeds", type=int, default=0, help="fine-tunings of the mask that each reward prefers")
+    parser.add_argument("--start", default="new", choices=("new", "supernet"), help="adapters that fine-tuning starts from")
     compare(parser.parse_args(arguments))
 
 
@@ -100,7 +103,7 @@ def compare(options: argparse.Namespace) -> None:
     """Score all masks in three ways, and print the tables."""
     torch.set_num_threads(1)
     config = ProblemConfig(model=options.model, task=options.task)
-    start, baseline = train_baseline(config, options.steps)
+    baseline = train_baseline(config, options.steps)
     supernet = load_problem(config)
     splits = supernet.splits
     began = time.process_time()
@@ -118,21 +121,28 @@ def compare(options: argparse.Namespace) -> None:
         preferred = 1 + found[1:].argmin()
         best = masks[preferred]
         regret = losses["supernet"][preferred] - losses["supernet"][1:].min()
-        score = tuned_score(start, splits, best, options.steps) if options.finetune else ""
+        tuned = tuned_scores(config, splits, best, options)
         skipped = " ".join(map(str, np.flatnonzero(best)))
         agreement = spearman_with_interval(found[1:], losses["supernet"][1:])
-        rows.append([name, f"{found[0]:.4f}", f"{found[preferred]:.4f}", skipped, agreement, f"{regret:.4f}", score])
+        rows.append([name, f"{found[0]:.4f}", f"{found[preferred]:.4f}", skipped, agreement, f"{regret:.4f}", tuned])
     head = ("skipped layers", "full model", "best mask", "it skips", "Spearman", "regret in the supernet", "fine-tuned, %")
     print(*markdown_table(head, rows, (0, 3)), sep="\n")
 
 
-def tuned_score(start: AdaptedModel, splits: object, mask: np.ndarray, steps: int) -> str:
-    """Return the test metric, in %, of the subnet of a mask that is fine-tuned as in `python -m adapt`."""
-    subnet = cut(copy_model(start), mask)
-    training, _ = resolve_defaults(TrainingConfig(steps=steps), subnet)
-    finetune(subnet, splits, training, "fine-tuning a subnet")  # type: ignore[arg-type]
-    found = evaluate(subnet, splits.test, "evaluating")  # type: ignore[attr-defined]
-    return f"{100 * found.metric:.1f}"
+def tuned_scores(config: ProblemConfig, splits: Splits[Any], mask: np.ndarray, options: argparse.Namespace) -> str:
+    """Return test metrics, in %, of the subnet of a mask that is fine-tuned, for each seed."""
+    found = []
+    for seed in range(options.seeds):
+        torch.manual_seed(seed)
+        if options.start == "supernet":
+            subnet = cut_subnet(config, mask)
+        else:
+            subnet = with_new_head(load_backbone(config), config.task, splits)
+            subnet.backbone.vlp.prune(mask)
+        training, _ = resolve_defaults(TrainingConfig(steps=options.steps, seed=seed), subnet)
+        finetune(subnet, splits, training, "fine-tuning a subnet")
+        found.append(f"{100 * evaluate(subnet, splits.test, 'evaluating').metric:.1f}")
+    return ", ".join(found)
 
 
 if __name__ == "__main__":
