@@ -27,10 +27,22 @@ from das_gym.commands.settings import build
 from das_gym.envs.tabular_env import blocks_file, load_table
 from das_gym.files import ASSETS, CHECKSUMS, checksum, write_json
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_backbone, load_problem, load_splits
+from das_gym.problem.loading import Problem, load_backbone, load_problem, load_splits
 from das_gym.problem.statistic_inputs import measure_blocks
 from das_gym.registration import ENVIRONMENTS
-from das_gym.tables.build import check_table, table_examples
+from das_gym.tables.build import problem_hashes, table_examples
+from das_gym.tables.table import SubnetTable
+
+
+def check_table(table: SubnetTable, problem: Problem) -> None:
+    """Raise a ValueError for a table of another model, supernet or data; the message names what differs."""
+    reward = table_examples(problem, "reward", table.meta.reward_examples)
+    test = table_examples(problem, "test", table.meta.test_examples)
+    hashes = problem_hashes(problem, reward, test, content=table.examples is not None)
+    differing = [name for name in hashes if table.meta.hashes.get(name) != hashes[name]]
+    if differing:
+        words = "; ".join(f"{name} is {table.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing)
+        raise ValueError(f"this table of {table.meta.env_id} belongs to another problem: {words}. Make one for it.")
 
 
 def bundled_files() -> dict[str, Path]:

@@ -7,12 +7,13 @@ import pytest
 from das_gym.adapt.evaluate import evaluate, with_mean_image
 from das_gym.adapt.finetune import cut_subnet
 
+from benchmarks.assets import check_table
 from das_gym.engine.ranking import recalls, score_pairs
 from das_gym.envs.tabular_env import bundled_table
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem
 from das_gym.registration import ASSETS, ENVIRONMENTS
-from das_gym.tables.build import check_table, table_examples
+from das_gym.tables.build import table_examples
 from das_gym.tables.table import SubnetTable
 
 pytestmark = pytest.mark.slow

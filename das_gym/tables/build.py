@@ -1,4 +1,4 @@
-"""Making exhaustive tables: scoring every mask of a problem, and comparing a table with a problem."""
+"""Making exhaustive tables: scoring every mask of a problem."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import library_versions
 from das_gym.commands.settings import build
 from das_gym.engine.evaluator import Evaluator
@@ -77,18 +76,6 @@ def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any],
     if content:
         hashes |= {"reward_content": content_hash(task, reward), "test_content": content_hash(task, test)}
     return hashes
-
-
-def check_table(table: SubnetTable, problem: Problem) -> None:
-    """Raise a ValueError for a table of another model, supernet or data; the message names what differs."""
-    reward = table_examples(problem, "reward", table.meta.reward_examples)
-    test = table_examples(problem, "test", table.meta.test_examples)
-    hashes = problem_hashes(problem, reward, test, content=table.examples is not None)
-    differing = [name for name in hashes if table.meta.hashes.get(name) != hashes[name]]
-    if differing:
-        words = "; ".join(f"{name} is {table.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing)
-        again = f"Make one with `{format_command('agents table', '...')}`"
-        raise ValueError(f"this table of {table.meta.env_id} belongs to another problem: {words}. {again}")
 
 
 def _data_hash(task: Task, examples: Sequence[Any]) -> str:

@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.assets import check_table
 from das_gym.engine.scores import Scores
 from das_gym.envs.tabular_env import TabularEnv
-from das_gym.tables.build import build_table, check_table, table_examples
+from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.examples import ExampleScores
 from das_gym.tables.table import SubnetTable
 from tests.made_up_suite import GROUPS, made_up_table
