@@ -41,14 +41,13 @@ class Spending:
     """Counters of an `Evaluator`: everything that ran, including failed calls. Cached results are not counted.
 
     Attributes:
-        masks: Masks scored, without cached ones. The full model counts if divergences needed it.
+        masks: Masks scored. The full model counts if divergences needed it.
         broken: Those of them with a non-finite loss.
         examples: Example-mask pairs scored.
-        layer_runs: Runs of a kept layer on one batch, summed over batches.
-        adapter_runs: Runs of a skip adapter on one batch, summed over batches.
+        layer_runs, adapter_runs: Runs of a kept layer, and of a skip adapter, on one batch, summed over batches.
         texts, images: How many went through their encoder.
-        macs: Multiply-accumulates of all matrix products that ran: encoders, layers and adapters with the shapes of the
-            run (with padding, shared parts once, the pooled token alone if it is the only query), poolers, head.
+        macs: Multiply-accumulates of all matrix products that ran: encoders, layers and adapters with the shapes of the run
+            (with padding, shared parts once, the pooled token alone if it is the only query), poolers, head.
         seconds: Wall-clock time.
     """
 

@@ -31,11 +31,8 @@ from das_gym.models.base import VLP, State, bytes_of
 from das_gym.models.macs import OWN, MacCounter
 
 PRECISIONS = ("float32", "bfloat16", "auto")
-"""The values of an `Evaluator`'s `precision`.
-
-`float32` keeps the model's own precision, so that a float64 model is scored in float64. `bfloat16` needs instructions for
-it: emulation is tens of times slower than float32. `auto` is `bfloat16` on hardware with them and `float32` on other.
-"""
+"""The values of an `Evaluator`'s `precision`: the model's own, even float64; bfloat16, whose emulation would be tens of
+times slower; or bfloat16 on hardware that has instructions for it, and else the model's own."""
 
 CPU_FLAGS = ("amx_bf16", "avx512_bf16")
 

@@ -237,8 +237,8 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
     """`num_envs` copies of one environment; a step scores the masks of all episodes that end with it at once.
 
     Environments reset within the step (autoreset mode SAME_STEP): `final_obs` and `final_info` describe the end of an
-    episode. `info` holds the numbers of the step itself; only `action_mask` belongs to the state after the reset, for which
-    the next action is chosen. With `vectorization_mode="sync"`, `gymnasium.make_vec` makes one that resets in the next step.
+    episode. `info` holds the numbers of the step itself; only `action_mask` belongs to the state after the reset. With
+    `vectorization_mode="sync"`, `gymnasium.make_vec` makes one that resets in the next step.
 
     Args:
         num_envs: How many episodes run side by side.

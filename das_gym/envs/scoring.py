@@ -199,12 +199,11 @@ class Scorer(ABC):
 
         Args:
             masks: (m, n_layers) bool, True = skipped.
-            rng: Draws the examples, where they are drawn.
+            rng: Draws the examples, where they are drawn; not if no mask is scored.
             ended: (m,) bool, False = still being chosen: reward 0, not scored. None = all have ended.
 
         Returns:
             (m,) float64 rewards, and info with `INFO_KEYS` and costs. A mask that is not scored has loss inf and metric 0.
-            If none is, no examples are drawn.
         """
         ended = np.ones(len(masks), dtype=bool) if ended is None else ended
         feasible = self.budget.is_feasible(masks)

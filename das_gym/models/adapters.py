@@ -26,9 +26,9 @@ class Adapter(nn.Module):
         bottleneck: Width inside.
         norm: Whether a LayerNorm comes first, as in METER and ViLT.
         scale: Factor of the output.
-        init: Initial weights; biases are 0. `normal`: N(0, 0.02), as in the code of DAS for METER and ViLT. `xavier`:
-            Xavier uniform, as in its code for LLaVA. `zero`: torch's own for `down` and 0 for `up`, so that the adapter
-            starts without effect (He et al., arXiv 2110.04366). `xavier_zero`: the same with Xavier uniform for `down`.
+        init: Initial weights; biases are 0. As in the code of DAS, `normal` (N(0, 0.02)) for METER and ViLT, `xavier`
+            (Xavier uniform) for LLaVA. `zero`: torch's own for `down` and 0 for `up`, so that the adapter starts without
+            effect (He et al., arXiv 2110.04366). `xavier_zero`: the same with Xavier uniform for `down`.
         generator: Draws the weights of `xavier`; None uses torch's global one.
 
     Source: DAS (arXiv 2309.01479), section 3.

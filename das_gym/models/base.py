@@ -150,8 +150,7 @@ class VLP(nn.Module, ABC):
     """A vision-language pre-trained model whose layers can be skipped.
 
     A custom model sets `layers`, `feature_size` and `tunable`, and defines the abstract methods, `make_processor`, and
-    `text_stream` and `image_stream` or `gather`. Everything else has a default. `das_gym.ModelEntry` takes the class and
-    a function that loads it.
+    `text_stream` and `image_stream` or `gather`. `das_gym.ModelEntry` takes the class and a function that loads it.
 
     `forward(batch, mask)` is `encode`, `embed`, one `enter_stage` and `advance` a stage, and `pool` in a row. Within a stage
     every layer reads the state before the stage.
@@ -163,7 +162,7 @@ class VLP(nn.Module, ABC):
         size: `base` if the paper's settings fit this model, else `mini`; None is neither.
         pruned_mask: The mask that the model was pruned with, or None.
         tunable: Parts of parameter names; a parameter with one of them trains, others are frozen.
-        projector: Parts of the names of parameters between a vision tower and a decoder; they have a separate learning rate.
+        projector: Parts of the names of parameters between vision tower and decoder, with a separate learning rate.
         untrainable: Why the model cannot be trained, only searched without adapters; empty if it can.
         promptless: Why prompt tuning cannot add learned tokens; empty if it can.
         gradient_checkpointing: Whether to use gradient checkpointing.

@@ -46,10 +46,7 @@ MAX_SIDE = 2**13
 MAX_PATCHES = 2**9
 MAX_BOTTLENECK = 2**14
 MAX_WIDTH = 2**24
-"""Limits of configs: layers; pixels and patches a side of an image; widths of adapters; other widths and vocabularies.
-
-A damaged or hostile config must not build a model of any size.
-"""
+"""Limits of configs: a damaged or hostile one must not build a model of any size."""
 
 REFERENCE_RULES: Rules = (
     (r"token_type_embeddings\.weight", "token_types.weight"),

@@ -27,11 +27,10 @@ COUNTINGS = ("runs", "paper")
 class Costs:
     """The costs of a model under any mask, and some of their parts; arrays are (n_layers,) int64, in mask order.
 
-    Parameters that a layer shares with another one, or with anything else, stay whatever is skipped.
+    Parameters that a layer shares with anything else stay whatever is skipped.
 
     Attributes:
-        macs_cost: MACs of an example.
-        parameters_cost: Number of parameters.
+        macs_cost, parameters_cost: MACs of an example; number of parameters.
         memory: Bytes of the weights, in the types in which they are loaded.
         base_macs: Encoders, embeddings and poolers: what runs under every mask.
         layer_macs, parallel_macs, skip_macs: Each layer without adapters, its parallel adapters, its skip adapter.

@@ -68,8 +68,8 @@ def flipped(mask: Masks, layers: npt.NDArray[np.intp]) -> Masks:
 class MaskSpace:
     """The masks that satisfy a budget, and the moves among them, for any number of layers.
 
-    A budget by count allows exactly `skip_num` layers. A budget by cost allows every mask that saves at least
-    its share: also masks that skip more than they need to, though `top` and `sample` give none of those.
+    A budget by count allows exactly `skip_num` layers. A budget by cost allows every mask that saves at least its share,
+    though `top` and `sample` give none that skips more than it needs.
 
     Args:
         budget: By count or by cost; one that allows every mask is a ValueError: agents cannot know how much to skip.

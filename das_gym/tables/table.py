@@ -83,10 +83,9 @@ class TableMeta:
 class SubnetTable:
     """Scores of every mask, or of every one of few skipped layers, on the reward and the test split.
 
-    Wherever a method takes `by`, that is `loss` (nats), `divergence` (nats), the name of a reward (`metric`,
-    `exp_neg_loss`, ...) or an `Objective` (an environment's `scorer.objective`: reward, price and budget); `split` is
-    `reward` or `test`. The keyword arguments `skip_num` (number of skipped layers, exact) and `macs_saved` (least share of
-    MACs saved) limit which masks compete. Without them the objective's budget applies, or none.
+    Wherever a method takes `by`, that is `loss` (nats), `divergence` (nats), the name of a reward (`metric`, `exp_neg_loss`,
+    ...) or an `Objective`; `split` is `reward` or `test`. `skip_num` (number of skipped layers, exact) and `macs_saved`
+    (least share of MACs saved) limit which masks compete. Without them the objective's budget applies, or none.
 
     Attributes:
         meta: Its origin.
@@ -94,8 +93,8 @@ class SubnetTable:
         macs: (n_masks,) int64 MACs of an example.
         statistics: (n_layers, n_statistics) float32, what the environment observes.
         examples: By split, the scores of each example; None in a table of means.
-        group_statistics: (n_groups, n_layers, n_statistics) float32: `statistics`, measured on the reward examples of each
-            of `meta.groups` alone; None in a table of means.
+        group_statistics: (n_groups, n_layers, n_statistics) float32: `statistics` of each of `meta.groups`; None in a table
+            of means.
 
     Example:
         >>> from das_gym.registration import ASSETS

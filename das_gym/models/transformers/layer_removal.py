@@ -82,12 +82,11 @@ UNCHECKED = ("store_full_length_kv", "first_kv_shared_layer_idx")
 
 
 def prune(model: Any, mask: Sequence[bool] | np.ndarray, vision_mask: Sequence[bool] | np.ndarray | None = None) -> Any:
-    """Delete the layers that a mask skips; the model can then be saved with `save_pretrained`.
+    """Delete the layers that a mask skips, and return the model, which can then be saved with `save_pretrained`.
 
     Args:
         model: A model of transformers; it is changed.
-        mask: (number of decoder layers,) bool, True = delete. `VLM.layer_mask` makes one of an environment's mask, which
-            leaves out layers that are never skipped.
+        mask: (number of decoder layers,) bool, True = delete; `VLM.layer_mask` makes one of an environment's mask.
         vision_mask: (number of vision layers,) bool, True = delete; None = keep all.
 
     Raises:

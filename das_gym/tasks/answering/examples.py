@@ -36,8 +36,8 @@ class AnswerExample:
 
     Attributes:
         key: A name that is unique in the data set.
-        images: The images, in the order of the `<image>` marks of `rounds` and `question`.
-        question: The last message of the user. A mark `<image>` stands for an image; images without a mark come first.
+        images: The images, in the order of the `<image>` marks of `rounds` and `question`; those without a mark come first.
+        question: The last message of the user.
         answer: The reference answer, whose likelihood is the loss; empty where it is not public.
         answers: Every annotator's answer, all of which count; empty = `answer` alone.
         options: The answers to choose from; empty = any answer.
