@@ -339,7 +339,7 @@ class ScoredVectorEnv(ScoredEpisodes, MaskVectorEnv):
 
     env_class: ClassVar[type[ScoredEnv]] = ScoredEnv
     template: ScoredEnv
-    scorer = property(attrgetter("template.scorer"), doc="Scores the masks of all copies.")  # type: ignore[assignment]
+    scorer = property(attrgetter("template.scorer"), doc="Scores the masks of all copies.")
 
     def close_extras(self, **kwargs: Any) -> None:
         self.template.close()

@@ -31,6 +31,8 @@ from das_gym.models.transformers.stack import (
     cache_name,
     child,
     filled_cache,
+    first_input,
+    first_output,
     record,
     replace_forwards,
     run_layer,
@@ -416,4 +418,23 @@ class VLM(UnitModel):
 
         With adapters, which no folder of transformers has, it is that of `make_forward`.
         """
-        """Run the model's own forward, as transformers runs its folder; with adapters, layer by layer."""
+        if self.tunable:
+            return super().make_timed_forward(processor, pairs)
+        encodings = [processor.encode(prompt, pixels=True) for prompt in pairs]
+
+        def marked(index: int, run: Callable[..., Any], mark: Mark) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                mark(index, first_input(args, kwargs))
+                output = run(*args, **kwargs)
+                mark(index, first_output(output))
+                return output
+
+            return forward
+
+        def timed(mask: Sequence[bool] | np.ndarray | None = None, mark: Mark = no_mark) -> Tensor:
+            skipped = self.skip_forwards(mask)
+            modules = map(self.module_of, range(len(self.layers)))
+            with replace_forwards({m: marked(n, skipped.get(m, m.forward), mark) for n, m in enumerate(modules)}):
+                return self.run(encodings).last_hidden_state[:, -1]
+
+        return timed
