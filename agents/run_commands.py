@@ -6,8 +6,9 @@ import gymnasium
 from das_gym.agents import settings
 
 from das_gym.commands.recorded import RecordedCommand
+from das_gym.names import check_names
 from das_gym.problem.config import check_before_loading
-from das_gym.registration import entry_of, is_tabular, named_environments, named_problems
+from das_gym.registration import ENVIRONMENTS, entry_of, is_tabular, named_environments, named_problems
 
 
 def problem_configs() -> dict[str, dict[str, Any]]:
@@ -19,12 +20,9 @@ def problem_configs() -> dict[str, dict[str, Any]]:
 
 def check_environment(given: Any) -> None:
     """Check model and data of an environment without loading them; tables and environments of other packages have none."""
-    without_version = {id.rpartition("-v")[0] for id in gymnasium.registry}  # Gymnasium takes their last version
-    if ":" not in given.env_id and given.env_id not in without_version:  # `module:id` is registered by its module
-        try:
-            gymnasium.spec(given.env_id)
-        except gymnasium.error.Error as error:
-            raise settings.not_registered(given.env_id, error) from error
+    known = {*gymnasium.registry, *(id.rpartition("-v")[0] for id in gymnasium.registry)}  # Gymnasium completes an id
+    if ":" not in given.env_id and given.env_id not in known:  # `module:id` is registered by its module
+        check_names([given.env_id], ENVIRONMENTS, "env_id", own=True)
     is_live = entry_of(given.env_id) is not None and not is_tabular(given.env_id)
     if is_live and not given.env_kwargs.keys() & vars(given.problem).keys():
         check_before_loading(given.problem, vars(given))

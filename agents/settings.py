@@ -13,7 +13,6 @@ from das_gym.agents.ask_tell.base import AGENTS, agent_class, agent_hyperparamet
 from das_gym.agents.ask_tell.front import DRAWN
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, find_algorithm, hyperparameters, is_algorithm
 
-from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import RunSettings
 from das_gym.commands.settings import NonNegativeInt, PositiveInt, Range, Seed, choice, nested
 from das_gym.envs.actions import ACTION_MODES
@@ -22,16 +21,7 @@ from das_gym.names import check_names
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, BudgetSettings, check_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.rewards import REWARDS
-from das_gym.registration import (
-    DEFAULT_ENV,
-    ENVIRONMENTS,
-    MODELS,
-    TASKS,
-    entry_of,
-    find_environment,
-    is_tabular,
-    named_environments,
-)
+from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS, TASKS, entry_of, find_environment, is_tabular
 
 COST_SETTINGS = {word: setting for setting, word in SAVED.items()}
 """The setting that asks for a share of each cost."""
@@ -159,13 +149,6 @@ def add_environment(values: Mapping[str, Any]) -> dict[str, Any]:
             short = name.removeprefix("problem.")
             raise ValueError(f"`env_id` and `{short}` differ: got {values['env_id']} and {values[name]}. Leave one out.")
     return {**values, **own}
-
-
-def not_registered(env_id: str, error: Exception) -> ValueError:
-    """Return the error for an environment that Gymnasium does not find, with a hint."""
-    named = named_environments().get(env_id)
-    hint = f"Give env_id={named.id}, or {env_id} alone." if named else f"`{format_command('agents list')}` shows all."
-    return ValueError(f"`env_id` is not registered: {str(error).rstrip('.?')}. {hint}")
 
 
 def agent_configs() -> dict[str, dict[str, Any]]:

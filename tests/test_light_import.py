@@ -78,8 +78,8 @@ def test_wrong_settings_are_reported_before_torch_is_imported(words: str, settin
         ("table with max_skipped=13", "`max_skipped`"),
         ('compare with agents=["x"]', "'x'"),
         ("compare with live=True skip_num=13", "`skip_num`"),
-        ("with env_id=DAS-Nope-v0", "`env_id`"),
-        ("compare with env_id=meter_vqa", "env_id=DAS-METER-VQA-v0"),
+        ("with env_id=DAS-Nope-v0", "unknown env_id"),
+        ("compare with env_id=meter_vqa", "did you mean 'DAS-METER-VQA-v0'"),
     ],
 )
 def test_wrong_settings_of_searches_are_reported_before_torch_is_imported(words: str, setting: str):

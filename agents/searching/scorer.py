@@ -12,7 +12,6 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 from das_gym.agents.ask_tell.base import Statistics
-from das_gym.agents.settings import not_registered
 
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commands.commandline import format_command
@@ -272,7 +271,8 @@ def explained_errors(env_id: str) -> Iterator[None]:
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name is not None:
             raise  # a library is missing; Gymnasium's own error, for the module of an id, names none
-        raise not_registered(env_id, error) from error
+        hint = f"`{format_command('agents list')}` shows all."
+        raise ValueError(f"`env_id` is not registered: {str(error).rstrip('.?')}. {hint}") from error
     except TypeError as error:
         if str(gymnasium.spec(env_id.rpartition(":")[2]).entry_point).startswith("das_gym."):
             raise
