@@ -114,6 +114,12 @@ def load_checkpoint(
     Raises:
         FileNotFoundError: there is nothing to load.
         ValueError: a file that is damaged, in no known format, or incomplete; a shape that does not fit; a wrong setting.
+
+    Example:
+        >>> from das_gym.registration import ASSETS
+        >>> loaded = load_checkpoint(ASSETS / "vilt_mini")
+        >>> type(loaded.vlp).__name__, loaded.report.describe_problems("adapter")
+        ('ViLT', None)
     """
     file = path if isinstance(path, TensorFile) else read_tensors(path)
     family, form, mask = _recognise(file)

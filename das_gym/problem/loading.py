@@ -121,6 +121,12 @@ def load_problem(config: ProblemConfig) -> Problem:
 
     It is loaded again if the paths of its configuration, or files directly in the folders of its model, change. After other
     changes, such as one of an image, start a new process.
+
+    Example:
+        >>> import numpy as np
+        >>> problem = load_problem(ProblemConfig(model="METER", task="vqa"))
+        >>> masks = np.eye(12, dtype=bool)
+        >>> losses = problem.evaluator.losses(masks, problem.splits.reward[:16])
     """
     return _load_problem(config, _versions(config))
 

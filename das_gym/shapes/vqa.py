@@ -182,6 +182,12 @@ def write_shapes(folder: str | Path, seed: int = 0, train_scenes: int = TRAIN_SC
 
     The same arguments write the same data into `folder`, which is new or empty. Every scene gets a question of each family
     that applies, and no image occurs twice. The ten annotators of a question agree.
+
+    Example:
+        >>> from das_gym.shapes.vqa import write_shapes
+        >>> folder = write_shapes("shapes", train_scenes=20, val_scenes=20)
+        >>> (folder / "v2_mscoco_train2014_annotations.json").is_file()
+        True
     """
     folder = absolute(folder)
     check_counts(0, seed=seed)

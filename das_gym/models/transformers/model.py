@@ -99,6 +99,13 @@ class VLM(UnitModel):
         model: The model of transformers.
         units: One of `UNITS`.
         capabilities: How its layers can be run one by one; see `das_gym.models.transformers.probing.probe_capabilities`.
+
+    Example:
+        >>> from das_gym.models.transformers import load_vlm
+        >>> from das_gym.registration import ASSETS
+        >>> vlm = load_vlm(ASSETS / "llava_mini")
+        >>> [layer.name for layer in vlm.layers][:2]
+        ['decoder.0', 'decoder.1']
     """
 
     def __init__(self, model: Any, units: str = "layers", capabilities: ModelCapabilities = PLAIN) -> None:
