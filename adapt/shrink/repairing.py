@@ -7,7 +7,7 @@ from torch import Tensor
 
 from das_gym.models.transformers.inserted_adapters import copy_with_linear_skips
 from das_gym.models.transformers.layer_removal import pruned_copy
-from das_gym.models.transformers.linear_skips import fit_skip_adapters
+from das_gym.models.transformers.linear_skips import fit_skip_adapters, put_skip_adapters
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.refitting import refit_before_removed
 from das_gym.problem.loading import Problem
@@ -47,7 +47,7 @@ def repaired_copy(problem: Problem, mask: np.ndarray, recovery: RecoveryConfig, 
     settings = [recovery.closed_form, mask.astype(int).tolist(), config.skip_rank]
     tensors = fit() if count else fitted_once(evaluator, problem.backbone.base, examples, settings, fit)
     if recovery.closed_form == LINEAR:
-        with_maps.put_skip_adapters(tensors)
+        put_skip_adapters(with_maps, tensors, mask)
         return copy_with_linear_skips(with_maps, mask)
     own = {name: tensor.to(full.device) for name, tensor in tensors.items()}
     smaller.model.load_state_dict(own, strict=False, assign=True)

@@ -306,9 +306,19 @@ class _Progress:
             differing = [name for name in {**wanted, **meta} if meta.get(name) != wanted.get(name)]
             if differing:
                 raise ValueError(f"it is of another table: {', '.join(differing)} differ")
-            self.sums = {split: arrays[split] for split in SPLITS}
-            self.each |= {split: ExampleScores.from_arrays(arrays, split) for split in self.each if done[split]}
+            for split, own in self.sums.items():
+                if (arrays[split].shape, arrays[split].dtype) != (own.shape, own.dtype):
+                    raise ValueError("its sums belong to other masks")
+                self.sums[split] = arrays[split]
+            for split, each in self.each.items():
+                if done[split]:
+                    read = ExampleScores.from_arrays(arrays, split)
+                    read.check(split, each.losses.shape[1], len(each.keys), len(self.identity["groups"]))
+                    self.each[split] = read
             if "batch" in arrays:
+                kinds = [(each.ndim, each.shape[:2], each.dtype) for each in (arrays["batch"], arrays["scored"])]
+                if kinds != [(3, self.batch.shape[:2], self.batch.dtype), (1, self.scored.shape, self.scored.dtype)]:
+                    raise ValueError("its batch belongs to other masks")
                 self.batch = arrays["batch"]
                 self.scored = arrays["scored"]
             self.done = done

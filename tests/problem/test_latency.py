@@ -72,6 +72,7 @@ def test_served_marks_each_unit(small_problem):
     logits = make_timed_forward(vlp, small_problem.head, task, examples)(mask, lambda index, hidden: marked.append(index))
     torch.testing.assert_close(logits, small_problem.head(vlp.make_forward(task.processor, task.pairs(examples))(mask)))
     assert marked == [index for stage in vlp.stages for index in stage for _ in range(2)]
+    assert "run_layer" not in vars(vlp)
 
 
 @torch.no_grad()

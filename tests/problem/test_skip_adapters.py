@@ -81,6 +81,13 @@ def test_the_cache_keeps_what_was_used_last(linear_problem, tmp_path, monkeypatc
     assert [file.exists() for file in old] == [True, True, False]
 
 
+def test_incomplete_weights_are_rejected(linear_problem):
+    tensors = skip_adapter_tensors(linear_problem.vlp)
+    last = linear_problem.layer_names[-1]
+    with pytest.raises(ValueError, match=f"incomplete: got none for {last}"):
+        linear_problem.vlp.put_skip_adapters({name: each for name, each in tensors.items() if not name.startswith(last)})
+
+
 def test_no_train_split(linear_problem):
     with pytest.raises(ValueError, match="skip=linear"):
         calibration_examples(linear_problem.evaluator, (), 16)

@@ -90,6 +90,17 @@ def test_damaged_checkpoints_are_rejected(small_problem, tmp_path, change):
         build_table(small_problem, ENV_ID, 2, 2, path)
 
 
+@pytest.mark.parametrize(("array", "shape"), [("reward", (3, 7)), ("batch", (3, 7, 2))])
+def test_arrays_of_other_masks_in_a_checkpoint_are_rejected(small_problem, tmp_path, array, shape):
+    path = tmp_path / "checkpoint.npz"
+    build_table(small_problem, ENV_ID, 2, 2, path)
+    with np.load(path) as arrays:
+        content = {"scored": np.zeros(64, dtype=bool), **arrays, array: np.zeros(shape)}
+    np.savez(path, **content)
+    with pytest.raises(ValueError, match=r"checkpoint\.npz cannot be resumed .*other masks"):
+        build_table(small_problem, ENV_ID, 2, 2, path)
+
+
 @pytest.mark.slow
 def test_non_finite_losses_affect_one_mask(small_kwargs):
     problem = build_problem(ProblemConfig(**small_kwargs))

@@ -163,14 +163,26 @@ def _fit_unit(vlm: VLM, index: int, pairs: Sequence[tuple[Tensor, Tensor]], rank
     return LinearFit(vlm.layers[index].name, ridge.strength, ridge.explained)
 
 
-def put_skip_adapters(vlm: VLM, tensors: Mapping[str, Tensor]) -> None:
-    """Give units the skip adapters whose weights are in `tensors`, by `<unit>.up.weight` and so on."""
+def put_skip_adapters(vlm: VLM, tensors: Mapping[str, Tensor], mask: np.ndarray | None = None) -> None:
+    """Give units the skip adapters whose weights are in `tensors`, by `<unit>.up.weight` and so on.
+
+    Args:
+        vlm: The model.
+        tensors: The weights.
+        mask: (n_units,) bool. Only its skipped units get one; None = every unit.
+
+    Raises:
+        ValueError: Weights are missing.
+    """
     for index, layer in enumerate(vlm.layers):
+        if mask is not None and not mask[index]:
+            continue
         start = f"{layer.name}."
         own = [f"{start}{name}" for name in ("up.weight", "up.bias", "down.weight")]
         weights = {name.removeprefix(start): tensors[name] for name in own if name in tensors}
-        if weights:
-            _put(vlm, index, weights)
+        if "up.weight" not in weights:
+            raise ValueError(f"skip adapters are incomplete: got none for {layer.name}")
+        _put(vlm, index, weights)
 
 
 def _put(vlm: VLM, index: int, weights: Mapping[str, Tensor]) -> None:
