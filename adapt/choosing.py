@@ -26,7 +26,7 @@ from das_gym.registration import CHECKPOINT_TABLES, MODELS, entry_of
 class Choice:
     """A (n_layers,) bool mask, with the problem that it was searched or given for.
 
-    `remark` says which point of a front it is. `others` are other masks that keep the search's budget, the best first.
+    `remark` names the point of a Pareto front. `others` are other masks within the budget of the search, the best first.
     `table_model` is the fingerprint of the model of the table that was searched; empty for a search of a model.
     """
 

@@ -29,7 +29,7 @@ def check_environment(given: Any) -> None:
 
 
 def check_comparison(given: settings.CompareSettings) -> None:
-    """See `check_environment`. Without `live`, a table is read."""
+    """See `check_environment`. Without `live`, the table of the environment is read, which needs no model."""
     if given.live or entry_of(given.env_id) is None:
         check_environment(given)
 

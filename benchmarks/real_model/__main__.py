@@ -12,7 +12,7 @@
     python -m benchmarks.real_model assemble FOLDER     builds that model from the weights that are shipped
     python -m benchmarks.real_model evaluate FOLDER     its exact match
 
-Every command continues where it was stopped; `shrink` as it then prints.
+Every command continues where it was stopped; `shrink` prints the command that does.
 """
 
 import argparse

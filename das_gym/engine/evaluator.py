@@ -300,7 +300,7 @@ class Evaluator:
         If divergences are requested without `full_logits`, the full model must be among the masks.
         """
         file = None if divergences else self.kept_sums
-        sums, first = (np.zeros((3, len(masks))), 0) if file is None else file.read(masks, examples, self.batch_size)
+        sums, first = (np.zeros((3, len(masks))), 0) if file is None else file.begin(masks, examples, self.batch_size)
         done = first
         kept: list[Tensor] | None = []
 

@@ -25,8 +25,8 @@ class KeptSums:
         self.seconds = seconds
         self._written = time.monotonic()
 
-    def read(self, masks: np.ndarray, examples: Sequence[Any], batch_size: int) -> tuple[np.ndarray, int]:
-        """Return (3, m) float64 sums of losses, metrics and divergences, and of how many examples; zeros if unknown."""
+    def begin(self, masks: np.ndarray, examples: Sequence[Any], batch_size: int) -> tuple[np.ndarray, int]:
+        """Begin a call; return its sums so far, (3, m) float64 losses, metrics and divergences, and of how many examples."""
         self._call = json.dumps([masks.tolist(), [example.key for example in examples], batch_size])
         if self.path.is_file():
             with suppress(OSError, ValueError, LookupError, TypeError):  # damaged: all is scored again
@@ -36,7 +36,7 @@ class KeptSums:
         return np.zeros((3, len(masks))), 0
 
     def write(self, sums: np.ndarray, examples: int) -> None:
-        """Write the sums of so many examples, if it is time."""
+        """Write the sums over the first `examples` examples, unless they were written less than `seconds` ago."""
         if time.monotonic() - self._written >= self.seconds:
             write_text(self.path, json.dumps({"call": self._call, "examples": examples, "sums": sums.tolist()}))
             self._written = time.monotonic()

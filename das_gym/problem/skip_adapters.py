@@ -1,4 +1,4 @@
-"""What is fitted in closed form on examples of a problem's train split; it is kept in the cache folder."""
+"""Closed-form fits on examples of a problem's train split, kept in the cache folder."""
 
 import hashlib
 import json

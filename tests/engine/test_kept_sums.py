@@ -34,5 +34,5 @@ def test_a_killed_call_continues_to_the_bit(small_problem, tmp_path):
 @pytest.mark.parametrize("content", ["", "[]", '{"call": 3}'])
 def test_sums_of_another_call_and_damaged_ones_are_ignored(content, tmp_path):
     (tmp_path / "scoring.json").write_text(content)
-    sums, examples = KeptSums(tmp_path / "scoring.json").read(np.eye(3, dtype=bool), (), 4)
+    sums, examples = KeptSums(tmp_path / "scoring.json").begin(np.eye(3, dtype=bool), (), 4)
     assert (sums.shape, sums.any(), examples) == ((3, 3), False, 0)

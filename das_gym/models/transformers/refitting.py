@@ -1,7 +1,8 @@
 """Repair a model without its skipped layers in closed form, within the weights that it keeps.
 
-The last linear map of the MLP before each run of removed layers is refitted: ridge regression from what that map reads to
-what the shortened model lacks after the removed layers is added to its weight. So the model stays one of transformers' own.
+The last linear map of the MLP before each run of removed layers is refitted: a ridge regression predicts, from the input of
+that map, the difference between the hidden states of the full and of the shortened model after the removed layers, and is
+added to its weight. The architecture stays one of transformers' own.
 ReplaceMe (arXiv 2505.02819) folds a map of the MLP's outputs into the same weight.
 """
 
