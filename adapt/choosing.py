@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.search_experiment import FIGURE, draw_search, search_facts, search_in_run
+from das_gym.agents.search_experiment import search_in_run
 from das_gym.agents.searching.record import FRONT, RECORD, SearchResult, best_rows
 from das_gym.agents.settings import SearchConfig
 
@@ -145,12 +145,8 @@ def search_first(
     problem = scored_problem(config, problem)
 
     def search() -> SearchResult:
-        if not (folder / RECORD).is_file():
-            return search_in_run(config, run, folder, resumed, problem, prefix)
-        result = SearchResult.load(folder)
-        if not (folder / FIGURE).is_file():  # the run was killed between the two
-            draw_search(folder, result, search_facts(result))
-        return result
+        ended = SearchResult.load(folder) if (folder / RECORD).is_file() else None
+        return search_in_run(config, run, folder, resumed, problem, prefix, ended)
 
     return run_on_main_process(search)
 

@@ -108,18 +108,29 @@ def print_next(env_id: str, folder: Path, *words: str) -> None:
 
 
 def search_in_run(
-    config: SearchConfig, run: Run, folder: Path | None, resumed: bool, problem: Problem | None = None, prefix: str = ""
+    config: SearchConfig,
+    run: Run,
+    folder: Path | None,
+    resumed: bool,
+    problem: Problem | None = None,
+    prefix: str = "",
+    ended: SearchResult | None = None,
 ) -> SearchResult:
     """Search, log every turn to Sacred, print what was found, and write record and figure into a folder of the run.
 
     With `resumed`, a search that was stopped continues from its checkpoint in the folder. `problem` is the loaded problem of
-    its environment; None loads it. `prefix` is that of the names of the logged series.
+    its environment; None loads it. `prefix` is that of the names of the logged series. `ended` is the result of a search
+    that ended before its run was stopped: its turns are logged again, since Sacred starts the log of a resumed run anew.
     """
     # Here already, since the log needs the budget of masks; `search` finds the costs given.
     config = with_costs(config, folder if resumed else None, problem)
     log = _Log(run, config, prefix)
     try:
-        if is_algorithm(config.agent):
+        if ended is not None:
+            result = ended
+            for turn in ended.history:
+                log(turn)
+        elif is_algorithm(config.agent):
             result = _search_with_sb3(config, run, folder, log, resumed, problem)
         else:
             result = search(config, folder, on_turn=log, resume=resumed, problem=problem)

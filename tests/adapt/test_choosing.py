@@ -34,13 +34,18 @@ def test_other_settings_of_the_search_are_not_ignored(other):
     assert scored_problem(other, LOADED) is None
 
 
-def test_the_figure_of_a_search_that_was_killed_before_it_is_drawn_later(tmp_path):
-    run = SimpleNamespace(log_scalar=lambda *args: None, add_artifact=lambda *args: None)
-    config = SearchConfig("DAS-METER-VQA-Tabular-v0", skip_num=4, agent="random", evaluations=3)
-    result = search_first(config, run, tmp_path, False, None)
+def test_a_search_that_ended_before_its_run_was_killed_is_drawn_logged_and_printed_again(tmp_path, capsys):
+    logged: list[list[Any]] = [[], []]
+    runs = [SimpleNamespace(log_scalar=lambda *args, to=to: to.append(args), add_artifact=to.append) for to in logged]
+    config = SearchConfig("DAS-METER-VQA-Tabular-v0", skip_num=4, agent="random", evaluations=7)
+    result = search_first(config, runs[0], tmp_path, False, None)
+    printed = capsys.readouterr().out
     (tmp_path / "search.png").unlink()
-    assert search_first(config, run, tmp_path, True, None).mask == result.mask
+    assert search_first(config, runs[1], tmp_path, True, None).mask == result.mask
     assert (tmp_path / "search.png").is_file()
+    assert logged[1] == logged[0]
+    assert len(logged[0]) == 3 * 4 + 2
+    assert capsys.readouterr().out == printed
 
 
 def test_an_unknown_setting_of_a_search_on_a_loaded_problem():
