@@ -121,9 +121,10 @@ def check_companions(found: Mapping[str, DataFile], others: Sequence[DataFile]) 
     for other in others:
         if not other.kind and other.part not in (ALL, *found) and other.rest in rests:
             known = next(iter(found.values())).path.name
+            form = "has another structure" if other.path.stat().st_size > len("[]\n") else "is empty"
             raise ValueError(
-                f"{other.path} is named like the {other.part} part of {known} but has another structure, "
-                "expected a list of entries. Correct it or move it away"
+                f"{other.path} is named like the {other.part} part of {known} but {form}, expected a list of entries. "
+                "Correct it or move it away"
             )
 
 

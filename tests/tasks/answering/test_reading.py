@@ -17,7 +17,7 @@ from das_gym.tasks.answering.files import part_of
 from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.answering.task import AnsweringTask
 from tests.arrow_tables import write_nlvr2, write_vqa
-from tests.tasks.answering.making import assert_disjoint, draw, images_of, llava_folder, parts_of, write, write_lines
+from tests.tasks.answering.making import assert_disjoint, draw, entry, images_of, llava_folder, parts_of, write, write_lines
 
 
 def sizes(root: Path) -> list[int]:
@@ -319,6 +319,15 @@ def test_unknown_data_are_rejected(tmp_path, content):
     for data_root in (tmp_path, tmp_path / "train.json"):
         with pytest.raises(ValueError, match=r"in a known format.*`split=questions`"):
             load_answers(data_root)
+
+
+@pytest.mark.parametrize(("content", "form"), [("", "is empty"), ("[]\n", "is empty"), ('{"a": 1}', "another structure")])
+def test_an_empty_part_is_not_called_another_structure(tmp_path, content, form):
+    draw(tmp_path / "0.png")
+    write(tmp_path / "train.json", [entry(0)])
+    (tmp_path / "test.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"test\.json is named like the test part of train\.json but .*{form}"):
+        load_answers(tmp_path)
 
 
 def test_duplicate_files_of_a_part_are_rejected(tmp_path):
