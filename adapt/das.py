@@ -212,7 +212,7 @@ def phases(training: Training, splits: Splits[Any], models: int) -> list[Phase]:
     masks = np.array([rng.permutation(n_layers) < settings.skip_num for _ in range(settings.masks_per_turn)])
     examples = reward_examples(training.model.task, splits, settings)
     per_epoch = training.steps_per_epoch
-    turns = max(0, settings.search_epochs - settings.warmup_epochs) * per_epoch / settings.steps_per_turn
+    turns = (settings.search_epochs - settings.warmup_epochs) * per_epoch / settings.steps_per_turn
     trainer = training.trainer(1, None, 1)
     size = training.evaluator.batch_size
     scoring = Phase("turns", len(examples), lambda count: training.losses(masks, examples[:count]), size, repeats=turns)

@@ -62,10 +62,10 @@ class DASSettings(Settings):
     reward_dropout: bool = True
     dropout: Annotated[float, Range(0, 0.99)] = 0.1
     augment: bool = True
-    bottleneck: int | None = 96
-    skip_bottleneck: int | None = 288
-    image_size: int | None = 384
-    max_text_length: int | None = 50
+    bottleneck: NonNegativeInt | None = 96
+    skip_bottleneck: NonNegativeInt | None = 288
+    image_size: PositiveInt | None = 384
+    max_text_length: PositiveInt | None = 50
     batch_size: PositiveInt = 512
     learning_rate: PositiveFloat = 2.5e-5
     finetune_learning_rate: PositiveFloat | None = None
@@ -76,6 +76,12 @@ class DASSettings(Settings):
     weight_decay: NonNegativeFloat = 0.01
     itm_weight: NonNegativeFloat = 0.0
     schedule: str = choice("linear", ("linear", "cosine"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.search_epochs <= self.warmup_epochs:  # the answer would be the first layers
+            expected = f"more than the {self.warmup_epochs} of `das.warmup_epochs`, which score no mask"
+            raise ValueError(f"`das.search_epochs` is too small: got {self.search_epochs}, expected {expected}.")
 
 
 SOURCES = {

@@ -23,6 +23,12 @@ def check_problem(settings: Any) -> None:
     _check_trainable(settings)
 
 
+def check_das(settings: JointSearchSettings) -> None:
+    """See `check_problem`; the settings of the pipeline are checked, too."""
+    check_before_loading(settings.problem, vars(settings.pipeline))
+    _check_trainable(settings)
+
+
 def _check_trainable(settings: Any) -> None:
     for name, value in (("units", "sublayers"), ("vision", True)):
         if getattr(settings.problem, name) == value:
@@ -64,7 +70,7 @@ das = RecordedCommand(
     JointSearchSettings,
     "das_gym.adapt.das_experiment:run_pipeline",
     lambda: {**named_problems(), "paper": {"recipe": "paper", "rank_images": None}},
-    check_problem,
+    check_das,
 )
 compare = RecordedCommand(
     "adapt compare", CompareSettings, "das_gym.adapt.compare_experiment:compare", named_problems, check_problem

@@ -13,8 +13,9 @@ from das_gym.adapt import load_subnet
 from das_gym.adapt.das import JointTurn, Training, Turns, joint_search, new_model, reward_examples
 from das_gym.adapt.das_experiment import SUPERNET_FILE
 from das_gym.adapt.paper import DASSettings, das_settings
+from das_gym.adapt.run_commands import check_das
 from das_gym.adapt.run_commands import das as ex
-from das_gym.adapt.settings import TrainingConfig
+from das_gym.adapt.settings import JointSearchSettings, TrainingConfig
 from das_gym.adapt.step_loss import batch_at, make_loss_and_trainer
 from torch import nn
 
@@ -163,6 +164,15 @@ def test_das_command(problem, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"^  loss \d+\.\d{4} without (text|image)\.\d, ", printed, re.MULTILINE)
     assert "accuracy on test" in printed
+
+
+@pytest.mark.parametrize(
+    "settings", [{"skip_num": 13}, {"skip_num": "x"}, {"bottleneck": -1}, {"search_epochs": 1}, {"warmup_epochs": 3}]
+)
+def test_settings_of_the_pipeline_are_checked_without_the_model(settings):
+    name = "search_epochs" if "epochs" in min(settings) else min(settings)  # no turn is left: the answer would be arbitrary
+    with pytest.raises((ValueError, TypeError), match=name):
+        check_das(JointSearchSettings(das=settings))
 
 
 @pytest.mark.parametrize(
