@@ -16,7 +16,7 @@ from das_gym.adapt.settings import RANKED_IMAGES, SAVED_DTYPES
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import COMPARISON, RUNS_DIR, PluginSettings, find_run
 from das_gym.commands.settings import PositiveInt, choice
-from das_gym.files import METADATA_KEY, at_home, check_new_folder, explain_damage, read_json
+from das_gym.files import METADATA_KEY, at_home, check_file, check_new_folder, explain_damage, read_json
 from das_gym.names import check_names
 from das_gym.problem.config import ON_BAD_EXAMPLE, check_device, download_hint, setting_path
 from das_gym.registration import METRICS, TASKS
@@ -128,6 +128,8 @@ class EvaluateSettings(SubnetSettings):
         super().__post_init__()
         if self.out is not None and at_home(self.out).exists():
             raise FileExistsError(f"`out` exists: got {self.out}. Give another file.")
+        if self.out is not None:
+            check_file(self.out)
         check_device(self.device)
         data_root = self.data_setting("data_root")
         if data_root is not None and not at_home(data_root).exists():
@@ -193,7 +195,8 @@ def find_finished(run: int | str, runs_dir: str, method: str | None = None) -> F
     if record is not None:
         return FinishedRun(folder / SUBNET_FILE, record, read_json(record))
     if (folder / SHRUNK).is_file():
-        out = read_json(folder / SHRUNK)["out"]
+        with explain_damage(folder / SHRUNK, "make it again"):
+            out = read_json(folder / SHRUNK)["out"]
         raise ValueError(f"`run` is a run of `{format_command('adapt shrink')}`: got {run}. Give its model, run={out}.")
     content = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "model_type" not in content:  # an unfinished run has a config.json, too

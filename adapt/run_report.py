@@ -31,7 +31,7 @@ from das_gym.commands.runs import COMPARISON, RUNS_DIR, PluginSettings, find_run
 from das_gym.commands.settings import build, settings_dict
 from das_gym.commands.trust import trusted_settings
 from das_gym.drawing.report import CostChart, Heat, RunReport, write_report
-from das_gym.files import explain_damage, read_json
+from das_gym.files import check_file, explain_damage, read_json
 from das_gym.registration import is_tabular
 
 REPORT = "report.html"
@@ -64,6 +64,8 @@ class ReportSettings(PluginSettings):
         super().__post_init__()
         if not self.runs:
             raise ValueError("`runs` is missing. Name the runs to report, as in `report 1 2`.")
+        if self.out is not None:
+            check_file(self.out)
 
     def folders(self) -> list[Path]:
         """Return the folders of the runs."""

@@ -22,7 +22,8 @@ from das_gym.commands.settings import (
     choice,
     nested,
 )
-from das_gym.names import check_names
+from das_gym.files import check_file
+from das_gym.names import check_distinct, check_names
 from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.problem.config import ProblemConfig
 from das_gym.registration import MODELS
@@ -203,7 +204,7 @@ class JointSearchSettings(RunSettings, group="Pipeline"):
     Attributes:
         problem: Model and data.
         recipe: Defaults of the pipeline: ours, or those of the paper (the named config `paper`).
-        das: Settings of the pipeline that differ from the recipe, as in `das.skip_num=4`, `das.search_epochs=1`. `python
+        das: Settings of the pipeline that differ from the recipe, as in `das.skip_num=4`, `das.search_epochs=5`. `python
             -m adapt paper` prints them.
         references: Whether to fine-tune and evaluate the full model with adapters as well. This takes as long again as the
             subnet.
@@ -276,9 +277,7 @@ class CompareSettings(SearchingSettings, group="Comparison"):
         if not self.skip_nums and MASKED in named:
             raise ValueError("`skip_nums` is empty: expected one or more numbers")
         for name in ("methods", "learning_rates", "skip_nums"):
-            given = getattr(self, name)
-            if len(set(given)) < len(given):
-                raise ValueError(f"`{name}` has duplicates: got {list(given)}. Give each once")
+            check_distinct(name, getattr(self, name))
         check_names(self.searches, map(str, self.skip_nums), "number of skipped layers")
 
     @property
@@ -305,6 +304,8 @@ class SupernetSettings(RunSettings, group="Training"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.out is not None:
+            check_file(self.out)
         supernet = self.problem.supernet
         if supernet is not None:
             raise ValueError(f"supernet={supernet}: this command trains a new one; leave supernet out, or see out=")

@@ -15,6 +15,7 @@ import pickletools
 import platform
 import re
 import shutil
+import tempfile
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -280,10 +281,27 @@ def check_new_folder(out: str | os.PathLike[str], source: Path | None = None) ->
         raise ValueError(f"`out` exists: got {out}. Give a new folder.")
     if source is not None and source.resolve() in out.resolve().parents:
         raise ValueError(f"`out` lies inside the checkpoint's folder: got {out}. Give a folder outside {source}.")
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise ValueError(f"`out` is not writable: got {out}, in {parent}. Give another folder.")
+    check_writable(out, out)
     return out
+
+
+def check_file(out: str | os.PathLike[str]) -> None:
+    """Raise ValueError if a file cannot be written at `out`, a setting of that name: what goes there may take hours."""
+    out = at_home(out)
+    if out.is_dir():
+        raise ValueError(f"`out` is a folder: got {out}, expected a file.")
+    check_writable(out.parent, out)
+
+
+def check_writable(folder: Path, value: object, name: str = "out") -> None:
+    """Raise ValueError if a folder, which need not exist yet, cannot be written to: the setting `name` has this `value`."""
+    place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    try:  # `os.access` allows root everything, also where nobody can make a file, as in /proc
+        with tempfile.TemporaryDirectory(prefix=".", dir=place):
+            pass
+    except OSError as error:
+        where = f"{value} ({place}: {error.strerror})"
+        raise ValueError(f"`{name}` is not writable: got {where}. Give another folder.") from error
 
 
 def check_bundled(path: Path) -> None:

@@ -52,6 +52,12 @@ def check_names(
             raise ValueError(f"unknown {what} {name!r}; {hint}{plugin}")
 
 
+def check_distinct(name: str, values: Sequence[Any]) -> None:
+    """Raise ValueError for values of the setting `name` that are not distinct."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"`{name}` has duplicates: got {list(values)}. Give each once")
+
+
 class UnexpectedArgumentError(TypeError, ValueError):
     """An environment got an argument that it does not have: a TypeError for libraries, a ValueError as ours are."""
 

@@ -15,6 +15,7 @@ from das_gym import files
 from das_gym.files import (
     absolute,
     at_home,
+    check_file,
     check_new_folder,
     read_arrays,
     read_json,
@@ -134,6 +135,17 @@ def test_check_new_folder(tmp_path):
         (tmp_path / "file", "`out` exists"),
         (source / "inner", "inside the checkpoint's folder"),
         (tmp_path / "file" / "inner", "not writable"),
+        ("/proc/x", "not writable"),  # where not even root can make a folder
     ):
         with pytest.raises(ValueError, match=message):
             check_new_folder(out, source)
+
+
+def test_check_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_file(tmp_path / "file")
+    check_file(tmp_path / "a" / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for out, message in ((tmp_path, "a folder"), (tmp_path / "file" / "inner", "not writable"), ("/proc/x", "not writable")):
+        with pytest.raises(ValueError, match=message):
+            check_file(out)

@@ -69,7 +69,7 @@ from das_gym.commands.runs import (
 )
 from das_gym.commands.settings import build, flatten_settings, full_names, plain, settings_dict
 from das_gym.commands.trust import ask_to_repeat, import_plugins, imported_plugins, sensitive_settings, unknown_modules
-from das_gym.files import explain_damage, read_bytes, read_json, write_text
+from das_gym.files import check_writable, explain_damage, read_bytes, read_json, write_text
 from das_gym.names import check_names
 from das_gym.processes import is_main_process, run_on_main_process, world_size
 
@@ -202,6 +202,9 @@ class RecordedCommand(Generic[Settings]):
 
     def _record(self, settings: Settings, reopen: Path | None, named_configs: Sequence[str], options: dict[str, Any]) -> Run:
         """Run `main` as a Sacred run that is observed by a `RunFolder`."""
+        is_kept = is_main_process() and not settings.estimate  # an estimate is only printed
+        if is_kept and not options.get("--unobserved"):  # before torch is imported
+            check_writable(Path(settings.runs_dir), settings.runs_dir, "runs_dir")
         function = self.main if callable(self.main) else pkgutil.resolve_name(self.main)
 
         def main(_run: Run) -> Any:
@@ -223,7 +226,6 @@ class RecordedCommand(Generic[Settings]):
         experiment.main(main)
         experiment.logger = _sacred_logger()
         folder = RunFolder(settings.runs_dir, reopen, started)
-        is_kept = is_main_process() and not settings.estimate  # an estimate is only printed
         experiment.observers = [folder] if is_kept else []
         options["--capture"] = "sys"  # Python's streams; without progress bars
         try:
@@ -244,7 +246,7 @@ class RecordedCommand(Generic[Settings]):
         given = dict(given)
         runs_dir = str(given.get("runs_dir", RunSettings.runs_dir))
         if not runs_dir.strip():
-            raise ValueError(f"runs_dir= is empty; give a folder, or leave it out for {RunSettings.runs_dir}")
+            raise ValueError(f"`runs_dir` is empty: got {runs_dir}. Give a folder, or leave it out.")
         reopen = None if given.get("resume") is None else find_run(runs_dir, given["resume"])
         if reopen is not None:
             check_links(reopen)
@@ -463,7 +465,7 @@ def lock_run(folder: Path) -> FileLock:
 
 def not_writable(runs_dir: str | Path, error: OSError) -> RunError:
     """Return the error of a folder of runs that cannot be written to."""
-    return RunError(f"runs_dir={runs_dir} cannot be written to ({error.strerror}); give another folder")
+    return RunError(f"`runs_dir` is not writable: got {runs_dir} ({error.strerror}). Give another folder.")
 
 
 class RunFolder(FileStorageObserver):

@@ -158,6 +158,7 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path, small_kwargs):
         (("with", "train.stepz=3"), "did you mean 'steps'"),
         (("evaluate", "with", "run=a/b"), "hf download a/b --local-dir FOLDER"),
         (("supernet", "with", "train.steps=1", "--unobserved"), "leave --unobserved"),
+        (("supernet", "with", "out=/proc/x"), "`out` is not writable"),
     ],
 )
 def test_user_error_is_printed_without_a_traceback(run_here, tmp_path, arguments, says):

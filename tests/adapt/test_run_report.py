@@ -114,6 +114,12 @@ def test_report_rejects_unknown_and_damaged_records(runs, capsys, words, message
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("out", "message"), [("/proc/x", "not writable"), (".", "a folder")])
+def test_report_names_a_place_where_no_file_can_be_written(runs, capsys, out, message):
+    assert PROGRAM.run(["report", "2", "with", f"runs_dir={runs}", f"out={out}"]) == 1
+    assert f"`out` is {message}: got {out}" in capsys.readouterr().err
+
+
 def search_on(table: Path, folder: Path, **settings) -> Path:
     """Search on a table, and return the folder of the run."""
     env_kwargs = {"table": str(table), **settings.pop("env_kwargs", {})}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from das_gym.adapt import load_subnet, save
 from das_gym.adapt.finetune import cut_subnet
-from das_gym.adapt.finished_runs import RECORD, SUBNET_FILE, EvaluateSettings
+from das_gym.adapt.finished_runs import RECORD, SUBNET_FILE, EvaluateSettings, PredictSettings
 
 from das_gym.data.splits import Splits
 from das_gym.files import read_json, write_json
@@ -66,6 +66,19 @@ def test_evaluate_rejects_a_run_that_is_not_finished(tmp_path):
     write_json(tmp_path / "config.json", {"seed": 1})  # as Sacred writes it
     with pytest.raises(FileNotFoundError, match="`run` is not a finished run"):
         EvaluateSettings(run=str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [{}, []])
+def test_evaluate_names_a_damaged_record_of_shrink(tmp_path, content):
+    write_json(tmp_path / "shrink.json", content)
+    with pytest.raises(ValueError, match=r"shrink\.json is damaged"):
+        EvaluateSettings(run=str(tmp_path))
+
+
+@pytest.mark.parametrize(("settings", "others"), [(EvaluateSettings, {}), (PredictSettings, {"split": "val2014"})])
+def test_an_unwritable_out_is_named_before_the_model_is_loaded(folder, settings, others):
+    with pytest.raises(ValueError, match="`out` is not writable: got /proc/x"):
+        settings(run=str(folder), out="/proc/x", **others)
 
 
 @pytest.mark.parametrize("change", [{"problem": 3}, {"plugins": 3}])

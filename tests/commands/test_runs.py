@@ -175,11 +175,11 @@ def test_full_disk_does_not_keep_the_status_back(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("runs_dir", ["file/runs", "file", "", "/proc/x"])
-def test_folder_of_runs_that_cannot_be_written_is_named(command, tmp_path, monkeypatch, runs_dir):
+def test_folder_of_runs_that_cannot_be_written_is_named_before_the_command_is_imported(tmp_path, monkeypatch, runs_dir):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=rf"runs_dir={runs_dir}"):
-        command.run({"runs_dir": runs_dir})
+    with pytest.raises(RunError, match=rf"`runs_dir` is .*: got {runs_dir}"):
+        RecordedCommand("agents trial", Settings, "no_such_module:main").run({"runs_dir": runs_dir})
 
 
 @pytest.mark.parametrize("text", ["[1]", "[" * 100_000, "\ud800"])
