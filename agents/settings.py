@@ -9,15 +9,15 @@ from functools import cached_property
 from typing import Annotated, Any
 
 import gymnasium
-from das_gym.agents.ask_tell.base import AGENTS, agent_class, agent_hyperparameters, check_agent_name
+from das_gym.agents.ask_tell.base import AGENTS, agent_class, agent_hyperparameters, check_agent_name, check_hyperparameters
 from das_gym.agents.ask_tell.front import DRAWN
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, find_algorithm, hyperparameters, is_algorithm
 
 from das_gym.commands.runs import RunSettings
 from das_gym.commands.settings import NonNegativeInt, PositiveInt, Range, Seed, choice, nested
 from das_gym.envs.actions import ACTION_MODES
-from das_gym.files import at_home
-from das_gym.names import check_names
+from das_gym.files import check_file
+from das_gym.names import check_distinct
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, BudgetSettings, check_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.rewards import REWARDS
@@ -103,7 +103,7 @@ class SearchConfig(BudgetSettings, group="Search"):
             raise ValueError(f"`skip_num` is None. Give it, or one of {', '.join(SAVED)}: agents need a budget")
         if self.action is not None:
             raise ValueError(f"agent {self.agent!r} has no setting `action`; it is for {', '.join(ALGORITHMS)}")
-        check_names(self.agent_kwargs, agent_hyperparameters(self.agent), f"setting of agent {self.agent!r},")
+        check_hyperparameters(self.agent, self.agent_kwargs)
         least = agent_class(self.agent).min_masks
         if self.masks_per_turn < least:
             given = f"got {self.masks_per_turn}, expected {least} or more"
@@ -140,6 +140,8 @@ def add_environment(values: Mapping[str, Any]) -> dict[str, Any]:
         task = values.get("problem.task", ProblemConfig.task)
         known = model in MODELS and task in TASKS  # `build` reports others
         return {**values, "env_id": find_environment(model, task).id} if known else dict(values)
+    if entry_of(f"{values['env_id']}-v0"):  # Gymnasium takes an id without its version too
+        values = {**values, "env_id": f"{values['env_id']}-v0"}
     entry = entry_of(str(values["env_id"]))
     if entry is None:
         return dict(values)
@@ -263,8 +265,8 @@ class TableSettings(RunSettings, group="Table"):
         super().__post_init__()
         if self.problem.precision != "float32":
             raise ValueError(f"`precision`: got {self.problem.precision!r}; tables are exact, leave it out")
-        if self.out is not None and at_home(self.out).is_dir():  # it is written at the end, perhaps after hours
-            raise ValueError(f"`out` is a folder: got {self.out}, expected a file such as table.npz")
+        if self.out is not None:
+            check_file(self.out)
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,9 @@ class CompareSettings(EnvironmentSettings, BudgetSettings, group="Comparison"):
             raise ValueError(
                 f"agent_kwargs.{name} is given, but {name!r} is not compared; agents are {', '.join(self.agents)}"
             )
+        check_distinct("agents", self.agents)
+        for name in self.agents:
+            self.search(name)  # checks its settings
 
     def search(self, agent: str) -> SearchConfig:
         """Return one search with an agent."""

@@ -28,7 +28,7 @@ class Bandit(Agent):
     min_masks: ClassVar[int] = 2  # a single mask is its own baseline: its advantage is 0
     preferences: Floats
 
-    def __init__(self, space: MaskSpace, seed: Seed = None, learning_rate: float = 1.0) -> None:
+    def __init__(self, space: MaskSpace, seed: Seed = None, learning_rate: PositiveFloat = 1.0) -> None:
         super().__init__(space, seed)
         self.learning_rate = convert("learning_rate", learning_rate, PositiveFloat)
         self.preferences = np.zeros(self.n_layers)

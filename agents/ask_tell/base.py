@@ -3,11 +3,12 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_origin
 
 import numpy as np
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 
+from das_gym.commands.settings import convert
 from das_gym.names import add_entry, check_names
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
@@ -247,10 +248,19 @@ def make_agent(
     """
     cls = agent_class(name)
     kwargs = dict(agent_kwargs or {})
-    check_names(kwargs, agent_hyperparameters(name), f"setting of agent {name!r},")
+    check_hyperparameters(name, kwargs)
     if "statistics" in inspect.signature(cls).parameters:
         kwargs["statistics"] = {} if statistics is None else statistics  # an empty mapping may still measure on demand
     return cls(space, seed, **kwargs)
+
+
+def check_hyperparameters(name: str, given: Mapping[str, Any]) -> None:
+    """Raise for a hyperparameter that an agent does not have, or outside the range of its annotation, as `PositiveFloat`."""
+    check_names(given, agent_hyperparameters(name), f"setting of agent {name!r},")
+    parameters = inspect.signature(agent_class(name)).parameters
+    for each, value in given.items():
+        if get_origin(parameters[each].annotation) is Annotated:
+            convert(f"agent_kwargs.{each}", value, parameters[each].annotation)
 
 
 def agent_hyperparameters(name: str) -> dict[str, Any]:

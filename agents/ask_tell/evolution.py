@@ -25,7 +25,7 @@ class Evolution(Agent):
 
     races: ClassVar[bool] = True
 
-    def __init__(self, space: MaskSpace, seed: Seed = None, offspring: int = 9, max_swaps: int = 3) -> None:
+    def __init__(self, space: MaskSpace, seed: Seed = None, offspring: PositiveInt = 9, max_swaps: PositiveInt = 3) -> None:
         super().__init__(space, seed)
         self.offspring = convert("offspring", offspring, PositiveInt)
         self.max_swaps = convert("max_swaps", max_swaps, PositiveInt)
@@ -68,7 +68,7 @@ class EvoPress(Evolution):
     """
 
     def __init__(
-        self, space: MaskSpace, seed: Seed = None, statistics: Statistics | None = None, offspring: int = 8
+        self, space: MaskSpace, seed: Seed = None, statistics: Statistics | None = None, offspring: PositiveInt = 8
     ) -> None:
         super().__init__(space, seed, offspring)
         sizes = np.asarray((statistics or {}).get("parameters_share", np.zeros(self.n_layers)))

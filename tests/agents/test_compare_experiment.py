@@ -2,6 +2,7 @@ import json
 
 import pytest
 from das_gym.agents.run_commands import compare as ex
+from das_gym.agents.settings import CompareSettings
 
 from das_gym.commands.recorded import RunError
 
@@ -50,6 +51,7 @@ def test_a_stopped_comparison_repeats_no_trial(made_up_table, tmp_path, monkeypa
         ({"seeds": 0}, "`seeds` is out of range"),
         ({"live": True}, "'table'"),
         ({"agent_kwargs": {"bayse": {}}}, "agent_kwargs.bayse is given, but 'bayse' is not compared"),
+        ({"agents": ["bayes", "random", "bayes"]}, "`agents` has duplicates"),
         ({"macs_saved": 0.9}, "`macs_saved` is out of reach"),
         ({"agents": ["ppo"], "agent_kwargs": {"ppo": {"gama": 1}}}, "did you mean 'gamma'"),
     ],
@@ -59,3 +61,24 @@ def test_wrong_settings(update, text, made_up_table, tmp_path, monkeypatch):
     with pytest.raises(RunError, match=text):
         ex.run(config_updates={"seeds": 1, "env_kwargs": {"table": str(made_up_table)}, **update})
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"skip_num": -1}, "`skip_num` is out of range"),
+        ({"agent_kwargs": {"bandit": {"learning_rate": "fast"}}}, "agent_kwargs.learning_rate='fast'"),
+        ({"agent_kwargs": {"evolution": {"offspring": 0}}}, "`agent_kwargs.offspring` is out of range"),
+        ({"agents": ["leave_one_out"], "agent_kwargs": {"leave_one_out": {"x": 1}}}, "unknown setting of agent"),
+    ],
+)
+def test_settings_of_every_search_are_checked_with_those_of_the_comparison(given, text):
+    with pytest.raises((ValueError, TypeError), match=text):
+        CompareSettings(**given)
+
+
+def test_an_id_without_its_version_is_compared_on_its_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = ex.run({"env_id": "DAS-ViLT-VQA", "agents": ["random"], "seeds": 1, "evaluations": 3})
+    assert (run.config["env_id"], run.config["problem"]["model"]) == ("DAS-ViLT-VQA-v0", "ViLT")
+    assert json.loads((tmp_path / "runs" / "1" / "compare.json").read_text())["env_id"] == "DAS-ViLT-VQA-Tabular-v0"
