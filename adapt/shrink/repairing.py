@@ -38,16 +38,16 @@ def repaired_copy(problem: Problem, mask: np.ndarray, recovery: RecoveryConfig, 
     def fit() -> dict[str, Tensor]:
         states = calibration_states(evaluator, examples)
         if recovery.closed_form == LINEAR:
-            fit_skip_adapters(with_maps, states, config.skip_rank, mask)
+            fit_skip_adapters(with_maps, states, config.skip_rank, mask, recovery.share_maps)
             return skip_adapter_tensors(with_maps)
         refit_before_removed(full, smaller, mask, states)
         shared = set(map(id, full.model.parameters()))
         return {name: each.data for name, each in smaller.model.named_parameters() if id(each) not in shared}
 
-    settings = [recovery.closed_form, mask.astype(int).tolist(), config.skip_rank]
+    settings = [recovery.closed_form, mask.astype(int).tolist(), config.skip_rank, recovery.share_maps]
     tensors = fit() if count else fitted_once(evaluator, problem.backbone.base, examples, settings, fit)
     if recovery.closed_form == LINEAR:
-        put_skip_adapters(with_maps, tensors, mask)
+        put_skip_adapters(with_maps, tensors, mask, recovery.share_maps)
         return copy_with_linear_skips(with_maps, mask)
     own = {name: tensor.to(full.device) for name, tensor in tensors.items()}
     smaller.model.load_state_dict(own, strict=False, assign=True)

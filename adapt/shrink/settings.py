@@ -82,6 +82,7 @@ class RecoveryConfig(Settings, group="Recovery"):
         recover: How to recover: LoRA in the remaining layers, training all parameters of the decoder and projector, the
             adapters of DAS, another method of `python -m adapt compare`, or nothing. Without training: `linear` puts
             linear maps in the removed layers' positions, `refit` changes the MLPs before them. Either with LoRA after it.
+        share_maps: Whether one linear map replaces consecutive decoder layers, so that fewer MACs are added.
         seed: Random seed of the order of examples and of new parameters.
         steps: Number of training steps. None means 800, or 100 on a CPU for a model of more than 50 million parameters:
             more take most of a day there.
@@ -101,6 +102,7 @@ class RecoveryConfig(Settings, group="Recovery"):
     """
 
     recover: str = choice("lora", CHOICES, others=True)
+    share_maps: bool = False
     seed: Seed = 0
     steps: PositiveInt | None = None
     batch_size: PositiveInt = 16
@@ -118,6 +120,8 @@ class RecoveryConfig(Settings, group="Recovery"):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_names([self.recover], ("none", LINEAR, REFIT, *ALIASES, *METHODS), "recover", own=True)
+        if self.share_maps and self.closed_form != LINEAR:
+            raise ValueError(f"`share_maps` is for linear maps: got True with recover={self.recover}. Leave it out.")
         if not (self.distillation or self.cross_entropy):
             raise ValueError("Both terms of the loss are off: set `distillation` or `cross_entropy`.")
 

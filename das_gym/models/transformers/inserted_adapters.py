@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from das_gym.models.adapters import Adapter
+from das_gym.models.adapters import Adapter, LinearMap
 from das_gym.models.base import HALVES
 from das_gym.models.macs import share_copy
 from das_gym.models.transformers.layer_removal import (
@@ -18,6 +18,7 @@ from das_gym.models.transformers.layer_removal import (
     pruned_copy,
     reload_difference,
 )
+from das_gym.models.transformers.linear_skips import joins_next
 from das_gym.models.transformers.loading import ADAPTED
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_das_adapters import add_adapters
@@ -61,7 +62,8 @@ def copy_with_linear_skips(full: VLM, mask: np.ndarray) -> VLM:
         attentions = [child(layer, ATTENTION_NAMES) for layer in smaller.stack.layers]
     settings = {
         "form": "linear",
-        "rank": adapters[0].rank,
+        "rank": next(each.rank for each in adapters if isinstance(each, LinearMap)),
+        "shared": any(isinstance(each, nn.Identity) for each in adapters),
         **_positions(smaller, _kept_places(smaller, full), int(is_removed.sum())),
         "replaced": replaced,
         "attentions": [path_of(smaller.model, attention) for attention in attentions],
@@ -80,8 +82,11 @@ def _is_removed_whole(full: VLM, index: int) -> bool:
 def _linear_maps(smaller: VLM, full: VLM, mask: np.ndarray) -> list[Any]:
     of_layers = iter(_skipped_layers(smaller))
     found = []
+    is_shared = getattr(smaller.model.config, ADAPTED)["shared"]
     for index in np.flatnonzero(mask).tolist():
-        if _is_removed_whole(full, index):
+        if is_shared and joins_next(full, index, mask):
+            found.append(nn.Identity())
+        elif _is_removed_whole(full, index):
             found.append(next(of_layers))
         else:
             module: Any = smaller.model.get_submodule(path_of(full.model, full.module_of(index)))

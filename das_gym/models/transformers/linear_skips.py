@@ -28,7 +28,7 @@ from das_gym.commands.progress import progress
 from das_gym.models.adapters import LinearMap, LinearSkipAdapter, normalize
 from das_gym.models.base import State
 from das_gym.models.transformers.driver import real_tokens
-from das_gym.models.transformers.stack import IMAGE, as_layer_output, first_input, first_output, replace_forwards
+from das_gym.models.transformers.stack import IMAGE, JOINT, as_layer_output, first_input, first_output, replace_forwards
 from das_gym.models.transformers.units import LAYER
 
 if TYPE_CHECKING:
@@ -65,12 +65,14 @@ def fit_skip_adapters(
     states: Sequence[State],
     rank: int | None = None,
     mask: np.ndarray | None = None,
+    share: bool = False,
 ) -> list[LinearFit]:
     """Give units skip adapters that are fitted on calibration batches, and return the fits in the order in which units run.
 
     `states` are those before the first unit of each batch, as `VLM.embed` returns them; `rank` is that of the maps
     (reduced-rank regression), None = full rank. With a (n_units,) bool mask, its skipped units alone are fitted, in order,
-    on hidden states of the model under the mask; without, every unit on hidden states of the full model.
+    on hidden states of the model under the mask; without, every unit on hidden states of the full model. With a mask and
+    `share`, consecutive skipped decoder layers get one map, in the place of the last of them.
 
     Raises:
         ValueError: `rank` is out of range, or there is no batch.
@@ -87,7 +89,9 @@ def fit_skip_adapters(
             short = full if mask is None else [vlm.enter_stage(state, stage)[0] for state in short]
             is_fitted = mask is None or bool(mask[index])
             outputs = [_run_unit(vlm, index, state) for state in full]
-            if is_fitted:
+            if share and mask is not None and joins_next(vlm, index, mask):
+                vlm.skippable_layer(index).skip_adapter = nn.Identity()
+            elif is_fitted:
                 pairs = [_pair(vlm, index, *each) for each in zip(full, outputs, short, strict=True)]
                 fits.append(_fit_unit(vlm, index, pairs, rank))
             after = [_after(vlm, index, state, hidden) for state, (hidden, _) in zip(full, outputs, strict=True)]
@@ -96,6 +100,14 @@ def fit_skip_adapters(
             full = after
             bar.update()
     return fits
+
+
+def joins_next(vlm: VLM, index: int, mask: np.ndarray) -> bool:
+    """Return True if a (n_units,) bool mask skips a decoder layer and the one right after it: a run that may share a map."""
+    after = index + 1
+    if after == len(mask) or not mask[index] or not mask[after] or vlm.places[after] != vlm.places[index] + 1:
+        return False
+    return all(each.kind == LAYER and each.stream == JOINT for each in (vlm.layers[index], vlm.layers[after]))
 
 
 def _run_unit(vlm: VLM, index: int, state: State) -> tuple[Tensor, Tensor | None]:
@@ -163,19 +175,23 @@ def _fit_unit(vlm: VLM, index: int, pairs: Sequence[tuple[Tensor, Tensor]], rank
     return LinearFit(vlm.layers[index].name, ridge.strength, ridge.explained)
 
 
-def put_skip_adapters(vlm: VLM, tensors: Mapping[str, Tensor], mask: np.ndarray | None = None) -> None:
+def put_skip_adapters(vlm: VLM, tensors: Mapping[str, Tensor], mask: np.ndarray | None = None, share: bool = False) -> None:
     """Give units the skip adapters whose weights are in `tensors`, by `<unit>.up.weight` and so on.
 
     Args:
         vlm: The model.
         tensors: The weights.
         mask: (n_units,) bool. Only its skipped units get one; None = every unit.
+        share: Whether consecutive layers of the mask share one, see `fit_skip_adapters`.
 
     Raises:
         ValueError: Weights are missing.
     """
     for index, layer in enumerate(vlm.layers):
         if mask is not None and not mask[index]:
+            continue
+        if share and mask is not None and joins_next(vlm, index, mask):
+            vlm.skippable_layer(index).skip_adapter = nn.Identity()
             continue
         start = f"{layer.name}."
         own = [f"{start}{name}" for name in ("up.weight", "up.bias", "down.weight")]

@@ -41,7 +41,8 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
         model: A model of transformers.
         das: `layers`: the name of its list of decoder layers; `removed_before`: number of layers removed before each kept
             one, and, as the last entry, after all of them; `hidden_size`: the model's width. With linear maps `form` is
-            `linear`, `rank` that of the maps or None, and `replace_modules` reads the rest. Otherwise `norm`, `attention`,
+            `linear`, `rank` that of the maps or None, `shared` whether one replaces all layers that are removed before a
+            kept one, and `replace_modules` reads the rest. Otherwise `norm`, `attention`,
             `mlp` are what a layer calls its parts, and `bottleneck`, `skip_bottleneck` the widths of adapters.
     """
     layers = model.get_submodule(das["layers"])
@@ -57,7 +58,7 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
         return SkippedLayer(getattr(layer, das["norm"]), adapter(das["skip_bottleneck"]))
 
     def skipped(layer: nn.Module, count: int) -> nn.Sequential:
-        units = [replacement(layer) for _ in range(count)]
+        units = [replacement(layer) for _ in range(min(count, 1) if das.get("shared") else count)]
         return nn.Sequential(*units).to(next(layer.parameters()))
 
     *before, last = das["removed_before"]

@@ -20,7 +20,7 @@ from das_gym.files import read_json
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
-from tests.models.transformers.tiny import text_folder
+from tests.models.transformers.tiny import WIDTH, text_folder
 
 MASK = np.array([False, True, False, True])
 CONTEXT = 16
@@ -81,6 +81,21 @@ def test_shrink_takes_the_result_of_a_search_on_a_table(settings, tmp_path, monk
     record = read_json(tmp_path / "3" / "shrink.json")
     assert record["report"]["mask"] == mask
     assert record["problem"]["context"] == CONTEXT
+
+
+@pytest.mark.slow
+def test_consecutive_layers_share_a_linear_map(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "LATENCY_BLOCKS", 1)
+    kept = {**settings, "task": "text", "mask": [0, 1, 1, 0], "problem": {"context": CONTEXT}, "device": "cpu"}
+    rows = []
+    for share in (False, True):
+        train = {"recover": "linear", "share_maps": share}
+        run = ex.run({**kept, "train": train, "test_examples": 2, "runs_dir": str(tmp_path)})
+        rows.append(read_json(run_folder(run) / "shrink.json")["models"][-1])  # verified in a fresh process
+    assert rows[0]["parameters"] - rows[1]["parameters"] == WIDTH * (WIDTH + 1)
+    assert rows[0]["macs"] > rows[1]["macs"]
+    with pytest.raises(RunError, match="`share_maps`"):
+        ex.run({**kept, "train": {"share_maps": True}, "runs_dir": str(tmp_path)})
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.shrink.saving import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from das_gym.models.transformers.inserted_adapters import copy_with_linear_skips, full_model_with_adapters
 from das_gym.models.transformers.linear_skips import STRENGTHS, fit_ridge, fit_skip_adapters
@@ -33,12 +33,13 @@ def fitted(model: Driven, **settings: Any) -> Driven:
 
 def plain_forward(unit: Any, module: Any, is_layer: bool) -> Callable[..., Any]:
     """The forward that replaces a skipped unit in the model's own forward, from the adapter's weights alone."""
-    weight, bias = unit.up.weight, unit.up.bias
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         x = first_input(args, kwargs)
+        if isinstance(unit, nn.Identity):  # the map of the last layer of a run replaces this one, too
+            return as_layer_output(module, x)
         read = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() if is_layer else x
-        return as_layer_output(module, (x if is_layer else 0) + read @ weight.T + bias)
+        return as_layer_output(module, (x if is_layer else 0) + read @ unit.up.weight.T + unit.up.bias)
 
     return forward
 
@@ -177,11 +178,11 @@ SAVED = {
 """Units, whether vision layers are units, and a mask: whole layers, attentions and MLPs, also both of a layer."""
 
 
-@pytest.mark.parametrize("name", SAVED)
-def test_saved_folder_gives_logits_of_a_plain_forward(driven, folder_of, tmp_path, name):
+@pytest.mark.parametrize(("name", "share"), [*((name, False) for name in SAVED), ("llava", True)])
+def test_saved_folder_gives_logits_of_a_plain_forward(driven, folder_of, tmp_path, name, share):
     units, vision, bits = SAVED[name]
     mask = np.array(bits, dtype=bool)
-    model = fitted(driven(name, units, vision), mask=mask)
+    model = fitted(driven(name, units, vision), mask=mask, share=share)
     smaller = copy_with_linear_skips(model.vlm, mask)
     wanted = plain_logits(model, mask)
     torch.testing.assert_close(model.with_model(smaller.model).plain(model.prompts()), wanted, rtol=0, atol=1e-14)
@@ -191,6 +192,27 @@ def test_saved_folder_gives_logits_of_a_plain_forward(driven, folder_of, tmp_pat
     torch.testing.assert_close(model.with_model(loaded).plain(model.prompts()), wanted, rtol=0, atol=1e-14)
     masked = Driven(full_model_with_adapters(driven(name, units, vision).vlm, smaller, mask), model.processor)
     torch.testing.assert_close(masked.logits(model.prompts(), mask), wanted, rtol=0, atol=1e-12)
+
+
+def test_consecutive_layers_share_the_ridge_regression_over_all_of_them(driven):
+    model = copied(driven("llama"))
+    mask = np.array([False, True, True, False])
+    states = states_of(model)
+    (fit,) = fit_skip_adapters(model.vlm, states, mask=mask, share=True)
+    alone, shared = (model.vlm.skippable_layer(index).skip_adapter for index in (1, 2))
+    assert isinstance(alone, nn.Identity)
+    read, added = [], []
+    for state in states:
+        hidden = [state.hidden["joint"]]
+        for index in range(3):
+            hidden.append(model.vlm.run_layer(index, state.with_hidden({"joint": hidden[-1]}), skipped=False))
+        read.append(hidden[1][0])
+        added.append((hidden[3] - hidden[1])[0])
+    x = torch.cat(read)
+    x = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+    weight, bias = own_ridge(x, torch.cat(added), fit.strength)
+    torch.testing.assert_close(shared.up.weight.T, weight, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(shared.up.bias, bias, rtol=1e-6, atol=1e-8)
 
 
 def test_a_loaded_folder_can_be_pickled(driven, folder_of, tmp_path):
