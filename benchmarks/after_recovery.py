@@ -136,6 +136,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for name in options.recover:
         for count in [0] if name in ("none", LINEAR, REFIT) else options.steps:
             settings = {"recover": name, "batch_size": options.batch_size, "seed": options.seed}
+            settings["share_maps"] = options.share_maps and name.startswith(LINEAR)
             label = f"{name}, {count} steps" if count else name
             ways[label] = RecoveryConfig(**settings, **({"steps": count} if count else {}))
     if options.layers:
@@ -213,6 +214,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--skip-num", type=int, default=4)
     parser.add_argument("--steps", type=int, nargs="*", default=[70, 300], help="of a recovery that trains")
     parser.add_argument("--recover", nargs="+", default=list(RECOVERIES), help="ways of recovery; also `last_layers`")
+    parser.add_argument("--share-maps", action="store_true", help="one linear map for consecutive layers")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--examples", type=int, default=500, help="largest number of examples of the reward and test split")
     parser.add_argument("--seed", type=int, default=0)
