@@ -45,7 +45,7 @@ PROGRAM = Program(
             "das_gym.adapt.run_report:main",
             "RUN... [with out=...]",
             "results of searches and of runs that fine-tuned, side by side, as one HTML file",
-            settings="das_gym.adapt.run_report:ReportSettings",
+            settings="das_gym.adapt.finished_runs:ReportSettings",
             positional="runs",
         ),
         "paper": Command(

@@ -1,4 +1,4 @@
-"""Finished runs as `evaluate`, `predict` and `export` find them, with the settings of these commands.
+"""Finished runs as `evaluate`, `predict`, `export` and `report` find them, with the settings of these commands.
 
 Everything here is read and checked before torch is imported.
 """
@@ -174,6 +174,39 @@ class ExportSettings(SubnetSettings):
         check_new_folder(self.out)
         if self.onnx:
             require_onnx()
+
+
+@dataclass(frozen=True)
+class ReportSettings(PluginSettings):
+    """The settings of `report`, whose runs stand before `with`: `report 1 2 with out=both.html`.
+
+    Attributes:
+        runs: Ids of runs, or their folders.
+        out: HTML file to write. None is report.html in the folder of the run, or report_1_2.html in `runs_dir` for several
+            runs.
+        runs_dir: Folder of all runs.
+    """
+
+    runs: tuple[str, ...] = ()
+    out: str | None = None
+    runs_dir: str = RUNS_DIR
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.runs:
+            raise ValueError("`runs` is missing. Name the runs to report, as in `report 1 2`.")
+        _ = self.folders
+        if self.out is not None:
+            check_file(self.out)
+
+    @cached_property
+    def folders(self) -> list[Path]:
+        """The folders of the runs."""
+        found = [find_run(self.runs_dir, run) if run.isdecimal() else Path(run) for run in self.runs]
+        for folder in found:
+            if not folder.is_dir():
+                raise FileNotFoundError(f"`runs` names no run: got {folder}, expected an id in {self.runs_dir} or a folder.")
+        return found
 
 
 def find_finished(run: int | str, runs_dir: str, method: str | None = None) -> FinishedRun:

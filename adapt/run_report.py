@@ -9,12 +9,12 @@ python -m adapt report 3 with plugins=my_module  a record imports nothing that i
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SHRUNK
+from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SHRUNK, ReportSettings
 from das_gym.adapt.report import read_examples
 from das_gym.adapt.settings import AdaptSettings, CompareSettings, JointSearchSettings
 from das_gym.adapt.shrink.job import command_of
@@ -27,11 +27,11 @@ from das_gym.agents.settings import SearchSettings
 from das_gym.agents.table_experiment import masks_table
 
 from das_gym.commands.past_runs import rerun_command, run_settings
-from das_gym.commands.runs import COMPARISON, RUNS_DIR, PluginSettings, find_run
+from das_gym.commands.runs import COMPARISON
 from das_gym.commands.settings import build, settings_dict
 from das_gym.commands.trust import trusted_settings
 from das_gym.drawing.report import CostChart, Heat, RunReport, write_report
-from das_gym.files import check_file, explain_damage, read_json
+from das_gym.files import explain_damage, read_json
 from das_gym.registration import is_tabular
 
 REPORT = "report.html"
@@ -45,40 +45,9 @@ COMMANDS: dict[str, tuple[str, Any]] = {
 """Record of a run to its command and settings."""
 
 
-@dataclass(frozen=True)
-class ReportSettings(PluginSettings):
-    """The settings of `report`, whose runs stand before `with`: `report 1 2 with out=both.html`.
-
-    Attributes:
-        runs: Ids of runs, or their folders.
-        out: HTML file to write. None is report.html in the folder of the run, or report_1_2.html in `runs_dir` for several
-            runs.
-        runs_dir: Folder of all runs.
-    """
-
-    runs: tuple[str, ...] = ()
-    out: str | None = None
-    runs_dir: str = RUNS_DIR
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.runs:
-            raise ValueError("`runs` is missing. Name the runs to report, as in `report 1 2`.")
-        if self.out is not None:
-            check_file(self.out)
-
-    def folders(self) -> list[Path]:
-        """Return the folders of the runs."""
-        found = [find_run(self.runs_dir, run) if run.isdecimal() else Path(run) for run in self.runs]
-        for folder in found:
-            if not folder.is_dir():
-                raise FileNotFoundError(f"`runs` names no run: got {folder}, expected an id in {self.runs_dir} or a folder.")
-        return found
-
-
 def main(settings: ReportSettings) -> None:
     """Write the report of runs of any command."""
-    folders = settings.folders()
+    folders = settings.folders
     path = folders[0] / REPORT
     if len(folders) > 1:
         path = folders[0].parent / f"report_{'_'.join(folder.name for folder in folders)}.html"

@@ -64,6 +64,10 @@ def test_settings_are_checked_before_torch_is_imported(module):
         ("shrink with search_run=99", "no run 99"),
         (f"evaluate with run={ASSETS / 'llava_mini'} device=gpu0", "device"),
         (f"evaluate with run={ASSETS / 'llava_mini'} split=tests", "split"),
+        (f"evaluate with run={ASSETS / 'llava_mini'} out=/proc/x", "`out`"),
+        ("report 99", "no run '99'"),
+        ("report .. with out=/proc/x", "`out`"),
+        ("supernet with out=/proc/x", "`out`"),
     ],
 )
 def test_wrong_settings_are_reported_before_torch_is_imported(words: str, setting: str):
@@ -79,6 +83,8 @@ def test_wrong_settings_are_reported_before_torch_is_imported(words: str, settin
         ('compare with agents=["x"]', "'x'"),
         ("compare with live=True skip_num=13", "`skip_num`"),
         ("with env_id=DAS-Nope-v0", "unknown env_id"),
+        ("pareto with runs_dir=/proc/x", "`runs_dir`"),
+        ("compare with skip_num=-1", "`skip_num`"),
         ("compare with env_id=meter_vqa", "did you mean 'DAS-METER-VQA-v0'"),
     ],
 )
