@@ -150,28 +150,27 @@ def charts_of(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _search(settings: JointSearchSettings, untrained: Untrained, folder: Path, log: Log) -> np.ndarray:
-    """Return the found mask; from this run's file, if it was found before the run was stopped."""
+    """Return the found mask. A search that had ended before the run was stopped is logged again, from its checkpoint."""
     pipeline = settings.pipeline
-    if not run_on_main_process((folder / FOUND).is_file):
-        model = untrained.copy()
-        names = tuple(layer.name for layer in model.backbone.vlp.layers)
-        space = MaskSpace(Budget(len(names), pipeline.skip_num))
-        training = Training(model, untrained.splits, pipeline, settings.seed, settings.train)
-        mask, turns = joint_search(
-            training,
-            untrained.splits,
-            Bandit(space, settings.seed, learning_rate=pipeline.update_rate),
-            folder / "search.pt",
-            add_prefix("search", log),
-            partial(_print_turn, names),
-            settings.save_every,
-        )
-        skipped = skipped_names(names, mask)
-        found = {"mask": mask.astype(int).tolist(), "skipped_layers": skipped, "turns": [vars(turn) for turn in turns]}
-        if is_main_process():
-            model.adaptation(kind="supernet", **dataclasses.asdict(pipeline)).save(folder / SUPERNET_FILE)
-            write_json(folder / FOUND, found)
-    # A stopped run has its result in the file alone, and other processes than the main one have none.
+    model = untrained.copy()
+    names = tuple(layer.name for layer in model.backbone.vlp.layers)
+    space = MaskSpace(Budget(len(names), pipeline.skip_num))
+    training = Training(model, untrained.splits, pipeline, settings.seed, settings.train)
+    mask, turns = joint_search(
+        training,
+        untrained.splits,
+        Bandit(space, settings.seed, learning_rate=pipeline.update_rate),
+        folder / "search.pt",
+        add_prefix("search", log),
+        partial(_print_turn, names),
+        settings.save_every,
+    )
+    skipped = skipped_names(names, mask)
+    found = {"mask": mask.astype(int).tolist(), "skipped_layers": skipped, "turns": [vars(turn) for turn in turns]}
+    if is_main_process():
+        model.adaptation(kind="supernet", **dataclasses.asdict(pipeline)).save(folder / SUPERNET_FILE)
+        write_json(folder / FOUND, found)
+    # Other processes than the main one have no result.
     found = run_on_main_process(lambda: read_json(folder / FOUND))
     with explain_damage(folder / FOUND, "remove it to search again"):
         print(f"found after {counted(len(found['turns']), 'turn')}: skip {', '.join(found['skipped_layers']) or 'nothing'}")

@@ -19,7 +19,7 @@ from das_gym.adapt.settings import JointSearchSettings, TrainingConfig
 from das_gym.adapt.step_loss import batch_at, make_loss_and_trainer
 from torch import nn
 
-from das_gym.commands.recorded import RunError
+from das_gym.commands.recorded import Run, RunError
 from das_gym.files import read_json
 from das_gym.models.attention import Attention
 from das_gym.problem.adaptation import Adaptation
@@ -235,6 +235,29 @@ def test_finetune_from_decides_what_fine_tuning_starts_from(bare_kwargs, tmp_pat
     assert np.isfinite(problem.evaluator.losses(np.zeros((1, 6), bool), problem.splits.reward[:4])).all()
     printed = capsys.readouterr().out
     assert f"bayes skip_num=2 {shlex.quote(f'supernet={folder / SUPERNET_FILE}')}" in printed
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_after_its_search_logs_it_again(bare_kwargs, tmp_path, monkeypatch):
+    das = {**SHORT, "finetune_epochs": 1}
+    given = {**bare_kwargs, "problem": {"image_size": 96}, "runs_dir": str(tmp_path), "references": False, "das": das}
+    log_scalar = Run.log_scalar
+
+    def stop(run: Run, name: str, *others: Any) -> None:
+        if name.startswith("finetune"):
+            raise KeyboardInterrupt
+        log_scalar(run, name, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log_scalar", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ex.run(config_updates=given, named_configs=["meter_vqa"])
+    logged, found = read_json(tmp_path / "1" / "metrics.json"), read_json(tmp_path / "1" / "found.json")
+    ex.run({"resume": 1, "runs_dir": str(tmp_path)})
+    again = read_json(tmp_path / "1" / "metrics.json")
+    assert logged.keys() == {"search.loss", "search.accuracy"}
+    assert all(again[name]["values"] == series["values"] for name, series in logged.items())
+    assert read_json(tmp_path / "1" / "found.json") == found
 
 
 def test_das_rejects_adapter_widths_of_another_checkpoint(small_kwargs, tmp_path):
