@@ -26,7 +26,7 @@ from das_gym.adapt.report import (
     TunedModelResult,
     command_record,
     compare,
-    keep_subnet,
+    finish_subnet_run,
     limit_test,
     report_of,
     write_answers,
@@ -40,7 +40,7 @@ from das_gym.agents.settings import SearchConfig
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import print_estimate
 from das_gym.commands.recorded import Run, required_folder
-from das_gym.commands.runs import runs_dir_words
+from das_gym.commands.runs import runs_dir_setting
 from das_gym.data.images import require_readable
 from das_gym.data.splits import Splits
 from das_gym.engine.caches import EncoderCache
@@ -94,9 +94,9 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
     write_answers(folder, rows, start.model.task, splits.test)
     record = command_record(settings, rows, splits, report)
     report.print()
-    keep_subnet(run, folder, models[SUBNET], info, record, RECORD, artifacts)
+    finish_subnet_run(run, folder, models[SUBNET], info, record, RECORD, artifacts)
     _log_rows(rows, run.log_scalar)
-    print(f"Next: {format_command('adapt export', f'run={folder.name}', 'out=DIR', runs_dir_words(folder))}")
+    print(f"Next: {format_command('adapt export', f'run={folder.name}', 'out=DIR', runs_dir_setting(folder))}")
     return rows[SUBNET].metric
 
 

@@ -35,7 +35,7 @@ from das_gym.agents.settings import SearchConfig
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import print_estimate
 from das_gym.commands.recorded import Run, required_folder
-from das_gym.commands.runs import runs_dir_words
+from das_gym.commands.runs import runs_dir_setting
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.models.base import VLP
@@ -50,7 +50,7 @@ from das_gym.problem.loading import (
     find_supernet,
     load_backbone,
     load_splits,
-    problem_of,
+    problem_from_model,
     supernet_model,
 )
 from das_gym.problem.mask_space import MaskSpace
@@ -169,7 +169,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     for key, own in chosen.items():
         run.log_scalar(f"{key}.test", mean_test(own))
     best = max(best_trials(trials), key=lambda trial: trial.merit)
-    words = f"run={folder.name}", f"method={best.variant}", runs_dir_words(folder)
+    words = f"run={folder.name}", f"method={best.variant}", runs_dir_setting(folder)
     print(f"the best model of each row is kept there, too; one of them: {format_command('adapt evaluate', *words)}")
     masked = [mean_test(own) for key, own in chosen.items() if key.startswith("das_")]
     return max(masked or map(mean_test, chosen.values()))
@@ -195,7 +195,7 @@ def _find_masks(settings: CompareSettings, base: AdaptedModel, splits: Splits[An
             search = search_of(settings, k)
             if problem is None and search.env_id == config.env_id:
                 supernet = supernet_model(config, find_supernet(config), splits, copy_backbone(base.backbone))
-                problem = problem_of(supernet, splits, config)
+                problem = problem_from_model(supernet, splits, config)
             name = f"search_{k}"
             result = search_first(search, run, folder / name, settings.resume is not None, problem, f"{name}.")
             mask = choice_of(result, config).mask

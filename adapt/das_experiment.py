@@ -28,7 +28,7 @@ from das_gym.adapt.report import (
     baseline_of,
     command_record,
     compare,
-    keep_subnet,
+    finish_subnet_run,
     limit_test,
     report_of,
     write_answers,
@@ -124,7 +124,7 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float | None:
     content = {"format": "das_gym das 1", "pipeline": info, "search": found}
     record = {**command_record(settings, rows, splits, report), **content}
     report.print()
-    keep_subnet(run, folder, models[SUBNET], info, record, JOINT_RECORD)
+    finish_subnet_run(run, folder, models[SUBNET], info, record, JOINT_RECORD)
     if not pipeline.projector_learning_rate:  # a supernet does not include a projector
         words = "bayes", f"skip_num={pipeline.skip_num}", *setting_words({"supernet": str(folder / SUPERNET_FILE)})
         search = format_command("agents", problem_words(problem, *words))

@@ -84,7 +84,7 @@ def evaluate(
     rows: list[tuple[float, float]] = []
     predictions: list[dict[str, Any]] = []
     others: defaultdict[str, list[float]] = defaultdict(list)
-    for chunk, logits in answered(subnet, examples, title, encoder):
+    for chunk, logits in batches_with_logits(subnet, examples, title, encoder):
         targets = {name: t.to(device) for name, t in task.targets(chunk).items()}
         losses = task.losses(logits, targets)
         metrics = task.metrics(logits, targets)
@@ -121,7 +121,7 @@ def predict(
     to_generate = [prompt for prompt in prompts if prompt is not None]
     # Answers come back in the order of the examples, whichever way each was made.
     texts = iter(generate_texts(subnet, to_generate, title, max_new_tokens) if to_generate else ())
-    batches = answered(subnet, to_classify, title) if to_classify else ()
+    batches = batches_with_logits(subnet, to_classify, title) if to_classify else ()
     classes = iter([row for chunk, logits in batches for row in task.predictions(chunk, logits)])
     return [
         next(classes) if prompt is None else task.format_generated(example, next(texts))
@@ -140,7 +140,7 @@ def generate_texts(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max
     return find_class(entry.say)(vlp, subnet.task.processor, prompts, title, max_new_tokens)
 
 
-def answered(
+def batches_with_logits(
     subnet: AdaptedModel, examples: Sequence[Any], title: str, encoder: EncoderCache | None = None
 ) -> Iterator[tuple[Sequence[Any], Tensor]]:
     """Yield batches of examples with their logits; see `evaluate`."""

@@ -30,9 +30,9 @@ from das_gym.problem.loading import (
     load_problem,
     load_splits,
     new_head,
-    problem_of,
+    problem_from_model,
     task_class,
-    without_training,
+    training_free_model,
 )
 from das_gym.registration import MODELS
 
@@ -71,7 +71,7 @@ def load_start(config: ProblemConfig, searches: bool = False) -> Start:
     backbone = load_backbone(config)
     scored = None
     if searches:
-        scored = problem_of(without_training(copy_backbone(backbone), config.task, splits), splits, config)
+        scored = problem_from_model(training_free_model(copy_backbone(backbone), config.task, splits), splits, config)
     torch.manual_seed(0)  # the head of every copy starts from the same values
     return Start(with_new_head(backbone, config.task, splits), splits, scored)
 

@@ -81,7 +81,7 @@ def training_phases(
     timed: list[EncoderCache] = []
 
     def encode(count: int) -> None:
-        timed[:] = [step_loss.encoder.twin()]
+        timed[:] = [step_loss.encoder.with_empty_caches()]
         timed[0](batch(count))
 
     kept = Phase("encoders", images, encode, size, kept_bytes=lambda: [(timed[0].kept_bytes, timed[0].max_bytes)])

@@ -352,7 +352,7 @@ def command_record(
     }
 
 
-def keep_subnet(
+def finish_subnet_run(
     run: Any,
     folder: Path,
     subnet: AdaptedModel,

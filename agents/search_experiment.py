@@ -33,7 +33,7 @@ from das_gym.agents.settings import SearchConfig, SearchSettings
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import Phase, print_estimate, progress
 from das_gym.commands.recorded import Run, run_folder
-from das_gym.commands.runs import runs_dir_words
+from das_gym.commands.runs import runs_dir_setting
 from das_gym.drawing.architecture import Architecture, draw
 from das_gym.drawing.report import Progress
 from das_gym.envs.skip_env import EngineScorer
@@ -56,12 +56,12 @@ def search_phases(opened: MaskScorer, config: SearchConfig) -> list[Phase]:
     if problem.backbone.config is not None and problem.backbone.config.workers is not None:
         return []
     examples = scorer.fixed_examples
-    evaluator = problem.evaluator.twin()
+    evaluator = problem.evaluator.with_empty_caches()
     rng = np.random.default_rng(0)
     n_layers = scorer.n_layers
 
     def statistics(count: int) -> None:
-        fresh = problem.evaluator.twin()  # which has to run the encoders
+        fresh = problem.evaluator.with_empty_caches()  # which has to run the encoders
         measure_activity(fresh, examples[:count])
         if scorer.observation_masks:
             fresh.losses(single_removals(n_layers), examples[:count])
@@ -104,7 +104,7 @@ def print_next(env_id: str, folder: Path, *words: str) -> None:
     command = "adapt shrink" if MODELS[entry.model].reads_prompts else "adapt"
     if is_tabular(env_id) and TASKS[entry.task].needs_data:  # a table does not say where model and data are
         words += ("checkpoint=DIR", "data_root=DIR")
-    print(f"Next: {format_command(command, f'search_run={folder.name}', *words, runs_dir_words(folder))}")
+    print(f"Next: {format_command(command, f'search_run={folder.name}', *words, runs_dir_setting(folder))}")
 
 
 def search_in_run(

@@ -53,7 +53,7 @@ def phases(settings: TableSettings, problem: Problem) -> list[Phase]:
     stages = problem.vlp.stages
 
     def measure_statistics(count: int) -> None:
-        fresh = problem.evaluator.twin()  # which has to run the encoders
+        fresh = problem.evaluator.with_empty_caches()  # which has to run the encoders
         measure_activity(fresh, examples[:count])
         measure_sensitivity(fresh, examples[:count])
 
@@ -63,7 +63,7 @@ def phases(settings: TableSettings, problem: Problem) -> list[Phase]:
 
     def score(count: int) -> None:
         nonlocal timed
-        timed = problem.evaluator.twin()  # with empty caches
+        timed = problem.evaluator.with_empty_caches()  # with empty caches
         timed.evaluate_each(some, examples[:count])
 
     scores = Phase(

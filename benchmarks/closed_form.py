@@ -32,7 +32,7 @@ from das_gym.models.adapters import LinearSkipAdapter, normalize
 from das_gym.models.base import VLP
 from das_gym.models.transformers.linear_skips import Ridge, fit_ridge
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, load_backbone, load_problem, problem_of, shuffled
+from das_gym.problem.loading import AdaptedModel, load_backbone, load_problem, problem_from_model, shuffled
 
 SKIPPED = 4
 BATCH = 32
@@ -115,7 +115,7 @@ def compare(options: argparse.Namespace) -> None:
     reward = shuffled(baseline.task, splits.reward, options.examples)
     for name, given in (("linear maps", maps), ("left out", None)):
         put_maps(baseline.backbone.vlp, given)
-        losses[name] = problem_of(baseline, splits, config).evaluator.losses(masks, reward)
+        losses[name] = problem_from_model(baseline, splits, config).evaluator.losses(masks, reward)
     rows = []
     for name, found in losses.items():
         preferred = 1 + found[1:].argmin()

@@ -95,7 +95,8 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             path.unlink()
     measured = [trial for trial in done if trial.before is not None and trial.variant != FULL_MODEL]
     if not measured:
-        raise ValueError(f"no method found a mask that can be removed: {'; '.join(trial.failure for trial in done[1:])}")
+        failures = "; ".join(trial.failure for trial in done[1:])
+        raise ValueError(f"no method found a mask that can be removed: {failures}. Give a smaller budget.")
     comparison.finish(run, comparison_table(_title(settings, len(trials.test)), done))
     losses = [trial.before.loss for trial in measured if trial.before is not None]
     for trial, loss in zip(measured, losses, strict=True):

@@ -93,7 +93,7 @@ class Teacher:
         self.answers = answers
         self._full_model = full_model
         self._task = task
-        self._examples = self.answered(examples)
+        self._examples = self.with_answers(examples)
         self._batch_size = batch_size
         self._batch_of = {example.key: row // batch_size for row, example in enumerate(examples)}
         self._states: dict[str, Tensor] | None = {}
@@ -118,7 +118,7 @@ class Teacher:
                     self._states[example.key] = part.clone()
                 bar.update(len(batch))
 
-    def answered(self, examples: Sequence[Any]) -> Sequence[Any]:
+    def with_answers(self, examples: Sequence[Any]) -> Sequence[Any]:
         """Return examples of `Task.open_ended` with the answers to train on."""
         return examples if self.answers is None else [self.answers[example.key] for example in examples]
 
@@ -309,7 +309,7 @@ class RecoverySteps:
     def batch(self, index: int) -> Sequence[Any]:
         """Return this process's examples of a step, of `Task.open_ended`, with the answers to train on."""
         rows = process_share(batch_at(range(len(self.examples)), self.batch_size, self.config.seed, index))
-        return self.teacher.answered(self.task.open_ended([self.examples[row] for row in rows]))
+        return self.teacher.with_answers(self.task.open_ended([self.examples[row] for row in rows]))
 
     def _micro_batches(self, index: int) -> list[Sequence[Any]]:
         batch = self.batch(index)

@@ -204,7 +204,7 @@ class Recorder(VectorWrapper):
         rows = np.flatnonzero(ended & info["feasible"])[: self.config.evaluations - self.evaluations]
         if not len(rows):
             return
-        turn = Turn.of(masks[rows], rewards[rows], {name: info[name][rows] for name in SCORES})
+        turn = Turn.from_scores(masks[rows], rewards[rows], {name: info[name][rows] for name in SCORES})
         self.turns.append(turn)
         self.evaluations += len(rows)
         if self.folder is not None and len(self.turns) - self.saved_turns >= self.config.save_every:

@@ -127,7 +127,7 @@ def run_turn(agent: Agent, scorer: MaskScorer, race: Race | None, masks: Masks) 
     """Score the masks that an agent has asked for, (m, n_layers) bool, and report their rewards."""
     raced = Raced(*scorer.score(masks)) if race is None else race.score(masks)
     agent.tell(masks, raced.rewards)
-    return Turn.of(masks, *raced, agent.skip_probabilities())
+    return Turn.from_scores(masks, *raced, agent.skip_probabilities())
 
 
 def race_of(config: SearchConfig, scorer: MaskScorer, agent: Agent) -> Race | None:

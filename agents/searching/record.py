@@ -53,7 +53,7 @@ class Turn:
     skip_probabilities: list[float] | None = None
 
     @classmethod
-    def of(
+    def from_scores(
         cls,
         masks: np.ndarray,
         rewards: np.ndarray,
@@ -234,7 +234,7 @@ def conclude(
     best = [row["mask"] for row in best_rows(turns, config.mask_kwargs)[:1]]
     masks = np.array([own] if best == [own] else [own, *best], dtype=bool)
     # Not part of the budget. It is the next step of the environment, so that a replay scores it on the same examples.
-    rows = Turn.of(masks, *scorer.score(masks)).rows
+    rows = Turn.from_scores(masks, *scorer.score(masks)).rows
     found = max(rows, key=reward_of)
     asked = [row["mask"] for turn in turns for row in turn.complete_rows]
     answer_masks = 0 if own in asked else 1

@@ -170,8 +170,8 @@ class ForeignScorer(MaskScorer):
     """Scores masks in a vector environment of another package.
 
     It has `layer_names` and `macs_full`; each step ends all episodes, its actions are masks, and its `info` holds `SCORES`.
-    `cost_of` is needed for a budget by cost. `feature_names`, `<layer>/<statistic>`, name what it observes. `get_state` and
-    `set_state` make a search resumable whose rewards change from step to step. `seed` is that of its reset.
+    `cost_of` is needed for a budget by cost. `feature_names`, `<layer>/<statistic>`, name what it observes. If its rewards
+    change from step to step, a search can be resumed only with `get_state` and `set_state`. `seed` is that of its reset.
     """
 
     def __init__(self, env: gymnasium.vector.VectorEnv, seed: int = 0) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.commands.commandline import format_command, is_our_program, setting_words
-from das_gym.commands.runs import CONFIG, RUNS_DIR, PluginSettings, is_locked, read_config, runs_dir_words
+from das_gym.commands.runs import CONFIG, RUNS_DIR, PluginSettings, is_locked, read_config, runs_dir_setting
 from das_gym.commands.settings import PositiveInt
 from das_gym.files import read_json
 
@@ -104,7 +104,7 @@ def main(settings: RunsSettings) -> None:
         print("  ".join(row[name].ljust(widths[name]) for name in COLUMNS).rstrip())
     for run in shown:
         if run["resume"] and is_our_program(run["command"]):
-            words = run["resume"], runs_dir_words(Path(settings.runs_dir) / run["run"])
+            words = run["resume"], runs_dir_setting(Path(settings.runs_dir) / run["run"])
             print(f"run {run['run']} {run['status']}. Resume it with: {format_command(run['command'], *words)}")
     if len(runs) > len(shown):
         print(f"{len(runs) - len(shown)} more: limit={len(runs)} shows all")

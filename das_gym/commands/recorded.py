@@ -65,7 +65,7 @@ from das_gym.commands.runs import (
     library_versions,
     lock_folder,
     read_config,
-    runs_dir_words,
+    runs_dir_setting,
 )
 from das_gym.commands.settings import build, flatten_settings, full_names, plain, settings_dict
 from das_gym.commands.trust import ask_to_repeat, import_plugins, imported_plugins, sensitive_settings, unknown_modules
@@ -371,7 +371,7 @@ class RecordedCommand(Generic[Settings]):
         repeated.pop("plugins", None)  # `format_command` adds them
         folder = Path(run.config["runs_dir"]) / str(run._id)
         confirmed = setting_words(repeated, cls=self.settings_class)
-        return format_command(self.name, f"resume={run._id}", runs_dir_words(folder), *confirmed)
+        return format_command(self.name, f"resume={run._id}", runs_dir_setting(folder), *confirmed)
 
 
 def _sacred_logger() -> logging.Logger:

@@ -70,7 +70,7 @@ class RunSettings(PluginSettings, group="Run"):
     resume: int | None = None
 
 
-def runs_dir_words(folder: Path) -> str:
+def runs_dir_setting(folder: Path) -> str:
     """Return `runs_dir=...` as typed on a command line to find the run in `folder`; empty for the default."""
     return "" if folder.parent == Path(RUNS_DIR) else shlex.quote(f"runs_dir={folder.parent}")
 

@@ -217,7 +217,7 @@ def check_characters(text: str, where: str) -> None:
         raise ValueError(f"{where} is not valid Unicode: got {text!a:.60}")
 
 
-def check_new(seen: dict[Any, str], value: Any, name: str, where: str) -> None:
+def check_unique(seen: dict[Any, str], value: Any, name: str, where: str) -> None:
     """Record that a value occurs at `where`; raise ValueError if it is in `seen` from another place."""
     before = seen.setdefault(value, where)
     if before != where:

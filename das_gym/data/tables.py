@@ -45,7 +45,7 @@ def import_pyarrow() -> Any:
 
 
 @contextlib.contextmanager
-def named_errors(path: Path) -> Iterator[None]:
+def explain_table_errors(path: Path) -> Iterator[None]:
     """Turn pyarrow's errors into a ValueError that names the file."""
     try:
         yield
@@ -58,7 +58,7 @@ def named_errors(path: Path) -> Iterator[None]:
 def read_schema(path: Path) -> pyarrow.Schema:
     """Return the columns of a table; ValueError: it is damaged."""
     check_plain([path])
-    with named_errors(path):
+    with explain_table_errors(path):
         schema = import_pyarrow().parquet.read_schema(path) if path.suffix == ".parquet" else _open_reader(path).schema
         _ = schema.names  # fails for a name that is not UTF-8
     return schema
@@ -96,7 +96,7 @@ def _open(path: Path, read: tuple[str, ...], kinds: tuple[tuple[str, str], ...],
             got = " and ".join(found) or f"columns {', '.join(schema.names)}"
             raise ValueError(f"{path}: wrong or missing column `{name}`: got {got}, expected one column of {kind}")
     copy = _arrow_copy(path) if path.suffix == ".parquet" else path
-    with named_errors(path):
+    with explain_table_errors(path):
         options = pa.ipc.IpcReadOptions(included_fields=[schema.names.index(name) for name in read])
         table = _open_reader(copy, options=options).read_all()
         table.validate(full=True)
@@ -139,7 +139,7 @@ def _arrow_copy(path: Path) -> Path:
 
 
 def _parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
-    with named_errors(path):  # not the errors of writing the copy, such as a full disk
+    with explain_table_errors(path):  # not the errors of writing the copy, such as a full disk
         yield from import_pyarrow().parquet.ParquetFile(path).iter_batches(batch_size=COPIED_ROWS)
 
 

@@ -65,7 +65,7 @@ class EncoderCache:
         self._kept: OrderedDict[tuple[str, Any], Any] = OrderedDict()
         self._disk = None if folder is None else _Disk(Path(folder), vlp, processor)
 
-    def twin(self) -> EncoderCache:
+    def with_empty_caches(self) -> EncoderCache:
         """Return an empty cache of the same encoders, without a folder."""
         return EncoderCache(self.vlp, self.processor, self.max_bytes)
 

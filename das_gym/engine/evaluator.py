@@ -114,7 +114,7 @@ class Evaluator:
         self._trunk.forget()
         self._runner = None
 
-    def twin(self) -> Evaluator:
+    def with_empty_caches(self) -> Evaluator:
         """Return an evaluator of the same model without scores, encoder outputs or workers."""
         return Evaluator(
             self.vlp,

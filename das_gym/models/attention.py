@@ -41,7 +41,7 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(queries, keys, values, attend, dropout)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
-    def pooled(self, x: Tensor, y: Tensor, attend: Tensor | None) -> Tensor:
+    def forward_pooled(self, x: Tensor, y: Tensor, attend: Tensor | None) -> Tensor:
         """Return (batch, 1, hidden_size) of the one query `x` over the tokens of `y`.
 
         With `fold`, one query goes through the key matrix and one mix of tokens through the value matrix, which is cheaper

@@ -142,10 +142,10 @@ def build_problem(config: ProblemConfig) -> Problem:
     pick_device(config.device)  # both fail before data are read
     found = find_supernet(config)
     splits = load_splits(config)
-    return problem_of(supernet_model(config, found, splits, load_backbone(config)), splits, config)
+    return problem_from_model(supernet_model(config, found, splits, load_backbone(config)), splits, config)
 
 
-def problem_of(supernet: AdaptedModel, splits: Splits[Any], config: ProblemConfig) -> Problem:
+def problem_from_model(supernet: AdaptedModel, splits: Splits[Any], config: ProblemConfig) -> Problem:
     """Return the problem of scoring masks of a loaded model, which is not trained any more."""
     backbone = supernet.backbone
     supernet.head.eval().requires_grad_(False)
@@ -316,7 +316,7 @@ def supernet_model(
 ) -> AdaptedModel:
     """Put a supernet, as `find_supernet` returns it, into a loaded model; return it with head and task."""
     if found is None:
-        return without_training(backbone, config.task, splits)
+        return training_free_model(backbone, config.task, splits)
     path, supernet = found
     advice = f"Train a supernet on these data with `{supernet_command(config)}`, then give supernet=<the file it writes>."
     if config.supernet is None and config.data_root is not None:
@@ -334,7 +334,7 @@ def supernet_model(
     return model
 
 
-def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> AdaptedModel:
+def training_free_model(backbone: Backbone, task: str, splits: Splits[Any]) -> AdaptedModel:
     """Return the pre-trained model with its own head and no adapters: a skipped layer is dropped, not replaced."""
     kind = task_class(task)
     vlp = backbone.vlp

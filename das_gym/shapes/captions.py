@@ -28,11 +28,11 @@ from das_gym.shapes.scenes import (
     SceneObject,
     check_counts,
     jpeg,
-    new_data_set,
     pick,
     plural,
     render,
     sample_scene,
+    writing_data_set,
 )
 from das_gym.shapes.vqa import OPPOSITES, RELATION_MARGIN, RELATIONS
 
@@ -285,7 +285,7 @@ def write_shapes_captions(folder: str | Path, seed: int = 0, scenes: Mapping[str
     check_counts(MIN_SCENES, **{split: scenes.get(split, 0) for split in SCENES})
     entries: list[dict[str, Any]] = []
     images = NewImages()
-    with new_data_set(folder, "Shapes-captions", sum(scenes.values())) as (partial, bar):
+    with writing_data_set(folder, "Shapes-captions", sum(scenes.values())) as (partial, bar):
         (partial / "images").mkdir()
         for rng, split in zip(np.random.default_rng(seed).spawn(len(SCENES)), SCENES, strict=True):
             for scene, content, captions in draw_split(rng, scenes[split], split != "train", images):

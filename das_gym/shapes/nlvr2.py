@@ -24,12 +24,12 @@ from das_gym.shapes.scenes import (
     Scene,
     SceneObject,
     check_counts,
-    new_data_set,
     pick,
     plural,
     render,
     sample_background,
     sample_object,
+    writing_data_set,
 )
 from das_gym.shapes.vqa import OPPOSITES, RELATION_MARGIN, RELATIONS
 
@@ -242,7 +242,7 @@ def write_shapes_nlvr2(
     check_counts(1, directory_sets=directory_sets, test_sets=test_sets)
     check_counts(2, directories=directories)
     train_rng, test_rng = np.random.default_rng(seed).spawn(2)
-    with new_data_set(folder, "Shapes-NLVR2", train_sets + test_sets, "set") as (partial, bar):
+    with writing_data_set(folder, "Shapes-NLVR2", train_sets + test_sets, "set") as (partial, bar):
         _write_split(partial, "train", [str(n // directory_sets) for n in range(train_sets)], train_rng, bar)
         _write_split(partial, "test1", [""] * test_sets, test_rng, bar)
     return folder

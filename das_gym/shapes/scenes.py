@@ -198,7 +198,7 @@ def check_counts(least: int, **counts: int) -> None:
 
 
 @contextmanager
-def new_data_set(folder: Path, title: str, total: int, unit: str = "scene") -> Iterator[tuple[Path, tqdm]]:
+def writing_data_set(folder: Path, title: str, total: int, unit: str = "scene") -> Iterator[tuple[Path, tqdm]]:
     """Yield a folder that becomes the new or empty `folder` (else FileExistsError) after the block, and a progress bar."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists, expected a new or empty folder for {title}")

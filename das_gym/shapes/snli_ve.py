@@ -23,10 +23,10 @@ from das_gym.shapes.scenes import (
     Scene,
     check_counts,
     jpeg,
-    new_data_set,
     pick,
     render,
     sample_scene,
+    writing_data_set,
 )
 
 SCENES = {"train": 2000, "dev": 300, "test": 300}
@@ -95,7 +95,7 @@ def write_shapes_snli_ve(folder: str | Path, seed: int = 0, scenes: Mapping[str,
     check_counts(1, **{part: scenes.get(part, 0) for part in SCENES})
     images = NewImages()
     number = 0
-    with new_data_set(folder, "Shapes-SNLI-VE", sum(scenes.values())) as (partial, bar):
+    with writing_data_set(folder, "Shapes-SNLI-VE", sum(scenes.values())) as (partial, bar):
         (partial / "flickr30k_images").mkdir()
         for rng, part in zip(np.random.default_rng(seed).spawn(len(SCENES)), SCENES, strict=True):
             lines: list[str] = []

@@ -18,11 +18,11 @@ from das_gym.shapes.scenes import (
     SceneObject,
     check_counts,
     jpeg,
-    new_data_set,
     pick,
     plural,
     render,
     sample_scene,
+    writing_data_set,
 )
 
 RELATIONS: dict[str, Callable[[SceneObject, SceneObject], float]] = {
@@ -87,7 +87,7 @@ def absent_name(rng: np.random.Generator, scene: Scene) -> str:
     return pick(rng, sorted({f"{c} {s}" for c in COLORS for s in SHAPES} - present))
 
 
-def counted(rng: np.random.Generator, scene: Scene, lowest: int) -> tuple[str, int, tuple[SceneObject, ...]]:
+def draw_counted_group(rng: np.random.Generator, scene: Scene, lowest: int) -> tuple[str, int, tuple[SceneObject, ...]]:
     """Draw a plural such as `red objects` or `circles`, every number as likely; return it with number and objects."""
     groups: dict[int, list[tuple[str, tuple[SceneObject, ...]]]] = {}
     for color in COLORS:
@@ -143,7 +143,7 @@ def _ask_existence(rng: np.random.Generator, scene: Scene) -> Question:
 
 
 def _ask_count(rng: np.random.Generator, scene: Scene) -> Question:
-    noun, number, _ = counted(rng, scene, lowest=0)
+    noun, number, _ = draw_counted_group(rng, scene, lowest=0)
     return Question(f"how many {noun} are there?", str(number), "count", "number")
 
 
@@ -194,7 +194,7 @@ def write_shapes(folder: str | Path, seed: int = 0, train_scenes: int = TRAIN_SC
     check_counts(1, train_scenes=train_scenes, val_scenes=val_scenes)
     images = NewImages()
     counts = {"train2014": train_scenes, "val2014": val_scenes}
-    with new_data_set(folder, "Shapes-VQA", train_scenes + val_scenes) as (partial, bar):
+    with writing_data_set(folder, "Shapes-VQA", train_scenes + val_scenes) as (partial, bar):
         # A generator for each split: val2014 does not depend on the number of training scenes.
         for rng, (split, count) in zip(np.random.default_rng(seed).spawn(2), counts.items(), strict=True):
             _write_split(partial, split, count, rng, images, bar)

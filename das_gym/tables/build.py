@@ -178,7 +178,7 @@ def _mean_scores(sums: np.ndarray, count: int) -> Scores:
 def with_statistics(
     table: SubnetTable, problem: Problem, names: Sequence[str] | None = None, count: int | None = None
 ) -> SubnetTable:
-    """Return the table with its layer statistics, also of its groups, measured again on `count` of its reward examples."""
+    """Return the table with statistics by name (None: its own), for each group too, measured on `count` reward examples."""
     names = table.meta.statistics if names is None else tuple(names)
     examples = table_examples(problem, "reward", table.meta.reward_examples)
     meta = dataclasses.replace(table.meta, statistics=names)

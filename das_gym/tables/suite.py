@@ -248,7 +248,7 @@ class Suite:
         made_by: tuple[Callable[..., Suite], tuple[Any, ...]] | None = None,
     ) -> None:
         if not problems:
-            raise ValueError("a suite needs at least one problem")
+            raise ValueError("`problems` is empty: a suite needs one or more")
         self.problems = tuple(problems)
         self.max_units = max_units
         self.made_by = made_by

@@ -220,12 +220,12 @@ class SubnetTable:
     def group_table(self, group: str) -> SubnetTable:
         """Return the table of means over a group of examples, with its statistics; ValueError without scores of examples."""
         if self.examples is None or self.group_statistics is None:
-            raise ValueError(f"this table of {self.meta.env_id} holds means over all examples. Make it with `each=True`.")
+            raise ValueError(f"`group` is not supported: {self.meta.env_id} holds means. Make a table with `each=True`.")
         check_names([group], self.meta.groups, "group of this table")
         number = self.meta.groups.index(group)
         counts: dict[str, Any] = {f"{split}_examples": int(sizes[number]) for split, sizes in self.group_sizes().items()}
         if not all(counts.values()):
-            raise ValueError(f"no example of {group!r} is in one of the splits; choose another group")
+            raise ValueError(f"`group` has no examples in a split: got {group!r} with {counts}. Choose another group.")
         scores = {split: part.means(np.flatnonzero(part.groups == number)) for split, part in self.examples.items()}
         meta = dataclasses.replace(self.meta, **counts, groups=())
         return SubnetTable(meta, scores, self.macs, self.group_statistics[number])

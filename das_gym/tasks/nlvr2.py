@@ -28,8 +28,8 @@ from das_gym.data.entries import (
     BadExamples,
     Fields,
     check_fields,
-    check_new,
     check_text,
+    check_unique,
     data_folder,
     find_file,
     read_entries,
@@ -136,7 +136,7 @@ def _read(path: Path, root: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
         if label not in LABELS:
             raise ValueError(f"{where} ({identifier}): wrong `label`: got {label!r:.60}, expected True or False")
         check_text(entry["sentence"], f"{where} ({identifier}): `sentence`")
-        check_new(seen, identifier, "identifier", where)
+        check_unique(seen, identifier, "identifier", where)
         directory = str(entry["directory"]) if split == "train" else ""
         if directory not in folders:
             if split == "train" and (directory in ("", ".", "..") or "/" in directory or "\\" in directory):
@@ -166,7 +166,7 @@ def _read_table(path: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
             raise ValueError(f"{where} ({pair}): wrong `answers`: got {label!r:.60}, expected True or False")
         of_set = numbers[image_set]  # the sentences of an image set occur with each of its pairs
         identifier = f"{pair}-{of_set.setdefault(sentence, len(of_set))}"
-        check_new(seen, identifier, "sentence", where)
+        check_unique(seen, identifier, "sentence", where)
         images = CellImage(path, item["row"], "image_0"), CellImage(path, item["row"], "image_1")
         return NLVR2Example(identifier, sentence, images, LABELS[label])
 

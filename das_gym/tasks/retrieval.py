@@ -33,8 +33,8 @@ from das_gym.data.entries import (
     BadExamples,
     Fields,
     check_fields,
-    check_new,
     check_text,
+    check_unique,
     content_of,
     read_items,
     read_list,
@@ -202,8 +202,8 @@ class _Reader:
         if entry["split"] not in SPLITS:
             raise ValueError(f"{where}: wrong `split`: got {entry['split']!r:.60}, expected {', '.join(SPLITS)}")
         file = self._find(filename, folder)
-        check_new(self._seen["imgid"], imgid, "imgid", where)
-        check_new(self._seen["image"], str(file), "image", where)
+        check_unique(self._seen["imgid"], imgid, "imgid", where)
+        check_unique(self._seen["image"], str(file), "image", where)
         if not entry["sentences"]:
             raise ValueError(f"{where} has no captions, expected one or more in `sentences`")
         sentences = entry["sentences"]
@@ -222,7 +222,7 @@ class _Reader:
         hard = dict.fromkeys(" ".join(check_text(each, f"{where}: `hard_negatives`").split()) for each in negatives)
         if true := own.intersection(hard):
             raise ValueError(f"{where}: wrong `hard_negatives`: got {true.pop()!r}, which is a caption of the image")
-        check_new(self._seen["sentid"], sentence["sentid"], "sentid", where)
+        check_unique(self._seen["sentid"], sentence["sentid"], "sentid", where)
         return text, sentence["sentid"], tuple(hard)
 
     def _find(self, filename: str, folder: str) -> Path:
@@ -239,7 +239,7 @@ def _load_tables(tables: Mapping[str, Path], bad: BadExamples) -> Splits[Retriev
     def checked(item: dict[str, Any], where: str) -> dict[str, Any]:
         if not item["image_id"]:
             raise ValueError(f"{where} has no `image_id`, expected the name of its image")
-        check_new(seen, item["image_id"], "image_id", where.rpartition(",")[0])
+        check_unique(seen, item["image_id"], "image_id", where.rpartition(",")[0])
         return {**item, "caption": " ".join(check_text(item["caption"], f"{where}: `caption`").split())}
 
     def images_in(path: Path) -> list[CaptionedImage]:

@@ -20,8 +20,8 @@ from das_gym.data.entries import (
     BadExamples,
     Fields,
     check_fields,
-    check_new,
     check_text,
+    check_unique,
     data_folder,
     find_file,
     read_entries,
@@ -85,7 +85,7 @@ def load_snli_ve(data_root: str | Path, on_bad_example: str = "raise") -> Splits
         if label not in LABELS:
             raise ValueError(f"{where}: wrong `gold_label`: got {label!r:.60}, expected {', '.join(LABELS)} or {UNDECIDED}")
         hypothesis = check_text(entry["sentence2"], f"{where}: `sentence2`")
-        check_new(seen, key, "pairID", where)
+        check_unique(seen, key, "pairID", where)
         if name not in images:  # five pairs and more share an image
             if not name or Path(name).name != name:
                 raise ValueError(f"{where}: wrong `Flickr30K_ID`: got {name!r:.60}, expected a name without .jpg")

@@ -7,10 +7,10 @@ from das_gym.engine.kept_sums import KeptSums
 
 
 def test_a_killed_call_continues_to_the_bit(small_problem, tmp_path):
-    evaluator = small_problem.evaluator.twin()
+    evaluator = small_problem.evaluator.with_empty_caches()
     examples = small_problem.splits.reward[:10]
     masks = np.eye(6, dtype=bool)[:4]
-    wanted = evaluator.twin().evaluate(masks, examples)
+    wanted = evaluator.with_empty_caches().evaluate(masks, examples)
     evaluator.kept_sums = KeptSums(tmp_path / "scoring.json", seconds=0)
     done: list[int] = []
 
@@ -22,7 +22,7 @@ def test_a_killed_call_continues_to_the_bit(small_problem, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         evaluator.evaluate(masks, examples, kill)
     assert done == [4, 4]
-    again = small_problem.evaluator.twin()
+    again = small_problem.evaluator.with_empty_caches()
     again.kept_sums = KeptSums(tmp_path / "scoring.json", seconds=0)
     found = again.evaluate(masks, examples, done.append)
     assert done == [4, 4, 2]

@@ -22,6 +22,6 @@ def test_pooled_token_equals_plain_attention(part):
     attend = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)[:, None, None]
     if part is not None:
         setattr(attention, part, Replaced(16, 16).double())
-    plain, pooled = attention(y, attention.keys_values(y), attend)[:, :1], attention.pooled(y[:, :1], y, attend)
+    plain, pooled = attention(y, attention.keys_values(y), attend)[:, :1], attention.forward_pooled(y[:, :1], y, attend)
     assert pooled.isfinite().all()
     assert torch.allclose(pooled, plain, rtol=0, atol=1e-12)

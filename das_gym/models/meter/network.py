@@ -103,7 +103,7 @@ class FusionLayer(nn.Module):
         """
         hidden = share("self", x, lambda: self.attend_self(x, attend_x, pooled_only))
         if pooled_only:
-            mixed = self.cross_attention.pooled(hidden, y, attend_y)
+            mixed = self.cross_attention.forward_pooled(hidden, y, attend_y)
         else:
             mixed = self.cross_attention(hidden, share("cross", y, lambda: self.cross_attention.keys_values(y)), attend_y)
         hidden = self.cross_norm(add_to(self.dropout(mixed), hidden, self.cross_adapter(hidden)))
@@ -113,7 +113,7 @@ class FusionLayer(nn.Module):
     def attend_self(self, x: Tensor, attend: Tensor | None, pooled_only: bool = False) -> Tensor:
         """Return (batch, tokens, hidden_size) after the first sub-layer, which reads this stream alone."""
         if pooled_only:
-            mixed = self.self_attention.pooled(x[:, :1], x, attend)
+            mixed = self.self_attention.forward_pooled(x[:, :1], x, attend)
             x = x[:, :1]
         else:
             mixed = self.self_attention(x, self.self_attention.keys_values(x), attend)

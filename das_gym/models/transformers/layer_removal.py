@@ -155,7 +155,7 @@ def draw_mask(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> str:
 
 
 def decoder_path(vlm: VLM) -> str:
-    """Return the name of its list of decoder layers."""
+    """Return the dotted name of the list of decoder layers in `vlm.model`."""
     return path_of(vlm.model, vlm.stack.layers)
 
 

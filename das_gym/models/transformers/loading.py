@@ -21,7 +21,12 @@ from das_gym.models.tensor_files import check_finite, read_tensors, unreadable
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import VLM, prepare_experts
 from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS
-from das_gym.models.transformers.probing import check_sublayers, find_tower_reads, probe_capabilities, with_tower
+from das_gym.models.transformers.probing import (
+    add_tower,
+    check_sublayers,
+    find_tower_reads,
+    probe_capabilities,
+)
 from das_gym.models.transformers.units import UNITS
 from das_gym.names import first_line
 
@@ -118,7 +123,7 @@ def load_vlm(
         wrapped = VLM(model, units).processor_of(processor)
         capabilities = probe_capabilities(model, wrapped, only_runs)
         if vision:
-            capabilities = with_tower(capabilities, model, wrapped)
+            capabilities = add_tower(capabilities, model, wrapped)
         vlm = VLM(model, units, capabilities)
         vlm.source_processor = processor
         wrapped = vlm.processor_of(processor)

@@ -38,7 +38,7 @@ from das_gym.models.transformers.stack import (
     run_layer,
     zero_forward,
 )
-from das_gym.models.transformers.tower import ImageSlice, image_features, padded_images, use_features
+from das_gym.models.transformers.tower import ImageSlice, image_features, padded_images, replace_image_features
 from das_gym.models.transformers.units import ATTENTION, LAYER, MLP, PLAIN, ModelCapabilities, UnitModel
 
 
@@ -254,7 +254,7 @@ class VLM(UnitModel):
             batch |= {name: torch.cat([e.pixels[name] for e in encodings]) for name in encodings[0].pixels}
             batch["use_cache"] = False
         batch = {**batch, **self.to_device({name: t for name, t in batch.items() if isinstance(t, Tensor)})}
-        with use_features(self.model, features) if features else nullcontext():
+        with replace_image_features(self.model, features) if features else nullcontext():
             if features:
                 batch["pixel_values"] = torch.zeros(len(features), device=self.device)
             return self.model(**batch) if with_head else self._run_without_head(batch)

@@ -1,6 +1,6 @@
 """Find out how the layers of a model can be run one by one, by trying it on two images of noise; or reject the model.
 
-`probe_capabilities` decides about the decoder, `with_tower` about a vision tower. Nothing is looked up by the type of a
+`probe_capabilities` decides about the decoder, `add_tower` about a vision tower. Nothing is looked up by the type of a
 model, except for those that are known to give wrong numbers (`REJECTED`).
 """
 
@@ -257,7 +257,7 @@ def check_sublayers(vlm: VLM, processor: PromptProcessor) -> None:
 
 
 @torch.no_grad()
-def with_tower(capabilities: ModelCapabilities, model: Any, processor: PromptProcessor) -> ModelCapabilities:
+def add_tower(capabilities: ModelCapabilities, model: Any, processor: PromptProcessor) -> ModelCapabilities:
     """Return the capabilities with those of the vision tower; raise ValueError if its layers cannot be skipped."""
     compare = Comparison(model, processor.with_answer_type(capabilities.answer_type))
     if not processor.takes_images:

@@ -3,7 +3,7 @@
 Images lie flat in one stream, `image`, (1, tokens of all images, hidden_size). If the model also reads the outputs of
 earlier layers (Qwen3-VL's deepstack), those stand before the current hidden states in it, in order.
 
-Image features are computed once, kept, and given to the model's forward again (`use_features`).
+Image features are computed once, kept, and given to the model's forward again (`replace_image_features`).
 """
 
 import inspect
@@ -283,7 +283,7 @@ def _as_lists(value: Any) -> Any:
 
 
 @contextmanager
-def use_features(model: Any, given: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+def replace_image_features(model: Any, given: Sequence[Mapping[str, Any]]) -> Iterator[None]:
     """Make the model use image features within the block, instead of running its vision tower.
 
     They are what `image_features` returned for each row with images, in the order of the batch.

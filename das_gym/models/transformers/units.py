@@ -289,7 +289,7 @@ def sites_of(layer: nn.Module) -> tuple[Site, ...]:
         out = None if part is None else child_name(part, out_names)
         projections = () if part is None or kind == "mlp" else tuple(n for n in QUERY_VALUE if child(part, (n,)))
         if out is None or not hasattr(getattr(part, out), "out_features") or (kind == "attention" and not projections):
-            raise ValueError(f"A {type(layer).__name__} has no {kind} whose linear layers have known names.")
+            raise ValueError(f"A {type(layer).__name__} has no {kind} whose linear layers have known names. Use `full`.")
         found.append(Site(kind, part, out, projections, functools.partial(_put_beside, part)))
     return tuple(found)
 

@@ -77,7 +77,7 @@ class ViLTBlock(nn.Module):
         """Return new (batch, tokens, hidden_size); with `pooled_only` of the first token alone."""
         normed = self.attention_norm(x)
         if pooled_only:
-            mixed = self.attention.pooled(normed[:, :1], normed, attend)
+            mixed = self.attention.forward_pooled(normed[:, :1], normed, attend)
             x = x[:, :1]
         else:
             mixed = self.attention(normed, self.attention.keys_values(normed), attend)

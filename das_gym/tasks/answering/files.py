@@ -55,7 +55,13 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A JSON file by its name and its beginning: its kind, one of `KINDS` or empty, its part, and the other words."""
+    """What the name and the first entries of a JSON file say about it.
+
+    Attributes:
+        kind: One of `KINDS`, by the fields of the entries; empty for another structure.
+        part: The part of the data set that its name has, or `ALL`.
+        rest: The other words of its name.
+    """
 
     path: Path
     kind: str

@@ -33,8 +33,8 @@ from das_gym.data.entries import (
     Fields,
     check_characters,
     check_fields,
-    check_new,
     check_text,
+    check_unique,
     first_few,
     read_entries,
 )
@@ -101,7 +101,7 @@ def load_questions(path: Path, root: Path, on_bad_example: str = "raise") -> lis
         question = check_text(entry["text"], f"{where}: `text`")
         check_text(question.replace(IMAGE_MARK, ""), f"{where}: the question in `text`")
         images = tuple(finder.find(name, where) for name in _image_names(entry.get("image"), where))
-        check_new(seen, str(number), "question_id", where)
+        check_unique(seen, str(number), "question_id", where)
         return AnswerExample(
             str(number), images, question, "", kind=kind if isinstance(kind, str) else "", question_id=number
         )
@@ -235,7 +235,7 @@ def load_scienceqa(folder: Path, on_bad_example: str = "raise") -> Splits[Answer
         split, pid = item
         if pid not in problems:
             raise ValueError(f"{where} is not in {PROBLEMS}: got {pid:.40}")
-        check_new(seen, pid, "pid", where)
+        check_unique(seen, pid, "pid", where)
         return _problem(split, pid, problems[pid], f"{folder / PROBLEMS}: {pid}", finder)
 
     parts = {}

@@ -77,7 +77,7 @@ def normalize_answer(text: str) -> str:
 
 
 def soft_score(count: int) -> float:
-    """Return the training target of an answer of `count` of ten annotators: 0, 0.3, 0.6, 0.9, and 1.0 from four on."""
+    """Return METER's training target of an answer that `count` of ten annotators gave: 0, 0.3, 0.6, 0.9, 1.0 from 4 on."""
     return (0.0, 0.3, 0.6, 0.9, 1.0)[min(count, 4)]
 
 

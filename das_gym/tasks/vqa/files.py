@@ -29,8 +29,8 @@ from das_gym.data.entries import (
     Fields,
     check_characters,
     check_fields,
-    check_new,
     check_text,
+    check_unique,
     data_folder,
     find_file,
     first_few,
@@ -328,7 +328,7 @@ def _read(paths: list[Path], split: str, bad: BadExamples) -> list[VQAExample]:
             if item[name] is None or item[name] < 0:
                 raise ValueError(f"{where}: wrong `{name}`: got {item[name]}, expected 0 or more")
         check_text(item["questions"], f"{where}: `questions`")
-        check_new(seen, item["question_id"], "question_id", where)
+        check_unique(seen, item["question_id"], "question_id", where)
         ten = _ten_answers(item, where)
         # `max` returns the first of equals: the answers are in the order of the table's scores.
         most_frequent = max(ten, key=lambda answer: (answer != OUT_OF_VOCABULARY, ten.count(answer)))

@@ -341,7 +341,7 @@ def test_recovery_on_the_full_models_answers(problem_of, tmp_path):
     assert all(said.values())
     teacher = make_teacher(problem.vlp, task, train, config, tmp_path / "answers.json")
     assert teacher is not None
-    answered = teacher.answered(asked)
+    answered = teacher.with_answers(asked)
     assert [example.answer for example in answered] == list(said.values())
     last = [int(processor.encode(prompt).ids[-1]) for prompt in task.pairs(answered)]
     assert [token not in processor.ends for token in last] == cut
@@ -350,7 +350,7 @@ def test_recovery_on_the_full_models_answers(problem_of, tmp_path):
     write_json(tmp_path / "answers.json", {**record, "answers": {**record["answers"], "0": found[1]}})
     again = make_teacher(problem.vlp, task, train, config, tmp_path / "answers.json")
     assert again is not None
-    assert again.answered(asked)[0].answer == answered[1].answer
+    assert again.with_answers(asked)[0].answer == answered[1].answer
     states = []
     for examples in (train, [replace(e, answer="" if e.key in said else e.answer) for e in train]):
         student = pruned_copy(problem.vlp, MASK)

@@ -15,7 +15,7 @@ from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.probing import with_tower
+from das_gym.models.transformers.probing import add_tower
 from das_gym.models.transformers.stack import replace_forwards, skip_forward, zero_forward
 from tests.models.transformers import tiny
 
@@ -60,7 +60,7 @@ class Driven:
 
     def with_vision(self, units: str = "layers") -> Driven:
         """Return the same with vision layers as units, or halves of them."""
-        capabilities = with_tower(self.vlm.capabilities, self.vlm.model, self.processor)
+        capabilities = add_tower(self.vlm.capabilities, self.vlm.model, self.processor)
         return Driven(VLM(self.vlm.model, units, capabilities), self.processor)
 
     def prompts(self) -> list[Prompt]:

@@ -12,7 +12,7 @@ from das_gym.models.transformers import comparison
 from das_gym.models.transformers.layer_removal import prune
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.probing import TIED_VISION, UNREAD, with_tower
+from das_gym.models.transformers.probing import TIED_VISION, UNREAD, add_tower
 from das_gym.models.transformers.stack import find_vision_tower
 from das_gym.problem.costs import count_costs
 from das_gym.problem.statistic_inputs import measure_activity
@@ -79,7 +79,7 @@ def test_vision_feature_layer_is_renumbered(driven, layers, tmp_path):
     """Counted from the front, from the back, or several: the smaller tower is read where the larger one was."""
     model, _ = tiny.made(lambda: tiny.llava_of(vision_layers=4, vision_feature_layer=layers), torch.float64)
     known = driven("llava")
-    seeing = Driven(VLM(model, capabilities=with_tower(known.vlm.capabilities, model, known.processor)), known.processor)
+    seeing = Driven(VLM(model, capabilities=add_tower(known.vlm.capabilities, model, known.processor)), known.processor)
     mask = np.array([unit.name == "vision.0" for unit in seeing.vlm.layers])
     wanted = seeing.logits(seeing.prompts(), mask)
     torch.testing.assert_close(wanted, seeing.plain(seeing.prompts(), mask), atol=1e-10, rtol=1e-10)
@@ -97,7 +97,7 @@ def test_vision_layers_that_do_not_run_are_compared(driven, monkeypatch):
         layer.mlp.layer_idx = place
         layer.mlp.register_forward_hook(lambda part, _, output: output * (2 if part.layer_idx in (3, 4) else 1))
     with pytest.raises(ValueError, match="`vision`"):
-        with_tower(driven("llava").vlm.capabilities, model, driven("llava").processor)
+        add_tower(driven("llava").vlm.capabilities, model, driven("llava").processor)
 
 
 def test_tower_runs_once_a_vision_mask_and_is_kept(driven):
