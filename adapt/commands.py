@@ -1,10 +1,6 @@
 """`python -m adapt` and its sub-commands."""
 
-import sys
-from collections.abc import Sequence
-
 from das_gym.commands.commandline import Command, Program
-from das_gym.processes import end_on_signals
 
 RUNS = "das_gym.adapt.run_commands"
 
@@ -55,7 +51,7 @@ PROGRAM = Program(
             settings="das_gym.commands.runs:PluginSettings",
         ),
     },
-    main="run",
+    default_command="run",
     examples=(
         ("", "search, fine-tune, compare: bundled model and data, two minutes"),
         ("with search_run=3", "fine-tune what search 3 found"),
@@ -67,8 +63,4 @@ PROGRAM = Program(
     runs_alone=True,
 )
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the sub-command that the arguments name, and end with its exit code."""
-    end_on_signals()
-    sys.exit(PROGRAM.run((sys.argv if argv is None else argv)[1:]))
+main = PROGRAM.main

@@ -1,10 +1,6 @@
 """`python -m agents` and its sub-commands."""
 
-import sys
-from collections.abc import Sequence
-
 from das_gym.commands.commandline import Command, Program
-from das_gym.processes import end_on_signals
 
 PROGRAM = Program(
     "agents",
@@ -28,7 +24,7 @@ PROGRAM = Program(
             settings="das_gym.commands.runs:PluginSettings",
         ),
     },
-    main="search",
+    default_command="search",
     examples=(
         ("with meter_vqa bandit skip_num=4 seed=1", "the paper's bandit: which 4 of METER's 12 layers?"),
         ("with bayes macs_saved=0.12", "our own agent, with a budget by cost"),
@@ -38,8 +34,4 @@ PROGRAM = Program(
     ),
 )
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the sub-command that the arguments name, and end with its exit code."""
-    end_on_signals()
-    sys.exit(PROGRAM.run((sys.argv if argv is None else argv)[1:]))
+main = PROGRAM.main

@@ -39,6 +39,7 @@ from das_gym.commands.settings import (
 from das_gym.commands.trust import add_working_folder, import_plugins, imported_plugins
 from das_gym.names import check_names, escape_control_chars
 from das_gym.processes import (
+    end_on_signals,
     exit_code,
     ignore_signals,
     is_main_process,
@@ -118,16 +119,21 @@ class Program:
     Attributes:
         name: `agents` or `adapt`.
         commands: By the word that names them.
-        main: The command that `with ...` directly after the program's name runs.
-        runs_alone: Whether the program's name alone runs `main`; otherwise it shows the help.
+        default_command: The command that `with ...` directly after the program's name runs.
+        runs_alone: Whether the program's name alone runs `default_command`; otherwise it shows the help.
         examples: Frequent commands: the words after the program's name, and what they do.
     """
 
     name: str
     commands: Mapping[str, Command]
-    main: str
+    default_command: str
     runs_alone: bool = False
     examples: tuple[tuple[str, str], ...] = ()
+
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        """Run the command that the arguments, by default `sys.argv`, name, and end with its exit code."""
+        end_on_signals()
+        sys.exit(self.run((sys.argv if argv is None else argv)[1:]))
 
     def run(self, arguments: Sequence[str]) -> int:
         """Run the command that the arguments name; return the exit code. User errors are printed in one paragraph."""
@@ -164,7 +170,7 @@ class Program:
             return 0
         if first in self.commands:
             return self.commands[first].run(f"{self.name} {first}", words[1:])
-        return self.commands[self.main].run(self.name, words, tuple(self.commands))
+        return self.commands[self.default_command].run(self.name, words, tuple(self.commands))
 
     def help(self) -> str:
         """Return all sub-commands and the examples, in 80 columns."""
@@ -182,7 +188,7 @@ class Program:
             lines += [f"  {start} {words}".rstrip(), f"      {about}"]
         lines += [
             "",
-            f"Without a command, `{self.main}` runs: {start} {'[with ...]' if self.runs_alone else 'with ...'}",
+            f"Without a command, `{self.default_command}` runs: {start} {'[with ...]' if self.runs_alone else 'with ...'}",
             "`with` takes name=value and named configs. `COMMAND --help` shows what a",
             "command does, its settings and its named configs, `COMMAND print_config` the",
             "settings as they would be. `plugins=my_module` imports your module first.",
@@ -378,8 +384,10 @@ def _setting_lines(cls: type, field: dataclasses.Field[Any], name: str, value: A
     if "group" in field.metadata:  # its settings are not listed: those that were changed are enough
         defaults = {} if default == {} else settings_dict(default)
         given = value if isinstance(value, Mapping) else settings_dict(value)
-        value, default = {each: given[each] for each in given if given[each] != defaults.get(each)}, {}
-    value, default = plain(value), plain(default)
+        value = {each: given[each] for each in given if given[each] != defaults.get(each)}
+        default = {}
+    value = plain(value)
+    default = plain(default)
     is_changed = not required and value != default
     is_missing = required and value is None
     changed = f"; default {_format_value(default)}" if is_changed else ""

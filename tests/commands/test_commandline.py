@@ -52,7 +52,7 @@ def record(settings: Numbers) -> None:
 def program_of(function: str) -> Program:
     """Return a program with one function of this module."""
     command = Command(f"{__name__}:{function}", "", "", settings=f"{__name__}:Numbers", positional="paths")
-    return Program("agents", {"see": command}, main="see")
+    return Program("agents", {"see": command}, default_command="see")
 
 
 def test_parse_builds_settings():
