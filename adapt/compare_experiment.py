@@ -23,7 +23,7 @@ from das_gym.adapt.adapt_experiment import check_test_images
 from das_gym.adapt.choosing import choice_from_run, choice_of, search_first
 from das_gym.adapt.compare.record import Trial, best_trials, chosen_trials, comparison_table, kept_file, mean_test, report_of
 from das_gym.adapt.compare.trials import ComparisonContext, cells_of, method_variants, phases
-from das_gym.adapt.finetune import with_new_head
+from das_gym.adapt.finetune import copy_model, with_new_head
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.phases import search_first_phases
@@ -46,7 +46,6 @@ from das_gym.problem.loading import (
     AdaptedModel,
     Problem,
     check_prompts,
-    copy_backbone,
     find_supernet,
     load_backbone,
     load_splits,
@@ -194,7 +193,7 @@ def _find_masks(settings: CompareSettings, base: AdaptedModel, splits: Splits[An
         if source is None:
             search = search_of(settings, k)
             if problem is None and search.env_id == config.env_id:
-                supernet = supernet_model(config, find_supernet(config), splits, copy_backbone(base.backbone))
+                supernet = supernet_model(config, find_supernet(config), splits, copy_model(base).backbone)
                 problem = problem_from_model(supernet, splits, config)
             name = f"search_{k}"
             result = search_first(search, run, folder / name, settings.resume is not None, problem, f"{name}.")

@@ -25,7 +25,6 @@ from das_gym.problem.loading import (
     AdaptedModel,
     Backbone,
     Problem,
-    copy_backbone,
     load_backbone,
     load_problem,
     load_splits,
@@ -69,11 +68,12 @@ def load_start(config: ProblemConfig, searches: bool = False) -> Start:
         return Start(AdaptedModel(problem.backbone, problem.head, problem.task), problem.splits, problem)
     splits = load_splits(config)
     backbone = load_backbone(config)
+    torch.manual_seed(0)  # the head of every copy starts from the same values
+    model = with_new_head(backbone, config.task, splits)
     scored = None
     if searches:
-        scored = problem_from_model(training_free_model(copy_backbone(backbone), config.task, splits), splits, config)
-    torch.manual_seed(0)  # the head of every copy starts from the same values
-    return Start(with_new_head(backbone, config.task, splits), splits, scored)
+        scored = problem_from_model(training_free_model(copy_model(model).backbone, config.task, splits), splits, config)
+    return Start(model, splits, scored)
 
 
 def with_new_head(backbone: Backbone, task: str, splits: Splits[Any]) -> AdaptedModel:

@@ -3,7 +3,6 @@
 `load_problem` is the way in: data, backbone, supernet, costs and evaluator of a configuration.
 """
 
-import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +40,7 @@ PAIRS_PER_BATCH = 128
 """Pairs that go through the mask tree at a time, unless `eval_batch_size` is given."""
 
 COUNTED = 16
-"""Examples whose pairs are counted, to know how many an example has."""
+"""Examples whose pairs are counted, to know how many an example has: some tasks have one for each option."""
 
 COST_SAMPLE = 1000
 """MACs are counted at the longest text of this many reward examples."""
@@ -154,7 +153,8 @@ def problem_from_model(supernet: AdaptedModel, splits: Splits[Any], config: Prob
     walk = walk_bytes(supernet, sample[0], counter)
     room = int(config.tree_gib * 2**30) - _trunk_bytes(config)
     pairs = max(1, min(PAIRS_PER_BATCH, room // walk))
-    batch_size = config.eval_batch_size or _examples_of(supernet.task, splits, pairs)
+    few = splits.reward[:COUNTED]
+    batch_size = config.eval_batch_size or max(pairs * len(few) // len(supernet.task.pairs(few)), 1)
     evaluator = _make_evaluator(config, supernet, batch_size, counter)
     if config.skip == "linear":
         from das_gym.problem.skip_adapters import add_linear_skips
@@ -173,12 +173,6 @@ def walk_bytes(model: AdaptedModel, encoded: State, counter: MacCounter) -> int:
         return head(model.task.group_features(torch.cat([features] * passes)))
 
     return WalkMemory(model.backbone.vlp, counter).bytes(encoded, logits)
-
-
-def _examples_of(task: Task, splits: Splits[Any], pairs: int) -> int:
-    """Return the number of reward examples, at least 1, that have this many pairs: some tasks have one for each option."""
-    few = splits.reward[:COUNTED]
-    return max(pairs * len(few) // len(task.pairs(few)), 1)
 
 
 def _trunk_bytes(config: ProblemConfig) -> int:
@@ -264,14 +258,6 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     heads = {} if is_alone else loaded.heads
     untrained = () if report is None else tuple(name for name in report.missing if "adapter" not in name)
     return Backbone(vlp.to(pick_device(config.device)), processor, base, heads, config, settings, untrained)
-
-
-def copy_backbone(backbone: Backbone) -> Backbone:
-    """Return a copy of a model that can be trained; frozen weights, which no training changes, are shared."""
-    vlp = backbone.vlp
-    # `deepcopy` keeps what its memo holds by id.
-    frozen: dict[int, Any] = {id(parameter): parameter for parameter in vlp.parameters() if not parameter.requires_grad}
-    return replace(backbone, vlp=copy.deepcopy(vlp, frozen))
 
 
 def accepts_setting(model: str, setting: str) -> bool:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import cut_subnet, load_reference, reference_file
+from das_gym.adapt.finetune import copy_model, cut_subnet, load_reference, load_start, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 from das_gym.adapt.settings import AdaptSettings
 from das_gym.adapt.step_loss import resolve_defaults
@@ -66,3 +66,13 @@ def test_references_are_what_training_gives(name, tmp_path, monkeypatch, capsys)
     assert loads(settings, model, name)
     kept = evaluate(model, load_splits(settings.problem).test, name).metric
     assert metric == pytest.approx(100 * kept, abs=0.5)  # another processor rounds otherwise
+
+
+def test_copy_model_shares_frozen_weights(tiny_kwargs):
+    model = load_start(ProblemConfig(**{name: value for name, value in tiny_kwargs.items() if name != "supernet"})).model
+    kept = model.backbone.vlp
+    again = copy_model(model)
+    for name, parameter in again.backbone.vlp.named_parameters():
+        assert torch.equal(parameter, kept.get_parameter(name))
+        assert (parameter is kept.get_parameter(name)) == (not parameter.requires_grad)
+    assert all(mine is not its for mine, its in zip(again.head.parameters(), model.head.parameters(), strict=True))

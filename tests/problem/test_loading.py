@@ -16,7 +16,6 @@ from das_gym.models.tensor_files import read_tensors, write_safetensors, write_t
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import (
     build_problem,
-    copy_backbone,
     load_backbone,
     load_problem,
     load_splits,
@@ -182,12 +181,3 @@ def test_load_problem_loads_a_checkpoint_again_that_changed_in_place(mini_folder
     os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(ValueError, match="fingerprint"):
         load_problem(config)
-
-
-def test_copy_backbone_shares_frozen_weights(tiny_kwargs):
-    backbone = load_backbone(ProblemConfig(**tiny_kwargs))
-    kept = backbone.vlp
-    again = copy_backbone(backbone).vlp
-    for name, parameter in again.named_parameters():
-        assert torch.equal(parameter, kept.get_parameter(name))
-        assert (parameter is kept.get_parameter(name)) == (not parameter.requires_grad)
