@@ -70,9 +70,11 @@ def linear_names(parts: Mapping[str, nn.Module]) -> list[str]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether a module computes just `x W' + b`: some routers of experts are subclasses of `nn.Linear`."""
-    if not isinstance(module, nn.Linear) or type(module) is nn.Linear:
-        return isinstance(module, nn.Linear)
+    """Return True if a module computes just `x W' + b`: some routers of experts are subclasses of `nn.Linear`."""
+    if not isinstance(module, nn.Linear):
+        return False
+    if type(module) is nn.Linear:
+        return True
     x = torch.ones(1, module.in_features).to(module.weight)
     with torch.no_grad():
         try:

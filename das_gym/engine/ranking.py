@@ -84,18 +84,14 @@ class _Side:
         self.hidden = hidden
         if vlp.streams_apart:  # the content of the other stream makes no difference
             self.hidden = vlp.embed(State({"text": hidden, "image": hidden}, {})).hidden[stream]
-        self._own = {id(self.hidden)}
+        self.own_ids = {id(self.hidden)}  # of hidden vectors that depend on this side alone
         self._found: dict[tuple, Any] = {}
-
-    def owns(self, tensor: int) -> bool:
-        """Return whether hidden vectors, identified by their `id`, depend on this side alone."""
-        return tensor in self._own
 
     def remember(self, key: tuple, compute: Callable[[], Any]) -> Any:
         """Return a result computed from hidden vectors of this side; it depends on this side alone as well."""
         if key not in self._found:
             self._found[key] = compute()
-            self._own.add(id(self._found[key]))
+            self.own_ids.add(id(self._found[key]))
         return self._found[key]
 
 
@@ -106,7 +102,7 @@ def _pool_pairs(vlp: VLP, mask: np.ndarray, texts: _Side, image: _Side) -> Tenso
 
     def memo(key: tuple, compute: Callable[[], Any]) -> Any:
         for side in (texts, image):
-            if side.owns(key[-1]):
+            if key[-1] in side.own_ids:
                 return side.remember(key, compute)
         return compute()
 

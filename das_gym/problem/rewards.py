@@ -33,7 +33,7 @@ class Reward:
     Attributes:
         name: Its name.
         low, high: Its bounds, without a price.
-        compute: From `Scores` to rewards (m,). Its docstring begins with the formula and says the range. Every reward is
+        compute: From `Scores` to rewards (m,). Its docstring begins with the formula and the range. Every reward is
             deterministic.
         needs_divergences: Whether it reads `Scores.divergences`.
         needs_full_loss: Whether it reads `Scores.full_loss`.
@@ -61,18 +61,12 @@ class Reward:
 
 
 def exp_neg_loss(scores: Scores) -> np.ndarray:
-    """Return exp(-loss), the paper's reward.
-
-    Range: 0..1.
-    """
+    """Return exp(-loss), 0..1: the paper's reward."""
     return np.exp(-scores.losses)
 
 
 def neg_loss(scores: Scores) -> np.ndarray:
-    """Return -loss in nats. Losses above 10,000 count as 10,000.
-
-    Range: -10000..0.
-    """
+    """Return -loss in nats, -10,000..0. Losses above 10,000 count as 10,000."""
     return -np.minimum(scores.losses, MAX_LOSS)
 
 
@@ -92,18 +86,12 @@ def perplexity_ratio(scores: Scores) -> np.ndarray:
 
 
 def metric(scores: Scores) -> np.ndarray:
-    """Return the task's metric.
-
-    Range: 0..1.
-    """
+    """Return the task's metric, 0..1."""
     return scores.metrics
 
 
 def neg_kl(scores: Scores) -> np.ndarray:
-    """Return -KL(full model || masked model) in nats, at least -10,000. It needs no labels.
-
-    Range: -10000..0.
-    """
+    """Return -KL(full model || masked model) in nats, -10,000..0. It needs no labels."""
     if scores.divergences is None:
         raise ValueError("neg_kl needs divergences, which were not measured; evaluate with divergences=True")
     return -np.clip(scores.divergences, 0.0, MAX_LOSS)  # rounding may leave a divergence a little below 0

@@ -39,11 +39,11 @@ def refit_before_removed(full: VLM, smaller: VLM, mask: np.ndarray, states: Sequ
     short = list(states)
     last: tuple[int, list[State]] | None = None  # the kept unit before a run of removed ones, and the states before it
     for index in range(len(full.layers)):
-        after = [_after(full, index, state, skipped=False) for state in before]
+        after = [_after(full, index, state) for state in before]
         ends_run = mask[index] and (index + 1 == len(mask) or not mask[index + 1])
         if not mask[index]:
             last = index, short
-            short = [_after(masked, index, state, skipped=False) for state in short]
+            short = [_after(masked, index, state) for state in short]
         elif ends_run and last is not None:
             unit, states_before = last
             linear = last_linear(masked.stack.layers[masked.places[unit]])
@@ -52,7 +52,7 @@ def refit_before_removed(full: VLM, smaller: VLM, mask: np.ndarray, states: Sequ
             refitted = _added(linear, ridge.up, ridge.bias)
             for layer in (masked.stack.layers[masked.places[unit]], smaller.stack.layers[kept.index(masked.places[unit])]):
                 last_linear(layer)._parameters.update(refitted)
-            short = [_after(masked, unit, state, skipped=False) for state in states_before]
+            short = [_after(masked, unit, state) for state in states_before]
             fits.append(LinearFit(masked.layers[unit].name, ridge.strength, ridge.explained))
         before = after
     return fits
@@ -80,8 +80,8 @@ def last_linear(layer: nn.Module) -> nn.Linear:
     return linear
 
 
-def _after(vlm: VLM, index: int, state: State, skipped: bool) -> State:
-    hidden = vlm.run_layer(index, state, skipped)
+def _after(vlm: VLM, index: int, state: State) -> State:
+    hidden = vlm.run_layer(index, state, skipped=False)
     return state.with_hidden({vlm.layers[index].stream: hidden})
 
 
@@ -90,7 +90,7 @@ def _pair(vlm: VLM, unit: int, linear: nn.Linear, state: State, wanted: State) -
     read: list[Tensor] = []
     handle = linear.register_forward_pre_hook(lambda module, args: read.append(args[0].flatten(0, -2)))
     try:
-        found = _after(vlm, unit, state, skipped=False)
+        found = _after(vlm, unit, state)
     finally:
         handle.remove()
     stream = vlm.layers[unit].stream

@@ -163,7 +163,10 @@ class UnitModel(VLP):
         inside, skipped = default_widths(self.feature_size)
         for index, place in enumerate(self.places):
             layer = self.stack.layers[place]
-            unit = make_skip_unit(layer, self.feature_size, skip_bottleneck or skipped, generator)
+            norm: Any = child(layer, INPUT_NORMS)
+            adapter = input_adapter(self.feature_size, skip_bottleneck or skipped, generator)
+            unit = SkippedLayer(norm, adapter.to(next(layer.parameters()).device))
+            unit.norm.requires_grad_(False)  # a copy of the layer's
             self.skippable_layer(index).skip_adapter = unit
             insert_adapters(layer, self.feature_size, bottleneck or inside, generator)
         self.tunable = TUNABLE
@@ -326,11 +329,3 @@ def strip_adapters(layer: nn.Module) -> None:
             del part.das_adapter
             for key in [key for key, hook in part._forward_pre_hooks.items() if hook is run_adapter]:
                 del part._forward_pre_hooks[key], part._forward_pre_hooks_with_kwargs[key]
-
-
-def make_skip_unit(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> SkippedLayer:
-    """Make the module that replaces a skipped layer; the norm is a frozen copy of the layer's."""
-    norm: Any = child(layer, INPUT_NORMS)
-    unit = SkippedLayer(norm, input_adapter(hidden_size, bottleneck, generator).to(next(layer.parameters()).device))
-    unit.norm.requires_grad_(False)
-    return unit
