@@ -28,7 +28,7 @@ from das_gym.adapt.report import (
     compare,
     finish_subnet_run,
     limit_test,
-    report_of,
+    subnet_report,
     write_answers,
 )
 from das_gym.adapt.settings import AdaptSettings, TrainingConfig
@@ -90,7 +90,7 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
         models[FULL_MODEL].adaptation(**info).save(folder / FULL_MODEL_FILE)
         artifacts = [FULL_MODEL_FILE]
     rows = compare(models, splits, settings.rank_images, untrained, bundled)
-    report = report_of(rows, problem, "fine-tuned", models[SUBNET])
+    report = subnet_report(rows, problem, "fine-tuned", models[SUBNET])
     write_answers(folder, rows, start.model.task, splits.test)
     record = command_record(settings, rows, splits, report)
     report.print()

@@ -21,7 +21,15 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.adapt_experiment import check_test_images
 from das_gym.adapt.choosing import choice_from_run, choice_of, search_first
-from das_gym.adapt.compare.record import Trial, best_trials, chosen_trials, comparison_table, kept_file, mean_test, report_of
+from das_gym.adapt.compare.record import (
+    Trial,
+    best_trials,
+    chosen_trials,
+    comparison_report,
+    comparison_table,
+    kept_file,
+    mean_test,
+)
 from das_gym.adapt.compare.trials import ComparisonContext, cells_of, method_variants, phases
 from das_gym.adapt.finetune import copy_model, with_new_head
 from das_gym.adapt.methods import METHODS
@@ -163,7 +171,9 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     title = f"{model_name}: {metric} after {counted(settings.train.steps, 'step')}, {tested}"
     table = comparison_table(title, chosen)
     architecture = Architecture.from_layers(base.backbone.vlp.layers)
-    comparison.results["report"] = report_of(f"{problem.model} on {problem.task}", metric, architecture, chosen, table)
+    comparison.results["report"] = comparison_report(
+        f"{problem.model} on {problem.task}", metric, architecture, chosen, table
+    )
     comparison.finish(run, table)
     for key, own in chosen.items():
         run.log_scalar(f"{key}.test", mean_test(own))

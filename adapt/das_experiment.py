@@ -30,7 +30,7 @@ from das_gym.adapt.report import (
     compare,
     finish_subnet_run,
     limit_test,
-    report_of,
+    subnet_report,
     write_answers,
 )
 from das_gym.adapt.settings import JointSearchSettings
@@ -116,7 +116,7 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float | None:
     models[BASELINE] = baseline_of(full)
     splits = limit_test(untrained.splits, full.task, settings.test_examples)
     rows = compare(models, splits, settings.rank_images, untrained=[BASELINE])
-    report = report_of(rows, problem, "searched while adapters trained, then fine-tuned", models[SUBNET])
+    report = subnet_report(rows, problem, "searched while adapters trained, then fine-tuned", models[SUBNET])
     found = read_json(folder / FOUND)
     report = dataclasses.replace(report, **charts_of(found["turns"]))
     write_answers(folder, rows, full.task, splits.test)

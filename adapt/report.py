@@ -280,7 +280,9 @@ def results_table(models: Sequence[Mapping[str, Any]], title: str = "", notes: S
     return Table(("", *(IN_WORDS.get(model["name"], model["name"]) for model in flat)), tuple(rows), title, tuple(notes))
 
 
-def report_of(rows: Mapping[str, TunedModelResult], problem: ProblemConfig, done: str, subnet: AdaptedModel) -> RunReport:
+def subnet_report(
+    rows: Mapping[str, TunedModelResult], problem: ProblemConfig, done: str, subnet: AdaptedModel
+) -> RunReport:
     """Return the report of a run that fine-tuned, with its conclusion below the table."""
     tested = rows[SUBNET]
     evaluation = rows[SUBNET].evaluation

@@ -212,6 +212,14 @@ def read_json(path: str | os.PathLike[str], object_hook: Callable[[dict[str, Any
     return parse_json(read_bytes(path), path, "It may be truncated or damaged", object_hook)
 
 
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the object in a JSON file; ValueError as for `read_json`, and for any other value."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a JSON {type(content).__name__}, expected an object. Copy or make it again")
+    return content
+
+
 def parse_json(
     text: str | bytes, source: object, hint: str, object_hook: Callable[[dict[str, Any]], Any] | None = None
 ) -> Any:

@@ -152,7 +152,7 @@ def _difference_in_words(own: Sequence[Trial], rival: Sequence[Trial], name: str
     return f"{order}, 95 % interval of the difference {low:.1f} to {high:.1f}"
 
 
-def report_of(
+def comparison_report(
     what: str, metric: str, architecture: Architecture, chosen: Mapping[str, Sequence[Trial]], table: Table
 ) -> dict[str, Any]:
     """Return the record of a report on the best row and the layers that DAS skips."""

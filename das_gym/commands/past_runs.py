@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.commands.commandline import format_command, is_our_program, setting_words
-from das_gym.commands.runs import CONFIG, RUNS_DIR, PluginSettings, is_locked, read_config, runs_dir_setting
+from das_gym.commands.runs import CONFIG, RUNS_DIR, PluginSettings, is_locked, runs_dir_setting
 from das_gym.commands.settings import PositiveInt
-from das_gym.files import read_json
+from das_gym.files import read_json, read_json_object
 
 STATES = {"COMPLETED": "done", "FAILED": "failed", "INTERRUPTED": "stopped", "RUNNING": "running"}
 """Sacred's names of the states of a run, and ours. A run whose process was killed has `died`."""
@@ -123,4 +123,4 @@ def rerun_command(folder: Path, command: str, cls: type, defaults: Mapping[str, 
 def run_settings(folder: Path) -> dict[str, Any]:
     """Return the settings of a run; empty if its folder has none."""
     path = folder / CONFIG
-    return read_config(path) if path.is_file() else {}
+    return read_json_object(path) if path.is_file() else {}

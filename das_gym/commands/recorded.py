@@ -64,12 +64,11 @@ from das_gym.commands.runs import (
     find_run,
     library_versions,
     lock_folder,
-    read_config,
     runs_dir_setting,
 )
 from das_gym.commands.settings import build, flatten_settings, full_names, plain, settings_dict
 from das_gym.commands.trust import ask_to_repeat, import_plugins, imported_plugins, sensitive_settings, unknown_modules
-from das_gym.files import check_writable, explain_damage, read_bytes, read_json, write_text
+from das_gym.files import check_writable, explain_damage, read_bytes, read_json, read_json_object, write_text
 from das_gym.names import check_names
 from das_gym.processes import is_main_process, run_on_main_process, world_size
 
@@ -283,7 +282,7 @@ class RecordedCommand(Generic[Settings]):
             )
         if status == "COMPLETED":
             raise RunError(f"run {folder.name} is complete, there is nothing to resume; its results are in {folder}")
-        stored = flatten_settings(read_config(folder / CONFIG))
+        stored = flatten_settings(read_json_object(folder / CONFIG))
         if "seed" not in {field.name for field in fields(self.settings_class)}:
             stored.pop("seed", None)  # Sacred gives every run one
         known_groups = {name.partition(".")[0] for name in stored}
@@ -438,7 +437,7 @@ class _PlainLoader(yaml.SafeLoader):
 def read_settings_file(path: Path) -> dict[str, Any]:
     """Return the settings in a JSON or YAML file given after `with`, as plain values."""
     if path.suffix == ".json":
-        return read_config(path)
+        return read_json_object(path)
     try:
         settings = yaml.load(read_bytes(path), Loader=_PlainLoader)
         settings = json.loads(json.dumps(settings, default=str))  # names that are numbers, and dates, become texts

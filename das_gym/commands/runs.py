@@ -10,14 +10,12 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 from filelock import FileLock, Timeout
 
 import das_gym
 from das_gym.commands.settings import Settings
-from das_gym.files import read_json
 
 RUNS_DIR = "runs"
 CONFIG = "config.json"
@@ -130,14 +128,6 @@ def is_locked(folder: Path) -> bool | None:
         return None
     lock.release()
     return False
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the settings in a JSON file, such as the `CONFIG` of a run, as plain values."""
-    settings = read_json(path)
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds a {type(settings).__name__}, expected settings by name")
-    return settings
 
 
 def library_versions() -> dict[str, str]:

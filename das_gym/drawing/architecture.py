@@ -33,9 +33,20 @@ LINE = 22
 FACTS = 6
 """Height of a line of text in pixels, and the number of lines below the units."""
 
-TEXT, SMALL, TITLE, SMALLEST = 15, 12, 20, 9
+MAX_LABEL = 22
+"""Characters of a lane's label; longer ones are cut."""
 
-INK, GREY, PAPER, KEPT, CURVE = "#1b1b1b", "#595959", "#ffffff", "#0072b2", "#b34700"
+TITLE = 20
+TEXT = 15
+SMALL = 12
+SMALLEST = 9
+"""Sizes of the font in pixels."""
+
+INK = "#1b1b1b"
+GREY = "#595959"
+PAPER = "#ffffff"
+KEPT = "#0072b2"
+CURVE = "#b34700"
 """Each has a contrast ratio of at least 4.5 to `PAPER`. Blue and orange are distinguishable with colour blindness."""
 
 Box = tuple[float, float, float, float]
@@ -161,8 +172,8 @@ def layout(architecture: Architecture) -> Layout:
     return Layout(tuple(boxes), tuple(lanes), top)
 
 
-def _clipped(text: str, limit: int = 22) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+def _clipped(text: str) -> str:
+    return text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 3]}..."
 
 
 def height_of(architecture: Architecture) -> int:

@@ -352,7 +352,7 @@ class WalkMemory:
         shapes = tuple(tuple(tensor.shape) for tensor in state.hidden.values())
         key = self.counter.cost_key(index), skipped, self._is_last(index), shapes
         if key not in self._found:
-            self._found[key] = self._count(index, self.counter.without_content(state), skipped)
+            self._found[key] = self._count(index, self.counter.strip_content(state), skipped)
         return self._found[key]
 
     def _count(self, index: int, state: State, skipped: bool) -> LayerBytes:

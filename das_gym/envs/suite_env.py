@@ -122,8 +122,8 @@ class SuiteEpisodes(Episodes):
             saved = self.saved(self.mode.masks)[:, None].astype(np.float32)
             parts = {"skipped": self.mode.masks.astype(np.float32), "saved": saved}
         if self.flat:
-            return np.concatenate((self.suite.known_flat[self.which], *parts.values()), axis=1)
-        return {name: values[self.which] for name, values in self.suite.known.items()} | parts
+            return np.concatenate((self.suite.flat_observations[self.which], *parts.values()), axis=1)
+        return {name: values[self.which] for name, values in self.suite.fixed_observations.items()} | parts
 
     def observe_one(self) -> Any:
         observed = self.observe()

@@ -51,7 +51,9 @@ class TableScorer(Scorer):
         # A mask that the table lacks raises an error when it is scored. Without a budget that is left to the agent: greedy
         # removal, say, asks for smaller masks than its answer.
         if most is not None and (bound.saved is not None or (bound.skip_num or 0) > most):
-            raise ValueError(f"`skip_num` is out of range: this table holds masks of up to {most} layers, give 0..{most}")
+            raise ValueError(
+                f"this table lacks masks of the budget: got {bound.describe()}, expected `skip_num` of 0..{most}"
+            )
         objective = Objective(bound, find_reward(reward), table.layer_macs, macs_price)
         usual = [name for name in DEFAULT_STATISTICS if name in table.meta.statistics] or table.meta.statistics
         super().__init__(table.meta.layer_names, objective, usual if statistics is None else statistics)

@@ -309,7 +309,7 @@ def check_sizes(config: Any, head_fields: Mapping[str, str]) -> None:
     """Check a config, a dataclass of numbers; `head_fields` are names of numbers of heads, and of the width of each."""
     for each in dataclasses.fields(config):
         name = each.name
-        value = getattr(config, each.name)
+        value = getattr(config, name)
         low = 1
         if name.endswith("layers"):
             high = MAX_LAYERS

@@ -141,10 +141,10 @@ class MacCounter:
 
     def run_layer(self, index: int, state: State, skipped: bool, pooled_only: bool) -> tuple[Tensor, dict[str, int]]:
         """Return the layer's output, without content, and what `layer` returns."""
-        key = ("layer", self.cost_key(index), skipped, pooled_only, *self._shapes(state))
+        key = ("layer", self.cost_key(index), skipped, pooled_only, *self._key_of(state))
         if key in self._found:
             return self._found[key]
-        without = self.without_content(state)
+        without = self.strip_content(state)
         parts = dict[str, int]()
 
         def memo(memo_key: tuple, compute: Callable[[], Any]) -> Any:
@@ -163,10 +163,10 @@ class MacCounter:
         return self._alike[index]
 
     def _once(self, what: tuple, given: Any, function: Callable[[Any], Any]) -> tuple[Any, int]:
-        key = (*what, *self._shapes(given))
+        key = (*what, *self._key_of(given))
         if key not in self._found:
             try:
-                without = self.without_content(given)
+                without = self.strip_content(given)
                 self._found[key] = count_macs(lambda: function(without))
             except (NotImplementedError, RuntimeError) as error:
                 raise TypeError(
@@ -175,17 +175,17 @@ class MacCounter:
                 ) from error
         return self._found[key]
 
-    def _shapes(self, given: Any) -> tuple:
+    def _key_of(self, given: Any) -> tuple:
         """Return a key for batches or states of equal cost; `extras`, thousands of tensors, are read once a batch."""
         if isinstance(given, Mapping):
-            return _shapes(given)
+            return _shape_key(given)
         if self._constant is None or self._constant[0] is not given.extras or self._constant[1] is not given.attend:
-            self._constant = given.extras, given.attend, _shapes({"attend": given.attend, "extras": given.extras})
-        return _shapes(given.hidden), self._constant[2]
+            self._constant = given.extras, given.attend, _shape_key({"attend": given.attend, "extras": given.extras})
+        return _shape_key(given.hidden), self._constant[2]
 
-    def without_content(self, given: Any) -> Any:
+    def strip_content(self, given: Any) -> Any:
         """Return a batch or state without content, of the model's own floating point type."""
-        # `extras` once a batch, as in `_shapes`
+        # `extras` once a batch, as in `_key_of`
         dtype = next(self.twin.parameters()).dtype
         made = dict[int, Tensor]()
 
@@ -202,7 +202,7 @@ class MacCounter:
         return type(given)(hidden=_mapped(given.hidden, bare), **self._bare[2])
 
 
-def _shapes(given: Mapping[str, Any]) -> tuple:
+def _shape_key(given: Mapping[str, Any]) -> tuple:
     """Return the shapes of tensors, and other values unchanged, or their types if they have no hash."""
     tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in given.items()}
     leaves = tree_leaves(tree)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from das_gym.files import METADATA_KEY, at_home, check_bundled, parse_json, read_json, replacing, temporary_folder
+from das_gym.files import METADATA_KEY, at_home, check_bundled, parse_json, read_json_object, replacing, temporary_folder
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -50,7 +50,7 @@ def read_tensors(path: str | Path) -> TensorFile:
             found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
             raise FileNotFoundError(f"no checkpoint in {path}: got {found}, expected config.json and {' or '.join(WEIGHTS)}")
         file = read_tensors(weights)
-        config = _read_config(path / "config.json")
+        config = read_json_object(path / "config.json")
         about = config.get(METADATA_KEY)
         if isinstance(about, dict) and CHECKSUM in about:  # an exported folder
             _compare(weights, file.tensors, {}, about[CHECKSUM])
@@ -61,13 +61,6 @@ def read_tensors(path: str | Path) -> TensorFile:
         return read_safetensors(path)
     check_archive(path)
     return TensorFile(path, _read_pickle(path), {})
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: got a JSON {type(config).__name__}, expected an object. Copy it again")
-    return config
 
 
 def read_safetensors(path: Path) -> TensorFile:

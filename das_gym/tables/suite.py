@@ -295,7 +295,7 @@ class Suite:
         return self  # its arrays are large, and never changed
 
     @cached_property
-    def known(self) -> dict[str, np.ndarray]:
+    def fixed_observations(self) -> dict[str, np.ndarray]:
         """Observations of the problems before any unit is skipped, by name, (P, size) float32 each."""
         return {
             "statistics": self.observed.reshape(len(self.problems), -1),
@@ -305,9 +305,9 @@ class Suite:
         }
 
     @cached_property
-    def known_flat(self) -> np.ndarray:
-        """(P, size) float32: `known` in one array."""
-        return np.concatenate(list(self.known.values()), axis=1)
+    def flat_observations(self) -> np.ndarray:
+        """(P, size) float32: `fixed_observations` in one array."""
+        return np.concatenate(list(self.fixed_observations.values()), axis=1)
 
     @cached_property
     def saved_full(self) -> np.ndarray:
@@ -356,11 +356,8 @@ class Suite:
 
 def _joined(parts: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
     """Return (sum(sizes),) float64: the parts one after another, each padded with NaN to its size."""
-    filled = np.full(sum(sizes), np.nan)
-    starts = np.cumsum([0, *sizes[:-1]])
-    for part, start in zip(parts, starts, strict=True):
-        filled[start : start + len(part)] = part
-    return filled
+    padded = [np.pad(part, (0, size - len(part)), constant_values=np.nan) for part, size in zip(parts, sizes, strict=True)]
+    return np.concatenate(padded)
 
 
 def read_suite(folder: str | Path | None = None) -> tuple[Path, tuple[SuiteTable, ...]]:

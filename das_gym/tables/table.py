@@ -114,7 +114,7 @@ class SubnetTable:
         if self.n_layers > MAX_LAYERS:
             raise ValueError(f"too many layers: got {self.n_layers:,}, expected at most {MAX_LAYERS:,}")
         if not 1 <= self.meta.macs_full <= MAX_MACS:
-            raise ValueError(f"`macs_full` is out of range: expected 1 to {MAX_MACS:,}")
+            raise ValueError(f"`macs_full` is out of range: got {self.meta.macs_full:,}, expected 1 to {MAX_MACS:,}")
         rows = len(self.masks)
         statistics = (self.n_layers, len(self.meta.statistics))
         check_array("macs", self.macs, "iu", (rows,), 0, MAX_MACS)
@@ -173,10 +173,14 @@ class SubnetTable:
         if array.ndim == 0 or array.shape[-1] != self.n_layers:
             raise ValueError(f"masks have the wrong shape: got {array.shape}, expected (..., {self.n_layers})")
         if array.dtype != bool and not np.isin(array, (0, 1)).all():
-            raise ValueError("masks hold other values than 0 (keep) and 1 (skip)")
+            wrong = array[~np.isin(array, (0, 1))][0]
+            raise ValueError(f"masks hold other values: got {wrong}, expected 0 (keep) or 1 (skip)")
         rows = self.rows(array)
         if (rows < 0).any():
-            raise ValueError(f"masks are not in this table: it holds those that skip at most {self.meta.max_skipped} layers")
+            raise ValueError(
+                f"masks are not in this table: got one that skips {int(array[rows < 0][0].sum())} layers, expected at most "
+                f"{self.meta.max_skipped}"
+            )
         return rows
 
     def rows(self, masks: np.ndarray) -> np.ndarray:

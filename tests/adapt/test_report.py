@@ -19,7 +19,7 @@ from das_gym.adapt.report import (
     TunedModelResult,
     compare,
     read_examples,
-    report_of,
+    subnet_report,
     write_examples,
 )
 from PIL import Image
@@ -59,7 +59,7 @@ ROWS = {SUBNET: SUB, FULL_MODEL: FULL, BASELINE: BASE}
 def report(rows: dict[str, TunedModelResult]) -> RunReport:
     layers = [SimpleNamespace(name=name, stage=0) for name in ("text.1", "image.1")]
     subnet: Any = SimpleNamespace(backbone=SimpleNamespace(vlp=SimpleNamespace(layers=layers)))
-    return report_of(rows, ProblemConfig(), "fine-tuned", subnet)
+    return subnet_report(rows, ProblemConfig(), "fine-tuned", subnet)
 
 
 def test_conclusion_says_what_a_small_skipped_layer_adds():

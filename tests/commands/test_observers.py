@@ -112,7 +112,7 @@ def test_missing_library_and_unsupported_option_are_rejected_before_the_run(
     ("name", "content", "says"),
     [
         ("bad.json", "{bad", "is not valid JSON"),
-        ("list.json", "[1]", "expected settings by name"),
+        ("list.json", "[1]", "expected an object"),
         ("bad.yaml", "number: 1\n---\nnumber: 2", "is not valid YAML"),
         ("long.yaml", f"number: 0x{'9' * 5000}", "4300 digits"),
         ("alias.yaml", "a: &a [x, x]\nb: [*a, *a]", "line 2 has an alias"),  # nested ones expand without bound

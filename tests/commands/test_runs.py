@@ -13,8 +13,8 @@ import pytest
 import das_gym
 from das_gym.commands.progress import progress
 from das_gym.commands.recorded import RecordedCommand, Run, RunError, lock_run, run_folder
-from das_gym.commands.runs import RunSettings, library_versions, read_config
-from das_gym.files import cache_folder, read_json, write_json
+from das_gym.commands.runs import RunSettings, library_versions
+from das_gym.files import cache_folder, read_json, read_json_object, write_json
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def test_resumed_run_imports_recorded_and_given_plugins(command, tmp_path):
         command.run({"runs_dir": str(tmp_path), "broken": True, "plugins": "string"})
     with pytest.raises(RunError, match=r"images/7\.png"):
         resume(command, tmp_path / "1", plugins="json")
-    assert read_config(tmp_path / "1" / "config.json")["plugins"] == ["json", "string"]
+    assert read_json_object(tmp_path / "1" / "config.json")["plugins"] == ["json", "string"]
 
 
 def test_resumed_run_requires_sensitive_settings_again(command, stopped):

@@ -23,11 +23,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from das_gym.commands.runs import read_config
 from das_gym.data.entries import BadExamples, read_entries
 from das_gym.data.images import CellImage, load_image
 from das_gym.data.tables import open_table, plain_rows
-from das_gym.files import read_json
+from das_gym.files import read_json, read_json_object
 from das_gym.models.tensor_files import read_tensors, write_tensors
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import given_costs
@@ -128,7 +127,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     "settings": (
         "config.json",
         lambda path: path.write_text('{"seed": 1, "plugins": []}'),
-        read_config,
+        read_json_object,
     ),
     "record": ("search.json", record, SearchResult.load),
     **{

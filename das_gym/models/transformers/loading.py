@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from das_gym.commands.progress import bars_on_terminals
-from das_gym.files import check_bundled, check_plain, checksum, read_json, write_json, write_text
+from das_gym.files import check_bundled, check_plain, checksum, read_json, read_json_object, write_json, write_text
 from das_gym.models.formats import MAX_LAYERS, copy_code
 from das_gym.models.tensor_files import check_finite, read_tensors, unreadable
 from das_gym.models.transformers.inputs import load_processor
@@ -326,9 +326,7 @@ def loaded_dtype(folder: Path) -> torch.dtype:
 
 
 def _named_dtype(folder: Path) -> torch.dtype | None:
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder / 'config.json'} holds a {type(config).__name__}, expected an object. Copy it again")
+    config = read_json_object(folder / "config.json")
     places = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     named = next((place[key] for place in places for key in DTYPE_KEYS if place.get(key)), "")
     found = getattr(torch, str(named), None)

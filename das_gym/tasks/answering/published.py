@@ -40,7 +40,7 @@ from das_gym.data.entries import (
 )
 from das_gym.data.images import SUFFIXES, ImageFile, files_in
 from das_gym.data.splits import Splits
-from das_gym.files import read_json
+from das_gym.files import read_json_object
 from das_gym.tasks.answering.examples import (
     CLASS_QUESTION,
     IMAGE_MARK,
@@ -222,14 +222,12 @@ def load_scienceqa(folder: Path, on_bad_example: str = "raise") -> Splits[Answer
     bad = BadExamples(on_bad_example)
     finder = ImageFinder(folder, folder)
     seen = dict[str, str]()
-    problems = read_json(folder / PROBLEMS)
-    pids = read_json(folder / PID_SPLITS)
-    if not isinstance(problems, dict):
-        raise ValueError(f"{folder / PROBLEMS} has an unexpected JSON structure: got {problems!r:.30}, expected an object")
-    listed = {split: pids[split] for split in SPLITS if isinstance(pids, dict) and isinstance(pids.get(split), list)}
+    problems = read_json_object(folder / PROBLEMS)
+    pids = read_json_object(folder / PID_SPLITS)
+    listed = {split: pids[split] for split in SPLITS if isinstance(pids.get(split), list)}
     if not listed:
-        got = first_few(list(pids)) if isinstance(pids, dict) else f"{pids!r:.30}"
-        raise ValueError(f"{folder / PID_SPLITS} has no splits: got {got or 'nothing'}, expected lists train, val, test")
+        got = first_few(list(pids)) or "nothing"
+        raise ValueError(f"{folder / PID_SPLITS} has no splits: got {got}, expected lists train, val, test")
 
     def conversation(item: tuple[str, str], where: str) -> Conversation:
         split, pid = item
