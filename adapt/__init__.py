@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from das_gym.names import lazy
+from das_gym.names import lazy_attributes
 
 _PLACES = {"load_subnet": "das_gym.adapt.subnets", "save": "das_gym.adapt.subnets"}
 
@@ -10,6 +10,6 @@ if TYPE_CHECKING:
     from das_gym.adapt.subnets import load_subnet as load_subnet
     from das_gym.adapt.subnets import save as save
 else:
-    __getattr__, __dir__ = lazy(__name__, _PLACES)
+    __getattr__, __dir__ = lazy_attributes(__name__, _PLACES)
 
 __all__ = list(_PLACES)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.choosing import Choice, choice_of, choose, scored_problem, search_first
-from das_gym.adapt.finetune import Start, cut, finetune, load_reference, load_start
+from das_gym.adapt.choosing import Choice, choose, scored_problem, search_choice, search_first
+from das_gym.adapt.finetune import Start, finetune, load_reference, load_start, without_layers
 from das_gym.adapt.finished_runs import RECORD
 from das_gym.adapt.report import (
     BASELINE,
@@ -25,7 +25,7 @@ from das_gym.adapt.report import (
     SUBNET,
     TunedModelResult,
     command_record,
-    compare,
+    compare_models,
     finish_subnet_run,
     limit_test,
     subnet_report,
@@ -63,7 +63,7 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
     choice = choose(settings)
     problem = settings.problem if choice is None else choice.problem
     start = load_start(problem, searches=choice is None)
-    search = search_of(settings, start)
+    search = search_config(settings, start)
     _check_start(start, settings, choice, search)
     if settings.estimate:
         from das_gym.adapt.phases import adapt_phases
@@ -72,7 +72,7 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
         return None
     folder = required_folder(run)
     if choice is None:
-        choice = choice_of(search_first(search, run, folder, settings.resume is not None, start.problem), problem)
+        choice = search_choice(search_first(search, run, folder, settings.resume is not None, start.problem), problem)
     if choice.remark:
         print(escape_control_chars(choice.remark))
     models = _cut_models(start.model, choice.mask, settings.references)
@@ -81,7 +81,7 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
     print(description)
     untrained = () if settings.references else (BASELINE,)
     trained = {name: model for name, model in models.items() if name not in untrained}
-    bundled = train(trained, problem, splits, config, folder, run.log_scalar)
+    bundled = finetune_models(trained, problem, splits, config, folder, run.log_scalar)
     if not is_main_process():
         return 0.0
     info = dataclasses.asdict(config)
@@ -89,7 +89,7 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
     if FULL_MODEL in models:
         models[FULL_MODEL].adaptation(**info).save(folder / FULL_MODEL_FILE)
         artifacts = [FULL_MODEL_FILE]
-    rows = compare(models, splits, settings.rank_images, untrained, bundled)
+    rows = compare_models(models, splits, settings.rank_images, untrained, bundled)
     report = subnet_report(rows, problem, "fine-tuned", models[SUBNET])
     write_answers(folder, rows, start.model.task, splits.test)
     record = command_record(settings, rows, splits, report)
@@ -114,7 +114,7 @@ def _check_start(start: Start, settings: AdaptSettings, choice: Choice | None, s
     check_test_images(task, limit_test(start.splits, task, settings.test_examples).test)
 
 
-def search_of(settings: AdaptSettings, start: Start) -> SearchConfig:
+def search_config(settings: AdaptSettings, start: Start) -> SearchConfig:
     """Return the search that runs first; on a small model, our own agent scores fewer masks."""
     search = settings.search
     if search.evaluations is not None:
@@ -126,10 +126,10 @@ def search_of(settings: AdaptSettings, start: Start) -> SearchConfig:
 def _cut_models(base: AdaptedModel, mask: np.ndarray, references: bool) -> dict[str, AdaptedModel]:
     """Return the models of the table, copies that can be trained: the subnet and what it is compared with."""
     nothing = np.zeros_like(mask)
-    models = {SUBNET: cut(base, mask)}
+    models = {SUBNET: without_layers(base, mask)}
     if references and parallel_adapters(models[SUBNET].backbone.vlp):  # else the full model is the baseline
-        models[FULL_MODEL] = cut(base, nothing)
-    models[BASELINE] = cut(base, nothing, adapters=False)
+        models[FULL_MODEL] = without_layers(base, nothing)
+    models[BASELINE] = without_layers(base, nothing, adapters=False)
     return models
 
 
@@ -145,7 +145,7 @@ def _log_rows(rows: Mapping[str, TunedModelResult], log: Callable[[str, float], 
             log(f"{row.name}.{name}", float(value))
 
 
-def train(
+def finetune_models(
     models: Mapping[str, AdaptedModel],
     problem: ProblemConfig,
     splits: Splits[Any],

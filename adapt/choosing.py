@@ -19,7 +19,7 @@ from das_gym.files import explain_damage, read_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem
 from das_gym.processes import run_on_main_process
-from das_gym.registration import CHECKPOINT_TABLES, MODELS, entry_of
+from das_gym.registration import CHECKPOINT_TABLES, MODELS, env_entry
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def choice_from_run(runs_dir: str, run: int, given: Mapping[str, Any], point: in
         raise FileNotFoundError(f"{path} does not exist: run {run} is not a finished {what} (`{resume}` continues one)")
     if point is None:
         result = SearchResult.load(path)
-        return replace(choice_of(result, _recorded_problem(vars(result), path, given)), table_model=result.table_model)
+        return replace(search_choice(result, _recorded_problem(vars(result), path, given)), table_model=result.table_model)
     front = read_front(path)
     if point >= len(front["points"]):
         raise ValueError(f"point={point}: the front of run {run} has points 0..{len(front['points']) - 1}; use one of them")
@@ -114,7 +114,7 @@ def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str,
     recorded = {name: value for name, value in recorded.items() if name in known and name not in given}
     # A record may come from anyone: what it would import or run has to be named again.
     trusted = trusted_settings(path, record.get("plugins", ()), recorded)
-    if (entry := entry_of(record["env_id"])) is not None:
+    if (entry := env_entry(record["env_id"])) is not None:
         _, folder = CHECKPOINT_TABLES.get(record["env_id"], (entry.id, ""))
         named = {"checkpoint": folder} if folder in MODELS[entry.model].named else {}
         if record["env_id"] in CHECKPOINT_TABLES and not {**named, **trusted, **given}.get("checkpoint"):
@@ -151,7 +151,7 @@ def search_first(
     return run_on_main_process(search)
 
 
-def choice_of(result: SearchResult, problem: ProblemConfig) -> Choice:
+def search_choice(result: SearchResult, problem: ProblemConfig) -> Choice:
     """Return the mask that a search of a problem found."""
     mask = np.array(result.mask, dtype=bool)
     seen = [np.array(row["mask"], dtype=bool) for row in best_rows(result.history, result.env_kwargs)]

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.adapt_experiment import check_test_images
-from das_gym.adapt.choosing import choice_from_run, choice_of, search_first
+from das_gym.adapt.choosing import choice_from_run, search_choice, search_first
 from das_gym.adapt.compare.record import (
     Trial,
     best_trials,
@@ -47,7 +47,7 @@ from das_gym.commands.runs import runs_dir_setting
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.models.base import VLP
-from das_gym.names import counted
+from das_gym.names import format_count
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig, recorded_settings
 from das_gym.problem.loading import (
@@ -86,7 +86,7 @@ def check_model(settings: CompareSettings, model: AdaptedModel, splits: Splits[A
     check_test_images(model.task, splits.test)
 
 
-def with_methods(settings: CompareSettings, vlp: VLP) -> CompareSettings:
+def with_supported_methods(settings: CompareSettings, vlp: VLP) -> CompareSettings:
     """Return the settings with all methods that the model supports. Methods that are given explicitly must be supported."""
     supported = []
     for name in settings.methods or METHODS:
@@ -103,7 +103,7 @@ def with_methods(settings: CompareSettings, vlp: VLP) -> CompareSettings:
     return dataclasses.replace(settings, methods=tuple(supported))
 
 
-def search_of(settings: CompareSettings, skip_num: int) -> SearchConfig:
+def search_config(settings: CompareSettings, skip_num: int) -> SearchConfig:
     """Return the search of masks that skip `skip_num` layers: on the bundled table, if one exists."""
     problem = settings.problem
     search = dataclasses.replace(settings.search, skip_num=skip_num)
@@ -120,7 +120,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     problem = settings.problem
     splits = load_splits(problem)
     base = with_new_head(load_backbone(problem), problem.task, splits)
-    settings = with_methods(settings, base.backbone.vlp)
+    settings = with_supported_methods(settings, base.backbone.vlp)
     check_model(settings, base, splits)
     folder = Path() if settings.estimate else required_folder(run)
     context = ComparisonContext(base, splits, settings.train, folder, settings.test_examples, run.log_scalar)
@@ -131,12 +131,12 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
         rates = tuple((context.recipe.learning_rate or 0.0) * share for share in PAPER_FACTORS)
     seeds = range(settings.seed, settings.seed + settings.seeds)
     if settings.estimate:
-        searches = [search_of(settings, k) for k in settings.nums_to_search if str(k) not in settings.searches]
+        searches = [search_config(settings, k) for k in settings.nums_to_search if str(k) not in settings.searches]
         searching = [phase for search in searches for phase in search_first_phases(search, None)[0]]
         print_estimate(chain(searching, phases(context, variants, rates, seeds)))
         return None
     count = len(variants) * len(seeds) + (len(rates) - 1) * sum(each.rate_of is None for each in variants)
-    print(f"{context.about}\n{counted(count, 'training')}; reduce train.steps, seeds or methods for fewer")
+    print(f"{context.about}\n{format_count(count, 'training')}; reduce train.steps, seeds or methods for fewer")
     metric = context.metric_name.replace("_", " ")
     recorded = recorded_settings(dataclasses.asdict(problem))
     about = {"problem": recorded, "model_settings": {}, "metric": context.metric_name}
@@ -167,8 +167,8 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
         return None
     chosen = chosen_trials(by_key, trials)
     model_name = problem.checkpoint or find_environment(problem.model, problem.task).short
-    tested = counted(len(context.test_examples), "test example")
-    title = f"{model_name}: {metric} after {counted(settings.train.steps, 'step')}, {tested}"
+    tested = format_count(len(context.test_examples), "test example")
+    title = f"{model_name}: {metric} after {format_count(settings.train.steps, 'step')}, {tested}"
     table = comparison_table(title, chosen)
     architecture = Architecture.from_layers(base.backbone.vlp.layers)
     comparison.results["report"] = comparison_report(
@@ -201,13 +201,13 @@ def _find_masks(settings: CompareSettings, base: AdaptedModel, splits: Splits[An
     for k in settings.nums_to_search:
         source = settings.searches.get(str(k))
         if source is None:
-            search = search_of(settings, k)
+            search = search_config(settings, k)
             if problem is None and search.env_id == config.env_id:
                 supernet = supernet_model(config, find_supernet(config), splits, copy_model(base).backbone)
                 problem = problem_from_model(supernet, splits, config)
             name = f"search_{k}"
             result = search_first(search, run, folder / name, settings.resume is not None, problem, f"{name}.")
-            mask = choice_of(result, config).mask
+            mask = search_choice(result, config).mask
         else:
             choice = choice_from_run(settings.runs_dir, source, config.changed)
             choice.check_model(base.backbone.base)

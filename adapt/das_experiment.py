@@ -25,9 +25,9 @@ from das_gym.adapt.report import (
     BASELINE,
     FULL_MODEL,
     SUBNET,
-    baseline_of,
+    baseline_model,
     command_record,
-    compare,
+    compare_models,
     finish_subnet_run,
     limit_test,
     subnet_report,
@@ -44,7 +44,7 @@ from das_gym.commands.recorded import Run, required_folder
 from das_gym.data.splits import Splits
 from das_gym.drawing.report import Heat, Progress
 from das_gym.files import explain_damage, read_json, write_json
-from das_gym.names import counted
+from das_gym.names import format_count
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import problem_words
@@ -72,8 +72,8 @@ class Untrained:
     def load(cls, settings: JointSearchSettings) -> Self:
         """Load what the settings name; ValueError where it does not suit the pipeline."""
         pipeline = settings.pipeline
-        splits = load_splits(settings.problem_of_recipe)
-        model = new_model(settings.problem_of_recipe, splits, pipeline, settings.seed)
+        splits = load_splits(settings.recipe_problem)
+        model = new_model(settings.recipe_problem, splits, pipeline, settings.seed)
         random_state = torch.get_rng_state()
         n_layers = len(model.backbone.vlp.layers)
         if pipeline.skip_num > n_layers:
@@ -94,7 +94,7 @@ class Untrained:
 
 def run_pipeline(settings: JointSearchSettings, run: Run) -> float | None:
     """Search, fine-tune, evaluate and save; the test metric of the subnet is the result."""
-    problem = settings.problem_of_recipe
+    problem = settings.recipe_problem
     pipeline = settings.pipeline
     untrained = Untrained.load(settings)
     if settings.estimate:
@@ -113,12 +113,12 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float | None:
     if not settings.references:
         full.backbone.vlp.prune(nothing)
         full.backbone.vlp.freeze()
-    models[BASELINE] = baseline_of(full)
+    models[BASELINE] = baseline_model(full)
     splits = limit_test(untrained.splits, full.task, settings.test_examples)
-    rows = compare(models, splits, settings.rank_images, untrained=[BASELINE])
+    rows = compare_models(models, splits, settings.rank_images, untrained=[BASELINE])
     report = subnet_report(rows, problem, "searched while adapters trained, then fine-tuned", models[SUBNET])
     found = read_json(folder / FOUND)
-    report = dataclasses.replace(report, **charts_of(found["turns"]))
+    report = dataclasses.replace(report, **search_charts(found["turns"]))
     write_answers(folder, rows, full.task, splits.test)
     info = dataclasses.asdict(pipeline)
     content = {"format": "das_gym das 1", "pipeline": info, "search": found}
@@ -141,7 +141,7 @@ def _estimated_phases(settings: JointSearchSettings, untrained: Untrained) -> li
     return [*phases(training, untrained.splits, models), *evaluation]
 
 
-def charts_of(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def search_charts(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the charts of a report: rewards and skip probabilities over the turns."""
     rewards = [reward for turn in turns for reward in turn["rewards"]]
     probabilities = [[1 / (1 + math.exp(-g)) for g in turn["preferences"]] for turn in turns if turn["preferences"]]
@@ -173,7 +173,8 @@ def _search(settings: JointSearchSettings, untrained: Untrained, folder: Path, l
     # Other processes than the main one have no result.
     found = run_on_main_process(lambda: read_json(folder / FOUND))
     with explain_damage(folder / FOUND, "remove it to search again"):
-        print(f"found after {counted(len(found['turns']), 'turn')}: skip {', '.join(found['skipped_layers']) or 'nothing'}")
+        layers = ", ".join(found["skipped_layers"]) or "nothing"
+        print(f"found after {format_count(len(found['turns']), 'turn')}: skip {layers}")
         return np.array(found["mask"], dtype=bool)
 
 

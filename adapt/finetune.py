@@ -48,7 +48,7 @@ class Start:
     """What fine-tuning starts from, loaded once.
 
     Attributes:
-        model: The full model. `cut` makes copies; it is not trained itself.
+        model: The full model. `without_layers` makes copies; it is not trained itself.
         problem: Scores masks for a search; None if it was not asked for.
     """
 
@@ -83,7 +83,7 @@ def with_new_head(backbone: Backbone, task: str, splits: Splits[Any]) -> Adapted
     return AdaptedModel(backbone, new_head(backbone, labelled), labelled)
 
 
-def cut(base: AdaptedModel, mask: np.ndarray, adapters: bool = True) -> AdaptedModel:
+def without_layers(base: AdaptedModel, mask: np.ndarray, adapters: bool = True) -> AdaptedModel:
     """Return a copy of a model without the layers of a (n_layers,) bool mask, ready to be fine-tuned.
 
     Frozen weights are shared. Without `adapters`, kept layers have no parallel adapters.
@@ -97,9 +97,9 @@ def cut(base: AdaptedModel, mask: np.ndarray, adapters: bool = True) -> AdaptedM
     return subnet
 
 
-def cut_subnet(problem: ProblemConfig, mask: np.ndarray, adapters: bool = True) -> AdaptedModel:
-    """Return a new subnet of a mask, ready to be fine-tuned: `cut` of the model of `load_start`."""
-    return cut(load_start(problem).model, mask, adapters)
+def new_subnet(problem: ProblemConfig, mask: np.ndarray, adapters: bool = True) -> AdaptedModel:
+    """Return a new subnet of a mask, ready to be fine-tuned: `without_layers` of the model of `load_start`."""
+    return without_layers(load_start(problem).model, mask, adapters)
 
 
 def copy_model(model: AdaptedModel) -> AdaptedModel:

@@ -16,7 +16,7 @@ from das_gym.adapt.settings import RANKED_IMAGES, SAVED_DTYPES
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import COMPARISON, RUNS_DIR, PluginSettings, find_run
 from das_gym.commands.settings import PositiveInt, choice
-from das_gym.files import METADATA_KEY, at_home, check_file, check_new_folder, explain_damage, read_json
+from das_gym.files import METADATA_KEY, check_file, check_new_folder, expand_home, explain_damage, read_json
 from das_gym.names import check_names
 from das_gym.problem.config import ON_BAD_EXAMPLE, check_device, download_hint, setting_path
 from das_gym.registration import METRICS, TASKS
@@ -126,13 +126,13 @@ class EvaluateSettings(SubnetSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.out is not None and at_home(self.out).exists():
+        if self.out is not None and expand_home(self.out).exists():
             raise FileExistsError(f"`out` exists: got {self.out}. Give another file.")
         if self.out is not None:
             check_file(self.out)
         check_device(self.device)
         data_root = self.data_setting("data_root")
-        if data_root is not None and not at_home(data_root).exists():
+        if data_root is not None and not expand_home(data_root).exists():
             raise FileNotFoundError(f"`data_root` does not exist: got {data_root}. Give the folder of the data.")
         task = self.finished.problem(self.task)["task"]
         if task in TASKS:  # else a plugin is missing, which loading says
@@ -210,8 +210,11 @@ class ReportSettings(PluginSettings):
 
 
 def find_finished(run: int | str, runs_dir: str, method: str | None = None) -> FinishedRun:
-    """Return a run as commands name it, by its id or folder, with the model of `method` of a comparison."""
-    folder = at_home(str(run))
+    """Return the run that commands name by its id or folder, with the model of `method` if it is a comparison.
+
+    FileNotFoundError without such a finished run; ValueError for a run of `adapt shrink`, or for `method` of other runs.
+    """
+    folder = expand_home(str(run))
     if not folder.is_dir() and (hint := download_hint(str(run), "run")):
         raise FileNotFoundError(f"`run` is not a run or a folder: got {run}.{hint}")
     if not folder.is_dir() or str(run).isdecimal():
@@ -224,7 +227,7 @@ def find_finished(run: int | str, runs_dir: str, method: str | None = None) -> F
         return FinishedRun(kept_file(folder, trial.variant), folder / COMPARISON, content, trial)
     if method is not None:
         raise ValueError(f"`method` selects a model of a run of `{format_command('adapt compare')}`: got {folder}.")
-    record = record_in(folder)
+    record = find_record(folder)
     if record is not None:
         return FinishedRun(folder / SUBNET_FILE, record, read_json(record))
     if (folder / SHRUNK).is_file():
@@ -237,7 +240,7 @@ def find_finished(run: int | str, runs_dir: str, method: str | None = None) -> F
     return FinishedRun(folder, None, content)
 
 
-def record_in(folder: Path, names: Sequence[str] = (RECORD, JOINT_RECORD)) -> Path | None:
+def find_record(folder: Path, names: Sequence[str] = (RECORD, JOINT_RECORD)) -> Path | None:
     """Return the first of these records that exists in the folder of a run; None if none does."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
 

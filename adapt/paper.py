@@ -225,12 +225,12 @@ def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any)
     paper = PAPER.get((model, task)) or PAPER.get((model, "vqa"), OF_ANY_MODEL)
     if recipe == "paper":
         return replace(paper, **changes)
-    ours = {name: value for name, (value, _) in ours_of(model).items()}
+    ours = {name: value for name, (value, _) in our_settings(model).items()}
     cls = find_class(TASKS[task].task)
     ours |= {"reward_examples": cls.reward_examples, "batch_size": cls.examples_for_pairs(ours["batch_size"])}
     return replace(paper, **{**ours, **changes})
 
 
-def ours_of(model: str) -> dict[str, tuple[Any, str]]:
+def our_settings(model: str) -> dict[str, tuple[Any, str]]:
     """Return `OURS` with the entries that apply to this model only."""
     return {**OURS, **(OURS_OF_VLM if model == "VLM" else {})}

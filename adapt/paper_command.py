@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from das_gym.adapt.methods.base import make_method
-from das_gym.adapt.paper import DIFFERENCES, PAPER, PUBLISHED_LAYERS, SOURCES, ours_of
+from das_gym.adapt.paper import DIFFERENCES, PAPER, PUBLISHED_LAYERS, SOURCES, our_settings
 from torch import Tensor
 
 from das_gym.commands.commandline import format_command
@@ -110,7 +110,7 @@ def main(settings: PluginSettings) -> None:
     for model in dict.fromkeys(model for model, _ in PAPER):
         _settings_table(model).print()
     _print_lines("Where each comes from:", SOURCES)
-    _print_lines("Why ours differ:", {f"{name}={value}": reason for name, (value, reason) in ours_of("VLM").items()})
+    _print_lines("Why ours differ:", {f"{name}={value}": reason for name, (value, reason) in our_settings("VLM").items()})
     _print_lines("Where the paper, its scripts and its code differ:", dict(DIFFERENCES))
     _print_lines("Layers of LLaVA-1.5-7B that its scripts skip:", {n: str(each) for n, each in PUBLISHED_LAYERS.items()})
     for counting, caption in COUNTINGS.items():
@@ -129,7 +129,7 @@ def main(settings: PluginSettings) -> None:
 
 def _settings_table(model: str) -> Table:
     of_tasks = {task: settings for (name, task), settings in PAPER.items() if name == model}
-    own = ours_of(model)
+    own = our_settings(model)
     rows = []
     for name in SOURCES:
         ours = str(own[name][0]) if name in own else "same"

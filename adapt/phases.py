@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.choosing import Choice, scored_problem
 from das_gym.adapt.evaluate import BATCH_PAIRS, evaluate
-from das_gym.adapt.finetune import Start, cut, find_reference
-from das_gym.adapt.report import BASELINE, FULL_MODEL, limit_test, one_example
+from das_gym.adapt.finetune import Start, find_reference, without_layers
+from das_gym.adapt.report import BASELINE, FULL_MODEL, example_forward, limit_test
 from das_gym.adapt.settings import AdaptSettings
-from das_gym.adapt.step_loss import StepLoss, batch_at, make_loss_and_trainer, resolve_defaults
+from das_gym.adapt.step_loss import StepLoss, make_loss_and_trainer, resolve_defaults, training_batch
 from das_gym.adapt.training import Trainer
 from das_gym.agents.search_experiment import search_phases
 from das_gym.agents.searching.scorer import open_scorer
@@ -57,7 +57,7 @@ def training_phases(
     task = step_loss.task
 
     def batch(count: int) -> Sequence[Any]:
-        return task.pairs(batch_at(step_loss.examples, count, step_loss.seed, step=0))
+        return task.pairs(training_batch(step_loss.examples, count, step_loss.seed, step=0))
 
     def step(count: int) -> None:
         step_loss.batch_size = count
@@ -120,7 +120,7 @@ def evaluation_phases(
             )
         )
     if timed:
-        alone = one_example(model, splits)
+        alone = example_forward(model, splits)
         phases.append(Phase("timing", timed * BLOCKS * (RUNS + WARM_UPS), lambda count: alone()))
     return phases
 
@@ -132,7 +132,7 @@ def adapt_phases(settings: AdaptSettings, start: Start, choice: Choice | None, s
         mask = choice.mask
     else:
         found, mask = search_first_phases(search, start.problem)
-    subnet = cut(start.model, mask)
+    subnet = without_layers(start.model, mask)
     config, _ = resolve_defaults(settings.train, subnet)
     problem = start.model.backbone.config or settings.problem
     references = [FULL_MODEL, BASELINE] if settings.references else []

@@ -102,7 +102,7 @@ class TunedModelResult(ModelResult):
         return record
 
 
-def compare(
+def compare_models(
     models: Mapping[str, AdaptedModel],
     splits: Splits[Any],
     rank_images: int | None = RANKED_IMAGES,
@@ -115,7 +115,7 @@ def compare(
     whose trained weights came with das_gym.
     """
     # All models in turn, block by block: whatever slows the machine down for a while slows all of them down.
-    times = measure_latency({name: one_example(model, splits) for name, model in models.items()})
+    times = measure_latency({name: example_forward(model, splits) for name, model in models.items()})
     first = models[SUBNET]
     costs = example_costs(first, splits)  # of any mask, although the subnet is pruned
     encoder = EncoderCache(first.backbone.vlp, first.task.processor)
@@ -140,7 +140,7 @@ def compare(
             macs=costs.macs_full if is_baseline else costs.macs(mask),
             macs_saved=0.0 if is_baseline else costs.macs_saved(mask),
             evaluation=evaluation,
-            latency_ms=Spread.of(times[name]),
+            latency_ms=Spread.from_values(times[name]),
             speedup=None if is_baseline else speedup(times[name], times[BASELINE]),
             from_package=name in from_package,
         )
@@ -149,13 +149,13 @@ def compare(
     return results
 
 
-def baseline_of(full: AdaptedModel) -> AdaptedModel:
+def baseline_model(full: AdaptedModel) -> AdaptedModel:
     """Return the full model without its adapters, which shares all other parameters with it."""
     backbone = dataclasses.replace(full.backbone, vlp=without_adapters(share_copy(full.backbone.vlp)))
     return dataclasses.replace(full, backbone=backbone)
 
 
-def one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Callable[[], Any]:
+def example_forward(subnet: AdaptedModel, splits: Splits[Any]) -> Callable[[], Any]:
     """Return a function that runs the first test example, whose images are already decoded."""
     task = subnet.task
     forward = subnet.backbone.vlp.make_forward(task.processor, task.pairs(splits.test[:1]))

@@ -17,9 +17,9 @@ import numpy as np
 from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SHRUNK, ReportSettings
 from das_gym.adapt.report import read_examples
 from das_gym.adapt.settings import AdaptSettings, CompareSettings, JointSearchSettings
-from das_gym.adapt.shrink.job import command_of
+from das_gym.adapt.shrink.job import repeat_command
 from das_gym.adapt.shrink.settings import ShrinkSettings
-from das_gym.agents.search_experiment import architecture_of, progress_of, search_facts
+from das_gym.agents.search_experiment import search_architecture, search_facts, search_progress
 from das_gym.agents.searching.record import RECORD as SEARCHED
 from das_gym.agents.searching.record import SearchResult
 from das_gym.agents.searching.scorer import make_scored
@@ -85,7 +85,7 @@ def _command(folder: Path, name: str, record: dict[str, Any]) -> str:
     """Return the command that repeats a run. It is built from settings: a record's own command may be anything."""
     mask = record["report"]["mask"]
     if name == SHRUNK:
-        return command_of(folder, record["problem"], mask)
+        return repeat_command(folder, record["problem"], mask)
     changes = {"problem": record["problem"], "search_run": None, "search": None, "searches": None}
     # The search is not repeated: its mask is in the record.
     if name == RECORD:
@@ -118,10 +118,10 @@ def search_report(folder: Path) -> RunReport:
     return RunReport(
         title=f"{result.agent} on {result.env_id}, seed {result.seed}",
         facts=search_facts(result),
-        architecture=architecture_of(result),
+        architecture=search_architecture(result),
         mask=result.mask,
         table=table,
-        progress=progress_of(result),
+        progress=search_progress(result),
         heat=Heat.from_turns([turn.skip_probabilities for turn in result.history if turn.skip_probabilities is not None]),
         cost=CostChart.from_search(sorted(tried), answer, *scored),
         statistics=dict(result.statistics) or None,

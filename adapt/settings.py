@@ -233,7 +233,7 @@ class JointSearchSettings(RunSettings, group="Pipeline"):
         return build(DASSettings, self.das, "setting of das,", recipe)
 
     @cached_property
-    def problem_of_recipe(self) -> ProblemConfig:
+    def recipe_problem(self) -> ProblemConfig:
         """Model and data with the lengths of the recipe; its image size is for a checkpoint that is given."""
         text, image = self.problem.max_text_length, self.problem.image_size
         return dataclasses.replace(

@@ -13,10 +13,10 @@ python -m adapt shrink with resume=4                                            
 from dataclasses import replace
 from pathlib import Path
 
-from das_gym.adapt.choosing import Choice, choice_of, choose, search_first
+from das_gym.adapt.choosing import Choice, choose, search_choice, search_first
 from das_gym.adapt.phases import search_first_phases
 from das_gym.adapt.run_report import REPORT, run_report
-from das_gym.adapt.shrink.checks import as_vlm, check_config, check_loaded, fallback_if_not_removable, source_of
+from das_gym.adapt.shrink.checks import as_vlm, check_config, check_loaded, fallback_if_not_removable, weights_folder
 from das_gym.adapt.shrink.job import ShrinkJob, finish_saved
 from das_gym.adapt.shrink.phases import checking_phases, measuring_phases, random_mask, recovery_phases
 from das_gym.adapt.shrink.settings import RECORD, ShrinkSettings
@@ -43,7 +43,7 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
     config = settings.problem if choice is None else choice.problem
     if not MODELS[config.model].reads_prompts:
         raise ValueError(f"run {settings.search_run} searched {config.model}, which does not answer in words.")
-    check_new_folder(settings.out_folder(Path(settings.runs_dir) / "new"), source_of(config))
+    check_new_folder(settings.out_folder(Path(settings.runs_dir) / "new"), weights_folder(config))
     check_config(config)
     problem = load_problem(config)
     settings = replace(settings, train=settings.train.for_model(as_vlm(problem)))
@@ -56,7 +56,7 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
     folder = required_folder(run)
     if choice is None:
         found = search_first(settings.search, run, folder, settings.resume is not None, problem)
-        choice = fallback_if_not_removable(choice_of(found, config), problem)
+        choice = fallback_if_not_removable(search_choice(found, config), problem)
     job = ShrinkJob(settings, choice, problem, folder)
     measured = job.run(run.log_scalar)
     if measured is None:

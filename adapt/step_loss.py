@@ -30,7 +30,7 @@ USABLE = 0.8
 """Fraction of the free memory that an estimate may fill: allocators leave gaps."""
 
 
-def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> list[Any]:
+def training_batch(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> list[Any]:
     """Return the examples of a step: each epoch visits all of them once, in another order."""
     # of seed and step alone, so that a resumed training and every process draw the same
     epoch, position = divmod(step, len(examples) // batch_size)
@@ -93,7 +93,7 @@ class StepLoss:
 
     def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
         """Return mean loss and metric of the step's examples under a mask ((n_layers,) bool; None = the pruned one)."""
-        return self._evaluate(batch_at(self.examples, self.batch_size, self.seed, step), step, mask)
+        return self._evaluate(training_batch(self.examples, self.batch_size, self.seed, step), step, mask)
 
     def parts(self, step: int, mask: np.ndarray | None = None) -> Iterator[StepResult]:
         """Yield parts that add up to the result of a call, one for each micro-batch of this process's examples."""
@@ -104,7 +104,7 @@ class StepLoss:
             yield {name: value * weight for name, value in self._evaluate(part, step, mask).items()}
 
     def _micro_batches(self, step: int) -> list[Sequence[Any]]:
-        own = process_share(batch_at(self.examples, self.batch_size, self.seed, step))
+        own = process_share(training_batch(self.examples, self.batch_size, self.seed, step))
         size = self.micro_batch_size or len(own)
         return [own[start : start + size] for start in range(0, len(own), size)]
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SUBNET_FILE, FinishedRun, SubnetSettings, record_in
+from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SUBNET_FILE, FinishedRun, SubnetSettings, find_record
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import quiet_loading
 from das_gym.commands.runs import COMPARISON, PluginSettings, library_versions
 from das_gym.commands.settings import build
 from das_gym.commands.trust import import_plugins, imported_plugins, trusted_settings
-from das_gym.files import METADATA_KEY, at_home, explain_damage, read_json, write_json
+from das_gym.files import METADATA_KEY, expand_home, explain_damage, read_json, write_json
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.formats import MAX_SIDE
@@ -62,7 +62,7 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
         `load_subnet("runs/2").backbone.vlp.pruned_mask` is the mask of run 2.
     """
     import_plugins(plugins)
-    path = at_home(path)
+    path = expand_home(path)
     config = path / "config.json"
     if config.is_file() and f'"{METADATA_KEY}":'.encode() in config.read_bytes():  # `export` wrote it
         check_names(changes, ("device", "max_text_length"), "setting")
@@ -72,7 +72,7 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
     folder = path if path.is_dir() else path.parent
     file = path if path.suffix == ".safetensors" else folder / SUBNET_FILE
     # A comparison keeps one record for the files of all its methods.
-    record = record_in(folder, (RECORD, JOINT_RECORD) if file.name == SUBNET_FILE else (COMPARISON, RECORD, JOINT_RECORD))
+    record = find_record(folder, (RECORD, JOINT_RECORD) if file.name == SUBNET_FILE else (COMPARISON, RECORD, JOINT_RECORD))
     return _load_recorded(FinishedRun(file, record, {} if record is None else read_json(record)), changes)
 
 
@@ -176,7 +176,7 @@ def save(
     """Write a subnet's adapter file and then its record, so that `load_subnet(folder)` returns it.
 
     Args:
-        subnet: As `load_subnet`, `cut_subnet` or fine-tuning returns it.
+        subnet: As `load_subnet`, `new_subnet` or fine-tuning returns it.
         folder: The folder to write to; it is created if it does not exist.
         info: How it was made, JSON values, kept in the adapter file.
         record: More entries of the record, JSON values.
@@ -189,7 +189,7 @@ def save(
         ValueError: nothing was pruned, so it is a supernet; or its model was not loaded by `load_backbone`.
     """
     backbone = subnet.backbone
-    folder = at_home(folder)
+    folder = expand_home(folder)
     if backbone.vlp.pruned_mask is None:
         raise ValueError("No layer was removed from this model: it is a supernet. Use `subnet.adaptation().save(file)`.")
     if backbone.config is None:

@@ -294,7 +294,6 @@ class Trainer:
             raise ValueError(f"{path} is damaged, or of another run ({error}). Remove it to start again.") from error
 
     def _check(self, state: Mapping[str, Any]) -> None:
-        """Raise for the checkpoint of another training."""
         processes = len(state["rng"])
         saved = {name: (p.shape, p.dtype) for name, p in state["parameters"].items()}
         own = {name: (p.shape, p.dtype) for name, p in self._trained.items()}

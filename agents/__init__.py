@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from das_gym.names import lazy
+from das_gym.names import lazy_attributes
 
 _PLACES = {
     "AGENTS": "das_gym.agents.ask_tell.base",
@@ -36,6 +36,6 @@ if TYPE_CHECKING:
     from das_gym.problem.budget import Budget as Budget
     from das_gym.problem.mask_space import MaskSpace as MaskSpace
 else:
-    __getattr__, __dir__ = lazy(__name__, _PLACES)
+    __getattr__, __dir__ = lazy_attributes(__name__, _PLACES)
 
 __all__ = list(_PLACES)

@@ -31,7 +31,7 @@ from das_gym.agents.compare.comparison import (
     run_trial,
 )
 from das_gym.agents.compare.oracle import Oracle, make_oracle
-from das_gym.agents.compare.runner import Comparison, grid, mean_in_words
+from das_gym.agents.compare.runner import Comparison, format_mean, grid_cells
 from das_gym.agents.search_experiment import search_phases
 from das_gym.agents.searching.loop import check_search
 from das_gym.agents.searching.scorer import open_scorer
@@ -41,7 +41,7 @@ from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, run_folder
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.report import Table
-from das_gym.names import counted
+from das_gym.names import format_count
 from das_gym.registration import is_tabular
 
 FIGURE = "compare.png"
@@ -97,13 +97,13 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
         known = None if depends_on_seed(variant) else comparison.find(variant=variant)
         return _search_once(settings, oracle, variant, seed) if known is None else replace(known, seed=seed)
 
-    cells = grid(settings.agents, range(settings.seed, settings.seed + settings.seeds))
+    cells = grid_cells(settings.agents, range(settings.seed, settings.seed + settings.seeds))
     trials = comparison.run(cells, len(cells), search)
     searches = [[trial for trial in trials if trial.variant == agent] for agent in settings.agents]
-    results = judge(oracle, [AgentResult.of(each, settings.evaluations) for each in searches])
+    results = judge(oracle, [AgentResult.from_trials(each, settings.evaluations) for each in searches])
     budget = space.budget.describe() if space.skip_num is None else f"k = {space.skip_num}"
-    masks = "" if space.size is None else f" ({counted(space.size, 'mask')})"
-    title = f"{oracle.env_id}, {budget}{masks}, {counted(settings.seeds, 'seed')}"
+    masks = "" if space.size is None else f" ({format_count(space.size, 'mask')})"
+    title = f"{oracle.env_id}, {budget}{masks}, {format_count(settings.seeds, 'seed')}"
     comparison.finish(run, results_table(results, title))
     if folder is not None:
         plot_comparison(folder / FIGURE, results, title)
@@ -134,13 +134,13 @@ def cells_of(result: AgentResult, counts: Sequence[int]) -> tuple[str, ...]:
 
     tests = result.test_metrics
     return (
-        mean_in_words(result.mean_regrets(), digits=4),
+        format_mean(result.mean_regrets(), digits=4),
         *(median(result.regret[:, count - 1], 4) for count in counts),
         "-" if result.ranks is None else median(result.ranks),
-        f"{100 * result.found[:, -1].mean():.0f} %",
-        median(result.needed()),
+        f"{100 * result.found_best[:, -1].mean():.0f} %",
+        median(result.evaluations_needed()),
         median(result.evaluations),
-        mean_in_words(tests[np.isfinite(tests)], digits=4),
+        format_mean(tests[np.isfinite(tests)], digits=4),
     )
 
 

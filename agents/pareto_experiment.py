@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from das_gym.agents.search_experiment import print_next, search_phases
+from das_gym.agents.search_experiment import print_next_command, search_phases
 from das_gym.agents.searching.loop import check_search, open_for_search, run_turns
 from das_gym.agents.searching.record import FRONT, Row, with_costs
 from das_gym.agents.searching.scorer import OURS
@@ -30,18 +30,18 @@ from das_gym.drawing.report import Table
 from das_gym.envs.scoring import Scorer
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.files import write_json
-from das_gym.names import counted
+from das_gym.names import format_count
 from das_gym.problem.budget import Floats, MaskCost, Masks
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_space import front_rows, hypervolume, reference_point, skipped_names
-from das_gym.registration import MODELS, entry_of
+from das_gym.registration import MODELS, env_entry
 
 FIGURE = "front.png"
 MAX_NUMBERS = 15
 """Points of a front that are numbered in the figure: more numbers overlap."""
 
 
-def front_of(masks: Masks, saved: Floats, losses: Floats, keeps_a_layer: bool) -> np.ndarray:
+def front_indices(masks: Masks, saved: Floats, losses: Floats, keeps_a_layer: bool) -> np.ndarray:
     """Return the rows of the Pareto front of (m, n_layers) scored masks, the smallest saving first: points 0, 1, ...
 
     With `keeps_a_layer`, a mask of all layers is no point, since nothing would be left of the model.
@@ -62,7 +62,7 @@ def hypervolume_share(scorer: Scorer, cost: MaskCost, saved: Floats, losses: Flo
 
 def search_front(settings: ParetoSettings, run: Run) -> float | None:
     """Search, draw, print and save; the hypervolume of the front is the result."""
-    entry = entry_of(settings.env_id)
+    entry = env_entry(settings.env_id)
     if entry is None:
         raise ValueError(f"`env_id` is not an environment of das_gym: got {settings.env_id}, {OURS}")
     config = settings.search
@@ -82,7 +82,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     losses = np.array([np.inf if row["loss"] is None else row["loss"] for row in rows])
     saved = cost.saved(masks)
     # In other models than those that read prompts, adapters replace skipped layers.
-    front = front_of(masks, saved, losses, keeps_a_layer=MODELS[entry.model].reads_prompts)
+    front = front_indices(masks, saved, losses, keeps_a_layer=MODELS[entry.model].reads_prompts)
     reference = reference_point(saved, losses)
     env_kwargs = {**settings.problem.env_kwargs, **settings.env_kwargs}
     if settings.reward_examples is not None:
@@ -97,7 +97,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         "hypervolume_share": hypervolume_share(own, cost, saved, losses),
         "layer_names": list(scorer.layer_names),
         "evaluations": len(rows),
-        "points": points_of([rows[index] for index in front], saved[front], scorer.layer_names),
+        "points": front_points([rows[index] for index in front], saved[front], scorer.layer_names),
         "reference": dict(zip(("saved", "loss"), reference, strict=True)),
         "hypervolume": hypervolume(saved[front], losses[front], reference),
         "searched": {
@@ -112,16 +112,16 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     front_table(record, own.metric_name).print()
     if folder is not None:
         write_json(folder / FRONT, record)
-        title = f"{settings.env_id}, {counted(len(rows), 'mask')} scored"
+        title = f"{settings.env_id}, {format_count(len(rows), 'mask')} scored"
         plot_front(folder / FIGURE, front, saved, losses, settings.cost, title)
         for name in (FRONT, FIGURE):
             run.add_artifact(folder / name)
         print(f"record: {folder / FRONT}\nfigure: {folder / FIGURE}")
-        print_next(settings.env_id, folder, "point=...")
+        print_next_command(settings.env_id, folder, "point=...")
     return float(record["hypervolume"])
 
 
-def points_of(rows: Sequence[Row], saved: Floats, layer_names: Sequence[str]) -> list[dict[str, Any]]:
+def front_points(rows: Sequence[Row], saved: Floats, layer_names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the points of a front as plain values, given the rows of its masks and the shares that they save."""
     points = []
     for number, (row, share) in enumerate(zip(rows, saved.tolist(), strict=True)):
@@ -138,7 +138,7 @@ def front_table(record: Mapping[str, Any], metric: str) -> Table:
         numbers = (f"{100 * point['saved']:.1f} %", f"{point['loss']:.4f}", score)
         rows.append((str(point["point"]), *numbers, str(sum(point["mask"]))))
     columns = ("point", f"{record['cost']} saved", "loss", metric.replace("_", " "), "layers skipped")
-    notes = [f"Scored: {counted(record['evaluations'], 'mask')}."]
+    notes = [f"Scored: {format_count(record['evaluations'], 'mask')}."]
     if record["hypervolume_share"] is not None:
         share = f"{100 * record['hypervolume_share']:.2f} %"
         notes.append(f"The search found {share} of the true front's hypervolume (by the table).")

@@ -8,7 +8,7 @@ from das_gym.agents import settings
 from das_gym.commands.recorded import RecordedCommand
 from das_gym.names import check_names
 from das_gym.problem.config import check_before_loading
-from das_gym.registration import ENVIRONMENTS, entry_of, is_tabular, named_environments, named_problems
+from das_gym.registration import ENVIRONMENTS, env_entry, is_tabular, named_environments, named_problems
 
 
 def problem_configs() -> dict[str, dict[str, Any]]:
@@ -23,14 +23,14 @@ def check_environment(given: Any) -> None:
     known = {*gymnasium.registry, *(id.rpartition("-v")[0] for id in gymnasium.registry)}  # Gymnasium completes an id
     if ":" not in given.env_id and given.env_id not in known:  # `module:id` is registered by its module
         check_names([given.env_id], ENVIRONMENTS, "env_id", own=True)
-    is_live = entry_of(given.env_id) is not None and not is_tabular(given.env_id)
+    is_live = env_entry(given.env_id) is not None and not is_tabular(given.env_id)
     if is_live and not given.env_kwargs.keys() & vars(given.problem).keys():
         check_before_loading(given.problem, vars(given))
 
 
 def check_comparison(given: settings.CompareSettings) -> None:
     """See `check_environment`. Without `live`, the table of the environment is read, which needs no model."""
-    if given.live or entry_of(given.env_id) is None:
+    if given.live or env_entry(given.env_id) is None:
         check_environment(given)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from das_gym.agents.sb3.algorithms import is_algorithm
 from das_gym.agents.searching.loop import check_search, search
-from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_rows, reward_of, with_costs
+from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_rows, finite_reward, with_costs
 from das_gym.agents.searching.scorer import MaskScorer, make_scored, open_scorer
 from das_gym.agents.settings import SearchConfig, SearchSettings
 
@@ -42,7 +42,7 @@ from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, given_costs, keeps_bu
 from das_gym.problem.loading import Problem
 from das_gym.problem.statistic_inputs import measure_activity
 from das_gym.problem.statistics import single_removals
-from das_gym.registration import MODELS, TASKS, entry_of, is_tabular
+from das_gym.registration import MODELS, TASKS, env_entry, is_tabular
 
 FIGURE = "search.png"
 
@@ -92,13 +92,13 @@ def search_mask(settings: SearchSettings, run: Run) -> float | None:
     folder = run_folder(run)
     result = search_in_run(settings, run, folder, settings.resume is not None)
     if folder is not None:
-        print_next(settings.env_id, folder)
+        print_next_command(settings.env_id, folder)
     return result.reward
 
 
-def print_next(env_id: str, folder: Path, *words: str) -> None:
+def print_next_command(env_id: str, folder: Path, *words: str) -> None:
     """Print the command that uses the result of a search in the folder of a run; `words` are further settings of it."""
-    entry = entry_of(env_id)
+    entry = env_entry(env_id)
     if entry is None:  # of another package
         return
     command = "adapt shrink" if MODELS[entry.model].reads_prompts else "adapt"
@@ -185,20 +185,20 @@ def draw_search(folder: Path, result: SearchResult, facts: Mapping[str, str]) ->
     from PIL import Image
 
     title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} units skipped, {result.env_id}"
-    progress = progress_of(result)
+    progress = search_progress(result)
     best = [] if progress is None else [reward for reward in progress.best if reward is not None]
     lines = [f"{name}: {value}" for name, value in facts.items()]
-    image = draw(architecture_of(result), np.array(result.mask, bool), title, lines[2:8], best=best)
+    image = draw(search_architecture(result), np.array(result.mask, bool), title, lines[2:8], best=best)
     with replacing(folder / FIGURE) as part:
         Image.fromarray(image).save(part, "PNG")
 
 
-def architecture_of(result: SearchResult) -> Architecture:
+def search_architecture(result: SearchResult) -> Architecture:
     """Return the searched units: from the record, or, for an environment of another package, the layer names alone."""
     return Architecture(result.units) if result.units else Architecture.from_names(result.layer_names)
 
 
-def progress_of(result: SearchResult) -> Progress | None:
+def search_progress(result: SearchResult) -> Progress | None:
     """Return reward and best reward after every scored mask; None without turns."""
     found = Progress([], [])
     so_far: float | None = None
@@ -254,7 +254,7 @@ class _Log:
         self.best = -math.inf  # of masks that may be an answer
 
     def __call__(self, turn: Turn) -> None:
-        self.best = max([self.best, *(reward_of(row) for row in best_rows([turn], self.budget))])
+        self.best = max([self.best, *(finite_reward(row) for row in best_rows([turn], self.budget))])
         if self.best > -math.inf:
             self.bar.set_postfix_str(f"best reward {self.best:.4f}", refresh=False)
         self.bar.update(turn.cost)

@@ -21,7 +21,7 @@ from das_gym.names import check_distinct
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, BudgetSettings, check_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.rewards import REWARDS
-from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS, TASKS, entry_of, find_environment, is_tabular
+from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS, TASKS, env_entry, find_environment, is_tabular
 
 COST_SETTINGS = {word: setting for setting, word in SAVED.items()}
 """The setting that asks for a share of each cost."""
@@ -82,7 +82,7 @@ class SearchConfig(BudgetSettings, group="Search"):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_agent_name(self.agent)
-        entry = entry_of(self.env_id)
+        entry = env_entry(self.env_id)
         if entry is not None and (self.problem.model, self.problem.task) != (entry.model, entry.task):
             object.__setattr__(self, "problem", replace(self.problem, model=entry.model, task=entry.task))
         of_problem = self.problem.env_kwargs
@@ -140,9 +140,9 @@ def add_environment(values: Mapping[str, Any]) -> dict[str, Any]:
         task = values.get("problem.task", ProblemConfig.task)
         known = model in MODELS and task in TASKS  # `build` reports others
         return {**values, "env_id": find_environment(model, task).id} if known else dict(values)
-    if entry_of(f"{values['env_id']}-v0"):  # Gymnasium takes an id without its version too
+    if env_entry(f"{values['env_id']}-v0"):  # Gymnasium takes an id without its version too
         values = {**values, "env_id": f"{values['env_id']}-v0"}
-    entry = entry_of(str(values["env_id"]))
+    entry = env_entry(str(values["env_id"]))
     if entry is None:
         return dict(values)
     own = {"problem.model": entry.model, "problem.task": entry.task}

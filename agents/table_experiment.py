@@ -24,9 +24,9 @@ from das_gym.commands.recorded import Run, required_folder
 from das_gym.drawing.report import Table
 from das_gym.engine.scores import Spending
 from das_gym.engine.tree import saved_bytes
-from das_gym.files import at_home, write_json
+from das_gym.files import expand_home, write_json
 from das_gym.intervals import spearman
-from das_gym.names import counted
+from das_gym.names import format_count
 from das_gym.problem.budget import DEFAULT_SKIP_NUM
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import masks_up_to, skipped_names
@@ -101,7 +101,7 @@ def make_table(settings: TableSettings, run: Run) -> None:
         print_estimate(phases(settings, problem))
         return
     folder = required_folder(run)
-    out = folder / TABLE if settings.out is None else at_home(settings.out)
+    out = folder / TABLE if settings.out is None else expand_home(settings.out)
     env_id = find_environment(settings.problem.model, settings.problem.task).id
     counts = (settings.reward_examples, settings.test_examples)
     with progress(_total(problem, counts), "scoring every mask", unit="example") as bar:
@@ -138,7 +138,7 @@ def print_summary(table: SubnetTable, spent: Spending) -> None:
     print(f"rank correlation of losses between the two splits (Spearman): {agreement:.4f}")
     print(f"{spent.layer_runs:,} layer runs, {spent.macs / 1e12:.3f} T MACs, {spent.seconds:.0f} s")
     if not np.isfinite(losses).all():
-        print(f"{counted(int((~np.isfinite(losses)).sum()), 'mask')} with a non-finite loss")
+        print(f"{format_count(int((~np.isfinite(losses)).sum()), 'mask')} with a non-finite loss")
 
 
 def masks_table(table: SubnetTable, masks: Mapping[str, np.ndarray], title: str) -> Table:

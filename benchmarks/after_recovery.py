@@ -27,7 +27,7 @@ import numpy as np
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import Method, register_method
 from das_gym.adapt.shrink.checks import as_vlm
-from das_gym.adapt.shrink.measuring import loss_of
+from das_gym.adapt.shrink.measuring import mean_loss
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrink.repairing import repaired_copy
 from das_gym.adapt.shrink.settings import LINEAR, REFIT, RecoveryConfig
@@ -115,7 +115,7 @@ def recovered_losses(
     student = repaired_copy(problem, mask, config)
     trained = recover(student, problem, config, teacher=teacher)
     with temporarily_merged(student, full, config, trained):
-        return [loss_of(student, problem.task, test, BATCH, "loss") for test in tests]
+        return [mean_loss(student, problem.task, test, BATCH, "loss") for test in tests]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         write_json(path, record)
         shown = {name: round(each["loss"], 4) for name, each in found.items()}
         print(len(record["rows"]), mask.nonzero()[0].tolist(), shown, flush=True)
-    full = [loss_of(as_vlm(problem), task, test, BATCH, "loss") for test in tests]
+    full = [mean_loss(as_vlm(problem), task, test, BATCH, "loss") for test in tests]
     predicted = {name: values.tolist() for name, values in scores.items()}
     record |= {"full": full[0], "full_losses": full, "predictors": predicted}
     write_json(path, record)

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import cut_subnet, deciding_settings, finetune, reference_file
+from das_gym.adapt.finetune import deciding_settings, finetune, new_subnet, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import resolve_defaults
@@ -62,7 +62,7 @@ def write_reference(name: str) -> Path:
     problem = ProblemConfig()
     splits = load_splits(problem)
     nothing = np.zeros(len(load_backbone(problem).vlp.layers), dtype=bool)
-    model = cut_subnet(problem, nothing, adapters=name == FULL_MODEL)
+    model = new_subnet(problem, nothing, adapters=name == FULL_MODEL)
     config, _ = resolve_defaults(TrainingConfig(), model)
     finetune(model, splits, config, f"fine-tuning, {name}")
     print(f"{name}: {100 * evaluate(model, splits.test, f'evaluating, {name}').metric:.2f} % on test")

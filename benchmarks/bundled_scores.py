@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from das_gym.adapt.evaluate import evaluate, with_mean_image
-from das_gym.adapt.finetune import cut_subnet
+from das_gym.adapt.finetune import new_subnet
 from PIL import Image
 
 from benchmarks.machine import make_parser
@@ -96,7 +96,7 @@ def supernet_scores(problem_name: str) -> dict[str, Scores]:
     config = ProblemConfig(model=entry.model, task=entry.task)
     problem = load_problem(config)
     test = problem.splits.test
-    subnet = cut_subnet(config, np.zeros(len(problem.layer_names), dtype=bool))
+    subnet = new_subnet(config, np.zeros(len(problem.layer_names), dtype=bool))
     evaluations = {
         "full model": evaluate(subnet, test, "full model"),
         "mean image": evaluate(with_mean_image(subnet, test), test, "mean image"),

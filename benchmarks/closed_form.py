@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import cut, cut_subnet, finetune, load_reference, load_start, with_new_head
+from das_gym.adapt.finetune import finetune, load_reference, load_start, new_subnet, with_new_head, without_layers
 from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import resolve_defaults
 from torch import nn
@@ -41,7 +41,7 @@ BATCH = 32
 def train_baseline(config: ProblemConfig, steps: int) -> AdaptedModel:
     """Return the fine-tuned baseline: bundled if its settings are the defaults, else trained."""
     start = load_start(config)
-    baseline = cut(start.model, np.zeros(len(start.model.backbone.vlp.layers), dtype=bool), adapters=False)
+    baseline = without_layers(start.model, np.zeros(len(start.model.backbone.vlp.layers), dtype=bool), adapters=False)
     training, _ = resolve_defaults(TrainingConfig(steps=steps), baseline)
     if not load_reference(baseline, config, training, "baseline"):
         finetune(baseline, start.splits, training, "fine-tuning the baseline")
@@ -135,7 +135,7 @@ def tuned_scores(config: ProblemConfig, splits: Splits[Any], mask: np.ndarray, o
     for seed in range(options.seeds):
         torch.manual_seed(seed)
         if options.start == "supernet":
-            subnet = cut_subnet(config, mask)
+            subnet = new_subnet(config, mask)
         else:
             subnet = with_new_head(load_backbone(config), config.task, splits)
             subnet.backbone.vlp.prune(mask)

@@ -76,10 +76,10 @@ def build(options: argparse.Namespace) -> tuple[VLM, PromptProcessor]:
         model = t.LlavaForConditionalGeneration(config).eval()
         torch.set_default_dtype(torch.float32)
     plain = VLM(model)
-    traits = probe_capabilities(model, plain.processor_of(processor))
+    traits = probe_capabilities(model, plain.wrap_processor(processor))
     vlm = VLM(model, capabilities=traits)
     vlm.freeze()
-    return vlm, vlm.processor_of(processor)
+    return vlm, vlm.wrap_processor(processor)
 
 
 def questions(images: int, each: int) -> list[AnswerExample]:

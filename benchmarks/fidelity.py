@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from das_gym.adapt.compare.trials import ComparisonContext
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import cut_subnet, with_new_head
+from das_gym.adapt.finetune import new_subnet, with_new_head
 from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import make_loss_and_trainer
 
@@ -69,7 +69,7 @@ def fine_tuned(context: ComparisonContext, mask: np.ndarray, start: str, config:
     problem = context.base.backbone.config
     assert problem is not None
     if start == "supernet":
-        subnet = cut_subnet(problem, mask)
+        subnet = new_subnet(problem, mask)
     else:
         backbone = load_backbone(problem)
         torch.manual_seed(config.seed)

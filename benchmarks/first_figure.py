@@ -38,7 +38,7 @@ STYLES = {
 Point = dict[str, float]
 
 
-def points_of(oracle: TableOracle, masks: np.ndarray) -> Point:
+def front_points(oracle: TableOracle, masks: np.ndarray) -> Point:
     """Return mean MACs and mean test accuracy of (m, n_layers) masks, in % of the baseline and in %."""
     macs = 100 * (1 - oracle.table.macs_saved[oracle.table.index(masks)])
     accuracy = 100 * oracle.test_metrics(masks)
@@ -50,11 +50,11 @@ def measure(seeds: Sequence[int]) -> dict[str, list[Point]]:
     found: dict[str, list[Point]] = {name: [] for name in STYLES}
     for saved in BUDGETS:
         oracle = TableOracle(ENV, {"macs_saved": saved})
-        found["optimum"].append(points_of(oracle, oracle.table.best("exp_neg_loss", macs_saved=saved)[None]))
+        found["optimum"].append(front_points(oracle, oracle.table.best("exp_neg_loss", macs_saved=saved)[None]))
         for agent in AGENTS:
             result = run_agent(oracle, agent, seeds, EVALUATIONS, MASKS_PER_TURN, {})
-            found[agent].append(points_of(oracle, result.answers))
-    found["full model"] = [points_of(oracle, np.zeros((1, oracle.space.n_layers), dtype=bool))]
+            found[agent].append(front_points(oracle, result.answers))
+    found["full model"] = [front_points(oracle, np.zeros((1, oracle.space.n_layers), dtype=bool))]
     return found
 
 

@@ -93,11 +93,11 @@ def compared(timer: UnitTimer, taken: np.ndarray, masks: np.ndarray, macs: MaskC
     predicted = cost.amounts(masks)[:-1]
     errors = np.abs(predicted / np.median(taken[:, :-2], axis=0) - 1)
     macs_saved = float(macs.saved(masks[-1:])[0])
-    saved = Spread.of(1 - taken[:, -2] / full)
+    saved = Spread.from_values(1 - taken[:, -2] / full)
     return {
         "full_ms": float(np.median(full)),
         "predicted_ms": predicted.tolist(),
-        "error": Spread.of(errors),
+        "error": Spread.from_values(errors),
         "largest_error": float(errors.max()),
         "macs_saved": macs_saved,
         "predicted_saved": float(cost.saved(masks[-1:])[0]),

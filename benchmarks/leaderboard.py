@@ -171,7 +171,7 @@ def sb3_note(settings: argparse.Namespace) -> str:
 
 def optima(long: Scores, place: int) -> str:
     """Return which agents find the optimum of a large table most often."""
-    shares = {agent: results[place].found[:, -1].mean() for agent, results in long.results.items()}
+    shares = {agent: results[place].found_best[:, -1].mean() for agent, results in long.results.items()}
     most = max(shares.values())
     first = [f"`{agent}`{one_run(long.results[agent][place])}" for agent, share in shares.items() if share == most]
     return f"{', '.join(first)} with {100 * most:.0f} % optima"
@@ -215,8 +215,8 @@ def long_tables(scores: Scores) -> str:
         rows = []
         for agent in sorted(alone.results, key=lambda agent: (-alone.found(agent), alone.mean(agent, 60), agent)):
             (result,) = alone.results[agent]
-            low, high = mean_interval(result.found[:, -1].astype(float))
-            needed = quantile(result.needed(), 50)
+            low, high = mean_interval(result.found_best[:, -1].astype(float))
+            needed = quantile(result.evaluations_needed(), 50)
             share = f"{100 * alone.found(agent):.0f} %"
             optimum = f"{share}{one_run(result) or f' [{100 * low:.0f}, {100 * high:.0f}]'}"
             rows.append(

@@ -33,7 +33,7 @@ from benchmarks.models import llava_config
 from benchmarks.pretrain.answering_models import SMOLVLM_TOKENS, smolvlm_processor
 from benchmarks.pretrain.tokenizer import Tokens, special_ids, train_chat_tokenizer
 from das_gym.engine.tree import saved_bytes
-from das_gym.models.base import bytes_of
+from das_gym.models.base import tensor_bytes
 from das_gym.models.macs import count_macs
 from das_gym.models.transformers.layer_removal import prune, pruned_copy
 from das_gym.models.transformers.linear_skips import fit_ridge
@@ -206,7 +206,7 @@ def estimate_7b(tokens: int, batch: int, removed: int, cached_images: int, tree_
     vlm.freeze()
     layers = len(vlm.layers)
     decoder = vlm.model.get_decoder()
-    weights = bytes_of(list(vlm.parameters()))
+    weights = tensor_bytes(list(vlm.parameters()))
     state = torch.empty(1, tokens, vlm.feature_size, dtype=torch.bfloat16, device="meta")
     causal = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="meta")  # given, it is not computed from values
     run = partial(decoder, inputs_embeds=state, attention_mask=causal, use_cache=False)
@@ -222,8 +222,8 @@ def estimate_7b(tokens: int, batch: int, removed: int, cached_images: int, tree_
     with torch.enable_grad():
         trained = insert_trainable(student, vlm, make_method("lora", {"rank": 16}))
         plain = saved_bytes(lambda: run().last_hidden_state, student.parameters())
-    again = checkpointed_bytes(plain, layers - removed, bytes_of(state))
-    adapters = bytes_of(trained) + training_bytes(trained)
+    again = checkpointed_bytes(plain, layers - removed, tensor_bytes(state))
+    adapters = tensor_bytes(trained) + training_bytes(trained)
     for words, activations in (("", plain), (" and gradient checkpointing", again)):
         total = (weights + adapters + batch * activations) / gib
         say(f"recover=lora, {batch} examples a step{words}: {total:.1f} GiB: weights, LoRA with AdamW", end=" ")

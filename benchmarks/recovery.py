@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
-from das_gym.adapt.shrink.measuring import Quality, loss_of, score_model
+from das_gym.adapt.shrink.measuring import Quality, mean_loss, score_model
 from das_gym.adapt.shrink.recovery import make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrink.settings import RecoveryConfig
 from das_gym.agents.searching.loop import search
@@ -71,7 +71,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     teacher = make_teacher(full, task, problem.splits.train, max(every, key=lambda settings: settings.num_steps))
 
     def loss(vlm: VLM, examples: Sequence[Any]) -> float:
-        return loss_of(vlm, task, task.open_ended(examples), BATCH, "loss")
+        return mean_loss(vlm, task, task.open_ended(examples), BATCH, "loss")
 
     shrunk = pruned_copy(full, mask)
     held = {"full": loss(full, held_out), "shrunk": loss(shrunk, held_out)}

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from das_gym.names import lazy
+from das_gym.names import lazy_attributes
 from das_gym.registration import (
     ENVIRONMENTS,
     ModelEntry,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from das_gym.tables.table import SubnetTable as SubnetTable
     from das_gym.tasks.base import Task as Task
 else:
-    __getattr__, __dir__ = lazy(__name__, _PLACES)
+    __getattr__, __dir__ = lazy_attributes(__name__, _PLACES)
 
 __version__ = "0.3.0.dev0"
 __all__ = [

@@ -178,7 +178,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"got {type(value).__name__}, expected plain values, numpy arrays or paths")
 
 
-def at_home(path: str | os.PathLike[str]) -> Path:
+def expand_home(path: str | os.PathLike[str]) -> Path:
     """Return a path with `~` expanded; raise ValueError for the home folder of an unknown user."""
     try:
         return Path(path).expanduser()
@@ -188,7 +188,7 @@ def at_home(path: str | os.PathLike[str]) -> Path:
 
 def absolute(path: str | os.PathLike[str]) -> Path:
     """Return a user's path as an absolute one without `~` and `..`. Links keep their names, except before a `..`."""
-    parts = at_home(path).absolute().parts
+    parts = expand_home(path).absolute().parts
     up = len(parts) - parts[::-1].index("..") if ".." in parts else 0
     return Path(*parts[:up]).resolve() / Path(*parts[up:]) if up else Path(*parts)
 
@@ -284,7 +284,7 @@ def read_array(name: str, values: Any, shape: tuple[int, ...], kind: type[bool] 
 
 def check_new_folder(out: str | os.PathLike[str], source: Path | None = None) -> Path:
     """Check that a folder can be written outside of the source's, and return it. A run that fills the disk resumes."""
-    out = at_home(out)
+    out = expand_home(out)
     if out.exists() or out.is_symlink():
         raise ValueError(f"`out` exists: got {out}. Give a new folder.")
     if source is not None and source.resolve() in out.resolve().parents:
@@ -295,7 +295,7 @@ def check_new_folder(out: str | os.PathLike[str], source: Path | None = None) ->
 
 def check_file(out: str | os.PathLike[str]) -> None:
     """Raise ValueError if a file cannot be written at `out`, a setting of that name: what goes there may take hours."""
-    out = at_home(out)
+    out = expand_home(out)
     if out.is_dir():
         raise ValueError(f"`out` is a folder: got {out}, expected a file.")
     check_writable(out.parent, out)

@@ -83,7 +83,7 @@ def _hint(name: Any, known: Sequence[str], listing: str | None = None) -> str:
     return f"{near}known: {', '.join(known[:MAX_LISTED]) or 'none'}{more}"
 
 
-def lazy(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_attributes(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return a package's `__getattr__` and `__dir__`, given its names and the module that defines each."""
 
     def get(name: str) -> Any:
@@ -101,7 +101,7 @@ def escape_control_chars(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def counted(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """Return a number with its noun: `1 mask`, `1,204 masks`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 

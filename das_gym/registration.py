@@ -169,7 +169,7 @@ MODELS: dict[str, ModelEntry] = {
             ),
             reads="prompts",
             options=("tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code"),
-            tokenizer="das_gym.models.transformers.inputs:load_tokenizer_of",
+            tokenizer="das_gym.models.transformers.inputs:load_folder_tokenizer",
             say="das_gym.models.transformers.generation:generate_answers",
         ),
     )
@@ -274,7 +274,7 @@ def checkpoint_table(id: str) -> Path:
     return ASSETS / folder / f"{ENVIRONMENTS[live].task}_table.npz"
 
 
-def entry_of(id: str) -> EnvEntry | None:
+def env_entry(id: str) -> EnvEntry | None:
     """Return the environment that has an id, with or without `module:`, itself or for a table; None if there is none."""
     name = id.rpartition(":")[2]
     live = CHECKPOINT_TABLES.get(name, (name,))[0]
@@ -288,7 +288,7 @@ def is_tabular(id: str) -> bool:
 
 def default_reward(id: str) -> str:
     """Return the name of the default reward of an environment's task, given the environment's id."""
-    entry = entry_of(id)
+    entry = env_entry(id)
     return DEFAULT_REWARD if entry is None else TASKS[entry.task].reward
 
 

@@ -16,7 +16,16 @@ from figures import search_figure
 from mkdocs.structure.files import File, Files
 
 from das_gym import ENVIRONMENTS
-from das_gym.registration import MODELS, REWARD_THRESHOLDS, SUITE_IDS, TASKS, EnvEntry, entry_of, find_class, many_objectives
+from das_gym.registration import (
+    MODELS,
+    REWARD_THRESHOLDS,
+    SUITE_IDS,
+    TASKS,
+    EnvEntry,
+    env_entry,
+    find_class,
+    many_objectives,
+)
 
 ROOT = Path(__file__).parents[1]
 COPIES = {
@@ -82,7 +91,7 @@ def overview() -> str:
     """All environments in a table."""
     lines = ["# Environments", "", "| id | model | task | data | from a table |", "|---|---|---|---|---|"]
     for e in ENVIRONMENTS.values():
-        tables = [f"[{id}](tabular.md)" for id in REWARD_THRESHOLDS if entry_of(id) is e]
+        tables = [f"[{id}](tabular.md)" for id in REWARD_THRESHOLDS if env_entry(id) is e]
         table = ", ".join(tables) or "no table is bundled"
         lines.append(f"| [{e.id}]({e.id}.md) | {e.model} | {e.task} | {e.data} | {table} |")
     lines += ["", "Custom models and tasks get ids, too: [Extend das_gym](../extending.md)."]

@@ -26,7 +26,7 @@ def main(env_id: str = "DAS-METER-VQA-Tabular-v0", evaluations: int = 120, seeds
     oracle = make_oracle(env_id, {"skip_num": 4})
     for each in compare_agents(oracle, ["hill_climber", "random"], range(seeds), evaluations):
         print(
-            f"{each.agent:>12}: mean regret {each.mean_regret():.4f}, found in {each.found[:, -1].mean():.0%} of the seeds"
+            f"{each.agent:>12}: mean regret {each.mean_regret():.4f}, found in {each.found_best[:, -1].mean():.0%} of seeds"
         )
     return result.reward
 

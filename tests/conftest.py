@@ -41,7 +41,7 @@ def random_supernet(tmp_path_factory, shapes_folder) -> Path:
     for parameter in [*backbone.vlp.tunable_state().values(), *head.parameters()]:
         torch.nn.init.normal_(parameter, std=0.1)
     path = tmp_path_factory.mktemp("supernet") / "supernet.safetensors"
-    Adaptation.of(backbone.vlp, head, task="vqa", answers=task.labels, base=backbone.base).save(path)
+    Adaptation.from_model(backbone.vlp, head, task="vqa", answers=task.labels, base=backbone.base).save(path)
     return path
 
 

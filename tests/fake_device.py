@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import PreTrainedModel
 
-from das_gym.models.transformers.stack import find_decoder, path_of
+from das_gym.models.transformers.stack import find_decoder, module_path
 
 DEVICE, OTHER_DEVICE = "lazy:0", "lazy:1"
 ATEN = torch.ops.aten
@@ -148,7 +148,7 @@ def _no_grad() -> tuple[Callable[[Any], None], Callable[..., None]]:
 def spread(model: Any) -> None:
     """Dispatch a model as `device_map=auto` does: half of its layers and what follows are on the other device."""
     stack = find_decoder(model)
-    path, count = path_of(model, stack.layers), len(stack.layers)
+    path, count = module_path(model, stack.layers), len(stack.layers)
     places = {f"{path}.{n}": OTHER_DEVICE if 2 * n >= count else DEVICE for n in range(count)}
 
     def place(prefix: str, module: torch.nn.Module, device: str) -> None:

@@ -38,7 +38,7 @@ def small_world(folder: Path, data: Path, **sizes: int) -> dict[str, str]:
     for parameter in [*backbone.vlp.tunable_state().values(), *head.parameters()]:
         torch.nn.init.normal_(parameter, std=0.1)
     path = folder / "supernet.safetensors"
-    Adaptation.of(backbone.vlp, head, task="vqa", answers=task.labels, base=backbone.base).save(path)
+    Adaptation.from_model(backbone.vlp, head, task="vqa", answers=task.labels, base=backbone.base).save(path)
     return {**kwargs, "supernet": str(path)}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from das_gym.adapt.evaluate import evaluate, with_mean_image
-from das_gym.adapt.finetune import cut_subnet
+from das_gym.adapt.finetune import new_subnet
 
 from benchmarks.assets import check_table
 from das_gym.engine.ranking import recalls, score_pairs
@@ -45,7 +45,7 @@ def test_retrieval_is_ten_times_better_than_chance(model):
 
 def test_bundled_model_answers_and_needs_the_image():
     problem = load_problem(ProblemConfig())
-    subnet, test = cut_subnet(ProblemConfig(), np.zeros(12, bool)), problem.splits.test[:600]
+    subnet, test = new_subnet(ProblemConfig(), np.zeros(12, bool)), problem.splits.test[:600]
     seen = evaluate(subnet, test, "seeing")
     blinded = evaluate(with_mean_image(subnet, test), test, "blinded")
     assert seen.metric >= 0.75

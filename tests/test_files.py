@@ -14,9 +14,9 @@ import pytest
 from das_gym import files
 from das_gym.files import (
     absolute,
-    at_home,
     check_file,
     check_new_folder,
+    expand_home,
     read_arrays,
     read_json,
     replacing,
@@ -113,9 +113,9 @@ def test_read_arrays_limits_what_is_unpacked(tmp_path, monkeypatch):
 
 def test_at_home_and_absolute(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert at_home("~/x") == Path("/home/me/x")
+    assert expand_home("~/x") == Path("/home/me/x")
     with pytest.raises(ValueError, match="~no such person/x"):
-        at_home("~no such person/x")
+        expand_home("~no such person/x")
     (tmp_path / "far" / "away").mkdir(parents=True)
     (tmp_path / "link").symlink_to("far/away")
     monkeypatch.chdir(tmp_path / "far")

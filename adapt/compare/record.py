@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.compare.runner import mean_in_words, trials_in
+from das_gym.agents.compare.runner import format_mean, trials_in
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import COMPARISON
@@ -122,7 +122,7 @@ def comparison_table(title: str, chosen: Mapping[str, Sequence[Trial]]) -> Table
             "MACs, M": f"{macs / 1e6:,.2f}",
             "MACs saved, %": f"{100 * (1 - macs / (first.macs_full or 1)):.1f}",
             "times as fast": "{:.2f} ({:.2f}..{:.2f})".format(*first.speedup) if first.speedup else "-",
-            "test, %": f"{mean_in_words([trial.test for trial in own if trial.test is not None], scale=100)} ({len(own)})",
+            "test, %": f"{format_mean([trial.test for trial in own if trial.test is not None], scale=100)} ({len(own)})",
         }
         rows.append(cells)
     return Table(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), title, (LEGEND, *verdict(chosen)))

@@ -15,7 +15,7 @@ from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.methods import MASKED, METHODS
 from das_gym.adapt.methods.base import Method, make_method, to_adaptation
 from das_gym.adapt.phases import evaluation_phases, training_phases
-from das_gym.adapt.report import baseline_of, one_example
+from das_gym.adapt.report import baseline_model, example_forward
 from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import StepLoss, make_loss_and_trainer, resolve_defaults
 from das_gym.adapt.training import Log, Trainer, add_prefix
@@ -88,7 +88,7 @@ class ComparisonContext:
         self.folder = folder
         self.log = log
         self.base = base
-        self.plain = baseline_of(self.base)
+        self.plain = baseline_model(self.base)
         self.task = self.base.task
         vlp = self.base.backbone.vlp
         self.recipe, self.about = resolve_defaults(recipe, self.base)
@@ -154,9 +154,9 @@ class ComparisonContext:
         scored = evaluate(model, self.test_examples, f"{trial.variant}, test split", rank_images=1)
         if timed is None:
             models = {"own": model, "plain": self.plain}
-            times = measure_latency({name: one_example(each, self.splits) for name, each in models.items()})
+            times = measure_latency({name: example_forward(each, self.splits) for name, each in models.items()})
             faster = tuple(speedup(times["own"], times["plain"]))
-            timed = dataclasses.replace(trial, latency=tuple(Spread.of(times["own"])), speedup=faster)
+            timed = dataclasses.replace(trial, latency=tuple(Spread.from_values(times["own"])), speedup=faster)
         self.checkpoint(trial.variant, trial.rate, trial.seed).unlink(missing_ok=True)
         return dataclasses.replace(
             trial,

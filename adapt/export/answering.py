@@ -8,7 +8,7 @@ import torch
 from das_gym.adapt.card import TRUST, display_name, front_matter, loading_example, model_card
 from das_gym.adapt.export.folder import ExportedFolder
 from das_gym.adapt.report import results_table
-from das_gym.adapt.shrink.checks import source_of
+from das_gym.adapt.shrink.checks import weights_folder
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.verifying import (
     Probes,
@@ -41,7 +41,7 @@ def export_answering(
     if not isinstance(vlm, VLM) or config is None:
         raise TypeError(f"export needs a transformers model: got {type(vlm).__name__}.")
     smaller = exportable_subnet(vlm)
-    source = source_of(config)
+    source = weights_folder(config)
     dtypes = source_dtype(source), vlm.model.dtype, wanted_dtype
     dtype = saved_dtype(*dtypes)
     task_processor: Any = subnet.task.processor

@@ -17,13 +17,13 @@ from das_gym.adapt.finished_runs import ExportSettings
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.subnets import load_finished
 
-from das_gym.files import at_home
+from das_gym.files import expand_home
 from das_gym.registration import MODELS, find_class
 
 
 def run_export(settings: ExportSettings) -> ExportedFolder:
     """Write the folder; ValueError if the run's method, `dtype` or `onnx` does not suit the model."""
-    out = at_home(settings.out)
+    out = expand_home(settings.out)
     row = find_class(METHODS[settings.method]) if settings.method in METHODS else None
     if row is not None and row.remaining:
         raise ValueError(

@@ -21,7 +21,7 @@ from das_gym.commands.progress import quiet_loading
 from das_gym.commands.runs import library_versions
 from das_gym.commands.trust import imported_plugins
 from das_gym.files import METADATA_KEY, check_new_folder, write_text
-from das_gym.models.checkpoints import families, family_of
+from das_gym.models.checkpoints import families, find_family
 from das_gym.models.formats import ExportedModel, copy_code, export_head, layer_kinds, remove_code_settings
 from das_gym.models.tensor_files import CHECKSUM, checksum, write_safetensors
 from das_gym.problem.loading import AdaptedModel
@@ -68,7 +68,7 @@ def export(
     if onnx:
         require_onnx()
     vlp = subnet.backbone.vlp
-    family = family_of(vlp)
+    family = find_family(vlp)
     if family is None:
         known = " and ".join(each.model.__name__ for each in families().values())
         raise ValueError(f"export supports {known}: got {type(vlp).__name__}. Use `das_gym.adapt.load_subnet` on the run.")

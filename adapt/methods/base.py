@@ -177,7 +177,7 @@ def trained_parameters(model: AdaptedModel) -> dict[str, Tensor]:
 
 def to_adaptation(model: AdaptedModel, name: str, method: Method, **info: object) -> Adaptation:
     """Return what trained in a model, before `Method.finish`: for LoRA its two small matrices, not merged weights."""
-    return Adaptation.holding(
+    return Adaptation.from_parameters(
         trained_parameters(model),
         model.backbone.vlp,
         task=model.task.name,

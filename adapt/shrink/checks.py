@@ -20,7 +20,7 @@ from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logit
 from das_gym.commands.progress import progress
 from das_gym.data.images import ImageFile, ImageSource, decode_errors, file_pixels
 from das_gym.engine.tree import bfloat16_hardware
-from das_gym.models.base import bytes_of
+from das_gym.models.base import tensor_bytes
 from das_gym.models.macs import share_copy
 from das_gym.models.transformers.layer_removal import check_reloads, counting_attentions, pruned_copy, remove_parts
 from das_gym.models.transformers.loading import check_is_model, loaded_dtype
@@ -54,7 +54,7 @@ def check_loaded(settings: AnsweringSettings, problem: Problem, choice: Choice |
     if settings.train.targets == "teacher" and not problem.task.generates:
         raise ValueError(f"`targets` must be reference for {problem.task.name}, which has no answers: got teacher.")
     if choice is None:
-        _check_budget_leaves_a_layer(as_vlm(problem), budget_of(settings, problem, settings.budget))
+        _check_budget_leaves_a_layer(as_vlm(problem), make_budget(settings, problem, settings.budget))
     elif not as_vlm(problem).check_mask(choice.mask).any():
         raise ValueError("`mask` skips nothing. Give one with a 1, or a budget such as macs_saved=0.2.")
     check_examples(problem.task, shuffled(problem.task, problem.splits.test, settings.test_examples))
@@ -107,7 +107,7 @@ def _pixels(image: ImageSource) -> int:
     return int(opened.width * opened.height)
 
 
-def source_of(problem: ProblemConfig) -> Path:
+def weights_folder(problem: ProblemConfig) -> Path:
     """Return the folder of the full model's weights; ValueError if `checkpoint` is needed."""
     if problem.checkpoint is not None:
         check_is_model(Path(problem.checkpoint))
@@ -120,7 +120,7 @@ def source_of(problem: ProblemConfig) -> Path:
 
 def check_config(problem: ProblemConfig) -> None:
     """Check what can be checked without loading the model."""
-    source = source_of(problem)
+    source = weights_folder(problem)
     if problem.supernet is not None:
         raise ValueError(f"`supernet` is not supported by shrink: got {problem.supernet}. Leave it out.")
     if problem.dtype in (None, "auto"):
@@ -157,7 +157,7 @@ def check_verification_memory(vlm: VLM) -> None:
 
     A model on one GPU waits in main memory meanwhile, through which the process loads its own.
     """
-    needed = bytes_of(list(vlm.model.parameters()))
+    needed = tensor_bytes(list(vlm.model.parameters()))
     free = free_bytes(vlm)
     place = "memory"
     if vlm.device.type != "cpu" and not vlm.is_spread:
@@ -228,7 +228,7 @@ def why_not_removable(problem: Problem, mask: np.ndarray) -> str:
     return ""
 
 
-def budget_of(settings: AnsweringSettings, problem: Problem, budget: Mapping[str, Any]) -> Budget:
+def make_budget(settings: AnsweringSettings, problem: Problem, budget: Mapping[str, Any]) -> Budget:
     """Return a budget of the problem's model. Latency is that of `search.latency_batch` prompts at a time."""
     batch = int(settings.search.env_kwargs.get("latency_batch", 1))
     return pick_budget(len(problem.layer_names), budget, lambda setting: measure_cost(problem, setting, batch))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from das_gym.adapt.card import display_name
-from das_gym.adapt.choosing import choice_of, search_first
+from das_gym.adapt.choosing import search_choice, search_first
 from das_gym.adapt.phases import search_first_phases
 from das_gym.adapt.shrink.checks import as_vlm, check_config, check_loaded, fallback_if_not_removable
 from das_gym.adapt.shrink.measuring import Quality, score_model, score_once
@@ -27,14 +27,14 @@ from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, tempor
 from das_gym.adapt.shrink.repairing import repaired_copy
 from das_gym.adapt.shrink.settings import SCORED, TEACHER_ANSWERS, CompareSettings
 from das_gym.agents.compare.comparison import depends_on_seed
-from das_gym.agents.compare.runner import Comparison, grid, mean_in_words
+from das_gym.agents.compare.runner import Comparison, format_mean, grid_cells
 from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, required_folder
 from das_gym.drawing.report import Table
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
-from das_gym.names import counted
+from das_gym.names import format_count
 from das_gym.problem.budget import SAVED
 from das_gym.problem.loading import Problem, load_problem, shuffled
 
@@ -81,7 +81,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     settings = replace(settings, train=settings.train.for_model(as_vlm(problem)))
     check_loaded(settings, problem, None)
     cells = [{"variant": FULL_MODEL, "seed": settings.seed}]
-    for cell in grid(settings.methods, range(settings.seed, settings.seed + settings.seeds)):
+    for cell in grid_cells(settings.methods, range(settings.seed, settings.seed + settings.seeds)):
         if cell["seed"] == settings.seed or depends_on_seed(cell["variant"]):
             cells.append(cell)
     if settings.estimate:
@@ -144,7 +144,7 @@ class MethodTrials:
         seconds = time.perf_counter() - start if is_new else None
         trial = MethodTrial(variant, seed, evaluations=result.evaluations, seconds=seconds)
         try:
-            mask = fallback_if_not_removable(choice_of(result, self.settings.problem), self.problem).mask
+            mask = fallback_if_not_removable(search_choice(result, self.settings.problem), self.problem).mask
         except ValueError as error:
             return replace(trial, failure=str(error))
         bits = tuple(mask.astype(int).tolist())
@@ -162,7 +162,6 @@ class MethodTrials:
         return search_first(search, self.run, place, self.settings.resume is not None, self.problem, f"{method}.")
 
     def _measure(self, trial: MethodTrial, mask: np.ndarray) -> MethodTrial:
-        """Return the trial with what is measured of the model without the layers of its mask."""
         problem = self.problem
         settings = self.settings
         full = self.full
@@ -196,7 +195,6 @@ class MethodTrials:
 
 
 def _reward_loss(result: SearchResult, bits: tuple[int, ...]) -> float | None:
-    """Return the loss on the reward split of a mask that a search scored."""
     rows = [vars(result), *best_rows(result.history, result.env_kwargs)]
     return next(row["loss"] for row in rows if tuple(row["mask"]) == bits)
 
@@ -204,14 +202,14 @@ def _reward_loss(result: SearchResult, bits: tuple[int, ...]) -> float | None:
 def _title(settings: CompareSettings, count: int) -> str:
     name, value = next(iter(settings.budget.items()))
     unit = "sublayer" if settings.problem.units == "sublayers" else "layer"
-    budget = f"{counted(value, unit)} removed"
+    budget = f"{format_count(value, unit)} removed"
     if name != "skip_num":
         budget = f"at least {100 * value:g} % of the {SAVED[name]} saved"
     model = "the bundled model" if settings.problem.checkpoint is None else display_name(Path(settings.problem.checkpoint))
     recovery = "no recovery" if settings.train.recover == "none" else settings.train.recover
     if settings.train.method is not None:
-        recovery += f", {counted(settings.train.num_steps, 'step')}"
-    seeds = f"seed {settings.seed}" if settings.seeds == 1 else counted(settings.seeds, "seed")
+        recovery += f", {format_count(settings.train.num_steps, 'step')}"
+    seeds = f"seed {settings.seed}" if settings.seeds == 1 else format_count(settings.seeds, "seed")
     return f"{model}, {budget}, {recovery}, {count:,} test examples, {seeds}"
 
 
@@ -225,11 +223,11 @@ def comparison_table(title: str, trials: Sequence[MethodTrial]) -> Table:
         after = [trial.after for trial in own if trial.after is not None]
         cells = {
             "method": variant,
-            "masks scored": mean_in_words([trial.evaluations for trial in own], digits=0),
-            "seconds": mean_in_words([trial.seconds for trial in own if trial.seconds is not None]),
+            "masks scored": format_mean([trial.evaluations for trial in own], digits=0),
+            "seconds": format_mean([trial.seconds for trial in own if trial.seconds is not None]),
             "MACs saved": f"{100 * np.mean([trial.macs_saved for trial in own]):.1f} %",
             "KV saved": f"{100 * np.mean([trial.kv_saved for trial in own]):.1f} %",
-            "loss seen": mean_in_words([trial.reward_loss for trial in own if trial.reward_loss is not None], digits=4),
+            "loss seen": format_mean([trial.reward_loss for trial in own if trial.reward_loss is not None], digits=4),
             **_quality_cells(before, ""),
             **(_quality_cells(after, "recovered ") if any(trial.after is not None for trial in trials) else {}),
             "layers": own[0].drawn,
@@ -244,8 +242,8 @@ def comparison_table(title: str, trials: Sequence[MethodTrial]) -> Table:
 
 def _quality_cells(found: Sequence[Quality], when: str) -> dict[str, str]:
     """Return mean loss and score in %; the interval is over the test examples of one seed, or over several seeds."""
-    score = mean_in_words([quality.score for quality in found], scale=100)
+    score = format_mean([quality.score for quality in found], scale=100)
     if len(found) == 1:
         score += f" ({100 * found[0].low:.1f}..{100 * found[0].high:.1f})"
-    loss = mean_in_words([quality.loss for quality in found], digits=4)
+    loss = format_mean([quality.loss for quality in found], digits=4)
     return {f"{when}loss": loss, f"{when}score (95 %)": score}

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from das_gym.models.base import bytes_of
+from das_gym.models.base import tensor_bytes
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.model import VLM
@@ -61,7 +61,7 @@ class TowerOutputs:
         encoding = self.processor.encode(prompt, pixels=True)
         with torch.no_grad():
             outputs = self.tower.read_outputs(self.vlm.to_device(encoding.pixels | encoding.sizes))
-        if self._bytes + bytes_of(outputs) <= self.max_bytes:
+        if self._bytes + tensor_bytes(outputs) <= self.max_bytes:
             self._kept[key] = outputs
-            self._bytes += bytes_of(outputs)
+            self._bytes += tensor_bytes(outputs)
         return outputs

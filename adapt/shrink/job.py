@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.report import recorded_command, write_examples
-from das_gym.adapt.shrink.checks import as_vlm, source_of
+from das_gym.adapt.shrink.checks import as_vlm, weights_folder
 from das_gym.adapt.shrink.measuring import CONTROL, FULL, RECOVERED, SHRUNK, Measured, Scored, measure, score_once
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrink.repairing import repaired_copy
-from das_gym.adapt.shrink.report import shrink_report, shrunk_card, table_of
+from das_gym.adapt.shrink.report import measured_table, shrink_report, shrunk_card
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import (
     CHECKPOINT,
@@ -59,7 +59,7 @@ class ShrinkJob:
         if choice.problem.skip == LINEAR:
             self.deleted = self._costs_of(VLM(self.full.model, self.full.unit_kind, self.full.capabilities))
         self.mask = self.choice.mask
-        self.source = source_of(choice.problem)
+        self.source = weights_folder(choice.problem)
         self.source_dtype = source_dtype(self.source)
         self.dtype = saved_dtype(self.source_dtype, self.full.model.dtype, settings.save_dtype)
         self.out = settings.out_folder(folder)
@@ -111,7 +111,7 @@ class ShrinkJob:
             write_json(self.folder / PENDING, record)
         # Rename the record last: if the run stops before that, resuming it only renames.
         finish_saved(self.folder)
-        table_of(measured, self.data).print()
+        measured_table(measured, self.data).print()
         drawn = draw_mask(self.full, mask)
         signs = " (A: attention alone is left, M: MLP alone)" if set(drawn) & {"A", "M"} else ""
         print(f"layers: {drawn}{signs}")
@@ -200,7 +200,7 @@ class ShrinkJob:
             "answers": answers,
             "left_out": len(self.problem.splits.left_out),
             "report": shrink_report(self, measured).record(),
-            "command": command_of(self.folder, asdict(self.choice.problem), bits),
+            "command": repeat_command(self.folder, asdict(self.choice.problem), bits),
             "versions": library_versions(),
         }
 
@@ -213,7 +213,7 @@ def finish_saved(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def command_of(folder: Path, problem: Mapping[str, Any], mask: Sequence[int]) -> str:
+def repeat_command(folder: Path, problem: Mapping[str, Any], mask: Sequence[int]) -> str:
     """Return the command that repeats a run with its mask."""
     found_by = dict.fromkeys((*BUDGET_SETTINGS, "search_run", "point", "search"))
     changes = {"problem": dict(problem), **found_by, "mask": json.dumps(list(mask), separators=(",", ":"))}

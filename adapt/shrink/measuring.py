@@ -145,7 +145,7 @@ def measure(
     prompt = task.generation_prompt(task.open_ended(job.test[:1])[0])
     # without adapters, the recovered model has the shrunk model's architecture, which is timed once
     timed = {name: vlm for name, vlm in models.items() if name != RECOVERED or RECOVERED in costs}
-    times = latencies(timed, processor, prompt, LATENCY_BLOCKS)
+    times = token_latencies(timed, processor, prompt, LATENCY_BLOCKS)
     rows = {}
     for name, vlm in models.items():
         own_mask = np.zeros_like(job.mask) if name == FULL else job.mask
@@ -161,8 +161,8 @@ def measure(
             macs=own_costs.macs(own_mask),
             macs_saved=own_costs.macs_saved(own_mask),
             kv_bytes=cached_values(vlm, processor, prompt) * job.dtype.itemsize,
-            prefill_ms=Spread.of(own_times[0]),
-            decode_ms=Spread.of(own_times[1]),
+            prefill_ms=Spread.from_values(own_times[0]),
+            decode_ms=Spread.from_values(own_times[1]),
             prefill_speedup=speedups[0],
             decode_speedup=speedups[1],
         )
@@ -191,7 +191,7 @@ def score_model(vlm: VLM, task: Task, examples: Sequence[Any], title: str, metri
     open_ended = task.open_ended(examples)
     processor = cast(Any, task.processor)
     prompts: Any = task.pairs(open_ended)
-    loss = loss_of(vlm, task, open_ended, GENERATE_BATCH_SIZE, f"loss, {title}")
+    loss = mean_loss(vlm, task, open_ended, GENERATE_BATCH_SIZE, f"loss, {title}")
     size = answers_at_a_time(vlm, processor, prompts, free_bytes(vlm), GENERATE_BATCH_SIZE)
     texts = generate(vlm, processor, prompts, f"answers, {title}", size)
     if metric is None:
@@ -224,7 +224,7 @@ def _score_likelihoods(vlm: VLM, task: Task, examples: Sequence[Any], title: str
 
 
 @torch.no_grad()
-def loss_of(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, title: str) -> float:
+def mean_loss(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, title: str) -> float:
     """Return the mean loss of the reference answers by the model's own forward, nats. Examples are of `Task.open_ended`."""
     total = 0.0
     for _, _, losses in scored_batches(vlm, task, examples, batch_size, title):
@@ -253,7 +253,7 @@ def scored_batches(
             bar.update(len(chunk))
 
 
-def latencies(
+def token_latencies(
     models: Mapping[str, VLM], processor: Any, prompt: Any, blocks: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return (blocks,) milliseconds of the first token and of each further token, by model. Models take turns."""

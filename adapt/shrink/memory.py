@@ -8,7 +8,7 @@ import torch
 from das_gym.adapt.shrink.settings import RecoveryConfig
 from das_gym.adapt.step_loss import USABLE
 
-from das_gym.models.transformers.generation import SPARE_TOKENS, left_padded, pad_token
+from das_gym.models.transformers.generation import SPARE_TOKENS, pad_left, pad_token
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import cache_name
 
@@ -88,7 +88,7 @@ def cached_values(vlm: VLM, processor: Any, prompt: Any) -> int:
     from transformers import DynamicCache
 
     cache = DynamicCache(config=vlm.text_config)
-    batch = left_padded([processor.encode(prompt, pixels=True)], pad_token(vlm, processor), vlm)
+    batch = pad_left([processor.encode(prompt, pixels=True)], pad_token(vlm, processor), vlm)
     vlm.model.base_model(**batch, **{cache_name(type(vlm.model.base_model).forward): cache}, use_cache=True)
     tensors = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
     return sum(tensor.numel() // tensor.shape[-2] for tensor in tensors if tensor is not None and tensor.numel())

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.hardware import training_bytes
-from das_gym.adapt.shrink.checks import as_vlm, budget_of, why_not_removable
+from das_gym.adapt.shrink.checks import as_vlm, make_budget, why_not_removable
 from das_gym.adapt.shrink.measuring import DECODED_TOKENS, LATENCY_BLOCKS, score_model, time_tokens
 from das_gym.adapt.shrink.recovery import RecoverySteps, Teacher, insert_trainable, training_rows
 from das_gym.adapt.shrink.repairing import repaired_copy
 from das_gym.adapt.shrink.settings import AnsweringSettings, RecoveryConfig
 from das_gym.adapt.shrink.verifying import NEW_TOKENS, PROMPTS
-from das_gym.adapt.step_loss import batch_at
+from das_gym.adapt.step_loss import training_batch
 
 from das_gym.commands.progress import Phase
 from das_gym.models.transformers.generation import greedy_settings
@@ -26,7 +26,7 @@ SUBPROCESS_SECONDS = 6.0
 
 def random_mask(settings: AnsweringSettings, problem: Problem) -> np.ndarray:
     """Return a mask that keeps the budget and can be removed; the full model's if 10 draws have none."""
-    space = MaskSpace(budget_of(settings, problem, settings.budget))
+    space = MaskSpace(make_budget(settings, problem, settings.budget))
     rng = np.random.default_rng(0)
     draws = (space.sample(rng) for _ in range(10))
     nothing = np.zeros(len(problem.vlp.layers), dtype=bool)
@@ -82,7 +82,7 @@ def recovery_phases(problem: Problem, mask: np.ndarray, config: RecoveryConfig) 
     train = problem.splits.train
     size = min(config.batch_size, len(train))
     batch: Sequence[Any] = problem.task.open_ended(
-        [train[row] for row in batch_at(range(len(train)), size, config.seed, step=0)]
+        [train[row] for row in training_batch(range(len(train)), size, config.seed, step=0)]
     )
     rows = len(training_rows(len(train), config))
     student = pruned_copy(full, mask)

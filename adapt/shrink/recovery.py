@@ -21,7 +21,7 @@ from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.shrink.images import TowerOutputs, find_frozen_tower
 from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE, TrainingPlan, answers_at_a_time, plan_training
 from das_gym.adapt.shrink.settings import RecoveryConfig
-from das_gym.adapt.step_loss import batch_at
+from das_gym.adapt.step_loss import training_batch
 from das_gym.adapt.training import SAVE_SECONDS, Log, StepResult, Trainer, adamw, learning_rate_factor
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -31,7 +31,7 @@ from das_gym.engine.tree import saved_bytes
 from das_gym.files import explain_damage, read_json, write_json
 from das_gym.models.base import HALVES
 from das_gym.models.inputs import Requests
-from das_gym.models.transformers.generation import batches_of, generate_tokens
+from das_gym.models.transformers.generation import generate_tokens, group_batches
 from das_gym.models.transformers.inserted_adapters import insert_into_pruned
 from das_gym.models.transformers.layer_removal import decoder_path
 from das_gym.models.transformers.model import VLM
@@ -61,7 +61,7 @@ def answer_states(vlm: VLM, task: Task, examples: Sequence[Any], images: TowerOu
     features = {} if images is None else images.features(prompts)
     encodings = [processor.encode(prompt, pixels=images is None) for prompt in prompts]
     found: dict[int, Tensor] = {}
-    for rows in batches_of(encodings, len(encodings)):
+    for rows in group_batches(encodings, len(encodings)):
         given = [features[prompts[row].image_key] for row in rows if prompts[row].image_key in features]
         hidden = vlm.run([encodings[row] for row in rows], given).last_hidden_state
         for number, row in enumerate(rows):
@@ -140,7 +140,7 @@ def training_rows(count: int, config: RecoveryConfig, first: int = 0) -> list[in
     """Return which of `count` examples the steps from `first` on read in this process, in order."""
     size = min(config.batch_size, count)
     steps = range(first, config.num_steps)
-    return sorted({row for step in steps for row in process_share(batch_at(range(count), size, config.seed, step))})
+    return sorted({row for step in steps for row in process_share(training_batch(range(count), size, config.seed, step))})
 
 
 def make_teacher(
@@ -308,7 +308,7 @@ class RecoverySteps:
 
     def batch(self, index: int) -> Sequence[Any]:
         """Return this process's examples of a step, of `Task.open_ended`, with the answers to train on."""
-        rows = process_share(batch_at(range(len(self.examples)), self.batch_size, self.config.seed, index))
+        rows = process_share(training_batch(range(len(self.examples)), self.batch_size, self.config.seed, index))
         return self.teacher.with_answers(self.task.open_ended([self.examples[row] for row in rows]))
 
     def _micro_batches(self, index: int) -> list[Sequence[Any]]:

@@ -25,7 +25,7 @@ ADDED_CODE = (
 )
 
 
-def table_of(measured: Measured, title: str = "") -> Table:
+def measured_table(measured: Measured, title: str = "") -> Table:
     """Return the table of all models, with the conclusion below it."""
     models = [{**row.record(), "metric_name": measured.metric} for row in measured.rows.values()]
     models[0]["name"] = "full model (baseline)"
@@ -52,7 +52,7 @@ def shrink_report(job: "ShrinkJob", measured: Measured) -> RunReport:
         },
         architecture=Architecture.from_layers(job.full.layers, job.deleted.macs_cost),
         mask=job.mask.astype(int).tolist(),
-        table=table_of(measured, job.data),
+        table=measured_table(measured, job.data),
     )
 
 
@@ -78,7 +78,6 @@ def _score(model: Quality | ShrunkModelResult) -> str:
 
 
 def _recovery(regained: float | None) -> str:
-    """Return what recovery did to the loss, from `Measured.loss_regained`."""
     if regained is None:
         return ""
     if regained < 0:
@@ -131,7 +130,7 @@ def shrunk_card(job: "ShrinkJob", measured: Measured, verified: Verification, pa
             *([ADDED_CODE] if adds_code else []),
         ],
         loading_example(auto, TRUST if adds_code else trusted, trusted),
-        table_of(measured),
+        measured_table(measured),
         f"Scored on {job.data} {how}. Other abilities of the model were not measured. Checked when it was saved: "
         f"loaded by transformers alone, its logits equal those of the {compared} (relative difference "
         f"{verified.logits_difference:.2g} or less), and so does the text that it generates {', '.join(verified.ways)}.",

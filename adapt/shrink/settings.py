@@ -23,7 +23,7 @@ from das_gym.commands.settings import (
     choice,
     nested,
 )
-from das_gym.files import at_home
+from das_gym.files import expand_home
 from das_gym.names import check_names
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
 from das_gym.problem.config import ProblemConfig
@@ -244,7 +244,7 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings, group="Output"):
 
     def out_folder(self, run_folder: Path) -> Path:
         """Return the folder of the smaller model."""
-        return run_folder / "model" if self.out is None else at_home(self.out)
+        return run_folder / "model" if self.out is None else expand_home(self.out)
 
     def is_saved(self, run_folder: Path) -> bool:
         """Return whether a run was stopped after its model was saved. Its record may still be `PENDING`."""

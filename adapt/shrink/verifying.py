@@ -21,14 +21,14 @@ from das_gym.models.base import HALVES
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.generation import (
     LOGIT_TOLERANCES,
+    batch_key,
+    can_pad_left,
     generate_batch,
     greedy_settings,
-    input_form,
-    left_padded,
+    pad_left,
     pad_token,
-    pads_left,
 )
-from das_gym.models.transformers.inputs import Encoding, image_tokens_of
+from das_gym.models.transformers.inputs import Encoding, image_token_ids
 from das_gym.models.transformers.inserted_adapters import full_model_with_adapters, has_adapters
 from das_gym.models.transformers.layer_removal import full_model_with_parameters
 from das_gym.models.transformers.loading import auto_class, own_code, source_dtype
@@ -96,12 +96,12 @@ class Probes:
         def cpu(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: value.cpu() for name, value in batch.items()}
 
-        alone = [cpu(left_padded([e], pad, vlm)) for e in self.encodings]
+        alone = [cpu(pad_left([e], pad, vlm)) for e in self.encodings]
         ways: dict[str, Any] = {CACHED: (alone, {"use_cache": True}), UNCACHED: (alone[:1], {"use_cache": False})}
-        if pads_left(vlm, self.encodings, pad):
-            padded = left_padded(_same_form(self.encodings), pad, vlm, extra=3)
+        if can_pad_left(vlm, self.encodings, pad):
+            padded = pad_left(_same_form(self.encodings), pad, vlm, extra=3)
             ways[PADDED] = ([cpu(padded)], {"use_cache": True})
-        teacher_forced = [(cpu(left_padded([e._replace(answer=len(e.ids))], pad, vlm)), e.answer) for e in self.encodings]
+        teacher_forced = [(cpu(pad_left([e._replace(answer=len(e.ids))], pad, vlm)), e.answer) for e in self.encodings]
         return {
             "texts": self.texts,
             "teacher_forced": teacher_forced,
@@ -129,7 +129,7 @@ def endless_greedy_settings(vlm: VLM, processor: Any) -> dict[str, Any]:
 
 def _same_form(encodings: Sequence[Encoding]) -> list[Encoding]:
     """Return the prompts that fit into one batch with the first."""
-    return [e for e in encodings if input_form(e) == input_form(encodings[0])]
+    return [e for e in encodings if batch_key(e) == batch_key(encodings[0])]
 
 
 def check_generation(smaller: VLM, probes: Probes) -> None:
@@ -137,7 +137,7 @@ def check_generation(smaller: VLM, probes: Probes) -> None:
     encodings = probes.encodings[:1]
     settings = endless_greedy_settings(smaller, probes.processor)
     ways: dict[str, dict[str, Any]] = {UNCACHED: {"use_cache": False}, CACHED: {"use_cache": True}}
-    if pads_left(probes.vlm, encodings, pad_token(smaller, probes.processor)):
+    if can_pad_left(probes.vlm, encodings, pad_token(smaller, probes.processor)):
         ways[PADDED] = {"use_cache": True, "extra": 3}
 
     def generated(vlm: VLM, way: str) -> list[int] | str:
@@ -283,7 +283,7 @@ def _check_tokens(vlm: VLM, mask: np.ndarray, encoding: Encoding, tokens: list[i
         logits = vlm.run([encoding._replace(ids=ids, types=types)], with_head=True).logits[0, start - 1 : -1].cpu().float()
     # Of tokens that are equally likely but for rounding, either may be generated.
     allowed = tolerance * (float(logits.abs().max()) + 1e-6)
-    logits[:, image_tokens_of(vlm.model)] = -torch.inf
+    logits[:, image_token_ids(vlm.model)] = -torch.inf
     lacking = logits.amax(-1) - logits.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
     wrong = ~(lacking <= allowed)  # NaN, too
     if wrong.any():

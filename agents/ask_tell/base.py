@@ -140,7 +140,7 @@ class Agent(ABC):
         rewards = np.asarray(rewards, dtype=np.float64)
         masks = given.astype(bool)
         if (given != masks).any():
-            raise ValueError("`masks` holds values other than 0 (keep) and 1 (skip)")
+            raise ValueError(f"`masks` holds other values: got {given[given != masks][0]}, expected 0 (keep) or 1 (skip)")
         if masks.ndim != 2 or masks.shape[1] != self.n_layers or rewards.shape != masks.shape[:1]:
             shapes = f"{masks.shape} and {rewards.shape}"
             raise ValueError(f"`masks` and `rewards` do not match: got {shapes}, expected (m, {self.n_layers}) and (m,)")

@@ -131,7 +131,6 @@ class Bayes(Agent):
         return candidates[chosen]
 
     def best(self) -> Masks:
-        """Return the best scored mask."""
         if len(self._allowed_masks()) == 0 and self.rewards:  # only small masks so far: the layers whose masks scored best
             rewards = np.array(list(self.rewards.values()))
             return self.space.top((rewards - rewards.min()) @ self.scored_masks())

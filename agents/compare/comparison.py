@@ -69,7 +69,7 @@ class AgentResult:
     test_metrics: Floats = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
-    def of(cls, trials: Sequence[SearchTrial], evaluations: int) -> Self:
+    def from_trials(cls, trials: Sequence[SearchTrial], evaluations: int) -> Self:
         """Return the results of one agent's trials, one for each seed."""
         return cls(
             agent=trials[0].variant,
@@ -85,13 +85,13 @@ class AgentResult:
         return np.maximum(self.best_reward - self.curves, 0.0)
 
     @property
-    def found(self) -> npt.NDArray[np.bool_]:
+    def found_best(self) -> npt.NDArray[np.bool_]:
         """(seeds, evaluations): whether the answer earns the best reward exactly."""
         return self.regret == 0
 
-    def needed(self) -> Floats:
+    def evaluations_needed(self) -> Floats:
         """Return (seeds,) the evaluations from which on the answer is as good as the best mask; inf where it is not."""
-        missed = ~self.found
+        missed = ~self.found_best
         last_miss = missed.shape[1] - np.argmax(missed[:, ::-1], axis=1)
         return np.where(missed[:, -1], np.inf, np.where(missed.any(axis=1), last_miss + 1.0, 1.0))
 
@@ -162,7 +162,7 @@ def run_agent(
     """Run an agent once per seed; an agent that does not depend on the seed runs once. See `compare_agents`."""
     different = seeds if depends_on_seed(agent) else seeds[:1]
     trials = [run_trial(oracle, agent, seed, evaluations, masks_per_turn, agent_kwargs) for seed in different]
-    return AgentResult.of(trials if len(trials) == len(seeds) else trials * len(seeds), evaluations)
+    return AgentResult.from_trials(trials if len(trials) == len(seeds) else trials * len(seeds), evaluations)
 
 
 def depends_on_seed(agent: str) -> bool:

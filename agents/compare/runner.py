@@ -86,7 +86,7 @@ class Comparison(Generic[Trial]):
         print(f"record: {self.folder / COMPARISON}, table: {self.folder / TABLE}")
 
 
-def grid(variants: Iterable[str], seeds: Iterable[int]) -> list[dict[str, Any]]:
+def grid_cells(variants: Iterable[str], seeds: Iterable[int]) -> list[dict[str, Any]]:
     """Return the cells of a grid: all variants with the first seed, then with the next, so that a stopped run compares."""
     return [{"variant": variant, "seed": seed} for seed in seeds for variant in variants]
 
@@ -103,7 +103,7 @@ def trials_in(record: Any, path: Path, kind: type[Trial]) -> list[Trial]:
         return [build(kind, trial) for trial in record["trials"]]
 
 
-def mean_in_words(values: Sequence[float] | np.ndarray, scale: float = 1.0, digits: int = 1) -> str:
+def format_mean(values: Sequence[float] | np.ndarray, scale: float = 1.0, digits: int = 1) -> str:
     """Return the mean over seeds and half the width of its 95 % t-interval, such as `79.0 ± 1.4`.
 
     "-" stands for no values or for a mean that is not finite; fewer than 3 values have no interval.

@@ -83,12 +83,12 @@ def run_turns(
 ) -> tuple[Agent, list[Turn]]:
     """Run the turns of a `search` until its budget is spent or the agent is done; return the agent and all turns."""
     if folder is not None:
-        scorer.keep_sums(folder)
+        scorer.checkpoint_sums(folder)
     scorer.warn_at_chance()
     with progress(1, "measuring layer statistics", unit="step") as bar:
         agent = _agent_of(config, scorer, scorer.statistics)
         bar.update()
-    race = race_of(config, scorer, agent)
+    race = make_race(config, scorer, agent)
     known = restore(folder, config, scorer, race) if resume and folder is not None else ()
     history: list[Turn] = []
     # A mask scored on a share of the examples costs that share. Less than one full evaluation is not spent.
@@ -130,7 +130,7 @@ def run_turn(agent: Agent, scorer: MaskScorer, race: Race | None, masks: Masks) 
     return Turn.from_scores(masks, *raced, agent.skip_probabilities())
 
 
-def race_of(config: SearchConfig, scorer: MaskScorer, agent: Agent) -> Race | None:
+def make_race(config: SearchConfig, scorer: MaskScorer, agent: Agent) -> Race | None:
     """Return the race of a search; None if every mask is scored on all examples."""
     if scorer.racing_examples is None:
         if config.racing:

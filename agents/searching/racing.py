@@ -92,7 +92,7 @@ class Race:
         losses, metrics, seen = self._run(masks, groups)
         means = [self._estimate(group, row[:count]) for group, row, count in zip(groups, losses, seen, strict=True)]
         shown = [row[:count].mean() for row, count in zip(metrics, seen, strict=True)]
-        rewards, scores = self.scorer.rewards_of(masks, np.array(means), np.array(shown))
+        rewards, scores = self.scorer.rewards_and_info(masks, np.array(means), np.array(shown))
         for row in np.flatnonzero(seen == self.n_examples):
             self._learn(groups[row], Incumbent(float(rewards[row]), losses[row]))
         return Raced(rewards, scores, seen / self.n_examples)
@@ -148,7 +148,7 @@ class Race:
             variance = (count * variance + PRIOR * np.median(self._variances)) / (count + PRIOR)
         error = np.sqrt(variance / count * (1 - count / self.n_examples))
         at_best = self._estimate(group, losses, self.z * error)
-        rewards, _ = self.scorer.rewards_of(mask[None], np.array([at_best]), np.zeros(1))
+        rewards, _ = self.scorer.rewards_and_info(mask[None], np.array([at_best]), np.zeros(1))
         return bool(rewards[0] < incumbent.reward)
 
     def _estimate(self, group: str, losses: Floats, margin: float = 0.0) -> float:

@@ -122,12 +122,12 @@ def best_rows(turns: Iterable[Turn], budget: Mapping[str, Any]) -> list[Row]:
     allowed = [row for row in rows if keeps_budget(budget, row["mask"], row["macs_saved"])]
     distinct: dict[tuple[int, ...], Row] = {}
     # The sort is stable: of masks with the same reward, the one that was scored first is the answer.
-    for row in sorted(allowed, key=reward_of, reverse=True):
+    for row in sorted(allowed, key=finite_reward, reverse=True):
         distinct.setdefault(tuple(row["mask"]), row)
     return list(distinct.values())
 
 
-def reward_of(row: Row) -> float:
+def finite_reward(row: Row) -> float:
     """Return the reward in a row, -inf if it is not finite."""
     return -math.inf if row["reward"] is None else float(row["reward"])
 
@@ -235,7 +235,7 @@ def conclude(
     masks = np.array([own] if best == [own] else [own, *best], dtype=bool)
     # Not part of the budget. It is the next step of the environment, so that a replay scores it on the same examples.
     rows = Turn.from_scores(masks, *scorer.score(masks)).rows
-    found = max(rows, key=reward_of)
+    found = max(rows, key=finite_reward)
     asked = [row["mask"] for turn in turns for row in turn.complete_rows]
     answer_masks = 0 if own in asked else 1
     statistic_masks = scorer.count_statistic_masks(statistics_read)

@@ -63,7 +63,7 @@ class MaskScorer(ABC):
         """Return (m, stop - start) losses and metrics of (m, n_layers) masks on a block of the reward examples."""
         raise NotImplementedError
 
-    def rewards_of(self, masks: Masks, losses: Floats, metrics: Floats) -> tuple[Floats, dict[str, np.ndarray]]:
+    def rewards_and_info(self, masks: Masks, losses: Floats, metrics: Floats) -> tuple[Floats, dict[str, np.ndarray]]:
         """Return what `score` returns for (m,) mean losses and metrics that `score_examples` gave."""
         raise NotImplementedError
 
@@ -71,7 +71,7 @@ class MaskScorer(ABC):
     def cost_of(self, setting: str) -> MaskCost:
         """Return the cost of masks by a key of `das_gym.problem.budget.SAVED`."""
 
-    def keep_sums(self, folder: Path) -> None:  # noqa: B027 - a table is quick, and other packages' scorers are unknown
+    def checkpoint_sums(self, folder: Path) -> None:  # noqa: B027 - a table is quick, and other packages' scorers are unknown
         """Keep what is scored so far of a call of `score` in a file of the folder, for a search that is killed."""
 
     def warn_at_chance(self) -> None:  # noqa: B027 - the scores of a table or of another package are what they are
@@ -123,8 +123,8 @@ class OwnScorer(MaskScorer):
     def score_examples(self, masks: Masks, start: int, stop: int) -> Scores:
         return self.own.score_examples(masks, start, stop)
 
-    def rewards_of(self, masks: Masks, losses: Floats, metrics: Floats) -> tuple[Floats, dict[str, np.ndarray]]:
-        return self.own.rewards_of(masks, losses, metrics)
+    def rewards_and_info(self, masks: Masks, losses: Floats, metrics: Floats) -> tuple[Floats, dict[str, np.ndarray]]:
+        return self.own.rewards_and_info(masks, losses, metrics)
 
     def cost_of(self, setting: str) -> MaskCost:
         return self.own.cost_of(setting)
@@ -132,7 +132,7 @@ class OwnScorer(MaskScorer):
     def count_statistic_masks(self, statistics: Iterable[str] | None) -> int:
         return self.own.observation_masks if statistics is None else self.own.count_statistic_masks(statistics)
 
-    def keep_sums(self, folder: Path) -> None:
+    def checkpoint_sums(self, folder: Path) -> None:
         if isinstance(self.own, EngineScorer):
             self.own.problem.evaluator.kept_sums = KeptSums(folder / "scoring.json")
 
@@ -183,7 +183,7 @@ class ForeignScorer(MaskScorer):
         self._get_state: Callable[[], Any] | None = getattr(base, "get_state", None)
         self._set_state: Callable[[Any], None] | None = getattr(base, "set_state", None)
         observation, _ = env.reset(seed=seed)
-        self.statistics = statistics_of(self.layer_names, getattr(base, "feature_names", ()), observation[0])
+        self.statistics = layer_statistics(self.layer_names, getattr(base, "feature_names", ()), observation[0])
 
     def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
         """Score up to `num_envs` masks in one step; see `MaskScorer.score`."""
@@ -293,7 +293,7 @@ class LayerStatistics(dict[str, Floats]):
         return self._measure(name)
 
 
-def statistics_of(layer_names: Sequence[str], feature_names: Iterable[str], observation: Floats) -> dict[str, Floats]:
+def layer_statistics(layer_names: Sequence[str], feature_names: Iterable[str], observation: Floats) -> dict[str, Floats]:
     """Return name to (n_layers,) values of each statistic that an (n_features,) observation holds for every layer."""
     values = dict(zip(feature_names, observation.tolist(), strict=False))
     features = {name: [f"{layer}/{name}" for layer in layer_names] for name in (each.rpartition("/")[2] for each in values)}

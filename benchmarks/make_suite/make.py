@@ -23,10 +23,10 @@ from benchmarks.make_suite.plan import SEED, suite_models
 from das_gym.commands.runs import lock_folder
 from das_gym.files import absolute, write_json
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.latency import latency_of
+from das_gym.problem.latency import unit_latencies
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
-from das_gym.registration import ENVIRONMENTS, EnvEntry, entry_of, find_environment
+from das_gym.registration import ENVIRONMENTS, EnvEntry, env_entry, find_environment
 from das_gym.shapes.captions import write_shapes_captions
 from das_gym.shapes.nlvr2 import write_shapes_nlvr2
 from das_gym.shapes.vqa import write_shapes
@@ -102,7 +102,7 @@ def timed(table: SubnetTable, problem: Problem) -> SubnetTable:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        costs = table.meta.costs | latency_costs(latency_of(problem, LATENCY_BATCH, time.thread_time))
+        costs = table.meta.costs | latency_costs(unit_latencies(problem, LATENCY_BATCH, time.thread_time))
     finally:
         torch.set_num_threads(threads)
     return replace(table, meta=replace(table.meta, costs=costs))
@@ -137,7 +137,7 @@ def _bundled_table(entry: EnvEntry, tables: Path) -> SuiteTable:
 
 
 def _pretrained_table(id: str, name: str) -> SuiteTable:
-    entry = entry_of(id)
+    entry = env_entry(id)
     assert entry is not None
     return SuiteTable(id, "test", entry.model, entry.task, name)
 

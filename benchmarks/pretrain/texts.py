@@ -14,7 +14,7 @@ from das_gym.shapes.vqa import (
     Question,
     absent_name,
     attribute_target,
-    counted,
+    draw_counted_group,
     nearest_pair,
     related_pair,
 )
@@ -80,7 +80,7 @@ def _draw_existence(rng: np.random.Generator, scene: Scene) -> Caption:
 
 
 def _draw_count(rng: np.random.Generator, scene: Scene) -> Caption:
-    noun, number, found = counted(rng, scene, lowest=0)
+    noun, number, found = draw_counted_group(rng, scene, lowest=0)
     wrong = pick(rng, [n for n in range(max(0, number - 1), number + 3) if n != number])
     return Caption(f"there are {number} {noun}.", f"there are {wrong} {noun}.", _index(scene, *found))
 

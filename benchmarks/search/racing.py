@@ -75,13 +75,13 @@ class LossTable(MaskScorer):
 
     def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
         means = self.losses[self.rows(masks)].mean(axis=1)
-        return self.rewards_of(masks, means, np.zeros(len(masks)))
+        return self.rewards_and_info(masks, means, np.zeros(len(masks)))
 
     def score_examples(self, masks: Masks, start: int, stop: int) -> Scores:
         losses = self.losses[self.rows(masks), start:stop]
         return Scores(losses, np.zeros_like(losses))
 
-    def rewards_of(self, masks: Masks, losses: Floats, metrics: Floats) -> tuple[Floats, dict[str, np.ndarray]]:
+    def rewards_and_info(self, masks: Masks, losses: Floats, metrics: Floats) -> tuple[Floats, dict[str, np.ndarray]]:
         counts = masks.sum(axis=1)
         return np.exp(-losses), dict(zip(SCORES, (losses, metrics, counts, counts / masks.shape[1]), strict=True))
 

@@ -81,11 +81,11 @@ class Scores:
 
     def needed(self, agent: str) -> Floats:
         """Return (searches,) the evaluations from which on the answer is the best mask; inf where it is not at the end."""
-        return np.concatenate([each.needed() for each in self.results[agent]])
+        return np.concatenate([each.evaluations_needed() for each in self.results[agent]])
 
     def found(self, agent: str) -> float:
         """Return the share of searches that end at the best mask, over all problems."""
-        return float(np.mean([each.found[:, -1].mean() for each in self.results[agent]]))
+        return float(np.mean([each.found_best[:, -1].mean() for each in self.results[agent]]))
 
     def milliseconds(self, agent: str) -> float:
         """Return the mean processor time of a turn."""

@@ -101,7 +101,7 @@ class Command:
             pkgutil.resolve_name(self.target).run_words(words, (*siblings, *self.subcommands))
             return 0
         cls = self.settings_class
-        words = before_with(words, self.positional) if self.positional else words
+        words = words_to_setting(words, self.positional) if self.positional else words
         if words and words[0] in HELP:
             print(localize_commands(help_text(cls, module_docstring(self.target.partition(":")[0]))))
             return 0
@@ -277,7 +277,7 @@ def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
     return build(cls, values)
 
 
-def before_with(words: Sequence[str], name: str) -> list[str]:
+def words_to_setting(words: Sequence[str], name: str) -> list[str]:
     """Return the words of a command with the ones before `with` as values of the setting `name`: `report 1 2 with x=3`."""
     if not words or words[0] in (*HELP, "print_config", "with"):
         return list(words)

@@ -175,18 +175,18 @@ def format_estimate(found: Sequence[Measurement], before: int) -> str:
         estimate: 1 min 10 s (search 50 s, training 20 s), peak memory 2.00 GiB
     """
     certain = [each for each in found if each.is_certain]
-    named = ", ".join(f"{each.name} {in_words(each.seconds)}" for each in certain)
-    more = "".join(f", {each.name} up to {in_words(each.seconds)} more" for each in found if not each.is_certain)
+    named = ", ".join(f"{each.name} {format_duration(each.seconds)}" for each in certain)
+    more = "".join(f", {each.name} up to {format_duration(each.seconds)} more" for each in found if not each.is_certain)
     kept = 0
     peak = 0
     for each in found:
         kept += each.kept
         peak = max(peak, kept + each.held)
     gib = (before + peak) / 2**30
-    return f"estimate: {in_words(sum(each.seconds for each in certain))} ({named}){more}, peak memory {gib:.2f} GiB"
+    return f"estimate: {format_duration(sum(each.seconds for each in certain))} ({named}){more}, peak memory {gib:.2f} GiB"
 
 
-def in_words(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a time such as `45 s`, `2 min 5 s` or `3 h 20 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from das_gym.data.images import IMAGE_HINT, FolderListings, ImageFile, ImageSource, decode_errors
 from das_gym.data.splits import Splits, content_keys, warn_of_repeated_questions, warn_of_shared_images
-from das_gym.files import absolute, at_home, check_plain, read_json
+from das_gym.files import absolute, check_plain, expand_home, read_json
 
 Example = TypeVar("Example")
 
@@ -239,10 +239,10 @@ def find_file(root: Path, names: Sequence[str], folders: Sequence[str] = ("",)) 
             if (root / folder / name).is_file():
                 return root / folder / name
     places = "" if len(folders) == 1 else f" (looked in {', '.join(folder or '.' for folder in folders)})"
-    raise FileNotFoundError(f"{root} has no {' or '.join(names)}{places}: got {content_of(root)}")
+    raise FileNotFoundError(f"{root} has no {' or '.join(names)}{places}: got {describe_folder(root)}")
 
 
-def content_of(folder: Path) -> str:
+def describe_folder(folder: Path) -> str:
     """Return the first names in a folder, for errors."""
     return first_few(sorted(path.name for path in folder.iterdir())) or "an empty folder"
 
@@ -263,7 +263,7 @@ class ArrowFormat:
 
     def is_in(self, data_root: str | Path) -> bool:
         """Return whether a data root holds tables of this format, or is one."""
-        root = at_home(data_root)
+        root = expand_home(data_root)
         return root.suffix == ".arrow" or any(any(root.glob(f"{prefix}_*.arrow")) for prefix in self.prefixes)
 
     def find(self, data_root: str | Path) -> dict[str, Path]:

@@ -270,7 +270,7 @@ def require_readable(images: Iterable[ImageSource]) -> None:
             raise error
 
 
-def digest_of(data: Any) -> str:
+def content_digest(data: Any) -> str:
     """Return a text that identifies the bytes in a buffer."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
@@ -323,6 +323,6 @@ class CellImage:
         if self.row < table.num_rows:
             found = images_in(table[self.column][self.row], self.name)
             image = found[self.index] if self.index < len(found) else b""
-            if not self.digest or digest_of(image) == self.digest:
+            if not self.digest or content_digest(image) == self.digest:
                 return image
         raise ValueError(f"{self.name} has changed since it was loaded")

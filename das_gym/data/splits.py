@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
-from das_gym.data.images import CellImage, ImageFile, ImageSource, digest_of
+from das_gym.data.images import CellImage, ImageFile, ImageSource, content_digest
 from das_gym.files import cache_folder, read_json, write_json
 
 Example = TypeVar("Example", covariant=True)
@@ -92,7 +92,7 @@ def hash_order(names: Iterable[str]) -> list[str]:
     return sorted(set(names), key=lambda name: (digest(name), name))
 
 
-def share_of(share: float, count: int) -> int:
+def rounded_share(share: float, count: int) -> int:
     """Return a share of `count`, rounded, at least one."""
     return max(1, round(share * count))
 
@@ -127,7 +127,7 @@ def split_off(
         return None
     parts: list[list[Any]] = []
     for share in shares:
-        chosen = frozenset(order[: share_of(share, len(set(groups)))])
+        chosen = frozenset(order[: rounded_share(share, len(set(groups)))])
         order = order[len(chosen) :]
         parts.append([example for example, group in zip(examples, groups, strict=True) if group in chosen])
     left = frozenset(order)
@@ -227,7 +227,7 @@ def _measure(images: Mapping[str, StoredImage], before: Mapping[str, list[Any]])
 
 
 def _digests(images: Mapping[str, StoredImage], last: int | None = None) -> dict[str, str]:
-    return _in_threads(lambda image: digest_of(image.read(last)), images)
+    return _in_threads(lambda image: content_digest(image.read(last)), images)
 
 
 def _in_threads(work: Callable[[StoredImage], Any], images: Mapping[str, StoredImage]) -> dict[str, Any]:

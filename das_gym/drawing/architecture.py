@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from das_gym.names import counted
+from das_gym.names import format_count
 from das_gym.problem.mask_space import skipped_names
 
 if TYPE_CHECKING:
@@ -285,12 +285,12 @@ def render(render_mode: str, view: View, last: LastStep | None) -> str | np.ndar
     units = view.architecture.units
     mask = np.zeros(len(units), dtype=bool) if last is None else last.mask
     if render_mode == "ansi":
-        words = f"{counted(len(units), 'unit')}, none chosen yet"
+        words = f"{format_count(len(units), 'unit')}, none chosen yet"
         if last is not None:
             words = describe_step([unit.name for unit in units], last)
         problem = f"{view.problem}: " if view.problem else ""
         return "\n".join([*view.architecture.lines(mask), problem + words]) + "\n"
-    title = f"{int(mask.sum())} of {counted(len(units), 'unit')} skipped (budget: {view.budget})"
+    title = f"{int(mask.sum())} of {format_count(len(units), 'unit')} skipped (budget: {view.budget})"
     facts = [view.problem] if view.problem else []
     facts += ["nothing chosen yet"] if last is None else _step_facts(last)
     return draw(view.architecture, mask, title, facts, view.height)
@@ -307,7 +307,7 @@ def describe_step(names: list[str], last: LastStep) -> str:
 
 def _step_facts(last: LastStep) -> list[str]:
     info = last.info
-    scored = f"{counted(info['evaluations'], 'mask')} scored"
+    scored = f"{format_count(info['evaluations'], 'mask')} scored"
     saved = f"MACs saved {100 * info['macs_saved']:.1f} %"
     if not last.scored:
         return [f"reward {last.reward:.4f}: {last.reason}", "not scored", saved, scored]

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.files import write_text
-from das_gym.names import counted, escape_control_chars
+from das_gym.names import escape_control_chars, format_count
 from das_gym.problem.mask_space import front_rows
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class Answers:
     @classmethod
     def from_models(cls, models: Sequence[str], questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Answers:
         """Return the answers of all models, the full model first, to the questions that `rows_to_show` chooses."""
-        about = f"{len(questions):,} of {counted(len(answers), 'question')}"
+        about = f"{len(questions):,} of {format_count(len(answers), 'question')}"
         instructions = {question.text.rpartition("\n")[2] for question in questions if "\n" in question.text}
         if len(instructions) == 1 and all("\n" in question.text for question in questions):  # the same below each question
             about += f", each followed by: {instructions.pop()!r}"

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
 
 from das_gym.engine.scores import Spending
-from das_gym.files import at_home, write_bytes
-from das_gym.models.base import VLP, State, bytes_of, fingerprint
+from das_gym.files import expand_home, write_bytes
+from das_gym.models.base import VLP, State, fingerprint, tensor_bytes
 from das_gym.models.inputs import Processor, Prompt
 from das_gym.models.macs import MacCounter
 
@@ -105,9 +105,9 @@ class EncoderCache:
             self._kept.move_to_end(key)
             return
         self._kept[key] = part
-        self.kept_bytes += bytes_of(part)
+        self.kept_bytes += tensor_bytes(part)
         while self.kept_bytes > self.max_bytes:
-            self.kept_bytes -= bytes_of(self._kept.popitem(last=False)[1])
+            self.kept_bytes -= tensor_bytes(self._kept.popitem(last=False)[1])
 
 
 class _Disk:
@@ -115,7 +115,7 @@ class _Disk:
 
     def __init__(self, folder: Path, vlp: VLP, processor: Processor) -> None:
         made_by = f"{type(vlp).__qualname__} {fingerprint(vlp)} {processor.identity()}"
-        self.folder = at_home(folder) / hashlib.sha256(made_by.encode()).hexdigest()[:16]
+        self.folder = expand_home(folder) / hashlib.sha256(made_by.encode()).hexdigest()[:16]
         self.device = vlp.device
 
     def read(self, stream: str, items: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -251,7 +251,7 @@ class TrunkMemory:
         if (batch, what) in self._kept:
             return self._kept[batch, what]
         result = compute()
-        size = bytes_of(result)
+        size = tensor_bytes(result)
         if self.bytes + size <= self.max_bytes:
             self._kept[batch, what] = result
             self.bytes += size

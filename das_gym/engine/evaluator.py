@@ -23,7 +23,7 @@ from das_gym.engine.caches import LOGITS_BYTES, EncoderCache, Score, ScoreMemory
 from das_gym.engine.kept_sums import KeptSums
 from das_gym.engine.scores import Scores, Spending, warn_of_broken
 from das_gym.engine.tree import MaskTree, resolve_precision, with_bfloat16_layers
-from das_gym.models.base import VLP, State, bytes_of
+from das_gym.models.base import VLP, State, tensor_bytes
 from das_gym.models.macs import MacCounter, head_macs
 from das_gym.tasks.base import Task
 
@@ -320,7 +320,7 @@ class Evaluator:
                     sums[column, rows] += float(values.sum())  # in float64, batch by batch: other orders round differently
                 if full is not None and kept is not None:
                     kept.append(full)
-                    if bytes_of(kept) > LOGITS_BYTES:
+                    if tensor_bytes(kept) > LOGITS_BYTES:
                         kept = None
         if file is not None:
             file.path.unlink(missing_ok=True)

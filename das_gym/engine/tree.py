@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from das_gym.engine.scores import Spending
-from das_gym.models.base import VLP, State, bytes_of
+from das_gym.models.base import VLP, State, tensor_bytes
 from das_gym.models.macs import OWN, MacCounter
 
 PRECISIONS = ("float32", "bfloat16", "auto")
@@ -320,13 +320,13 @@ class WalkMemory:
         `logits` maps pooled features to the logits of the head, on `meta`.
         """
         state = self.counter.embed(encoded)[0]
-        held = bytes_of(state)
+        held = tensor_bytes(state)
         inner = 0
         variants = dict.fromkeys(state.hidden, 1)  # how many tensors of a stream exist at a time
         for stage in range(len(self.vlp.stages)):
             entered, _ = self.vlp.enter_stage(state, stage)
             if entered is not state:
-                held += bytes_of(entered)
+                held += tensor_bytes(entered)
                 variants = dict.fromkeys(entered.hidden, 1)
             layers = stage_order(self.vlp, stage, entered)
             hidden = dict(entered.hidden)
@@ -363,19 +363,19 @@ class WalkMemory:
         def memo(key: tuple, compute: Callable[[], Any]) -> Any:
             result = compute()
             read = frozenset(streams[tensor] for tensor in key[2:])
-            shared[read] = shared.get(read, 0) + bytes_of(result)
+            shared[read] = shared.get(read, 0) + tensor_bytes(result)
             results.append(result)
             return result
 
         with torch.no_grad(), FusedAttention(), LiveBytes() as live:
             output = self.counter.twin.run_layer(index, state, skipped, memo, pooled_only=self._is_last(index))
-        return LayerBytes(bytes_of(output), shared, live.peak - bytes_of([output, results]))
+        return LayerBytes(tensor_bytes(output), shared, live.peak - tensor_bytes([output, results]))
 
 
 def _leaf_bytes(logits: Tensor) -> int:
     # in float64: both log-softmaxes, their difference, the probabilities, and their product with it
     doubles = 5 if logits.dtype == torch.float64 else 7  # and both logits, unless they are
-    return 2 * bytes_of(logits) + doubles * 8 * logits.numel()
+    return 2 * tensor_bytes(logits) + doubles * 8 * logits.numel()
 
 
 def saved_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> int:

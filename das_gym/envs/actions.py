@@ -237,7 +237,7 @@ class SequenceMode(ActionMode):
         return complete, choices, choices | ~choices.any(axis=1, keepdims=True)
 
     def _features(self) -> np.ndarray:
-        numbers = (self.masks, self.macs.saved(self.masks)[:, None], self.budget.left(self.masks)[:, None])
+        numbers = (self.masks, self.macs.saved(self.masks)[:, None], self.budget.remaining(self.masks)[:, None])
         return np.concatenate(numbers, axis=1, dtype=np.float32)
 
     def _check(self, actions: Any, batch: tuple[int, ...]) -> np.ndarray:

@@ -130,7 +130,7 @@ def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kw
         >>> model = PPO("MlpPolicy", envs, n_steps=32)
     """
     if env_id.endswith(many_objectives("")):
-        raise ValueError(f"`env_id` has vector rewards, but Stable-Baselines3 needs one number: got {env_id}")
+        raise ValueError(f"`env_id` has vector rewards, but Stable-Baselines3 needs one: got {env_id}. Leave out `-MO`")
     spec = registry.get(env_id.rpartition(":")[2])
     if spec is not None and spec.vector_entry_point is None:
         return make_vec_env(env_id, n_envs, seed, env_kwargs=kwargs)

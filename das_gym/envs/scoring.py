@@ -96,7 +96,7 @@ class Scorer(ABC):
         """Return (m, stop - start) losses and metrics of (m, n_layers) masks on some of the fixed examples."""
         raise NotImplementedError
 
-    def rewards_of(self, masks: np.ndarray, losses: np.ndarray, metrics: np.ndarray) -> tuple[np.ndarray, Info]:
+    def rewards_and_info(self, masks: np.ndarray, losses: np.ndarray, metrics: np.ndarray) -> tuple[np.ndarray, Info]:
         """Return the rewards and `info` of masks with (m,) mean losses and metrics; no evaluation is counted."""
         scores = Scores(losses, metrics, None, self.full_loss)
         feasible = self.budget.is_feasible(masks)
@@ -162,7 +162,7 @@ class Scorer(ABC):
         self.batch_size = min(size, total)
         self.total = total
 
-    def next_places(self, rng: np.random.Generator) -> np.ndarray:
+    def next_examples(self, rng: np.random.Generator) -> np.ndarray:
         """Return (size,) int64 indices into the reward split: the examples that score the masks of the next step."""
         size = self.batch_size
         if self.reward_batches == "fixed":

@@ -58,7 +58,6 @@ class EngineScorer(Scorer):
         self.fixed_examples = self._examples(np.arange(self.batch_size))
 
     def close(self) -> None:
-        """Stop the evaluator's workers, if there are any."""
         self.problem.evaluator.close()
 
     def cost_of(self, setting: str) -> MaskCost:
@@ -92,7 +91,7 @@ class EngineScorer(Scorer):
             self.problem.evaluator.remember(masks, self.fixed_examples, scores)
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
-        places = self.next_places(rng)
+        places = self.next_examples(rng)
         return self._evaluate(masks, self.fixed_examples if self.reward_batches == "fixed" else self._examples(places))
 
     def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:

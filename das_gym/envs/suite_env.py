@@ -135,7 +135,6 @@ class SuiteEpisodes(Episodes):
         return moves._replace(masks=moves.masks & self.suite.units[self.which])
 
     def score(self, moves: Moves, rng: np.random.Generator | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """See `Episodes.score`; nothing is drawn."""
         suite = self.suite
         rows = suite.rows(self.which, moves.masks)
         kept = suite.kept[rows]

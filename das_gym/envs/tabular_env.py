@@ -189,7 +189,7 @@ class ExampleScorer(TableScorer):
         self.draw_batches(reward_batches, total if reward_examples is None else reward_examples, total)
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
-        return self._on(self.next_places(rng), self.table.rows(masks))
+        return self._on(self.next_examples(rng), self.table.rows(masks))
 
     def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
         return self._each.each(np.arange(start, stop), self.table.rows(masks))

@@ -12,7 +12,7 @@ class Attention(nn.Module):
     """Multi-head attention with separate projections, without residual and LayerNorm; `dropout` is of its weights."""
 
     fold = False
-    """Whether a single query goes through the key matrix instead of all tokens, see `forward_pooled`; exported models do not."""
+    """Whether a single query goes through the key matrix instead of all tokens, see `forward_pooled`; not when exported."""
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
         super().__init__()

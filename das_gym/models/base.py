@@ -79,7 +79,7 @@ class State:
         return replace(self, hidden=hidden)
 
 
-def bytes_of(part: Any) -> int:
+def tensor_bytes(part: Any) -> int:
     """Return the bytes of the tensors of a `State`, or of any structure of tensors, each counted once."""
     tree = [dict(each) for each in (part.hidden, part.attend, part.extras)] if isinstance(part, State) else part
     tensors = {id(leaf): leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
@@ -394,7 +394,7 @@ class VLP(nn.Module, ABC):
 
     def state_bytes(self, encoded: State) -> int:
         """Return an upper bound of the bytes of the hidden vectors of a state, on the way through the stages."""
-        return bytes_of(dict(encoded.hidden))
+        return tensor_bytes(dict(encoded.hidden))
 
     def cost_key(self, index: int) -> Hashable:
         """Return a key that is equal for layers of equal cost, so that only one of them is counted; by default its index."""

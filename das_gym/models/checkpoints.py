@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from das_gym.commands.settings import build
-from das_gym.files import at_home, replacing_folder
+from das_gym.files import expand_home, replacing_folder
 from das_gym.models.base import VLP
 from das_gym.models.formats import HEADS, Family, Format, Heads, check_sizes
 from das_gym.models.macs import structure_key, without_content
@@ -39,7 +39,7 @@ def families() -> dict[str, Family]:
     return {name: pkgutil.resolve_name(place) for name, place in FAMILIES.items()}
 
 
-def family_of(vlp: VLP) -> Family | None:
+def find_family(vlp: VLP) -> Family | None:
     """Return the family of a model, if its checkpoints are read and written."""
     return next((family for family in families().values() if isinstance(vlp, family.model)), None)
 
@@ -174,8 +174,8 @@ def save_checkpoint(
         TypeError: the model is of no family whose checkpoints are written.
         FileExistsError: the folder exists and is not empty.
     """
-    path = at_home(path)
-    family = family_of(vlp)
+    path = expand_home(path)
+    family = find_family(vlp)
     if family is None:
         raise TypeError(f"cannot save this model: got a {type(vlp).__name__}, expected one of {', '.join(families())}")
     config: dict[str, Any] = {"model": family.name, "config": dataclasses.asdict(cast(Any, vlp).config)}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from das_gym.files import METADATA_KEY, at_home, check_bundled, parse_json, read_json_object, replacing, temporary_folder
+from das_gym.files import METADATA_KEY, check_bundled, expand_home, parse_json, read_json_object, replacing, temporary_folder
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -38,7 +38,7 @@ class TensorFile:
 
 def read_tensors(path: str | Path) -> TensorFile:
     """Read a `.safetensors` file, a folder with config.json and weights, or a `torch.save` file; ValueError if damaged."""
-    path = at_home(path)
+    path = expand_home(path)
     if not path.exists():
         raise FileNotFoundError(
             f"no checkpoint at {path}: expected an official .ckpt file, a transformers folder, or a folder that "

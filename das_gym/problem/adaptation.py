@@ -57,12 +57,12 @@ class Adaptation:
             raise ValueError(f"`mask` is not a skip mask: got {list(self.mask or ())}, expected only 0 (keep) and 1 (skip)")
 
     @classmethod
-    def of(cls, vlp: VLP, head: nn.Module, **fields: Any) -> Adaptation:
+    def from_model(cls, vlp: VLP, head: nn.Module, **fields: Any) -> Adaptation:
         """Return the current parameters of a model and its head."""
-        return cls.holding(_tunable(vlp, head), vlp, **fields)
+        return cls.from_parameters(_tunable(vlp, head), vlp, **fields)
 
     @classmethod
-    def holding(cls, tensors: Mapping[str, Tensor], vlp: VLP, **fields: Any) -> Adaptation:
+    def from_parameters(cls, tensors: Mapping[str, Tensor], vlp: VLP, **fields: Any) -> Adaptation:
         """Return copies of some parameters of a model and its head."""
         mask = None if vlp.pruned_mask is None else tuple(vlp.pruned_mask.astype(int).tolist())
         detached = {name: t.detach().cpu().clone() for name, t in tensors.items()}

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from das_gym.commands.settings import Settings
-from das_gym.files import at_home, read_json
+from das_gym.files import expand_home, read_json
 from das_gym.names import check_names
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class CostKind:
 
 def _latency(problem: Problem, batch: int) -> MaskCost:
     # By name, since it imports torch, which environments from tables must not.
-    return pkgutil.resolve_name("das_gym.problem.latency:latency_of")(problem, batch).cost
+    return pkgutil.resolve_name("das_gym.problem.latency:unit_latencies")(problem, batch).cost
 
 
 COST_KINDS: dict[str, CostKind] = {
@@ -150,7 +150,7 @@ def given_costs(costs: Mapping[str, Any] | str | None) -> dict[str, MaskCost]:
     """
     source = f"{costs}: " if isinstance(costs, str) else ""
     try:
-        given = read_json(at_home(costs))["costs"] if isinstance(costs, str) else costs or {}
+        given = read_json(expand_home(costs))["costs"] if isinstance(costs, str) else costs or {}
         check_names(given, SAVED, "cost")
         return {setting: _given(setting, figures) for setting, figures in given.items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -234,7 +234,7 @@ class Budget:
         """Return (m,) bool: which of (m, n_layers) masks satisfy it."""
         return self.violations(masks) == 0
 
-    def left(self, masks: np.ndarray) -> np.ndarray:
+    def remaining(self, masks: np.ndarray) -> np.ndarray:
         """Return (m,) 0..1, the remaining budget as a share of units or of the cost; without one, of units."""
         if self.saved is not None:
             return self.violations(masks)
@@ -283,7 +283,7 @@ def check_budget(budget: Mapping[str, Any], n_layers: int | None = None) -> None
         raise ValueError(f"more than one budget: got {both}, expected one. Leave the others out.")
     for name, value in given.items():
         if name != "skip_num":
-            if not (is_from_zero(value) and value <= 1):
+            if not (is_non_negative(value) and value <= 1):
                 raise ValueError(f"`{name}` is out of range: got {value!r}, expected a share from 0 to 1, such as 0.12")
         elif not is_whole(value) or value < 0 or (n_layers is not None and value > n_layers):
             most = "at least 0" if n_layers is None else f"from 0 to {n_layers}, the number of skippable layers"
@@ -321,7 +321,7 @@ def keeps_budget(budget: Mapping[str, Any], mask: Sequence[int], macs_saved: flo
     return True
 
 
-def is_from_zero(value: Any) -> bool:
+def is_non_negative(value: Any) -> bool:
     """Return whether a value is a finite number of at least 0."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 

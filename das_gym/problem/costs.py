@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das_gym.models.base import VLP, State, bytes_of
+from das_gym.models.base import VLP, State, tensor_bytes
 from das_gym.models.macs import MacCounter, head_macs
 from das_gym.names import check_names
 from das_gym.problem.adaptation import own_parameters
@@ -114,7 +114,7 @@ def count_costs(
     own_head: list[Tensor] = [] if head is None else [*own_parameters(vlp, head).values()]
     twins = with_adapters.twin, bare.twin
     parameters, each_unit = _weight_cost(lambda some: sum(p.numel() for p in some), *twins, own_head, "parameters_saved")
-    memory, _ = _weight_cost(bytes_of, *twins, own_head, "memory_saved")
+    memory, _ = _weight_cost(tensor_bytes, *twins, own_head, "memory_saved")
     return Costs(total, parameters, memory, base, plain, kept - plain, skip, *each_unit)
 
 

@@ -67,7 +67,7 @@ class Spread(NamedTuple):
     high: float
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Spread:
+    def from_values(cls, values: np.ndarray) -> Spread:
         """Return median and quartiles of (n,) values."""
         low, median, high = np.percentile(values, (25, 50, 75)).tolist()
         return cls(median, low, high)
@@ -102,7 +102,10 @@ class Speedup(NamedTuple):
 
 
 def speedup(times: np.ndarray, base: np.ndarray) -> Speedup:
-    """Compare the (blocks,) times of a call with those of the call that it replaces, as `measure_latency` returns them."""
+    """Return how much faster a call is than the one that it replaces, from (blocks,) times of both in milliseconds.
+
+    `times` and `base` are what `measure_latency` returns: entries of one index were measured one after the other.
+    """
     low, high = bootstrap_interval(lambda rows: np.median(base[rows], axis=1) / np.median(times[rows], axis=1), len(times))
     return Speedup(float(np.median(base) / np.median(times)), low, high)
 
@@ -138,7 +141,7 @@ Timed = Callable[..., Any]
 """`timed(mask, mark)` runs the model once under a (n_layers,) mask, with marks around units (`das_gym.models.base.Mark`)."""
 
 
-def latency_of(problem: Problem, batch: int = 1, clock: Callable[[], float] = time.process_time) -> UnitLatencies:
+def unit_latencies(problem: Problem, batch: int = 1, clock: Callable[[], float] = time.process_time) -> UnitLatencies:
     """Return the latencies of a problem's units, from the cache folder if they were measured before.
 
     Its first `batch` examples that score masks are a forward pass; `clock` returns seconds on a CPU. The setting

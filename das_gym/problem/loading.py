@@ -79,7 +79,7 @@ class AdaptedModel:
     def adaptation(self, **info: object) -> Adaptation:
         """Return the trained parameters of the model, to save in an adaptation file."""
         fields = {"task": self.task.name, "answers": self.task.labels, "base": self.backbone.base, "info": info}
-        return Adaptation.of(self.backbone.vlp, self.head, **fields)
+        return Adaptation.from_model(self.backbone.vlp, self.head, **fields)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def problem_from_model(supernet: AdaptedModel, splits: Splits[Any], config: Prob
     backbone = supernet.backbone
     supernet.head.eval().requires_grad_(False)
     counter = MacCounter(backbone.vlp)
-    sample = sample_of(supernet, splits, counter)
+    sample = encode_cost_example(supernet, splits, counter)
     walk = walk_bytes(supernet, sample[0], counter)
     room = int(config.tree_gib * 2**30) - _trunk_bytes(config)
     pairs = max(1, min(PAIRS_PER_BATCH, room // walk))
@@ -190,7 +190,7 @@ def load_splits(config: ProblemConfig) -> Splits[Any]:
     try:
         splits = task.load_splits(config.data_root, config.on_bad_example, **options)
     except (FileNotFoundError, ValueError) as error:
-        hint = other_format(config)
+        hint = describe_other_format(config)
         if not hint:
             raise
         raise type(error)(f"{error}. {hint}") from error
@@ -200,7 +200,7 @@ def load_splits(config: ProblemConfig) -> Splits[Any]:
     return splits
 
 
-def other_format(config: ProblemConfig) -> str:
+def describe_other_format(config: ProblemConfig) -> str:
     """Return a sentence that names the format of `data_root` and who reads it, if its files look like another task's."""
     root = None if config.data_root is None else Path(config.data_root)
     if root is None or not root.is_dir() or task_class(config.task).format_of(root):
@@ -386,7 +386,7 @@ def _versions(config: ProblemConfig) -> tuple[int, ...]:
 def example_costs(model: AdaptedModel, splits: Splits[Any]) -> Costs:
     """Return MACs and parameters of one example through the model and its head."""
     counter = MacCounter(model.backbone.vlp)
-    return _costs_of(model, sample_of(model, splits, counter), counter)
+    return _costs_of(model, encode_cost_example(model, splits, counter), counter)
 
 
 def _costs_of(model: AdaptedModel, sample: tuple[State, int], counter: MacCounter) -> Costs:
@@ -394,7 +394,7 @@ def _costs_of(model: AdaptedModel, sample: tuple[State, int], counter: MacCounte
     return count_costs(model.backbone.vlp, sample, model.head, task.group_features, task.passes, counter=counter)
 
 
-def sample_of(model: AdaptedModel, splits: Splits[Any], counter: MacCounter) -> tuple[State, int]:
+def encode_cost_example(model: AdaptedModel, splits: Splits[Any], counter: MacCounter) -> tuple[State, int]:
     """Return the encoder outputs of one pair of text and image, and the MACs of its encoders; see `VLP.cost_example`."""
     task = model.task
     examples = splits.reward[:COST_SAMPLE]
@@ -406,10 +406,10 @@ def sample_of(model: AdaptedModel, splits: Splits[Any], counter: MacCounter) -> 
 
 
 def check_prompts(model: AdaptedModel, splits: Splits[Any]) -> None:
-    """Raise the ValueError of `sample_of` where the model reads prompts."""
+    """Raise the ValueError of `encode_cost_example` where the model reads prompts."""
     config = model.backbone.config
     if config is not None and MODELS[config.model].reads_prompts:
-        sample_of(model, splits, MacCounter(model.backbone.vlp))
+        encode_cost_example(model, splits, MacCounter(model.backbone.vlp))
 
 
 def shuffled(task: Task, examples: Sequence[Any], count: int | None = None) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from das_gym.names import add_entry, check_names
-from das_gym.problem.budget import Budget, MaskCost, is_from_zero
+from das_gym.problem.budget import Budget, MaskCost, is_non_negative
 
 if TYPE_CHECKING:
     from das_gym.engine.scores import Scores
@@ -80,7 +80,7 @@ def perplexity_ratio(scores: Scores) -> np.ndarray:
     ruined model, and is comparable between models and texts.
     """
     if scores.full_loss is None:
-        raise ValueError("perplexity_ratio needs the loss of the full model, which was not measured")
+        raise ValueError("perplexity_ratio needs the loss of the full model, which was not measured: set `Scores.full_loss`")
     with np.errstate(over="ignore"):
         return np.minimum(np.exp(scores.full_loss - scores.losses), 2.0)
 
@@ -159,17 +159,17 @@ class Objective:
     macs_price: float = 0.0
 
     def __post_init__(self) -> None:
-        if not is_from_zero(self.macs_price):
+        if not is_non_negative(self.macs_price):
             raise ValueError(f"`macs_price` is out of range: got {self.macs_price!r}, expected a number of at least 0")
 
     @property
     def low(self) -> float:
-        """No feasible mask earns less."""
+        """Lower bound of the rewards of feasible masks."""
         return self.reward.low + self.macs_price * self.macs.range[0]
 
     @property
     def high(self) -> float:
-        """No mask earns more."""
+        """Upper bound of the rewards of masks."""
         return self.reward.high + self.macs_price * self.macs.range[1]
 
     def rewards(self, masks: np.ndarray, scores: Scores) -> np.ndarray:

@@ -27,7 +27,7 @@ from das_gym.shapes.scenes import (
     Scene,
     SceneObject,
     check_counts,
-    jpeg,
+    encode_jpeg,
     pick,
     plural,
     render,
@@ -187,7 +187,7 @@ def sample_scene_caption(rng: np.random.Generator, scene: Scene) -> SceneCaption
     return SceneCaption((related, rest)) if related and rest else None
 
 
-def sample_false(rng: np.random.Generator, caption: SceneCaption, scene: Scene, count: int) -> list[SceneCaption]:
+def sample_false_captions(rng: np.random.Generator, caption: SceneCaption, scene: Scene, count: int) -> list[SceneCaption]:
     """Draw captions with one word changed, clearly false of the scene: first the opposite relation where that is false."""
     options = caption.changed(scene)
     relations = {fact.relation for fact in caption.facts if isinstance(fact, RelationFact)}
@@ -212,7 +212,6 @@ class _Index:
         return any(caption.may_be_true(scene) for names in _pairs_of_names(scene) for caption in self._captions[names])
 
     def add(self, scene: Scene, captions: list[SceneCaption]) -> None:
-        """Add a scene and its captions."""
         for names in _pairs_of_names(scene):
             self._scenes[names].append(scene)
         for caption in captions:
@@ -241,7 +240,7 @@ def draw_split(
         if len(scene.objects) < MIN_OBJECTS or (index and index.has_caption_for(scene)):
             continue
         captions = _draw_captions(rng, scene, index)
-        if captions is not None and images.add(content := jpeg(render(scene))):
+        if captions is not None and images.add(content := encode_jpeg(render(scene))):
             if index:
                 index.add(scene, captions)
             drawn += 1
@@ -266,7 +265,7 @@ def _entry(rng: np.random.Generator, imgid: int, split: str, scene: Scene, capti
             "raw": str(caption),
             "imgid": imgid,
             "sentid": imgid * CAPTIONS + number,
-            "hard_negatives": [str(false) for false in sample_false(rng, caption, scene, HARD_NEGATIVES)],
+            "hard_negatives": [str(false) for false in sample_false_captions(rng, caption, scene, HARD_NEGATIVES)],
         }
         for number, caption in enumerate(captions)
     ]

@@ -169,7 +169,7 @@ def render(scene: Scene) -> Image.Image:
     return image
 
 
-def jpeg(image: Image.Image) -> bytes:
+def encode_jpeg(image: Image.Image) -> bytes:
     """Return an image as the content of a JPEG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=JPEG_QUALITY)

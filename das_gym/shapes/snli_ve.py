@@ -22,7 +22,7 @@ from das_gym.shapes.scenes import (
     NewImages,
     Scene,
     check_counts,
-    jpeg,
+    encode_jpeg,
     pick,
     render,
     sample_scene,
@@ -37,7 +37,7 @@ CURTAIN_WIDTH = 28
 CURTAIN_COLOR = (120, 120, 120)
 
 
-def label_of(hypothesis: SceneCaption, is_true: bool, scene: Scene, curtain: bool) -> str:
+def hypothesis_label(hypothesis: SceneCaption, is_true: bool, scene: Scene, curtain: bool) -> str:
     """Return the label of a single fact that is true of the visible objects or not; a curtain may hide others."""
     fact = hypothesis.facts[0]
     if curtain and isinstance(fact, CountFact):
@@ -54,7 +54,7 @@ def _draw_hypothesis(rng: np.random.Generator, scene: Scene, curtain: bool) -> t
     hypothesis = SceneCaption((pick(rng, caption.facts),))
     is_true = bool(rng.random() < 0.5)
     hypothesis = hypothesis if is_true else pick(rng, hypothesis.changed(scene))
-    return str(hypothesis), label_of(hypothesis, is_true, scene, curtain)
+    return str(hypothesis), hypothesis_label(hypothesis, is_true, scene, curtain)
 
 
 def _draw(rng: np.random.Generator) -> tuple[Scene, bool, bytes]:
@@ -72,7 +72,7 @@ def _draw(rng: np.random.Generator) -> tuple[Scene, bool, bytes]:
     image = render(scene)
     if curtain:
         ImageDraw.Draw(image).rectangle((left, 0, left + CURTAIN_WIDTH - 1, IMAGE_SIZE), fill=CURTAIN_COLOR)
-    return scene, curtain, jpeg(image)
+    return scene, curtain, encode_jpeg(image)
 
 
 def _entries(rng: np.random.Generator, name: str, scene: Scene, curtain: bool) -> Iterator[dict[str, Any]]:

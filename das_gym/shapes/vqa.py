@@ -17,7 +17,7 @@ from das_gym.shapes.scenes import (
     Scene,
     SceneObject,
     check_counts,
-    jpeg,
+    encode_jpeg,
     pick,
     plural,
     render,
@@ -209,7 +209,7 @@ def _write_split(folder: Path, split: str, count: int, rng: np.random.Generator,
     end = FIRST_IMAGE_ID[split] + count
     while image_id < end:
         scene = sample_scene(rng)
-        content = jpeg(render(scene))
+        content = encode_jpeg(render(scene))
         if not images.add(content):
             continue
         (folder / split / f"COCO_{split}_{image_id:012d}.jpg").write_bytes(content)

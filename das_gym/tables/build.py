@@ -21,7 +21,7 @@ from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.scores import Scores, Spending
 from das_gym.files import parse_json, read_arrays, write_bytes
 from das_gym.problem.budget import COST_KINDS, measure_cost
-from das_gym.problem.latency import UnitLatencies, latency_of
+from das_gym.problem.latency import UnitLatencies, unit_latencies
 from das_gym.problem.loading import Problem, shuffled
 from das_gym.problem.mask_space import masks_up_to
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
@@ -143,7 +143,7 @@ def build_table(
     progress.score(problem.evaluator, save_seconds, on_scores or (lambda done: None))
     costs = {setting: measure_cost(problem, setting).as_dict() for setting in COUNTED}
     if latency_batch is not None:
-        costs |= latency_costs(latency_of(problem, latency_batch))
+        costs |= latency_costs(unit_latencies(problem, latency_batch))
     config = problem.backbone.config
     meta = TableMeta(
         env_id=env_id,

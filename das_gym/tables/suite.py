@@ -172,7 +172,7 @@ def random_probabilities(masks: np.ndarray, kept: np.ndarray, useful: np.ndarray
     return found
 
 
-def budgets_of(table: SubnetTable, kinds: Sequence[str] = DEFAULT_BUDGETS) -> Iterator[Budget]:
+def table_budgets(table: SubnetTable, kinds: Sequence[str]) -> Iterator[Budget]:
     """Yield the budgets under which a table gives problems; it must know the costs of `kinds`."""
     n = table.n_layers
     if table.meta.max_skipped is not None:  # it lacks masks on the way to a budget by cost
@@ -193,7 +193,7 @@ def budgets_of(table: SubnetTable, kinds: Sequence[str] = DEFAULT_BUDGETS) -> It
                 yield Budget(n, saved=saved, cost=cost)
 
 
-def problems_of(
+def table_problems(
     source: SuiteTable,
     table: SubnetTable,
     reward: str = "exp_neg_loss",
@@ -207,10 +207,10 @@ def problems_of(
                 f"{source.file} holds no {kind} of its units: leave {kind!r} out of `budgets`, or add it with "
                 "`python -m benchmarks.make_suite --out FOLDER`"
             )
-    parts = {"": table, **{group: table.group_table(group) for group in table.groups_apart}}
+    parts = {"": table, **{group: table.group_table(group) for group in table.separate_groups}}
     rewards = {group: find_reward(reward).compute(part.float64_scores("reward")) for group, part in parts.items()}
     problems = []
-    for budget in budgets_of(table, budgets):
+    for budget in table_budgets(table, budgets):
         kept = budget.is_feasible(table.masks)
         if kept.sum() < FEWEST_MASKS:
             continue
@@ -430,7 +430,7 @@ def _load_suite(
     for source in tables:
         table = source.load(path) if source.split == split else None
         if table is not None and table.n_layers <= max_units:
-            found += problems_of(source, table, reward, budgets)
+            found += table_problems(source, table, reward, budgets)
     if not found:
         raise ValueError(f"`max_units` leaves no problem of {split!r}: got {max_units}. Every model has more units.")
     settings = list(BUDGET_KINDS.values())

@@ -210,7 +210,7 @@ class SubnetTable:
         return Scores(losses, metrics, divergences, full_loss=float(losses[0]))
 
     @property
-    def groups_apart(self) -> tuple[str, ...]:
+    def separate_groups(self) -> tuple[str, ...]:
         """Groups with a separate table, see `group_table`; empty if the table holds means, or only one group."""
         if self.examples is None or len(self.meta.groups) < 2:
             return ()

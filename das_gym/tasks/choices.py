@@ -25,7 +25,7 @@ from das_gym.tasks.answering.files import ImageFinder, plain_name
 from das_gym.tasks.answering.tables import images_of_cell
 from das_gym.tasks.answering.task import AnsweringTask
 from das_gym.tasks.base import mean_by_prompt, sum_by_prompt, token_nats
-from das_gym.tasks.text import beginning_of, find_parts
+from das_gym.tasks.text import find_part_files, prefix_tokens
 
 QUESTIONS = ("question", "query", "ctx")
 OPTIONS = ("options", "choices", "endings")
@@ -49,7 +49,7 @@ def load_choices(data_root: str | Path, on_bad_example: str = "raise") -> Splits
     The splits are those of `das_gym.tasks.answering.examples.divide`, errors those of `Task.load_splits`.
     """
     bad = BadExamples(on_bad_example)
-    root, parts = find_parts(data_root, (".parquet", ".jsonl", ".json"), FORMATS)
+    root, parts = find_part_files(data_root, (".parquet", ".jsonl", ".json"), FORMATS)
     folder = root if root.is_dir() else root.parent
     read = {}
     for part, paths in parts.items():
@@ -192,7 +192,7 @@ class ChoicesTask(AnsweringTask):
         tokenizer = self.processor.tokenizer
         # The harness's way: the whole is tokenized, since a tokenizer may join the end of one part with the other.
         before, whole = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (asked, f"{asked} {option}"))
-        begin = beginning_of(tokenizer)
+        begin = prefix_tokens(tokenizer)
         return Passage((*begin, *whole), start=len(begin) + min(len(before), len(whole) - 1))
 
     def targets(self, examples: Sequence[AnswerExample]) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ from das_gym.data.entries import (
     require_table,
 )
 from das_gym.data.images import CellImage, ImageFile, ImageSource, is_folder
-from das_gym.data.splits import Splits, hash_order, share_of
+from das_gym.data.splits import Splits, hash_order, rounded_share
 from das_gym.models.inputs import Pair
 from das_gym.shapes import bundled_root
 from das_gym.tasks.answering.files import data_file
@@ -117,7 +117,7 @@ def load_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[N
 def reward_buckets(buckets: Iterable[str]) -> frozenset[str]:
     """Return the buckets that are the reward split: a tenth, at least one, with the lowest hashes of their names."""
     ranked = hash_order(buckets)
-    return frozenset(ranked[: share_of(REWARD_SHARE, len(ranked))])
+    return frozenset(ranked[: rounded_share(REWARD_SHARE, len(ranked))])
 
 
 def _read(path: Path, root: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:

@@ -35,7 +35,7 @@ from das_gym.data.entries import (
     check_fields,
     check_text,
     check_unique,
-    content_of,
+    describe_folder,
     read_items,
     read_list,
     require_table,
@@ -168,7 +168,7 @@ def _find_file(root: Path) -> tuple[Path, Path]:
         names = ", ".join(str(path.relative_to(root)) for path in found)
         raise ValueError(f"{root} holds several data sets: got {names}. Pass one of these files as `data_root`")
     if not found:
-        content = content_of(root) if root.is_dir() else "no folder"
+        content = describe_folder(root) if root.is_dir() else "no folder"
         raise FileNotFoundError(
             f"{root} has no dataset_flickr30k.json or dataset_coco.json, nor has karpathy/: got {content}"
         )
@@ -190,7 +190,6 @@ class _Reader:
         self._seen: defaultdict[str, dict[Any, str]] = defaultdict(dict)
 
     def image(self, entry: Any, where: str) -> CaptionedImage:
-        """Return the image of an entry with its captions."""
         check_fields(entry, _IMAGE_FIELDS, where)
         filename = entry["filename"]
         folder = entry.get("filepath") or ""

@@ -23,7 +23,7 @@ from das_gym.data.splits import LazySequence, Splits, fill_parts, split_off
 from das_gym.data.tables import open_table, plain_rows
 from das_gym.files import absolute, check_plain
 from das_gym.models.inputs import Passage
-from das_gym.tasks.answering.files import ALL, part_of
+from das_gym.tasks.answering.files import ALL, part_in_name
 from das_gym.tasks.answering.tables import saved_shards, shards_in
 from das_gym.tasks.base import TokenTask, mean_by_prompt
 
@@ -62,7 +62,7 @@ def load_documents(data_root: str | Path, on_bad_example: str = "raise", column:
     `das_gym.data.splits.fill_parts`. Blank documents are left out. Errors are those of `Task.load_splits`.
     """
     bad = BadExamples(on_bad_example)
-    root, files = find_parts(data_root, (".parquet", ".jsonl", ".txt"), FORMATS)
+    root, files = find_part_files(data_root, (".parquet", ".jsonl", ".txt"), FORMATS)
     folder = root if root.is_dir() else root.parent
     parts = {
         part: [document for path in paths for document in _read(path, folder, column or TEXT_COLUMN, bad)]
@@ -71,7 +71,7 @@ def load_documents(data_root: str | Path, on_bad_example: str = "raise", column:
     return _divide(parts, str(root), bad)
 
 
-def find_parts(data_root: str | Path, suffixes: Sequence[str], formats: str) -> tuple[Path, dict[str, list[Path]]]:
+def find_part_files(data_root: str | Path, suffixes: Sequence[str], formats: str) -> tuple[Path, dict[str, list[Path]]]:
     """Return the absolute path of a data root, and the files of each part: train, val, test, or one for all.
 
     Files with one of the suffixes are looked for, and folders of `save_to_disk`; errors name the expected `formats`.
@@ -94,7 +94,7 @@ def find_parts(data_root: str | Path, suffixes: Sequence[str], formats: str) -> 
         got = " and ".join(found) or "none of them"
         raise ValueError(f"{root} holds no data in a known format: got {got}, expected {formats}. Or pass one file.")
     (shards,) = found.values()
-    part_of_name = {name: part_of(Path(name))[0] for name in shards}
+    part_of_name = {name: part_in_name(Path(name))[0] for name in shards}
     parts: dict[str, list[Path]] = {}
     for name, paths in shards.items():
         # Words such as `test` mean parts only if every name has one.
@@ -151,7 +151,7 @@ def _split_off(
 ) -> tuple[list[list[Document]], list[Document]]:
     found = split_off(documents, [d.text for d in documents], shares)  # equal texts stay together
     if found is None:
-        cut = [section for document in documents for section in sections(document)]
+        cut = [section for document in documents for section in split_into_sections(document)]
         found = split_off(cut, [d.text for d in cut], shares)
     if found is None:
         raise ValueError(
@@ -161,7 +161,7 @@ def _split_off(
     return found
 
 
-def sections(document: Document) -> list[Document]:
+def split_into_sections(document: Document) -> list[Document]:
     """Cut a document at blank lines into sections of at least `SECTION_CHARACTERS`, and a long one into about `SECTIONS`."""
     least = max(SECTION_CHARACTERS, len(document.text) // SECTIONS)
     texts = [""]
@@ -187,7 +187,7 @@ def split_into_windows(documents: Sequence[Document], tokenizer: Any, context: i
     document that fills no window is left out, so that all windows count equally in a mean over tokens; a document shorter
     than a window is one shorter window.
     """
-    begin = beginning_of(tokenizer)
+    begin = prefix_tokens(tokenizer)
     size = context - len(begin)
     if size < 2 - bool(begin):
         raise ValueError(f"`context` is too small: got {context}, expected at least {2 + len(begin) - bool(begin)} tokens")
@@ -211,7 +211,7 @@ def split_into_windows(documents: Sequence[Document], tokenizer: Any, context: i
     return LazySequence(places, window)
 
 
-def beginning_of(tokenizer: Any) -> tuple[int, ...]:
+def prefix_tokens(tokenizer: Any) -> tuple[int, ...]:
     """Return the special tokens that a tokenizer puts before every text, such as `<s>`."""
     whole = list(tokenizer("a")["input_ids"])
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])

@@ -73,7 +73,7 @@ def test_unsupported_training_is_rejected_before_a_search(given, text, tmp_path,
     assert not (tmp_path / "runs").exists()
 
 
-def front_of(folder: Path) -> None:
+def front_indices(folder: Path) -> None:
     """What `python -m agents pareto` leaves, in all that adapt reads."""
     points = [
         {"mask": mask, "saved": 0.1 * sum(mask), "loss": 0.5, "skipped_layers": ["a"] * sum(mask)}
@@ -95,7 +95,7 @@ def front_of(folder: Path) -> None:
     ],
 )
 def test_choice_that_is_impossible_is_rejected(run_folder, given, text):
-    front_of(run_folder)
+    front_indices(run_folder)
     with pytest.raises(ValueError, match=text):
         choose(AdaptSettings(**given, runs_dir=str(run_folder.parent)))
 

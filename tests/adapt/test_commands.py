@@ -12,7 +12,7 @@ import torch
 from das_gym.adapt import load_subnet
 from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import cut_subnet
+from das_gym.adapt.finetune import new_subnet
 from das_gym.adapt.run_report import run_report
 
 from das_gym.models.base import fingerprint
@@ -172,7 +172,7 @@ def test_user_error_is_printed_without_a_traceback(run_here, tmp_path, arguments
 def test_adapters_of_one_mask_are_no_supernet(adapted, small_kwargs):
     problem = ProblemConfig(**{**small_kwargs, "supernet": str(adapted / "runs/1/adapter.safetensors")})
     with pytest.raises(ValueError, match="holds the adapters of one mask"):
-        cut_subnet(problem, np.zeros(6, bool))
+        new_subnet(problem, np.zeros(6, bool))
 
 
 def test_adapt_leaves_references_out(run_here, small_kwargs, tmp_path):

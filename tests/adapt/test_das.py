@@ -16,7 +16,7 @@ from das_gym.adapt.paper import DASSettings, das_settings
 from das_gym.adapt.run_commands import check_das
 from das_gym.adapt.run_commands import das as ex
 from das_gym.adapt.settings import JointSearchSettings, TrainingConfig
-from das_gym.adapt.step_loss import batch_at, make_loss_and_trainer
+from das_gym.adapt.step_loss import make_loss_and_trainer, training_batch
 from torch import nn
 
 from das_gym.commands.recorded import Run, RunError
@@ -205,7 +205,7 @@ def test_itm_weight_adds_matching_to_training_and_to_rewards_with_dropout(captio
         step = [float(part["loss"].detach()) for part in training.step_loss.parts(0, mask)]
         losses[weight, dropout] = (step[0], training.losses(mask[None], splits.reward[:1])[0])
     step_loss, head = training.step_loss, training.model.backbone.heads["itm_score"]
-    examples = batch_at(step_loss.examples, 1, seed=0, step=0)
+    examples = training_batch(step_loss.examples, 1, seed=0, step=0)
     pooled = training.model.backbone.vlp(training.model.task.processor(training.model.task.pairs(examples)), mask)
     matching = matching_losses(pooled, **head).mean().item()
     assert losses[0.5, True][0] - losses[0.0, True][0] == pytest.approx(matching / 2, rel=1e-4)

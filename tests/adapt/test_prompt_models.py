@@ -11,7 +11,7 @@ import torch
 from das_gym.adapt import load_subnet, save
 from das_gym.adapt.das import Training, joint_search, new_model
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import cut_subnet, finetune
+from das_gym.adapt.finetune import finetune, new_subnet
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.settings import SupernetConfig, TrainingConfig
 from das_gym.adapt.supernet import train_supernet
@@ -51,7 +51,7 @@ def test_supernet_scores_masks_through_its_adapters(config, tmp_path):
 @pytest.mark.slow
 def test_subnet_is_fine_tuned_saved_and_loaded(config, tmp_path):
     splits = load_splits(config)
-    subnet = cut_subnet(config, MASK)
+    subnet = new_subnet(config, MASK)
     before = evaluate(subnet, splits.train, "before")
     finetune(subnet, splits, TrainingConfig(steps=20, batch_size=8, learning_rate=1e-2), "fine-tuning")
     after = evaluate(subnet, splits.train, "after")
@@ -65,7 +65,7 @@ def test_subnet_is_fine_tuned_saved_and_loaded(config, tmp_path):
 def test_predict_answers_questions_without_references(config, tmp_path, run_here):
     """A subnet with adapters, by `adapt predict` of questions alone: each token is the likeliest by its own forward."""
     splits = load_splits(config)
-    subnet = cut_subnet(config, MASK)
+    subnet = new_subnet(config, MASK)
     finetune(subnet, splits, TrainingConfig(steps=15, batch_size=12, learning_rate=1e-2), "fine-tuning")
     save(subnet, tmp_path / "mine")
     by_image = {Path(e.images[0].path).name: e for e in (*splits.train, *splits.reward, *splits.test)}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import copy_model, cut_subnet, load_reference, load_start, reference_file
+from das_gym.adapt.finetune import copy_model, load_reference, load_start, new_subnet, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 from das_gym.adapt.settings import AdaptSettings
 from das_gym.adapt.step_loss import resolve_defaults
@@ -17,7 +17,7 @@ from das_gym.problem.loading import AdaptedModel, load_splits
 
 def untrained(settings: AdaptSettings, name: str) -> AdaptedModel:
     problem = settings.problem
-    return cut_subnet(problem, np.zeros(12, bool), adapters=name == FULL_MODEL)
+    return new_subnet(problem, np.zeros(12, bool), adapters=name == FULL_MODEL)
 
 
 def loads(settings: AdaptSettings, model: AdaptedModel, name: str) -> bool:

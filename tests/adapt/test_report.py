@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from das_gym.adapt.evaluate import Evaluation
-from das_gym.adapt.finetune import cut
+from das_gym.adapt.finetune import without_layers
 from das_gym.adapt.report import (
     BASELINE,
     EXAMPLES,
@@ -17,7 +17,7 @@ from das_gym.adapt.report import (
     SUBNET,
     THUMBNAIL_SIDE,
     TunedModelResult,
-    compare,
+    compare_models,
     read_examples,
     subnet_report,
     write_examples,
@@ -109,7 +109,7 @@ def test_measure_latency_takes_turns():
 def test_speedup_is_the_ratio_of_medians_with_its_interval():
     of, over = np.array([1.0, 2.0, 4.0]), np.array([2.0, 4.0, 8.0])
     assert speedup(of, over) == Speedup(2.0, 2.0, 2.0)
-    assert Spread.of(np.arange(5.0)) == Spread(2.0, 1.0, 3.0)
+    assert Spread.from_values(np.arange(5.0)) == Spread(2.0, 1.0, 3.0)
     noise = np.random.default_rng(1).normal(10, 1, (2, 15))
     found = speedup(*noise)
     assert found.ratio == np.median(noise[1]) / np.median(noise[0])
@@ -124,13 +124,13 @@ def test_model_at_chance_after_training_is_named(small_problem, monkeypatch, nam
     model = AdaptedModel(small_problem.backbone, small_problem.head, small_problem.task)
     models = dict.fromkeys((*names, BASELINE), model)
     with pytest.warns(UserWarning, match=f"^the {named} is no better than chance.* test examples"):
-        compare(models, small_problem.splits, untrained=[BASELINE])
+        compare_models(models, small_problem.splits, untrained=[BASELINE])
 
 
 def test_costs_of_the_full_model_are_those_of_the_subnet(small_problem):
     mask = np.arange(6) < 2
     model = AdaptedModel(small_problem.backbone, small_problem.head, small_problem.task)
-    counted, known = example_costs(cut(model, mask), small_problem.splits), small_problem.costs
+    counted, known = example_costs(without_layers(model, mask), small_problem.splits), small_problem.costs
     assert (counted.macs(mask), counted.macs_full) == (known.macs(mask), known.macs_full)
     assert counted.macs(~mask) == known.macs(~mask)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from das_gym.adapt.commands import PROGRAM
-from das_gym.adapt.das_experiment import charts_of
+from das_gym.adapt.das_experiment import search_charts
 from das_gym.adapt.run_report import run_report, search_report
 from das_gym.agents.run_commands import search
 from das_gym.agents.searching.record import SearchResult
@@ -91,7 +91,7 @@ def test_report_includes_examples(runs):
 
 def test_charts_of_das():
     turn = {"rewards": [0.2, 0.3], "preferences": [0.0] * 12}
-    charts = charts_of([turn, turn])
+    charts = search_charts([turn, turn])
     assert (charts["progress"].rewards, charts["progress"].best) == ([0.2, 0.3, 0.2, 0.3], [0.2, 0.3, 0.3, 0.3])
     assert charts["heat"].values == [[0.5] * 12] * 2
 

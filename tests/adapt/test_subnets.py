@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet, save
-from das_gym.adapt.finetune import cut_subnet
+from das_gym.adapt.finetune import new_subnet
 from das_gym.adapt.finished_runs import RECORD, SUBNET_FILE, EvaluateSettings, PredictSettings
 
 from das_gym.data.splits import Splits
@@ -28,7 +28,7 @@ def splits(config) -> Splits:
 
 @pytest.fixture(scope="module")
 def subnet(config, splits) -> AdaptedModel:
-    return cut_subnet(config, MASK)
+    return new_subnet(config, MASK)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from das_gym.agents.pareto_experiment import front_of, front_table
+from das_gym.agents.pareto_experiment import front_indices, front_table
 from das_gym.agents.run_commands import pareto as ex
 from das_gym.agents.searching.record import Checkpoint
 
@@ -29,7 +29,7 @@ def test_run_saves_all_masks_and_the_front(asked, made_up_table, tmp_path, capsy
     np.testing.assert_array_equal(losses, table.values("loss", "reward")[rows])
     np.testing.assert_allclose(saved, table.macs_saved[rows])
     assert len(masks) == record["evaluations"] == 60
-    front = front_of(masks, saved, losses, keeps_a_layer=False)
+    front = front_indices(masks, saved, losses, keeps_a_layer=False)
     assert [point["mask"] for point in record["points"]] == masks[front].tolist()
     assert [point["point"] for point in record["points"]] == list(range(len(front)))
     assert run.result == record["hypervolume"]
@@ -63,8 +63,8 @@ def test_stopped_search_resumes_exactly(asked, tmp_path, monkeypatch):
 def test_front_keeps_a_layer_where_skipped_layers_are_removed():
     masks = np.array([[0, 0], [1, 0], [1, 1]], dtype=bool)
     scored = masks, np.array([0.0, 0.4, 0.8]), np.array([0.1, 0.2, 0.9])
-    assert front_of(*scored, keeps_a_layer=False).tolist() == [0, 1, 2]
-    assert front_of(*scored, keeps_a_layer=True).tolist() == [0, 1]
+    assert front_indices(*scored, keeps_a_layer=False).tolist() == [0, 1, 2]
+    assert front_indices(*scored, keeps_a_layer=True).tolist() == [0, 1]
 
 
 def test_a_metric_that_is_not_finite_is_printed_as_missing():

@@ -53,7 +53,7 @@ def wrong_words(words: list[str]) -> str | None:
     program = PROGRAMS[name]
     if rest[0] != "with" and rest[0] not in program.commands:
         return rest[0]
-    command = rest.pop(0) if rest[0] in program.commands else program.main
+    command = rest.pop(0) if rest[0] in program.commands else program.default_command
     if rest[:1] == ["compare"] and command == "shrink":
         command = f"shrink {rest.pop(0)}"
     if "with" not in rest:
@@ -128,7 +128,7 @@ def test_blocks_run(path, tmp_path, monkeypatch, capsys):
 def shortened(command: list[str], words: str) -> list[str]:
     """A command with those of the settings that it knows."""
     name, sub = command[0], command[1] if len(command) > 1 else ""
-    may = known(name, sub if sub in PROGRAMS[name].commands else PROGRAMS[name].main)
+    may = known(name, sub if sub in PROGRAMS[name].commands else PROGRAMS[name].default_command)
     more = [word for word in words.split() if f"{re.split('[.=]', word)[0]}=" in may]
     return [*command, *([] if "with" in command or not more else ["with"]), *more]
 

@@ -8,13 +8,13 @@ from das_gym.drawing.architecture import KEPT, SMALL, WIDTH, Architecture, draw,
 from das_gym.problem.budget import MaskCost
 
 
-def architecture_of(n_units: int) -> Architecture:
+def search_architecture(n_units: int) -> Architecture:
     names = [f"decoder.{i // 2}.{'mlp' if i % 2 else 'attention'}" for i in range(n_units)]
     return Architecture.from_names(names, macs=MaskCost(30 * n_units, 30 * n_units, np.array([10, 20] * (n_units // 2))))
 
 
 def drawn(mask: np.ndarray) -> np.ndarray:
-    return draw(architecture_of(len(mask)), mask, "a title", ["a fact"])
+    return draw(search_architecture(len(mask)), mask, "a title", ["a fact"])
 
 
 def blue(image: np.ndarray) -> int:
@@ -35,7 +35,7 @@ def test_draw_fills_kept_units_by_their_share(n_units):
 
 @pytest.mark.parametrize("n_units", [2, 12, 24, 72, 200])
 def test_layout_keeps_labels_apart(n_units):
-    architecture = architecture_of(n_units)
+    architecture = search_architecture(n_units)
     places = []
     for unit, box in zip(architecture.units, layout(architecture).boxes, strict=True):
         half, middle = font(SMALL).getlength(unit.label) / 2, (box[0] + box[2]) / 2

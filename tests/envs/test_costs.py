@@ -35,9 +35,9 @@ def test_latency_budget_decides_what_is_feasible(small_kwargs):
 
 def test_measured_latency_is_pickled_with_the_environment(small_kwargs, monkeypatch):
     found = UnitLatencies(10.0, 4.0, (1.0,) * 6, (0.0,) * 6)
-    monkeypatch.setattr(latency, "latency_of", lambda problem, batch: found)
+    monkeypatch.setattr(latency, "unit_latencies", lambda problem, batch: found)
     env = make(LIVE, **small_kwargs, latency_saved=0.3, reward_examples=4)
-    monkeypatch.setattr(latency, "latency_of", lambda problem, batch: pytest.fail("measured again"))
+    monkeypatch.setattr(latency, "unit_latencies", lambda problem, batch: pytest.fail("measured again"))
     twin = pickle.loads(pickle.dumps(env))
     assert twin.budget.cost.as_dict() == env.budget.cost.as_dict() == found.cost.as_dict()
 

@@ -221,7 +221,9 @@ def prompts(tmp_path) -> Callable[[Row], dict[str, Any]]:
             torch.manual_seed(1)
             for parameter in backbone.vlp.tunable_state().values():
                 torch.nn.init.normal_(parameter, std=0.1)
-            Adaptation.of(backbone.vlp, backbone.vlp.own_head(), task="answering", answers=(), base=backbone.base).save(path)
+            Adaptation.from_model(
+                backbone.vlp, backbone.vlp.own_head(), task="answering", answers=(), base=backbone.base
+            ).save(path)
         return {**given, "supernet": str(path)}
 
     return problem

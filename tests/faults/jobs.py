@@ -229,13 +229,13 @@ def _adapt_compare(folder: Path) -> Job:
 def _export(folder: Path) -> Job:
     import numpy as np
     from das_gym.adapt.export.folder import export
-    from das_gym.adapt.finetune import cut_subnet
+    from das_gym.adapt.finetune import new_subnet
     from das_gym.adapt.subnets import load_subnet, save
 
     from das_gym.problem.config import ProblemConfig
 
     problem = ProblemConfig(**world_in(folder))
-    subnet = cut_subnet(problem, np.array(MASK, dtype=bool))
+    subnet = new_subnet(problem, np.array(MASK, dtype=bool))
     save(subnet, folder / "subnet")
 
     def run(settings: dict[str, Any]) -> None:

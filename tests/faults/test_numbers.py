@@ -40,7 +40,7 @@ def diverged(small_kwargs, tmp_path) -> dict[str, str]:
         problem.vlp.skippable_layer(3).skip_adapter.up.weight.fill_(HUGE)
     path = tmp_path / "diverged.safetensors"
     about = {"task": "vqa", "answers": problem.task.labels, "base": problem.backbone.base}
-    Adaptation.of(problem.vlp, problem.head, **about).save(path)
+    Adaptation.from_model(problem.vlp, problem.head, **about).save(path)
     return {**small_kwargs, "supernet": str(path)}
 
 

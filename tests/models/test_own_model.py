@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.das import new_model
-from das_gym.adapt.finetune import cut_subnet, finetune
+from das_gym.adapt.finetune import finetune, new_subnet
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.settings import JointSearchSettings, SupernetConfig, TrainingConfig
@@ -112,7 +112,7 @@ def test_custom_model_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
     config = ProblemConfig(model="BridgeTower", supernet=str(supernet), **settings)
     mask = np.arange(12) % 3 == 0
     splits = load_splits(config)
-    tuned, path = cut_subnet(config, mask), tmp_path / "subnet.safetensors"
+    tuned, path = new_subnet(config, mask), tmp_path / "subnet.safetensors"
     finetune(tuned, splits, TrainingConfig(steps=2, batch_size=4), "fine-tuning")
     tuned.adaptation().save(path)
     again = restore(load_backbone(config), Adaptation.load(path), "vqa", path)
@@ -138,7 +138,7 @@ def test_das_trains_the_adapters_that_a_mask_leaves(own):
 
 def test_pipeline_leaves_sizes_to_the_model(own, settings):
     asked = JointSearchSettings(problem=ProblemConfig(model="BridgeTower", **settings))
-    config = asked.problem_of_recipe
+    config = asked.recipe_problem
     assert (config.image_size, config.max_text_length) == (None, None)
     made = new_model(config, load_splits(config), asked.pipeline, 0)
     assert made.backbone.vlp.skippable_layer(0).skip_adapter.down.out_features == 64 // 8

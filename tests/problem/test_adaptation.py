@@ -83,7 +83,7 @@ def test_apply_prunes_the_mask_of_a_subnet(saved, tiny_problem):
     head = tiny_problem.task.build_head(backbone.vlp.feature_size)
     saved.apply(backbone.vlp, head, backbone.base)
     backbone.vlp.prune(mask)
-    subnet = Adaptation.of(backbone.vlp, head, task="vqa", answers=saved.answers, base=backbone.base)
+    subnet = Adaptation.from_model(backbone.vlp, head, task="vqa", answers=saved.answers, base=backbone.base)
     assert subnet.mask == tuple(mask.astype(int))
     fresh = load_backbone(ProblemConfig())
     subnet.apply(fresh.vlp, tiny_problem.task.build_head(fresh.vlp.feature_size), fresh.base)

@@ -27,12 +27,12 @@ def test_skip_highest_skips_until_the_budget_is_satisfied(budget, masks):
 def test_violations_and_what_is_left_are_shares():
     masks = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=bool)
     assert Budget(4, skip_num=2).violations(masks).tolist() == [0.5, 0.25, 0.5]
-    assert Budget(4, skip_num=2).left(masks).tolist() == [0.5, 0.25, 0.0]
+    assert Budget(4, skip_num=2).remaining(masks).tolist() == [0.5, 0.25, 0.0]
     assert Budget(4, saved=0.5, cost=MACS).violations(masks) == pytest.approx([0.55, 0.25, 0.0])
-    assert Budget(4, saved=0.5, cost=MACS).left(masks) == pytest.approx([0.55, 0.25, 0.0])
+    assert Budget(4, saved=0.5, cost=MACS).remaining(masks) == pytest.approx([0.55, 0.25, 0.0])
     assert Budget(4, saved=0.5, cost=MACS).is_feasible(masks).tolist() == [False, False, True]
     assert Budget(4).violations(masks).tolist() == [0.0, 0.0, 0.0]
-    assert Budget(4).left(masks).tolist() == [1.0, 0.75, 0.0]
+    assert Budget(4).remaining(masks).tolist() == [1.0, 0.75, 0.0]
 
 
 def test_pick_budget_defaults_to_four_layers():

@@ -12,7 +12,7 @@ import torch
 
 from das_gym.models.base import no_mark
 from das_gym.problem import latency
-from das_gym.problem.latency import UnitLatencies, UnitTimer, latency_of, make_timed_forward, measure_units
+from das_gym.problem.latency import UnitLatencies, UnitTimer, make_timed_forward, measure_units, unit_latencies
 
 KEPT, SKIPPED, BARE, BASE = [3.0, 5.0, 7.0], [0.5, 0.25, 0.0], [2.0, 4.0, 6.0], 10.0
 
@@ -90,32 +90,32 @@ def test_latency_is_measured_once(small_problem, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
     monkeypatch.setattr(measure_units, "__defaults__", ((2, 2), 0.0, 1))
     monkeypatch.setattr(latency, "DOUBTFUL", np.inf)
-    found = latency_of(small_problem)
+    found = unit_latencies(small_problem)
     assert min(found.kept) > 0
     assert found.base > 0
     (path,) = (tmp_path / "latency").glob("*.json")
     assert json.loads(path.read_text())["costs"]["latency_saved"] == found.cost.as_dict()
     monkeypatch.setattr(latency, "measure_units", lambda timer: pytest.fail("measured again"))
-    assert latency_of(small_problem) == found
+    assert unit_latencies(small_problem) == found
     assert not capsys.readouterr().err  # measured by this process
     os.utime(path, (0, time.time() - 3 * 86400))
-    assert latency_of(small_problem) == found
+    assert unit_latencies(small_problem) == found
     assert re.match(r"latency: measured 3 d ago \(2.*latency_again=True", capsys.readouterr().err)
     config = dataclasses.replace(small_problem.backbone.config, latency_again=True)
     again = dataclasses.replace(small_problem, backbone=dataclasses.replace(small_problem.backbone, config=config))
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        latency_of(again)
+        unit_latencies(again)
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        latency_of(small_problem, batch=2)
+        unit_latencies(small_problem, batch=2)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         with pytest.raises(pytest.fail.Exception, match="measured again"):
-            latency_of(small_problem)
+            unit_latencies(small_problem)
     finally:
         torch.set_num_threads(threads)
     with pytest.raises(ValueError, match="`latency_batch`"):
-        latency_of(small_problem, 0)
+        unit_latencies(small_problem, 0)
 
 
 def test_doubtful_latency_is_said_and_measured_again(small_problem, tmp_path, monkeypatch):
@@ -123,13 +123,13 @@ def test_doubtful_latency_is_said_and_measured_again(small_problem, tmp_path, mo
     doubtful = UnitLatencies(9.0, 1.0, (2.0,) * 6, (0.0,) * 6, error=0.5)
     monkeypatch.setattr(latency, "measure_units", lambda timer: doubtful)
     with pytest.warns(UserWarning, match="doubtful.* 50%"):
-        latency_of(small_problem)
+        unit_latencies(small_problem)
     monkeypatch.setattr(latency, "measure_units", lambda timer: pytest.fail("measured again"))
-    assert latency_of(small_problem).kept == doubtful.kept
+    assert unit_latencies(small_problem).kept == doubtful.kept
     (path,) = (tmp_path / "latency").glob("*.json")
     os.utime(path, (0, 0))
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        latency_of(small_problem)
+        unit_latencies(small_problem)
 
 
 @pytest.mark.parametrize("content", [b"[1]", b'{"latencies": {"full": 1}}', None], ids=["list", "incomplete", "no folder"])
@@ -138,10 +138,10 @@ def test_unusable_cache_is_measured_again(small_problem, tmp_path, monkeypatch, 
     monkeypatch.setattr(latency, "measure_units", lambda timer: UnitLatencies(9.0, 1.0, (2.0,) * 6, (0.0,) * 6))
     if content is None:
         (tmp_path / "latency").write_text("a file instead of the folder")
-        assert latency_of(small_problem).full == 9.0
+        assert unit_latencies(small_problem).full == 9.0
         return
-    found = latency_of(small_problem)
+    found = unit_latencies(small_problem)
     (path,) = (tmp_path / "latency").glob("*.json")
     path.write_bytes(content)
-    assert latency_of(small_problem) == found
+    assert unit_latencies(small_problem) == found
     assert json.loads(path.read_text())["latencies"]["full"] == 9.0

@@ -11,7 +11,7 @@ from das_gym.shapes.captions import (
     ExistenceFact,
     RelationFact,
     draw_split,
-    sample_false,
+    sample_false_captions,
     sample_scene_caption,
     write_shapes_captions,
 )
@@ -46,7 +46,7 @@ def test_sampled_captions_are_true_and_false_ones_differ_by_a_word():
         assert all(clearly_true(fact, where) for fact in caption.facts)
         assert caption.may_be_true(where)
         words = str(caption).split()
-        false = sample_false(rng, caption, where, 3)
+        false = sample_false_captions(rng, caption, where, 3)
         assert len({str(f) for f in false}) == 3
         for other in false:
             changed = str(other).split()

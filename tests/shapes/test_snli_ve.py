@@ -9,7 +9,7 @@ import pytest
 
 from das_gym.shapes.captions import CountFact, ExistenceFact, ObjectName, RelationFact, SceneCaption
 from das_gym.shapes.scenes import Scene, SceneObject
-from das_gym.shapes.snli_ve import HYPOTHESES, label_of, write_shapes_snli_ve
+from das_gym.shapes.snli_ve import HYPOTHESES, hypothesis_label, write_shapes_snli_ve
 from das_gym.tasks.snli_ve import LABELS, load_snli_ve
 
 SMALL = {"train": 30, "dev": 5, "test": 5}
@@ -43,8 +43,8 @@ SCENE = Scene(tuple(SceneObject(*name, x, 48, 10) for name, x in ((("red", "circ
 def test_label_of(fact, is_true, open_view, curtained):
     caption = SceneCaption((fact,))
     assert caption.may_be_true(SCENE) is is_true
-    assert label_of(caption, is_true, SCENE, curtain=False) == open_view
-    assert label_of(caption, is_true, SCENE, curtain=True) == curtained
+    assert hypothesis_label(caption, is_true, SCENE, curtain=False) == open_view
+    assert hypothesis_label(caption, is_true, SCENE, curtain=True) == curtained
 
 
 def test_write_shapes_snli_ve_has_snli_ves_format(small):

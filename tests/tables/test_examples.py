@@ -66,14 +66,14 @@ def test_group_table_agrees_with_the_engine(small_problem, each_file):
 
 def test_group_table_needs_examples_in_both_splits():
     table = made_up_table(5, seed=1)
-    assert table.groups_apart == GROUPS
+    assert table.separate_groups == GROUPS
     of_first = dataclasses.replace(table.examples["test"], groups=table.examples["test"].groups * 0)
     lacking = dataclasses.replace(table, examples={**table.examples, "test": of_first})
-    assert lacking.groups_apart == GROUPS[:1]
+    assert lacking.separate_groups == GROUPS[:1]
     with pytest.raises(ValueError, match="`group` has no examples"):
         lacking.group_table("count")
     means = table.without_groups()
-    assert (means.groups_apart, means.meta.groups) == ((), ())
+    assert (means.separate_groups, means.meta.groups) == ((), ())
     with pytest.raises(ValueError, match="`each=True`"):
         means.group_table("count")
 

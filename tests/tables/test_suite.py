@@ -9,7 +9,15 @@ from das_gym.engine.scores import Scores
 from das_gym.files import write_json
 from das_gym.problem.budget import Budget, MaskCost
 from das_gym.problem.mask_space import every_mask
-from das_gym.tables.suite import FORMAT, SuiteTable, load_suite, problems_of, random_probabilities, read_suite, suite_record
+from das_gym.tables.suite import (
+    FORMAT,
+    SuiteTable,
+    load_suite,
+    random_probabilities,
+    read_suite,
+    suite_record,
+    table_problems,
+)
 from tests.made_up_suite import made_up_table
 
 
@@ -51,12 +59,12 @@ def test_load_suite_gives_a_problem_for_each_group_and_budget(made_up_suite):
 
 def test_problems_of_leaves_out_trivial_ones():
     source, table = SuiteTable("t.npz", "train", "METER", "vqa", "t"), made_up_table(5, 0)
-    found = list(problems_of(source, table))  # of five units ten masks at most skip as many, and 16 save half of all
+    found = list(table_problems(source, table))  # of five units ten masks at most skip as many, and 16 save half of all
     assert {(problem.budget.skip_num, problem.budget.saved) for problem in found} == {(None, 0.039)}
     assert [problem.group for problem in found] == ["", "color", "count"]
     flat = np.full(32, 0.5, np.float32)
     scores = dict.fromkeys(("reward", "test"), Scores(flat, flat, flat))
-    assert not list(problems_of(source, dataclasses.replace(table.without_groups(), scores=scores)))
+    assert not list(table_problems(source, dataclasses.replace(table.without_groups(), scores=scores)))
 
 
 def test_suite_rejects_statistics_that_its_tables_lack(made_up_suite):

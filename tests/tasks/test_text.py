@@ -14,12 +14,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from das_gym.data.splits import Splits
 from das_gym.engine.scores import Scores
-from das_gym.models.transformers.inputs import load_tokenizer_of
+from das_gym.models.transformers.inputs import load_folder_tokenizer
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import build_problem, load_splits
 from das_gym.problem.rewards import find_reward
 from das_gym.tables.build import build_table
-from das_gym.tasks.text import Document, TextTask, beginning_of, load_documents, sections, split_into_windows
+from das_gym.tasks.text import Document, TextTask, load_documents, prefix_tokens, split_into_sections, split_into_windows
 from tests.models.transformers import tiny
 
 TEXTS = [f"document {number} " + "word " * number for number in range(20)]
@@ -76,7 +76,7 @@ def test_a_single_text_is_cut_at_blank_lines(tmp_path):
     (tmp_path / "book.txt").write_text(text, encoding="utf-8")
     parts = texts_of(load_documents(tmp_path))
     assert all(parts)
-    assert "".join(d.text for d in sections(Document("book", text))) == text
+    assert "".join(d.text for d in split_into_sections(Document("book", text))) == text
     assert min(len(section) for part in parts for section in part) >= 100
 
 
@@ -131,7 +131,7 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def test_windows_have_equal_lengths_and_one_document_each(folders):
-    tokenizer = load_tokenizer_of(folders[0])
+    tokenizer = load_folder_tokenizer(folders[0])
     documents = [Document("a", "red " * 25), Document("b", "is it blue </s>"), Document("c", "r")]
     whole = [tokenizer(d.text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for d in documents]
     size = len(whole[0]) // 3
@@ -146,10 +146,10 @@ def test_windows_have_equal_lengths_and_one_document_each(folders):
 def test_windows_begin_with_the_tokens_that_begin_every_text(folders):
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = load_tokenizer_of(folders[0])
+    tokenizer = load_folder_tokenizer(folders[0])
     marks = [("<s>", 1), ("</s>", 2)]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=marks)
-    assert beginning_of(tokenizer) == (1,)
+    assert prefix_tokens(tokenizer) == (1,)
     windows = split_into_windows([Document("a", "red blue is it true")], tokenizer, 4)
     tokens = tokenizer("red blue is it true", add_special_tokens=False)["input_ids"]
     assert [w.ids for w in windows] == [(1, *tokens[n : n + 3]) for n in range(0, len(tokens) - 2, 3)]

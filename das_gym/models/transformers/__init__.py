@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from das_gym.names import lazy
+from das_gym.names import lazy_attributes
 
 _PLACES = {
     "VLM": "das_gym.models.transformers.model",
@@ -15,6 +15,6 @@ if TYPE_CHECKING:
     from das_gym.models.transformers.loading import load_vlm as load_vlm
     from das_gym.models.transformers.model import VLM as VLM
 else:
-    __getattr__, __dir__ = lazy(__name__, _PLACES)
+    __getattr__, __dir__ = lazy_attributes(__name__, _PLACES)
 
 __all__ = list(_PLACES)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.commands.progress import progress
-from das_gym.models.transformers.inputs import Encoding, PromptProcessor, image_tokens_of, make_batch
+from das_gym.models.transformers.inputs import Encoding, PromptProcessor, image_token_ids, make_batch
 from das_gym.models.transformers.model import VLM
 
 SPARE_TOKENS = 8
@@ -78,7 +78,7 @@ def generate_tokens(
     probed = dict.fromkeys([*by_image.values(), *prompts[:2]])  # each once
     probe = [processor.encode(prompt, pixels=True) for prompt in list(probed)[:PROBES]]
     size = batch_size
-    if batch_size > 1 and not pads_left(vlm, probe, pad_token(vlm, processor)):
+    if batch_size > 1 and not can_pad_left(vlm, probe, pad_token(vlm, processor)):
         size = 1
         warnings.warn(
             f"{type(vlm.model).__name__} computes other logits for left-padded prompts: answers are generated one by one.",
@@ -91,7 +91,7 @@ def generate_tokens(
             if start in found:
                 continue
             here = [processor.encode(prompt, pixels=True) for prompt in prompts[start : start + chunk]]
-            for rows in batches_of(here, size):
+            for rows in group_batches(here, size):
                 answers = generate_batch(vlm, processor, [here[row] for row in rows], settings)
                 found |= {start + row: tokens for row, tokens in zip(rows, answers, strict=True)}
                 bar.update(len(rows))
@@ -114,7 +114,7 @@ def generate_batch(
     `settings` are those of `greedy_settings`, `ends` the tokens that end an answer (None = the processor's), `extra` is
     padding before the longest prompt, and `more` is for transformers' `generate`.
     """
-    batch = left_padded(encodings, pad_token(vlm, processor), vlm, extra)
+    batch = pad_left(encodings, pad_token(vlm, processor), vlm, extra)
     with greedy_decoding(vlm.model, settings), torch.no_grad():
         tokens = vlm.model.generate(**batch, **more)[:, batch["input_ids"].shape[1] :]
     return [cut_at_end(row, processor.ends if ends is None else ends) for row in tokens.tolist()]
@@ -126,22 +126,22 @@ def cut_at_end(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
     return list(tokens[:place])
 
 
-def input_form(encoding: Encoding) -> tuple[Any, ...]:
+def batch_key(encoding: Encoding) -> tuple[Any, ...]:
     """Return a key that is equal for prompts that can share a batch: number and shapes of their images."""
     parts = encoding.pixels | encoding.sizes
     return tuple((name, tuple(value.shape[1:])) for name, value in sorted(parts.items()))
 
 
-def batches_of(encodings: Sequence[Encoding], size: int) -> Iterator[list[int]]:
+def group_batches(encodings: Sequence[Encoding], size: int) -> Iterator[list[int]]:
     """Yield indices of prompts for one batch: of one form, of similar length, at most `size`."""
-    forms = [input_form(encoding) for encoding in encodings]
+    forms = [batch_key(encoding) for encoding in encodings]
     order = sorted(range(len(encodings)), key=lambda row: (str(forms[row]), len(encodings[row].ids), row))
     for _, alike in itertools.groupby(order, key=forms.__getitem__):
         rows = list(alike)
         yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def left_padded(encodings: Sequence[Encoding], pad: int, vlm: VLM, extra: int = 0) -> dict[str, Tensor]:
+def pad_left(encodings: Sequence[Encoding], pad: int, vlm: VLM, extra: int = 0) -> dict[str, Tensor]:
     """Make a left-padded (prompts, tokens) batch with pixels for transformers' `generate`; `extra` pads the longest, too."""
     asked = [e._replace(ids=e.ids[: e.answer], types={n: v[: e.answer] for n, v in e.types.items()}) for e in encodings]
     batch = make_batch(asked, pad, padding_side="left")
@@ -175,7 +175,7 @@ def greedy_decoding(model: Any, settings: Mapping[str, Any]) -> Iterator[None]:
 
 def greedy_settings(vlm: VLM, processor: PromptProcessor, max_new_tokens: int, least: int | None = None) -> dict[str, Any]:
     """Return settings of `GenerationConfig` for answers of `least` to `max_new_tokens` tokens."""
-    suppressed = image_tokens_of(vlm.model)
+    suppressed = image_token_ids(vlm.model)
     return {
         "do_sample": False,
         "num_beams": 1,
@@ -188,7 +188,7 @@ def greedy_settings(vlm: VLM, processor: PromptProcessor, max_new_tokens: int, l
 
 
 @torch.no_grad()
-def pads_left(vlm: VLM, encodings: Sequence[Encoding], pad: int) -> bool:
+def can_pad_left(vlm: VLM, encodings: Sequence[Encoding], pad: int) -> bool:
     """Return True if left-padded prompts in a batch get the same next-token logits as each prompt alone.
 
     The encodings are a few with their pixels; those of one form should have different images. `pad` is the id of padding.
@@ -196,12 +196,12 @@ def pads_left(vlm: VLM, encodings: Sequence[Encoding], pad: int) -> bool:
     tolerance = LOGIT_TOLERANCES.get(vlm.model.dtype, 0.1)
 
     def logits(rows: Sequence[int], extra: int) -> Tensor:
-        batch = left_padded([encodings[row] for row in rows], pad, vlm, extra)
+        batch = pad_left([encodings[row] for row in rows], pad, vlm, extra)
         return vlm.model.generate(**batch, output_logits=True, return_dict_in_generate=True).logits[0]
 
     # Some types place padding wrongly: rotary positions that count it, or convolutions that read it.
     with greedy_decoding(vlm.model, {"do_sample": False, "max_new_tokens": 1, "pad_token_id": pad}):
-        for rows in batches_of(encodings, len(encodings)):
+        for rows in group_batches(encodings, len(encodings)):
             alone = torch.cat([logits([row], 0) for row in rows])
             together = logits(rows, 5)
             difference = float((alone - together).abs().max())

@@ -266,7 +266,7 @@ IMAGE_WORDS = ("image", "video", "vision", "media", "boi", "eoi")
 """Parts of the settings that name tokens which stand for images."""
 
 
-def image_tokens_of(model: Any) -> list[int]:
+def image_token_ids(model: Any) -> list[int]:
     """Return the ids of the tokens that stand for images, which no answer has."""
     configs = (model.config, model.config.get_text_config(decoder=True))
     named = {n: v for config in configs for n, v in vars(config).items() if n.endswith(("_token_id", "_token_index"))}
@@ -295,7 +295,7 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
         ) from error
 
 
-def load_tokenizer_of(folder: Path, trust_remote_code: bool = False) -> Any:
+def load_folder_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     """Load the tokenizer of a folder, see `load_processor`."""
     processor = load_processor(folder, trust_remote_code)
     return getattr(processor, "tokenizer", processor)

@@ -22,7 +22,7 @@ from das_gym.models.transformers.linear_skips import joins_next
 from das_gym.models.transformers.loading import ADAPTED
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_das_adapters import add_adapters
-from das_gym.models.transformers.stack import ATTENTION_NAMES, JOINT, MLP_NAMES, child, child_name, find_decoder, path_of
+from das_gym.models.transformers.stack import ATTENTION_NAMES, JOINT, MLP_NAMES, child, child_name, find_decoder, module_path
 from das_gym.models.transformers.tower import find_projectors
 from das_gym.models.transformers.units import INPUT_NORMS, LAYER, insert_adapters, strip_adapters
 
@@ -56,7 +56,7 @@ def copy_with_linear_skips(full: VLM, mask: np.ndarray) -> VLM:
         if not is_removed[index]:
             module: Any = full.module_of(index)
             form = {"width": adapter.up.out_features, "outputs": getattr(module, "_das_outputs", 0)}
-            replaced[path_of(full.model, module)] = {**form, "is_layer": full.layers[index].kind == LAYER}
+            replaced[module_path(full.model, module)] = {**form, "is_layer": full.layers[index].kind == LAYER}
     attentions: list[Any] = []
     if full.unit_kind != "layers":
         attentions = [child(layer, ATTENTION_NAMES) for layer in smaller.stack.layers]
@@ -66,7 +66,7 @@ def copy_with_linear_skips(full: VLM, mask: np.ndarray) -> VLM:
         "shared": any(isinstance(each, nn.Identity) for each in adapters),
         **_positions(smaller, _kept_places(smaller, full), int(is_removed.sum())),
         "replaced": replaced,
-        "attentions": [path_of(smaller.model, attention) for attention in attentions],
+        "attentions": [module_path(smaller.model, attention) for attention in attentions],
     }
     _add_and_note(smaller, settings)
     for mine, its in zip(_linear_maps(smaller, full, mask), adapters, strict=True):
@@ -89,7 +89,7 @@ def _linear_maps(smaller: VLM, full: VLM, mask: np.ndarray) -> list[Any]:
         elif _is_removed_whole(full, index):
             found.append(next(of_layers))
         else:
-            module: Any = smaller.model.get_submodule(path_of(full.model, full.module_of(index)))
+            module: Any = smaller.model.get_submodule(module_path(full.model, full.module_of(index)))
             found.append(module.linear_skip)
     return found
 

@@ -23,7 +23,7 @@ from das_gym.models.transformers.stack import (
     child_name,
     find_decoder,
     find_vision_tower,
-    path_of,
+    module_path,
 )
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def draw_mask(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> str:
 
 def decoder_path(vlm: VLM) -> str:
     """Return the dotted name of the list of decoder layers in `vlm.model`."""
-    return path_of(vlm.model, vlm.stack.layers)
+    return module_path(vlm.model, vlm.stack.layers)
 
 
 def full_model_with_parameters(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
@@ -164,7 +164,7 @@ def full_model_with_parameters(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM
     model = share_copy(full.model)
     places = {decoder_path(full): full.removed_layers(mask)}
     if full.tower is not None:
-        places[path_of(full.model, full.tower.stack.layers)] = full.removed_layers(mask, IMAGE)
+        places[module_path(full.model, full.tower.stack.layers)] = full.removed_layers(mask, IMAGE)
     whole: dict[str, Any] = {}
     for path, removed in places.items():  # the same places as in the smaller model, for a while
         layers: Any = model.get_submodule(path)
@@ -224,7 +224,7 @@ def remove_parts(model: Any, removed: Mapping[int, str]) -> Any:
     """
     stack = find_decoder(model)
     config = model.config.get_text_config(decoder=True)
-    parts: dict[str, Any] = {"layers": path_of(model, stack.layers)}
+    parts: dict[str, Any] = {"layers": module_path(model, stack.layers)}
     parts |= {kind: {} for kind in PART_NAMES}
     for place, layer in enumerate(stack.layers):
         for kind, names in PART_NAMES.items():

@@ -124,7 +124,7 @@ def _run_unit(vlm: VLM, index: int, state: State) -> tuple[Tensor, Tensor | None
 
 
 def _after(vlm: VLM, index: int, state: State, hidden: Tensor) -> State:
-    return state.with_hidden({vlm.layers[index].stream: vlm.run_after(index, state, hidden)})
+    return state.with_hidden({vlm.layers[index].stream: vlm.run_following_layers(index, state, hidden)})
 
 
 def _pair(vlm: VLM, index: int, full: State, output: tuple[Tensor, Tensor | None], short: State) -> tuple[Tensor, Tensor]:

@@ -120,13 +120,13 @@ def load_vlm(
         else:
             options["device_map"] = device_map
         model = _load(folder, config, options)
-        wrapped = VLM(model, units).processor_of(processor)
+        wrapped = VLM(model, units).wrap_processor(processor)
         capabilities = probe_capabilities(model, wrapped, only_runs)
         if vision:
             capabilities = add_tower(capabilities, model, wrapped)
         vlm = VLM(model, units, capabilities)
         vlm.source_processor = processor
-        wrapped = vlm.processor_of(processor)
+        wrapped = vlm.wrap_processor(processor)
         if units != UNITS[0]:
             check_sublayers(vlm, wrapped)
         elif not vlm.untrainable and not only_runs:

@@ -22,7 +22,7 @@ from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter, count_macs
 from das_gym.models.transformers import driver, linear_skips
 from das_gym.models.transformers.driver import Block, make_block, plan_blocks, run_blocks
-from das_gym.models.transformers.inputs import Encoding, PromptProcessor, image_tokens_of, load_processor, make_batch
+from das_gym.models.transformers.inputs import Encoding, PromptProcessor, image_token_ids, load_processor, make_batch
 from das_gym.models.transformers.stack import (
     IMAGE,
     JOINT,
@@ -139,9 +139,9 @@ class VLM(UnitModel):
     def make_processor(self, folder: Path, max_text_length: int | None = None) -> PromptProcessor:  # type: ignore[override]
         """Return the model's own processor, from the folder's files."""
         processor = load_processor(folder) if self.source_processor is None else self.source_processor
-        return self.processor_of(processor, max_text_length)
+        return self.wrap_processor(processor, max_text_length)
 
-    def processor_of(self, processor: Any, max_text_length: int | None = None) -> PromptProcessor:
+    def wrap_processor(self, processor: Any, max_text_length: int | None = None) -> PromptProcessor:
         """Wrap a processor of transformers as das_gym uses it."""
         longest = getattr(self.text_config, "max_position_embeddings", None) or 2**20
         own = self.model.generation_config
@@ -204,7 +204,7 @@ class VLM(UnitModel):
     def _begin_decoder(self, processor: PromptProcessor, prompts: Sequence[Prompt], features: Mapping[Any, Any]) -> State:
         able = self.capabilities
         encodings = [processor.encode(p, pixels=not able.caches_images and bool(p.images)) for p in prompts]
-        image_tokens = image_tokens_of(self.model)
+        image_tokens = image_token_ids(self.model)
         blocks = []
         hidden = []
         read = []  # `read`: prompt and token of each answer, in the order of the blocks
@@ -320,7 +320,7 @@ class VLM(UnitModel):
 
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
         """Return (1, flat tokens, hidden_size) hidden states; with `pooled_only`, only those that answers are read from."""
-        return self.run_after(index, state, self.run_unit(index, state, skipped, pooled_only), pooled_only)
+        return self.run_following_layers(index, state, self.run_unit(index, state, skipped, pooled_only), pooled_only)
 
     def run_unit(self, index: int, state: State, skipped: bool, pooled_only: bool = False) -> Tensor:
         """Return what `run_layer` returns, before the layers between this unit and the next, which no mask skips."""
@@ -354,7 +354,7 @@ class VLM(UnitModel):
         other: Any = child(self.stack.layers[self.places[index]], PART_NAMES[MLP if kind == ATTENTION else ATTENTION])
         return {other: zero_forward(other), **({self.module_of(index): self.part_forward(index)} if skipped else {})}
 
-    def run_after(self, index: int, state: State, hidden: Tensor, pooled_only: bool = False) -> Tensor:
+    def run_following_layers(self, index: int, state: State, hidden: Tensor, pooled_only: bool = False) -> Tensor:
         """Run the layers between a unit, which gave `hidden`, and the next one; see `run_unit`."""
         start = self.places[index] + 1
         end = self._end(index)

@@ -87,7 +87,7 @@ def find_vision_tower(model: Any) -> Stack:
     return found[0]
 
 
-def path_of(model: nn.Module, module: nn.Module) -> str:
+def module_path(model: nn.Module, module: nn.Module) -> str:
     """Return the dotted name of a module within a model."""
     return next(name for name, other in model.named_modules() if other is module)
 

@@ -175,7 +175,7 @@ class UnitModel(VLP):
         """See the base class."""
         if self.unit_kind != "layers":
             raise ValueError("Sublayers cannot be fine-tuned. Leave out `units`.")
-        return sites_of(self.stack.layers[self.places[index]])
+        return decoder_sites(self.stack.layers[self.places[index]])
 
     def open_projector(self, reads: tuple[int, ...]) -> None:
         """Train the projector with the adapters, in float32 at least; ValueError if it has no known name.
@@ -284,7 +284,7 @@ def input_adapter(hidden_size: int, bottleneck: int, generator: torch.Generator 
     return Adapter(hidden_size, bottleneck, norm=False, init="xavier", generator=generator)
 
 
-def sites_of(layer: nn.Module) -> tuple[Site, ...]:
+def decoder_sites(layer: nn.Module) -> tuple[Site, ...]:
     """Return attention and MLP of a decoder layer as places for fine-tuning; ValueError if they have no known names."""
     found = []
     for kind, names, out_names in (("attention", ATTENTION_NAMES, ATTENTION_OUT), ("mlp", MLP_NAMES, MLP_OUT)):

@@ -86,9 +86,7 @@ TRANSFORMERS_PARTS = {
     "pooler.dense": "pooler",
 }
 TRANSFORMERS_BLOCK_PARTS = {
-    "attention.attention.query": "attention.query",
-    "attention.attention.key": "attention.key",
-    "attention.attention.value": "attention.value",
+    **{f"attention.{ours}": ours for ours in _QKV.values()},
     "attention.output.dense": "attention.out",
     "layernorm_before": "attention_norm",
     "layernorm_after": "mlp_norm",

@@ -94,7 +94,7 @@ class Conversation:
 Conversations = Sequence[Conversation]
 
 
-def examples_of(conversations: Conversations) -> LazySequence[AnswerExample]:
+def examples_by_round(conversations: Conversations) -> LazySequence[AnswerExample]:
     """Return an example for each round, with the rounds before it."""
     return LazySequence([(c, number) for c in conversations for number in range(len(c.rounds))], _example)
 
@@ -139,7 +139,7 @@ def divide(
         parts = dict(zip(FILE_PARTS, kept, strict=True))
     train, reward, test = fill_parts(parts, partial(_split_off, source=source, contents=contents, bad=bad))
     asked = attrgetter("rounds", "question", "options")
-    return bad.splits(examples_of(train), examples_of(reward), examples_of(test), asked, contents)
+    return bad.splits(examples_by_round(train), examples_by_round(reward), examples_by_round(test), asked, contents)
 
 
 def _split_off(

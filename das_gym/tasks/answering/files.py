@@ -77,7 +77,7 @@ def json_files(folder: Path) -> list[DataFile]:
 
 def data_file(path: Path) -> DataFile:
     """Read the beginning of a JSON file, and return what it is."""
-    part, rest = part_of(path)
+    part, rest = part_in_name(path)
     # Files may have a gigabyte: only the first entries are parsed, with a decoder that takes them one by one.
     with path.open("rb") as file:
         text = file.read(HEAD_BYTES).decode("utf-8-sig", errors="replace").lstrip()
@@ -93,7 +93,7 @@ def data_file(path: Path) -> DataFile:
     return DataFile(path, kind, part, rest)
 
 
-def part_of(path: Path) -> tuple[str, tuple[str, ...]]:
+def part_in_name(path: Path) -> tuple[str, tuple[str, ...]]:
     """Return the part that a word of a file's name stands for, and the other words: of `aid_train20` train, (aid, 20)."""
     words = [word.lower() for word in _WORD.findall(path.stem)]
     for number, word in enumerate(words):
@@ -102,7 +102,7 @@ def part_of(path: Path) -> tuple[str, tuple[str, ...]]:
     return ALL, tuple(words)
 
 
-def data_sets(files: Sequence[DataFile]) -> list[dict[str, DataFile]]:
+def group_by_part(files: Sequence[DataFile]) -> list[dict[str, DataFile]]:
     """Return the files, all of one kind, of each data set by part; ValueError for two files of a part.
 
     If every file names a part and no part occurs twice, all files are one data set. Otherwise files with the same other

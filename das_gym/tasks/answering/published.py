@@ -85,7 +85,7 @@ def load_llava(files: Mapping[str, Path], root: Path, on_bad_example: str = "rai
     """Read the files of `train`, `val` and `test`, or one of any name; see `examples.divide`."""
     bad = BadExamples(on_bad_example)
     parts = {part: _read(path, ImageFinder(path.parent, root), bad) for part, path in files.items()}
-    return divide(with_classes(parts), " and ".join(map(str, files.values())), bad)
+    return divide(add_class_options(parts), " and ".join(map(str, files.values())), bad)
 
 
 def load_questions(path: Path, root: Path, on_bad_example: str = "raise") -> list[AnswerExample]:
@@ -176,7 +176,7 @@ def _image_names(image: object, where: str) -> list[str]:
     return names
 
 
-def with_classes(parts: Mapping[str, list[Conversation]]) -> dict[str, list[Conversation]]:
+def add_class_options(parts: Mapping[str, list[Conversation]]) -> dict[str, list[Conversation]]:
     """Return the parts; where all images get one question that has few answers, with these as options."""
     conversations = [conversation for part in parts.values() for conversation in part]
     answers = Counter(answer for conversation in conversations for _, answer in conversation.rounds)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from das_gym.data.entries import BadExamples, content_of, first_few
+from das_gym.data.entries import BadExamples, describe_folder, first_few
 from das_gym.data.splits import LazySequence, Splits
 from das_gym.files import absolute
 from das_gym.shapes import bundled_root
 from das_gym.tasks.answering.examples import TRUE_OR_FALSE, AnswerExample, add_instruction
-from das_gym.tasks.answering.files import QUESTIONS, check_companions, data_file, data_sets, json_files
+from das_gym.tasks.answering.files import QUESTIONS, check_companions, data_file, group_by_part, json_files
 from das_gym.tasks.answering.published import (
     PID_SPLITS,
     PROBLEMS,
@@ -114,14 +114,14 @@ def _find(root: Path) -> DataSet:
         if parts:
             found = [DataSet("folders of classes", (root,), partial(load_class_folders, parts, root))]
     if not found:
-        raise ValueError(f"{root} holds no data in a known format: got {content_of(root)}, expected {FORMATS}")
+        raise ValueError(f"{root} holds no data in a known format: got {describe_folder(root)}, expected {FORMATS}")
     if len(found) > 1:
         several = first_few([f"{one.files[0]} ({one.format})" for one in found], 6)
         raise ValueError(f"{root} holds {len(found)} data sets: {several}. Pass one of these as `data_root`")
     return found[0]
 
 
-def format_in(folder: Path) -> str:
+def detect_format(folder: Path) -> str:
     """Return the first format of which a folder holds data; empty where it holds none, or files that exclude each other."""
     with contextlib.suppress(ValueError):
         found = next(_data_sets_in(folder), None)
@@ -161,7 +161,7 @@ def _data_sets_in(folder: Path) -> Iterator[DataSet]:
         yield DataSet("NLVR2", tuple(nlvr2), partial(load_prompted_nlvr2, folder))
     others = json_files(folder)
     for kind, name, load in (("llava", "LLaVA's conversations", load_llava), ("slake", "Slake's own files", load_slake)):
-        for members in data_sets([file for file in others if file.kind == kind]):
+        for members in group_by_part([file for file in others if file.kind == kind]):
             check_companions(members, others)
             files = {part: file.path for part, file in members.items()}
             yield DataSet(name, tuple(files.values()), partial(load, files, folder))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.data.entries import BadExamples, check_text, first_few
-from das_gym.data.images import CellImage, ImageSource, digest_of
+from das_gym.data.images import CellImage, ImageSource, content_digest
 from das_gym.data.splits import Splits
 from das_gym.data.tables import class_names, images_in, open_table, plain_rows, read_schema
 from das_gym.files import explain_damage, read_json
@@ -28,8 +28,8 @@ from das_gym.tasks.answering.examples import (
     divide,
     drop_broken,
 )
-from das_gym.tasks.answering.files import ALL, ImageFinder, part_of, plain_name, subfolders
-from das_gym.tasks.answering.published import with_classes
+from das_gym.tasks.answering.files import ALL, ImageFinder, part_in_name, plain_name, subfolders
+from das_gym.tasks.answering.published import add_class_options
 
 COLUMNS: Mapping[str, Sequence[str]] = {
     "image": ("image", "images", "img"),
@@ -58,7 +58,7 @@ def shards_in(folder: Path, suffix: str) -> Shards:
         split = re.sub(r"[-_.]?\d+([-_]of[-_]\d+)?$", "", path.stem)
         found.setdefault(split, []).append(path)
     for inner in subfolders(folder):
-        if part_of(inner)[0] != ALL and (paths := sorted(inner.glob(f"*{suffix}"))):
+        if part_in_name(inner)[0] != ALL and (paths := sorted(inner.glob(f"*{suffix}"))):
             found.setdefault(inner.name, []).extend(paths)
     return found
 
@@ -92,7 +92,7 @@ def load_tables(
     parts: dict[str, list[Conversation]] = {}
     split_of: dict[str, str] = {}
     for split, paths in shards.items():
-        part = part_of(Path(split))[0] if len(shards) > 1 else split
+        part = part_in_name(Path(split))[0] if len(shards) > 1 else split
         if part in parts or (len(shards) > 1 and part == ALL):
             other = f"{split_of[part]} is {part} too" if part in parts else "the name has no `train`, `val` or `test`"
             raise ValueError(
@@ -102,7 +102,7 @@ def load_tables(
         read = [one for path in paths for one in _read(path, root, columns, bad)]
         parts[part] = drop_broken(read, str(paths[0].parent if len(paths) > 1 else paths[0]), bad)
     _warn_of_missing_images(parts, root)
-    return divide(with_classes(parts), str(root), bad)
+    return divide(add_class_options(parts), str(root), bad)
 
 
 def _warn_of_missing_images(parts: Mapping[str, Sequence[Conversation]], root: Path) -> None:
@@ -179,7 +179,7 @@ def images_of_cell(
         if isinstance(data, str):
             found.append((plain_name(data), finder.find(data, where)))
         else:
-            image = CellImage(*place, number, digest_of(data))
+            image = CellImage(*place, number, content_digest(data))
             found.append((image.key, image))
     return found
 

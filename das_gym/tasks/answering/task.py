@@ -16,7 +16,7 @@ from das_gym.data.splits import Splits
 from das_gym.models.inputs import Prompt
 from das_gym.names import PARTS
 from das_gym.tasks.answering.examples import IMAGE_MARK, LETTERS, AnswerExample
-from das_gym.tasks.answering.reading import format_in, load_answers, load_answers_part
+from das_gym.tasks.answering.reading import detect_format, load_answers, load_answers_part
 from das_gym.tasks.base import TokenTask, sum_by_prompt, token_nats
 from das_gym.tasks.vqa.accuracy import normalize_answer, vqa_accuracy
 
@@ -56,7 +56,7 @@ class AnsweringTask(TokenTask):
 
     @classmethod
     def format_of(cls, root: Path) -> str:
-        return format_in(root)
+        return detect_format(root)
 
     @classmethod
     def is_labelled(cls, examples: Sequence[AnswerExample]) -> bool:
@@ -185,7 +185,7 @@ def exact_match(answer: str, reference: str) -> float:
     return float(bool(given) and given == normalize_for_comparison(reference))
 
 
-def vqa_accuracy_of(answer: str, answers: Sequence[str]) -> float:
+def generated_vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
     """Return VQA's official accuracy, 0..1, of a generated answer, which is normalized first; a blank answer is wrong."""
     accuracy = vqa_accuracy(normalize_answer(answer), answers)
     return accuracy if answer.strip() else 0.0
@@ -220,5 +220,5 @@ def score_answer(example: AnswerExample, generated: str) -> float:
         chosen = chosen_option(generated, example.options)
         return float(chosen is not None and chosen == example.answer)
     if len(example.answers) >= ANNOTATORS:
-        return vqa_accuracy_of(generated, example.answers)
+        return generated_vqa_accuracy(generated, example.answers)
     return max(exact_match(generated, answer) for answer in (example.answer, *example.answers))

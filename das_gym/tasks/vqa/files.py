@@ -266,7 +266,9 @@ def _check_entry(entry: Any, fields: Fields, where: str) -> None:
             check_characters(answer, f"{where}: `answers[{number}]`")  # an annotator may have left it empty
 
 
-def halve(val: Sequence[VQAExample], source: str, bad: BadExamples) -> tuple[tuple[VQAExample, ...], tuple[VQAExample, ...]]:
+def split_val(
+    val: Sequence[VQAExample], source: str, bad: BadExamples
+) -> tuple[tuple[VQAExample, ...], tuple[VQAExample, ...]]:
     """Return the reward and the test examples of val2014, divided by image; raise ValueError where one would be empty."""
     in_reward = {image_id: in_reward_split(image_id) for image_id in {example.image_id for example in val}}
     if len(set(in_reward.values())) < 2:
@@ -312,12 +314,12 @@ def load_vqa(data_root: str | Path, on_bad_example: str = "raise") -> Splits[VQA
     if not TABLES.is_in(data_root):
         train, val = (read_vqav2(data_root, split, bad) for split in ("train2014", "val2014"))
         warn_about_spelling(val, str(data_root))
-        return bad.splits(train, *halve(val, str(data_root), bad), attrgetter("question"))
+        return bad.splits(train, *split_val(val, str(data_root), bad), attrgetter("question"))
     tables = TABLES.find(data_root)
     train = _read([require_table(tables, "train")], "train2014", bad)
     parts = [tables[split] for split in ("trainable_val", "rest_val") if split in tables]
     val_paths = [require_table(tables, "val")] if "val" in tables or not parts else parts
-    return bad.splits(train, *halve(_read(val_paths, "val2014", bad), str(val_paths[0]), bad), attrgetter("question"))
+    return bad.splits(train, *split_val(_read(val_paths, "val2014", bad), str(val_paths[0]), bad), attrgetter("question"))
 
 
 def _read(paths: list[Path], split: str, bad: BadExamples) -> list[VQAExample]:

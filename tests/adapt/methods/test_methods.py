@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.compare_experiment import with_methods
+from das_gym.adapt.compare_experiment import with_supported_methods
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import (
     Method,
@@ -304,7 +304,7 @@ def test_comparison_takes_all_supported_methods_by_default(worlds, capsys):
     for family, world in worlds.items():
         vlp = world.model().backbone.vlp
         before = dict(vlp.named_parameters())
-        settings = with_methods(CompareSettings(problem=world.problem), vlp)
+        settings = with_supported_methods(CompareSettings(problem=world.problem), vlp)
         left_out = capsys.readouterr().out.splitlines()
         assert [(family, name) for name in settings.methods] == [pair for pair in HAVING if pair[0] == family]
         reasons = [reason for pair, reason in REFUSED.items() if pair[0] == family]

@@ -10,13 +10,13 @@ import transformers as t
 from das_gym.data.images import NoiseImage
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.generation import (
+    can_pad_left,
     cut_at_end,
     generate,
     generate_batch,
     generate_tokens,
     greedy_decoding,
     greedy_settings,
-    pads_left,
 )
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.model import VLM
@@ -38,7 +38,7 @@ def test_generate_batches_give_what_each_prompt_gets_alone(problem_of, name):
     vlm, processor = pruned_copy(problem.vlp, MASK), problem.task.processor
     encodings = [processor.encode(prompt, pixels=True) for prompt in prompts_of()]
     assert len({e.answer for e in encodings}) > 1
-    assert pads_left(vlm, encodings[:2], 0)
+    assert can_pad_left(vlm, encodings[:2], 0)
     settings = greedy_settings(vlm, processor, 6)
     alone = []
     for prompt in prompts_of():  # as users do, by processor and generate
@@ -89,8 +89,8 @@ def test_pads_left_finds_a_wrong_model(problem_of, monkeypatch, fault):
         return original(attention_mask=attention_mask, pixel_values=pixel_values, **rest)
 
     monkeypatch.setattr(vlm.model, "generate", wrong)
-    assert pads_left(vlm, encodings[:1], 0) == (fault == "mixes images")
-    assert not pads_left(vlm, encodings, 0)
+    assert can_pad_left(vlm, encodings[:1], 0) == (fault == "mixes images")
+    assert not can_pad_left(vlm, encodings, 0)
 
 
 @pytest.mark.filterwarnings("ignore:.*answers are cut off")
@@ -100,7 +100,7 @@ def test_prompts_are_not_batched_where_padding_gives_nan():
     config = t.Gemma2Config(**tiny.text(sliding_window=8, layer_types=kinds))
     model, words = tiny.made(lambda: (t.Gemma2ForCausalLM(config), tiny.tokenizer()), torch.float64)
     vlm = VLM(model)
-    processor = vlm.processor_of(words)
+    processor = vlm.wrap_processor(words)
     prompts = [Prompt(" ".join(["how many circles are there"] * count), (), "2") for count in (1, 2, 3)]
     with pytest.warns(UserWarning, match="one by one"):
         together = generate(vlm, processor, prompts, "answers", 3, max_new_tokens=6)

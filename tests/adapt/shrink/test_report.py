@@ -10,8 +10,16 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.shrink import measuring
-from das_gym.adapt.shrink.measuring import Measured, Quality, Scored, ShrunkModelResult, latencies, loss_of, time_tokens
-from das_gym.adapt.shrink.report import conclusion, table_of
+from das_gym.adapt.shrink.measuring import (
+    Measured,
+    Quality,
+    Scored,
+    ShrunkModelResult,
+    mean_loss,
+    time_tokens,
+    token_latencies,
+)
+from das_gym.adapt.shrink.report import conclusion, measured_table
 
 from das_gym.models.transformers.generation import greedy_settings
 from das_gym.problem.latency import Speedup, Spread
@@ -58,7 +66,7 @@ def test_conclusion_and_loss_regained(losses, share, words):
     assert results.loss_regained() == share
     said = conclusion(results)
     assert words in said
-    table = table_of(results)
+    table = measured_table(results)
     assert table.columns[1] == "full model (baseline)"
     assert table.rows[0] == ("accuracy on test, %", *["50.0"] * len(losses))
     assert ("  first token, times as fast", "-", *["1.50 (1.25..1.75)"] * (len(losses) - 1)) in table.rows
@@ -75,9 +83,9 @@ def test_conclusion_compares_with_the_better_of_full_model_and_control(score, re
     assert results.difference()[0] == 1 - max(score, 0.5)
     assert f"{100 * score:.1f} % of the full model trained alike (the control)" in conclusion(results)
     assert f"points compared with the {reference}" in conclusion(results)
-    rows = table_of(results).rows
+    rows = measured_table(results).rows
     assert [row[2] for row in rows[:2]] == [f"{100 * score:.1f}", "40.0..60.0"]
-    assert table_of(results).columns[1:3] == ("full model (baseline)", "control")
+    assert measured_table(results).columns[1:3] == ("full model (baseline)", "control")
 
 
 def test_loss_of_names_examples_that_are_not_finite(monkeypatch):
@@ -86,9 +94,9 @@ def test_loss_of_names_examples_that_are_not_finite(monkeypatch):
     task: Any = SimpleNamespace(targets=lambda chunk: {}, losses=losses)
     vlm: Any = SimpleNamespace(own_head=lambda: lambda features: features)
     examples = [SimpleNamespace(key=key) for key in "abc"]
-    assert loss_of(vlm, task, examples[:1], 3, "loss of the shrunk model") == 0.5
+    assert mean_loss(vlm, task, examples[:1], 3, "loss of the shrunk model") == 0.5
     with pytest.raises(FloatingPointError, match=r"loss of the shrunk model .*'b', 'c'"):
-        loss_of(vlm, task, examples, 3, "loss of the shrunk model")
+        mean_loss(vlm, task, examples, 3, "loss of the shrunk model")
 
 
 def test_latencies_of_further_tokens_exclude_the_first(monkeypatch):
@@ -97,7 +105,7 @@ def test_latencies_of_further_tokens_exclude_the_first(monkeypatch):
     monkeypatch.setattr(measuring, "time_tokens", lambda *_: np.array(times))
     monkeypatch.setattr(measuring, "greedy_settings", lambda vlm, processor, most, least: asked.append((most, least)))
     processor = SimpleNamespace(encode=lambda prompt, pixels: None)
-    found = latencies({"full": None, "shrunk": None}, processor, None, 2)  # type: ignore[dict-item]
+    found = token_latencies({"full": None, "shrunk": None}, processor, None, 2)  # type: ignore[dict-item]
     assert [each.tolist() for each in found["shrunk"]] == [[30.0, 30.0], [5.0, 5.0]]
     assert set(asked) == {(1 + measuring.DECODED_TOKENS, 1 + measuring.DECODED_TOKENS)}
     assert len(asked) == 2 * 3  # the first of each does not count

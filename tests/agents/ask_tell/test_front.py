@@ -12,7 +12,7 @@ from das_gym.problem.mask_space import every_mask, front_rows, hypervolume, refe
 SAVINGS = np.array([3, 3, 7, 7, 5, 5, 10, 10])
 
 
-def search_of(seed, n_layers=8):
+def search_config(seed, n_layers=8):
     cost = MaskCost(100, 102, np.resize(SAVINGS, n_layers))
     return FrontSearch(MaskSpace(Budget(n_layers, saved=0.0, cost=cost)), seed)
 
@@ -28,7 +28,7 @@ def play(search, evaluations, n=8):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_front_search_finds_the_front_with_half_of_the_masks(seed):
-    masks, search = every_mask(8), play(search_of(seed), 128)
+    masks, search = every_mask(8), play(search_config(seed), 128)
     saved, losses = search.saved(masks), -np.log(rewards(masks))
     scored, first = search.scored_masks(), search.scored_masks()[:40]
     found = scored[front_rows(search.saved(scored), -np.log(rewards(scored)))]
@@ -39,12 +39,12 @@ def test_front_search_finds_the_front_with_half_of_the_masks(seed):
 
 
 def test_front_search_scores_each_mask_once():
-    masks = play(search_of(3, 4), 100, n=5).scored_masks()
+    masks = play(search_config(3, 4), 100, n=5).scored_masks()
     assert len(masks) == 16 == len(np.unique(masks, axis=0))
 
 
 def test_front_search_of_many_layers():
-    assert len(np.unique(play(search_of(0, 30), 48).scored_masks(), axis=0)) == 48
+    assert len(np.unique(play(search_config(0, 30), 48).scored_masks(), axis=0)) == 48
 
 
 def test_log_goodness_takes_any_loss():

@@ -108,7 +108,7 @@ def test_bayes_beats_the_other_searches(budget, made_up_table):
     oracle = TableOracle(TABULAR, budget, {"table": str(made_up_table)})
     others = ["bandit", "evolution", "random"]
     ours, *rest = compare_agents(oracle, ["bayes", *others], seeds=range(6), evaluations=30)
-    assert ours.found[:, -1].all()
+    assert ours.found_best[:, -1].all()
     assert all(ours.mean_regret() < other.mean_regret() for other in rest)
 
 
@@ -120,8 +120,8 @@ def result_of(oracle, curves, agent="a", used=4):
 
 def test_needed_counts_to_the_last_miss(oracle):
     best = oracle.best_reward
-    assert result_of(oracle, [[0, 0, best, best], [0, best, 0, best]]).needed().tolist() == [3, 4]
-    assert result_of(oracle, [[best] * 4, [best, best, best, 0]]).needed().tolist() == [1, np.inf]
+    assert result_of(oracle, [[0, 0, best, best], [0, best, 0, best]]).evaluations_needed().tolist() == [3, 4]
+    assert result_of(oracle, [[best] * 4, [best, best, best, 0]]).evaluations_needed().tolist() == [1, np.inf]
 
 
 def test_judge_without_ground_truth_uses_the_best_answer(oracle):
@@ -131,7 +131,7 @@ def test_judge_without_ground_truth_uses_the_best_answer(oracle):
     one, other = judge(oracle, results)
     np.testing.assert_allclose(one.regret, [[0.3, 0.2], [0.4, 0.0]])
     np.testing.assert_allclose(other.regret, [[0.4, 0.3], [0.5, 0.1]])
-    assert one.found.tolist() == [[False, False], [False, True]]
+    assert one.found_best.tolist() == [[False, False], [False, True]]
 
 
 def test_results_before_the_first_answer(oracle, tmp_path):

@@ -134,7 +134,7 @@ def test_search_measures_latency_once(stop, small_kwargs, tmp_path, monkeypatch)
     """A resumed search, and a replay of its record, allow the same masks though latencies have changed."""
     clock = itertools.count(1)
     figures = lambda problem, batch: UnitLatencies(23.0, 5.0, tuple(next(clock) * np.arange(1.0, 7.0)), (0.0,) * 6)  # noqa: E731
-    monkeypatch.setattr(latency, "latency_of", figures)
+    monkeypatch.setattr(latency, "unit_latencies", figures)
     settings = {"agent": "random", "latency_saved": 0.5, "evaluations": 9}
     settings |= {"env_id": "DAS-METER-VQA-v0", "env_kwargs": {**small_kwargs, "reward_examples": 4}}
     if stop is not None:

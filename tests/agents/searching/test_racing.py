@@ -19,7 +19,7 @@ SPACE = MaskSpace(Budget(4, skip_num=1))
 MASKS = np.eye(4, dtype=bool)
 
 
-def race_of(rows, **settings) -> Race:
+def make_race(rows, **settings) -> Race:
     """Return a race of masks with these losses, (m, N_EXAMPLES), with stages of 16 and 32 examples."""
     losses = np.array(rows, dtype=float)
     return Race(LossTable(MASKS[: len(losses)], losses), SPACE, **{"stages": (1 / 4, 1 / 2), "least": 16, **settings})
@@ -29,7 +29,7 @@ def test_race_drops_a_mask_that_is_clearly_worse_and_tells_its_mean_difference()
     rng = np.random.default_rng(0)
     base = rng.random(N_EXAMPLES)
     worse = base + rng.normal(0.5, 0.1, N_EXAMPLES)
-    race = race_of([base, worse])
+    race = make_race([base, worse])
     assert race.score(MASKS[:1]).shares.tolist() == [1.0]  # there is nothing to compare it with
     raced = race.score(MASKS[1:2])
     assert raced.shares.tolist() == [0.25]
@@ -43,7 +43,7 @@ def test_race_gives_the_benefit_of_the_doubt_by_the_standard_error(shift, share)
     """Differences of shift + 0.4 and shift - 0.4 in turns: s = 0.4 * sqrt(16 / 15) / 4 * sqrt(3 / 4) after 16 examples."""
     base = np.ones(N_EXAMPLES)
     other = base + shift + 0.4 * (-1.0) ** np.arange(N_EXAMPLES)
-    race = race_of([base, other], z=0.25 / 0.0894427, stages=(1 / 4,))
+    race = make_race([base, other], z=0.25 / 0.0894427, stages=(1 / 4,))
     race.score(MASKS[:1])
     assert race.score(MASKS[1:2]).shares.tolist() == [share]
 
@@ -51,12 +51,12 @@ def test_race_gives_the_benefit_of_the_doubt_by_the_standard_error(shift, share)
 def test_race_promotes_better_masks_and_drops_broken_ones():
     base = np.linspace(1.0, 2.0, N_EXAMPLES)
     broken = np.where(np.arange(N_EXAMPLES) == 3, np.nan, base)
-    race = race_of([base, base - 0.5, broken, base - 0.25])
+    race = make_race([base, base - 0.5, broken, base - 0.25])
     race.score(MASKS[:1])
     assert race.score(MASKS[1:3]).shares.tolist() == [1.0, 0.25]
     assert race.score(MASKS[2:3]).rewards.tolist() == [0.0]
     assert race.score(MASKS[3:]).shares.tolist() == [0.25]  # better than the first, worse than the second
-    again = race_of([base, base - 0.5, broken, base - 0.25])
+    again = make_race([base, base - 0.5, broken, base - 0.25])
     again.load_state_dict(json.loads(json.dumps(race.state_dict())))
     assert again.score(MASKS[3:]).scores["loss"].tolist() == race.score(MASKS[3:]).scores["loss"].tolist()
 
@@ -66,9 +66,9 @@ def test_race_estimates_no_loss_below_the_losses_of_examples():
     asked = []
 
     class Recording(LossTable):
-        def rewards_of(self, masks, losses, metrics):
+        def rewards_and_info(self, masks, losses, metrics):
             asked.append(losses.min())
-            return super().rewards_of(masks, losses, metrics)
+            return super().rewards_and_info(masks, losses, metrics)
 
     base = np.where(np.arange(N_EXAMPLES) < 32, 0.2, 0.0)
     other = np.where(np.arange(N_EXAMPLES) < 16, 0.0, 1.0)

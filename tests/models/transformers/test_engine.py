@@ -21,7 +21,7 @@ from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 
 
-def examples_of(model: Driven) -> list[AnswerExample]:
+def examples_by_round(model: Driven) -> list[AnswerExample]:
     return [AnswerExample(str(n), p.images, p.question, p.answer) for n, p in enumerate(model.prompts())]
 
 
@@ -33,7 +33,7 @@ def evaluator_of(model: Driven, **settings: Any) -> Evaluator:
 def test_engine_gives_losses_of_plain_forwards(driven, name):
     """Of types that differ in what the engine keeps; `test_model` runs the masks of every type."""
     model = driven(name)
-    examples, count = examples_of(model), len(model.vlm.layers)
+    examples, count = examples_by_round(model), len(model.vlm.layers)
     masks = np.vstack((np.zeros(count), np.eye(count)[1], np.eye(count)[0], np.ones(count))).astype(bool)
     evaluator = evaluator_of(model, trunk_bytes=2**20)
     found = evaluator.evaluate(masks, examples, divergences=True)
@@ -49,7 +49,7 @@ def test_engine_gives_losses_of_plain_forwards(driven, name):
 def test_on_another_device(folder_of):
     """All tensors are on the device: mixing them with tensors of the CPU raises, as on CUDA."""
     model = Driven.load(folder_of("llava"))
-    masks, examples = np.eye(4, dtype=bool), examples_of(model)
+    masks, examples = np.eye(4, dtype=bool), examples_by_round(model)
     wanted = evaluator_of(model).losses(masks, examples)
     with fake_device():
         model.vlm.to(DEVICE)
@@ -71,7 +71,7 @@ def test_device_map_over_two_devices(folder_of, name, options):
             assert {str(p.device) for p in vlm.stack.layers.parameters()} == {DEVICE, OTHER_DEVICE}
         model, count = Driven(vlm, vlm.make_processor(folder_of(name))), len(vlm.layers)
         masks = np.vstack((np.eye(count), np.ones(count))).astype(bool)
-        return evaluator_of(model, trunk_bytes=2**20).losses(masks, examples_of(model))
+        return evaluator_of(model, trunk_bytes=2**20).losses(masks, examples_by_round(model))
 
     with two_devices():
         found = losses("auto")
@@ -82,7 +82,7 @@ def test_device_map_over_two_devices(folder_of, name, options):
 def test_trunk_skips_layers_before_the_first_skipped_one(driven):
     """Hidden states of the full model are cached: only layers behind the first skipped one run again."""
     model = driven("llava")
-    examples, eye = examples_of(model), np.eye(4, dtype=bool)
+    examples, eye = examples_by_round(model), np.eye(4, dtype=bool)
     scratch = evaluator_of(model).losses(eye[[2]], examples)
     evaluator = evaluator_of(model, trunk_bytes=2**22)
     evaluator.losses(eye[[3]], examples)  # runs layers 0 to 2
@@ -136,7 +136,7 @@ def test_image_features_are_kept_on_disk(driven, tmp_path):
     """Every type keeps its own structure of tensors, lists of them among it."""
     for name in ("llava", "qwen3_vl", "llava_next"):
         model = driven(name)
-        examples, masks = examples_of(model), np.eye(len(model.vlm.layers), dtype=bool)[:2]
+        examples, masks = examples_by_round(model), np.eye(len(model.vlm.layers), dtype=bool)[:2]
         first, second = (evaluator_of(model, cache_folder=tmp_path) for _ in range(2))
         np.testing.assert_array_equal(first.losses(masks, examples), second.losses(masks, examples))
         assert (first.spent.images, second.spent.images) == (2, 0)

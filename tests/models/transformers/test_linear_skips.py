@@ -14,7 +14,7 @@ from das_gym.models.transformers.linear_skips import STRENGTHS, fit_ridge, fit_s
 from das_gym.models.transformers.stack import as_layer_output, first_input, first_output, replace_forwards
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven, copied
-from tests.models.transformers.test_engine import evaluator_of, examples_of
+from tests.models.transformers.test_engine import evaluator_of, examples_by_round
 from tests.models.transformers.test_sublayer_removal import load
 
 
@@ -66,7 +66,7 @@ KINDS = [("llama", "layers", False), ("llava", "layers", False), ("smolvlm", "su
 @pytest.mark.parametrize(("name", "units", "vision"), KINDS)
 def test_engine_gives_losses_of_plain_forwards(driven, name, units, vision):
     model = fitted(driven(name, units, vision))
-    evaluator, examples = evaluator_of(model), examples_of(model)
+    evaluator, examples = evaluator_of(model), examples_by_round(model)
     masks = np.random.default_rng(0).random((6, len(model.vlm.layers))) < 0.5
     masks = masks[masks.any(axis=1)]
     wanted = [plain_losses(model, mask, evaluator, examples) for mask in masks]

@@ -78,7 +78,7 @@ def test_probing_of_16_bits_sees_what_rounding_would_hide(common):
     embeddings = model.get_input_embeddings().weight
     embeddings.data += common * torch.randn(embeddings.shape[1])
     before = [id(parameter) for parameter in model.parameters()]
-    able = probe_capabilities(model, VLM(model).processor_of(processor))
+    able = probe_capabilities(model, VLM(model).wrap_processor(processor))
     assert (able.shares_prefix, able.answer_type) == (False, 1)
     assert [id(parameter) for parameter in model.parameters()] == before
     assert not any(module._forward_pre_hooks for module in model.modules())

@@ -9,7 +9,7 @@ import torch
 from das_gym.models.transformers.probing import find_tower_reads
 from das_gym.models.transformers.tower import compute_in_float32
 from tests.models.transformers.conftest import Driven
-from tests.models.transformers.test_engine import evaluator_of, examples_of
+from tests.models.transformers.test_engine import evaluator_of, examples_by_round
 
 
 def opened(model: Driven) -> Driven:
@@ -29,14 +29,14 @@ def test_projector_equals_its_own_forward(driven, name):
     before = driven(name).logits(prompts, mask)
     torch.testing.assert_close(model.logits(prompts, mask), before, atol=1e-12, rtol=1e-12)
     evaluator = evaluator_of(model, trunk_bytes=2**24)
-    loss = evaluator.losses(mask[None], examples_of(model))
+    loss = evaluator.losses(mask[None], examples_by_round(model))
     with torch.no_grad():
         for parameter in vlm.tunable_state().values():
             parameter.mul_(1.5)
     after = model.logits(prompts, mask)
     torch.testing.assert_close(after, model.plain(prompts, mask), atol=1e-12, rtol=1e-12)
     assert float((after - before).abs().max()) > 1e-3
-    assert abs(evaluator.losses(mask[None], examples_of(model)) - loss) > 1e-5  # nothing of it was remembered
+    assert abs(evaluator.losses(mask[None], examples_by_round(model)) - loss) > 1e-5  # nothing of it was remembered
     assert evaluator.spent.images == 2  # the tower ran once per image
 
 

@@ -11,7 +11,7 @@ from das_gym.adapt.shrink.saving import save
 from safetensors import safe_open
 
 from das_gym.files import read_json
-from das_gym.models.transformers.generation import generate_batch, greedy_settings, pad_token, pads_left
+from das_gym.models.transformers.generation import can_pad_left, generate_batch, greedy_settings, pad_token
 from das_gym.models.transformers.layer_removal import counting_attentions, draw_mask, full_model_with_parameters, pruned_copy
 from das_gym.models.transformers.loading import auto_class, load_vlm
 from das_gym.models.transformers.model import VLM, prepare_experts
@@ -55,7 +55,10 @@ def test_saved_folder_gives_logits_and_text_of_the_masked_model(driven, folder_o
 
     encodings = [processor.encode(prompt, pixels=True) for prompt in prompts]
     settings = {**greedy_settings(vlm, processor, 6), "eos_token_id": None}
-    smaller, can_pad = VLM(loaded, capabilities=vlm.capabilities), pads_left(vlm, encodings[:1], pad_token(vlm, processor))
+    smaller, can_pad = (
+        VLM(loaded, capabilities=vlm.capabilities),
+        can_pad_left(vlm, encodings[:1], pad_token(vlm, processor)),
+    )
     for way, options in WAYS.items():
         with replace_forwards(vlm.skip_forwards(mask)):  # in place, so that its cache has an empty slot: without a cache
             uncached = {**options, "use_cache": False}

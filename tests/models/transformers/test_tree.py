@@ -3,7 +3,7 @@
 import pytest
 
 from tests.engine.test_tree import check_peak
-from tests.models.transformers.test_engine import evaluator_of, examples_of
+from tests.models.transformers.test_engine import evaluator_of, examples_by_round
 
 pytestmark = pytest.mark.slow  # all of them take seconds
 
@@ -13,5 +13,5 @@ pytestmark = pytest.mark.slow  # all of them take seconds
 )
 def test_walk_stays_within_what_is_counted(driven, name, units, vision):
     model = driven(name, units, vision=vision)
-    examples = examples_of(model) * 2
+    examples = examples_by_round(model) * 2
     check_peak(evaluator_of(model, batch_size=len(examples)), examples)

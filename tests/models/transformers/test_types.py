@@ -54,7 +54,7 @@ def test_models_page_lists_what_each_type_can_do(folder_of, driven, tmp_path):
     rows = [row_of(name, folder_of(name), None if name == "blip_2" else driven(name)) for name in tiny.MAKERS]
     for name in tiny.WORKING_APART:
         assert len(driven(name, "sublayers").vlm.layers) == 2 * len(driven(name).vlm.layers)
-    header, lines = table_of(PAGE.read_text(encoding="utf-8"))
+    header, lines = measured_table(PAGE.read_text(encoding="utf-8"))
     assert header == HEADER
     assert [line.rpartition(" |")[0].rpartition("|")[0] + "|" for line in lines] == rows
     for name, line in zip(tiny.MAKERS, lines, strict=True):
@@ -63,12 +63,12 @@ def test_models_page_lists_what_each_type_can_do(folder_of, driven, tmp_path):
 
 
 def test_whole_types_are_those_of_the_table():
-    _, lines = table_of(PAGE.read_text(encoding="utf-8"))
+    _, lines = measured_table(PAGE.read_text(encoding="utf-8"))
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[0] for row in cells if row[1] == "all"] == list(MODELS["VLM"].whole_types)
 
 
-def table_of(page: str) -> tuple[str, list[str]]:
+def measured_table(page: str) -> tuple[str, list[str]]:
     """Header and lines of the table."""
     lines = page.split(START)[1].split(END)[0].strip().splitlines()
     return "\n".join(lines[:2]), lines[2:]

@@ -19,7 +19,7 @@ from das_gym.problem.statistic_inputs import measure_activity
 from das_gym.tasks.answering.examples import AnswerExample
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
-from tests.models.transformers.test_engine import evaluator_of, examples_of
+from tests.models.transformers.test_engine import evaluator_of, examples_by_round
 from tests.models.transformers.test_sublayer_removal import load, saved
 
 pytestmark = pytest.mark.slow  # all of them take seconds
@@ -40,7 +40,7 @@ def masks_of(model: Driven, count: int = 4) -> np.ndarray:
 @pytest.mark.parametrize(("name", "units"), tiny.cases(SEEN, "layers") + tiny.cases(["smolvlm"], "sublayers"))
 def test_engine_gives_losses_of_plain_forwards(driven, name, units):
     model = driven(name, units, vision=True)
-    examples, masks = examples_of(model), masks_of(model)
+    examples, masks = examples_by_round(model), masks_of(model)
     evaluator = evaluator_of(model)
     targets = evaluator.task.targets(examples)
     losses = [float(evaluator.task.losses(model.plain(model.prompts(), mask), targets).mean()) for mask in masks]
@@ -102,7 +102,7 @@ def test_vision_layers_that_do_not_run_are_compared(driven, monkeypatch):
 
 def test_tower_runs_once_a_vision_mask_and_is_kept(driven):
     model = driven("llava", vision=True)
-    examples, count = examples_of(model), len(model.vlm.layers)
+    examples, count = examples_by_round(model), len(model.vlm.layers)
     masks = np.zeros((4, count), dtype=bool)
     masks[[0, 1, 2], [0, 1, 4]] = True  # two of the decoder's layers; one of the tower's; nothing
     evaluator = evaluator_of(model, trunk_bytes=2**24, batch_size=6)
@@ -131,7 +131,7 @@ def test_vision_layers_are_removed_next_to_sublayers(driven, folder_of, tmp_path
 @every_tower
 def test_costs_and_statistics(driven, name):
     model = driven(name, vision=True)
-    vlm, examples = model.vlm, examples_of(model)
+    vlm, examples = model.vlm, examples_by_round(model)
     costs = count_costs(vlm, vlm.cost_example(model.processor, model.prompts(), MacCounter(vlm)), model.head)
     plain = driven(name).vlm
     whole = count_costs(plain, plain.cost_example(model.processor, model.prompts(), MacCounter(plain)), model.head)
@@ -162,7 +162,7 @@ def test_models_without_vision_units_are_rejected(driven, folder_of, name):
 
 def test_activity_of_the_tower_counts_prompts_without_images_as_unchanged(driven):
     model = driven("llava", vision=True)
-    examples = examples_of(model)
+    examples = examples_by_round(model)
     blind = [AnswerExample(f"blind {e.key}", (), e.question, e.answer) for e in examples]
     tower = [layer.stream == "image" for layer in model.vlm.layers]
     seeing, both = (measure_activity(evaluator_of(model), some) for some in (examples, examples + blind))

@@ -4,7 +4,7 @@ import pytest
 
 from das_gym.registration import register_metric, score_texts
 from das_gym.tasks.answering.examples import AnswerExample
-from das_gym.tasks.answering.task import chosen_option, exact_match, score_answer, vqa_accuracy_of
+from das_gym.tasks.answering.task import chosen_option, exact_match, generated_vqa_accuracy, score_answer
 
 LETTERED = ("A", "B", "C", "D")
 CLASSES = ("land", "bare land", "airport", "railway station")
@@ -27,8 +27,8 @@ def test_exact_match_normalizes(answer, reference, same):
 
 
 def test_vqa_accuracy_of_a_blank_answer_is_zero():
-    assert vqa_accuracy_of(" ", [""] * 10) == 0.0
-    assert vqa_accuracy_of("a", ["", "a", "the"]) == 1.0
+    assert generated_vqa_accuracy(" ", [""] * 10) == 0.0
+    assert generated_vqa_accuracy("a", ["", "a", "the"]) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from das_gym.data.entries import BadExamples
 from das_gym.data.images import ImageFile
 from das_gym.shapes.nlvr2 import write_shapes_nlvr2
 from das_gym.tasks.answering.examples import SHORT_ANSWER, Conversation, divide
-from das_gym.tasks.answering.files import part_of
+from das_gym.tasks.answering.files import part_in_name
 from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.answering.task import AnsweringTask
 from tests.arrow_tables import write_nlvr2, write_vqa
@@ -52,7 +52,7 @@ def test_files_and_the_splits_that_come_of_them(tmp_path, counts, wanted):
     ],
 )
 def test_part_of_a_file_name(name, part, rest):
-    assert part_of(Path(name)) == (part, rest)
+    assert part_in_name(Path(name)) == (part, rest)
 
 
 def test_split_is_independent_of_folder_and_order(tmp_path):
