@@ -120,7 +120,7 @@ def search_in_run(
 
     With `resumed`, a search that was stopped continues from its checkpoint in the folder. `problem` is the loaded problem of
     its environment; None loads it. `prefix` is that of the names of the logged series. `ended` is the result of a search
-    that ended before its run was stopped: its turns are logged again, since Sacred starts the log of a resumed run anew.
+    that ended before its run was stopped: its turns are logged again, since Sacred keeps no log from before a resume.
     """
     # Here already, since the log needs the budget of masks; `search` finds the costs given.
     config = with_costs(config, folder if resumed else None, problem)

@@ -167,5 +167,5 @@ def test_source_dtype_names_a_damaged_file(tmp_path):
 
 def test_config_that_is_no_object_is_named(tmp_path):
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"config\.json holds a list"):
+    with pytest.raises(ValueError, match=r"config\.json holds a JSON list"):
         loaded_dtype(tmp_path)
