@@ -43,7 +43,7 @@ from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, required_folder
 from das_gym.data.splits import Splits
 from das_gym.drawing.report import Heat, Progress
-from das_gym.files import explain_damage, read_json, write_json
+from das_gym.files import write_json
 from das_gym.names import format_count
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import Budget
@@ -53,6 +53,8 @@ from das_gym.problem.mask_space import MaskSpace, skipped_names
 from das_gym.processes import is_main_process, run_on_main_process
 
 FOUND = "found.json"
+"""The found mask, the layers that it skips, and the turns of the search."""
+
 SUPERNET_FILE = "supernet.safetensors"
 """The model that trained while masks were searched, as `python -m adapt supernet` writes one."""
 
@@ -101,7 +103,8 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float | None:
         print_estimate(_estimated_phases(settings, untrained))
         return None
     folder = required_folder(run)
-    mask = _search(settings, untrained, folder, run.log_scalar)
+    found = _search(settings, untrained, folder, run.log_scalar)
+    mask = np.array(found["mask"], dtype=bool)
     nothing = np.zeros_like(mask)
     models = {SUBNET: _finetune(settings, untrained, SUBNET, mask, folder, run.log_scalar)}
     if settings.references:
@@ -117,7 +120,6 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float | None:
     splits = limit_test(untrained.splits, full.task, settings.test_examples)
     rows = compare_models(models, splits, settings.rank_images, untrained=[BASELINE])
     report = subnet_report(rows, problem, "searched while adapters trained, then fine-tuned", models[SUBNET])
-    found = read_json(folder / FOUND)
     report = dataclasses.replace(report, **search_charts(found["turns"]))
     write_answers(folder, rows, full.task, splits.test)
     info = dataclasses.asdict(pipeline)
@@ -149,8 +151,8 @@ def search_charts(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"progress": progress, "heat": Heat.from_turns(probabilities)}
 
 
-def _search(settings: JointSearchSettings, untrained: Untrained, folder: Path, log: Log) -> np.ndarray:
-    """Return the found mask. A search that had ended before the run was stopped is logged again, from its checkpoint."""
+def _search(settings: JointSearchSettings, untrained: Untrained, folder: Path, log: Log) -> dict[str, Any]:
+    """Return what `FOUND` keeps. A search that had ended before the run was stopped is logged again, from its checkpoint."""
     pipeline = settings.pipeline
     model = untrained.copy()
     names = tuple(layer.name for layer in model.backbone.vlp.layers)
@@ -170,12 +172,10 @@ def _search(settings: JointSearchSettings, untrained: Untrained, folder: Path, l
     if is_main_process():
         model.adaptation(kind="supernet", **dataclasses.asdict(pipeline)).save(folder / SUPERNET_FILE)
         write_json(folder / FOUND, found)
-    # Other processes than the main one have no result.
-    found = run_on_main_process(lambda: read_json(folder / FOUND))
-    with explain_damage(folder / FOUND, "remove it to search again"):
-        layers = ", ".join(found["skipped_layers"]) or "nothing"
-        print(f"found after {format_count(len(found['turns']), 'turn')}: skip {layers}")
-        return np.array(found["mask"], dtype=bool)
+    # All processes train the same mask, once the main one has written the supernet.
+    found = run_on_main_process(lambda: found)
+    print(f"found after {format_count(len(turns), 'turn')}: skip {', '.join(skipped) or 'nothing'}")
+    return found
 
 
 def _finetune(

@@ -128,8 +128,7 @@ class EvaluateSettings(SubnetSettings):
         super().__post_init__()
         if self.out is not None and expand_home(self.out).exists():
             raise FileExistsError(f"`out` exists: got {self.out}. Give another file.")
-        if self.out is not None:
-            check_file(self.out)
+        check_file(self.out)
         check_device(self.device)
         data_root = self.data_setting("data_root")
         if data_root is not None and not expand_home(data_root).exists():
@@ -195,9 +194,8 @@ class ReportSettings(PluginSettings):
         super().__post_init__()
         if not self.runs:
             raise ValueError("`runs` is missing. Name the runs to report, as in `report 1 2`.")
-        _ = self.folders
-        if self.out is not None:
-            check_file(self.out)
+        _ = self.folders  # raises for a wrong run before torch is imported
+        check_file(self.out)
 
     @cached_property
     def folders(self) -> list[Path]:

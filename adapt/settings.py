@@ -304,8 +304,7 @@ class SupernetSettings(RunSettings, group="Training"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.out is not None:
-            check_file(self.out)
+        check_file(self.out)
         supernet = self.problem.supernet
         if supernet is not None:
             raise ValueError(f"supernet={supernet}: this command trains a new one; leave supernet out, or see out=")

@@ -265,8 +265,7 @@ class TableSettings(RunSettings, group="Table"):
         super().__post_init__()
         if self.problem.precision != "float32":
             raise ValueError(f"`precision`: got {self.problem.precision!r}; tables are exact, leave it out")
-        if self.out is not None:
-            check_file(self.out)
+        check_file(self.out)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def phases(settings: TableSettings, problem: Problem) -> list[Phase]:
 
     def score(count: int) -> None:
         nonlocal timed
-        timed = problem.evaluator.with_empty_caches()  # with empty caches
+        timed = problem.evaluator.with_empty_caches()
         timed.evaluate_each(some, examples[:count])
 
     scores = Phase(

@@ -293,8 +293,10 @@ def check_new_folder(out: str | os.PathLike[str], source: Path | None = None) ->
     return out
 
 
-def check_file(out: str | os.PathLike[str]) -> None:
-    """Raise ValueError if a file cannot be written at `out`, a setting of that name: what goes there may take hours."""
+def check_file(out: str | os.PathLike[str] | None) -> None:
+    """Raise ValueError if the setting `out` is given and no file can be written there: what goes there may take hours."""
+    if out is None:
+        return
     out = expand_home(out)
     if out.is_dir():
         raise ValueError(f"`out` is a folder: got {out}, expected a file.")
@@ -304,7 +306,7 @@ def check_file(out: str | os.PathLike[str]) -> None:
 def check_writable(folder: Path, value: object, name: str = "out") -> None:
     """Raise ValueError if a folder, which need not exist yet, cannot be written to: the setting `name` has this `value`."""
     place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    try:  # `os.access` allows root everything, also where nobody can make a file, as in /proc
+    try:  # for root, `os.access` is True even where no file can be created, as in /proc
         with tempfile.TemporaryDirectory(prefix=".", dir=place):
             pass
     except OSError as error:

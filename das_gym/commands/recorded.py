@@ -245,7 +245,7 @@ class RecordedCommand(Generic[Settings]):
         given = dict(given)
         runs_dir = str(given.get("runs_dir", RunSettings.runs_dir))
         if not runs_dir.strip():
-            raise ValueError(f"`runs_dir` is empty: got {runs_dir}. Give a folder, or leave it out.")
+            raise ValueError(f"`runs_dir` is empty: got {runs_dir!r}. Give a folder, or leave it out.")
         reopen = None if given.get("resume") is None else find_run(runs_dir, given["resume"])
         if reopen is not None:
             check_links(reopen)

@@ -55,7 +55,7 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """What the name and the first entries of a JSON file say about it.
+    """A JSON file, described by its name and its first entries.
 
     Attributes:
         kind: One of `KINDS`, by the fields of the entries; empty for another structure.
