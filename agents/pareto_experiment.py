@@ -76,7 +76,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     with progress(config.evaluations, "searching the front", unit="mask") as bar, closing(open_for_search(config)) as scorer:
         _, turns = run_turns(config, scorer, folder, lambda turn: bar.update(len(turn.masks)), resumed)
         cost = scorer.cost_of(COST_SETTINGS[settings.cost])
-    own = cast(Scorer, scorer.own)  # of das_gym, since it has an entry
+    own = cast(Scorer, scorer)  # of das_gym, since it has an entry
     rows = [row for turn in turns for row in turn.rows]
     masks = np.array([row["mask"] for row in rows], dtype=bool)
     losses = np.array([np.inf if row["loss"] is None else row["loss"] for row in rows])

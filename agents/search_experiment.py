@@ -27,7 +27,7 @@ import numpy as np
 from das_gym.agents.sb3.algorithms import is_algorithm
 from das_gym.agents.searching.loop import check_search, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_rows, finite_reward, with_costs
-from das_gym.agents.searching.scorer import MaskScorer, make_scored, open_scorer
+from das_gym.agents.searching.scorer import make_scored, open_scorer
 from das_gym.agents.settings import SearchConfig, SearchSettings
 
 from das_gym.commands.commandline import format_command
@@ -36,6 +36,7 @@ from das_gym.commands.recorded import Run, run_folder
 from das_gym.commands.runs import runs_dir_setting
 from das_gym.drawing.architecture import Architecture, draw
 from das_gym.drawing.report import Progress
+from das_gym.envs.scoring import MaskScorer
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.files import replacing
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, given_costs, keeps_budget
@@ -47,9 +48,8 @@ from das_gym.registration import MODELS, TASKS, env_entry, is_tabular
 FIGURE = "search.png"
 
 
-def search_phases(opened: MaskScorer, config: SearchConfig) -> list[Phase]:
+def search_phases(scorer: MaskScorer, config: SearchConfig) -> list[Phase]:
     """Return the phases of a search; none if no model of das_gym scores its masks, or Ray's workers do."""
-    scorer = opened.own
     if not isinstance(scorer, EngineScorer):
         return []
     problem = scorer.problem

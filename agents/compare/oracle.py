@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from das_gym.agents.ask_tell.base import Statistics
-from das_gym.agents.searching.scorer import OwnScorer, make_scored
+from das_gym.agents.searching.scorer import make_scored
 
 from das_gym.envs.suite_env import SuiteEnv
 from das_gym.problem.budget import Budget, Floats, Masks
@@ -92,7 +92,7 @@ class TableOracle(Oracle):
         self.table = env.table
         self._scorer = env.scorer
         self.space = MaskSpace(self._scorer.budget)
-        self.statistics = OwnScorer(self._scorer).statistics
+        self.statistics = self._scorer.layer_statistics
         without_budget = replace(self._scorer.objective, budget=Budget(self.table.n_layers))
         self._rewards = self.table.values(without_budget, self._scorer.split)
         allowed = self.space.contains(self.table.masks)
@@ -141,13 +141,12 @@ class LiveOracle(Oracle):
             raise ValueError(f"`reward_batches` has to be 'fixed' to compare agents: got {batches!r}")
         env = make_scored(env_id, {**budget, **self.env_kwargs})
         self.space = MaskSpace(env.scorer.budget)
-        self.statistics = OwnScorer(env.scorer).statistics
+        self.statistics = env.scorer.layer_statistics
         # Without a budget: agents such as `greedy` score masks outside of it on their way.
         self._scorer = make_scored(env_id, {"skip_num": None, **self.env_kwargs}).scorer
-        self._rng = np.random.default_rng(0)
 
     def rewards(self, masks: Masks) -> Floats:
-        return self._scorer.score(masks, self._rng)[0]
+        return self._scorer.score(masks)[0]
 
     def test_metrics(self, masks: Masks) -> Floats:
         problem = self._scorer.problem

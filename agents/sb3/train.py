@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_model, with_defaults
 from das_gym.agents.searching.record import Checkpoint, OnTurn, SearchResult, Turn, conclude, with_costs
-from das_gym.agents.searching.scorer import OURS, SCORES, OwnScorer, open_scorer
+from das_gym.agents.searching.scorer import OURS, SCORES, open_scorer
 from das_gym.agents.settings import SearchConfig
 from gymnasium.vector import VectorEnv, VectorWrapper
 
 from das_gym.envs.episodes import ScoredVectorEnv
+from das_gym.envs.scoring import Scorer
 from das_gym.files import write_bytes
 from das_gym.problem.loading import Problem
 
@@ -86,9 +87,9 @@ def train_sb3(
     hyperparameters = with_defaults(cls, algorithm, config.agent_kwargs, config.masks_per_turn)
     action = choose_action(algorithm, config.action)
     with closing(open_scorer(config.env_id, config.mask_kwargs, config.seed, problem=problem)) as scorer:
-        if not isinstance(scorer, OwnScorer):
+        if not isinstance(scorer, Scorer):
             raise ValueError(f"agent {config.agent!r} needs an environment of das_gym: got {config.env_id}, {OURS}")
-        env = ScoredVectorEnv(config.masks_per_turn, scorer=scorer.own, action=action)
+        env = ScoredVectorEnv(config.masks_per_turn, scorer=scorer, action=action)
         recorder = Recorder(env, config, run_folder, on_turn)
         model = make_model(cls, hyperparameters, VecMonitor(SB3VecEnv(recorder)), config.seed)
         known = Checkpoint.load(run_folder, config, len(scorer.layer_names)) if resume and run_folder is not None else None
@@ -97,11 +98,11 @@ def train_sb3(
         else:
             recorder.saved_turns = len(known.turns)  # a checkpoint with fewer turns would lose scores
             for turn in known.turns:
-                scorer.own.remember(np.array(turn.masks, dtype=bool), turn.known_scores())
+                scorer.remember(np.array(turn.masks, dtype=bool), turn.known_scores())
         with torch_threads(1):
             _learn(model, recorder, action, list(writers))
             state = env.get_state()
-            chosen = play_episode(model, ScoredVectorEnv(1, scorer=scorer.own, action=action), config.seed)
+            chosen = play_episode(model, ScoredVectorEnv(1, scorer=scorer, action=action), config.seed)
             scorer.set_state(state)  # the episode may have moved the reward examples on
             result, policy = conclude(config, scorer, chosen, recorder.turns, hyperparameters, None)
     if run_folder is not None:

@@ -13,10 +13,11 @@ from das_gym.agents.ask_tell.base import Agent, Statistics, agent_class, answer,
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algorithm, with_defaults
 from das_gym.agents.searching.racing import Race, Raced
 from das_gym.agents.searching.record import CHECKPOINT, Checkpoint, OnTurn, SearchResult, Turn, conclude, spent, with_costs
-from das_gym.agents.searching.scorer import MaskScorer, open_scorer
+from das_gym.agents.searching.scorer import open_scorer
 from das_gym.agents.settings import SearchConfig, search_hyperparameters
 
 from das_gym.commands.progress import progress
+from das_gym.envs.scoring import MaskScorer
 from das_gym.files import explain_damage
 from das_gym.problem.budget import Masks, pick_budget
 from das_gym.problem.loading import Problem
@@ -86,7 +87,7 @@ def run_turns(
         scorer.checkpoint_sums(folder)
     scorer.warn_at_chance()
     with progress(1, "measuring layer statistics", unit="step") as bar:
-        agent = _agent_of(config, scorer, scorer.statistics)
+        agent = _agent_of(config, scorer, scorer.layer_statistics)
         bar.update()
     race = make_race(config, scorer, agent)
     known = restore(folder, config, scorer, race) if resume and folder is not None else ()

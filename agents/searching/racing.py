@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from das_gym.agents.searching.scorer import MaskScorer
 
 from das_gym.commands.settings import convert
+from das_gym.envs.scoring import MaskScorer
 from das_gym.files import read_array
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace

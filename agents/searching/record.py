@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from das_gym.agents.searching.scorer import SCORES, MaskScorer, open_scorer
+from das_gym.agents.searching.scorer import SCORES, open_scorer
 from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.runs import library_versions
@@ -17,6 +17,7 @@ from das_gym.commands.settings import build, settings_dict
 from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.architecture import Unit
 from das_gym.engine.scores import Scores
+from das_gym.envs.scoring import MaskScorer
 from das_gym.files import explain_damage, read_json, write_json
 from das_gym.problem.budget import SAVED, Masks, keeps_budget
 from das_gym.problem.config import recorded_settings
@@ -238,7 +239,9 @@ def conclude(
     found = max(rows, key=finite_reward)
     asked = [row["mask"] for turn in turns for row in turn.complete_rows]
     answer_masks = 0 if own in asked else 1
-    statistic_masks = scorer.count_statistic_masks(statistics_read)
+    statistic_masks = scorer.observation_masks
+    if statistics_read is not None:
+        statistic_masks = scorer.count_statistic_masks(statistics_read)
     names = list(scorer.layer_names)
     result = SearchResult(
         **{name: getattr(config, name) for name in ("env_id", "agent", "seed", "masks_per_turn")},

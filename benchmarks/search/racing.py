@@ -20,11 +20,12 @@ import numpy as np
 from das_gym.agents.ask_tell.base import ask
 from das_gym.agents.searching.loop import make_search_agent, run_turn
 from das_gym.agents.searching.racing import STAGES, Race, Z
-from das_gym.agents.searching.scorer import SCORES, MaskScorer, OwnScorer
+from das_gym.agents.searching.scorer import SCORES
 
 from benchmarks.machine import keep_arrays, make_parser
 from das_gym.drawing.report import markdown_table
 from das_gym.engine.scores import Scores
+from das_gym.envs.scoring import MaskScorer
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.budget import Budget, Floats, MaskCost, Masks
 from das_gym.problem.config import ProblemConfig
@@ -107,7 +108,7 @@ class Searched:
 def run_search(scorer: MaskScorer, racing: bool, seed: int) -> Searched:
     """Search with `bayes` for `MASKS` masks, with or without racing."""
     space = MaskSpace(Budget(len(scorer.layer_names), SKIPPED))
-    agent = make_search_agent("bayes", space, seed, {}, scorer.statistics, scorer.blocks)
+    agent = make_search_agent("bayes", space, seed, {}, scorer.layer_statistics, scorer.blocks)
     race = Race(scorer, space) if racing else None
     rows = []
     best = np.inf
@@ -163,7 +164,7 @@ def race_live(folder: Path | None, names: Iterable[str], seeds: Sequence[int]) -
         for seed in seeds:
             for variant, searches in found.items():
                 problem.evaluator.forget()  # nothing that one search has scored helps another; encoder outputs stay
-                scorer = OwnScorer(EngineScorer(problem, {"skip_num": SKIPPED}))
+                scorer = EngineScorer(problem, {"skip_num": SKIPPED})
                 searches.append(run_search(scorer, VARIANTS[variant], seed))
         ends = np.array([[each.best[-1] for each in searches] for searches in found.values()])
         targets = ends.max(axis=0).tolist() if known is None else [known] * len(seeds)

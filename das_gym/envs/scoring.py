@@ -1,11 +1,13 @@
-"""The part of every environment that turns masks into rewards and `info`."""
+"""What scores the masks of a search, and the part of every environment that turns masks into rewards and `info`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,9 +16,9 @@ from das_gym.commands.settings import convert
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
 from das_gym.names import check_names
-from das_gym.problem.budget import Budget, MaskCost
+from das_gym.problem.budget import Budget, Floats, MaskCost
 from das_gym.problem.rewards import Objective
-from das_gym.problem.statistics import check_statistics
+from das_gym.problem.statistics import STATISTICS, check_statistics
 
 if TYPE_CHECKING:
     from das_gym.tables.table import SubnetTable
@@ -29,8 +31,76 @@ Info = dict[str, np.ndarray]
 """`info` of m masks or episodes, each value with m rows."""
 
 
-class Scorer(ABC):
-    """Scores masks. A subclass provides the numbers: the engine, or a table.
+class MaskScorer(ABC):
+    """Scores the masks of a search: of an environment of das_gym (`Scorer`), or of another package.
+
+    Attributes:
+        layer_names: Names of the skippable units, in mask order.
+        macs_full: MACs of one example through the full model.
+        racing_examples: Number of reward examples if `score_examples` gives what decides the rewards of masks; None
+            otherwise.
+        layer_statistics: Layer statistics of the full model by name, (n_layers,) float64: those observed, and others on
+            demand.
+        observation_masks: Number of masks that are scored for the observed statistics.
+    """
+
+    layer_names: tuple[str, ...]
+    macs_full: int
+    racing_examples: int | None = None
+    layer_statistics: Mapping[str, Floats] = MappingProxyType({})
+    observation_masks: int = 0
+
+    @abstractmethod
+    def score(self, masks: np.ndarray) -> tuple[np.ndarray, Info]:
+        """Score (m, n_layers) bool masks, True = skipped, on the examples of the next step.
+
+        Returns:
+            (m,) float64 rewards, and numbers by name, (m,) each: `loss`, `metric`, `macs` and `macs_saved` among them.
+        """
+
+    def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
+        """Return (m, stop - start) losses and metrics of (m, n_layers) masks on a block of the fixed reward examples."""
+        raise NotImplementedError
+
+    def rewards_and_info(self, masks: np.ndarray, losses: np.ndarray, metrics: np.ndarray) -> tuple[np.ndarray, Info]:
+        """Return what `score` returns for (m,) mean losses and metrics of `score_examples`; no evaluation is counted."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def cost_of(self, setting: str) -> MaskCost:
+        """Return the cost of masks by a key of `das_gym.problem.budget.SAVED`; ValueError if it is unknown."""
+
+    def checkpoint_sums(self, folder: Path) -> None:  # noqa: B027 - a table is quick, and other packages' scorers are unknown
+        """Keep what is scored so far of a call of `score` in a file of the folder, for a search that is killed."""
+
+    def warn_at_chance(self) -> None:  # noqa: B027 - the scores of a table or of another package are what they are
+        """Score the full model, and warn where it is no better than chance on the reward examples."""
+
+    def count_statistic_masks(self, names: Iterable[str]) -> int:
+        """Return how many masks are scored for layer statistics by name; 0 where they are known."""
+        return 0
+
+    def blocks(self) -> dict[str, Any] | None:
+        """Return what `das_gym.problem.statistic_inputs.measure_blocks` returns of the full model; None if it is unknown."""
+        return None
+
+    def layout(self) -> dict[str, Any]:
+        """Return the fields of a record of a search from `units` to `table_model`; empty if they are unknown."""
+        return {}
+
+    def get_state(self) -> Any:
+        """Return what determines the next examples, as JSON values; None if there is nothing of the kind."""
+        return None
+
+    def set_state(self, state: Any) -> None:  # noqa: B027 - there may be no state
+        """Restore what `get_state` returned."""
+
+    def close(self) -> None:  # noqa: B027 - there may be nothing to release
+        """Release resources outside of this process."""
+
+
+class Scorer(MaskScorer):
+    """Scores masks of an environment of das_gym. A subclass provides the numbers: the engine, or a table.
 
     Attributes:
         scores_examples: Whether masks can be scored on single examples; a table of means holds none.
@@ -38,6 +108,7 @@ class Scorer(ABC):
         position: The next example, where `reward_batches="cycle"`.
         table: The table that scores are looked up in; None if a model is scored.
         reported: Costs whose savings `info` has, by setting: that of the budget, and objectives.
+        rng: Draws the examples of a search; an environment passes its own generator to `score`.
     """
 
     scores_examples: ClassVar[bool] = True
@@ -48,6 +119,7 @@ class Scorer(ABC):
 
     def __init__(self, layer_names: tuple[str, ...], objective: Objective, statistics: str | Iterable[str]) -> None:
         self.layer_names = layer_names
+        self.macs_full = int(objective.macs.full)
         self.objective = objective
         self.statistics = check_statistics(statistics)
         limited = objective.budget.cost
@@ -66,10 +138,6 @@ class Scorer(ABC):
     def statistic(self, name: str) -> np.ndarray:
         """Return (n_layers,) float32: a layer statistic of the full model by name, observed or not."""
 
-    @abstractmethod
-    def cost_of(self, setting: str) -> MaskCost:
-        """Return the cost of masks by a key of `SAVED`."""
-
     @property
     def table_origin(self) -> dict[str, Any]:
         """`TableMeta.settings` and the hash of the model, as records of searches hold them; empty if a model is scored."""
@@ -86,33 +154,23 @@ class Scorer(ABC):
     def architecture(self) -> Architecture:
         """Return the layers as `render` shows them."""
 
+    def layout(self) -> dict[str, Any]:
+        statistics = {name: values.tolist() for name, values in self.layer_statistics.items()}
+        return {"units": self.architecture().units, "statistics": statistics, **self.table_origin}
+
     @property
-    def racing_examples(self) -> int | None:
-        """Number of reward examples, if `score_examples` gives what decides the rewards of masks; None otherwise."""
+    def racing_examples(self) -> int | None:  # type: ignore[override]  # the batch size may be set later
         can_race = self.scores_examples and self.reward_batches == "fixed" and self.objective.reward.of_losses
         return self.batch_size if can_race else None
 
-    def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
-        """Return (m, stop - start) losses and metrics of (m, n_layers) masks on some of the fixed examples."""
-        raise NotImplementedError
-
     def rewards_and_info(self, masks: np.ndarray, losses: np.ndarray, metrics: np.ndarray) -> tuple[np.ndarray, Info]:
-        """Return the rewards and `info` of masks with (m,) mean losses and metrics; no evaluation is counted."""
         scores = Scores(losses, metrics, None, self.full_loss)
         feasible = self.budget.is_feasible(masks)
         evaluations = np.full(len(masks), self.evaluations)
         return self.objective.rewards(masks, scores), self._info(masks, scores, feasible, evaluations)
 
-    def blocks(self) -> dict[str, Any] | None:
-        """Return what `das_gym.problem.statistic_inputs.measure_blocks` returns of the full model; None if it is unknown."""
-        return None
-
-    def remember(self, masks: np.ndarray, scores: Scores) -> None:  # noqa: B027 - looking up a table is quick
+    def remember(self, masks: np.ndarray, scores: Scores) -> None:
         """Take the scores of (m, n_layers) masks from a record, so that the model need not score them again."""
-
-    def count_statistic_masks(self, names: Iterable[str]) -> int:
-        """Return how many masks are scored for layer statistics by name; 0 where a table knows them."""
-        return 0
 
     def observation(self) -> np.ndarray:
         """Return (n_layers * n_statistics,) float32: layer statistics of the full model, layer by layer; a copy."""
@@ -122,9 +180,14 @@ class Scorer(ABC):
     def _observation(self) -> np.ndarray:
         return np.stack([self.statistic(each.name) for each in self.statistics], axis=1).reshape(-1)
 
+    @cached_property
+    def layer_statistics(self) -> LayerStatistics:  # type: ignore[override]
+        columns = self._observation.reshape(self.n_layers, -1).astype(np.float64)
+        observed = {each.name: columns[:, index] for index, each in enumerate(self.statistics)}
+        return LayerStatistics(observed, self.statistic)
+
     @property
-    def observation_masks(self) -> int:
-        """Masks that are scored for the observation."""
+    def observation_masks(self) -> int:  # type: ignore[override]
         return self.count_statistic_masks(statistic.name for statistic in self.statistics)
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -178,28 +241,28 @@ class Scorer(ABC):
         """Have `info` hold the savings of these costs, keys of `SAVED`."""
         self.reported |= {name: self.cost_of(name) for name in costs if name != "macs_saved"}
 
-    def close(self) -> None:  # noqa: B027 - a table has nothing to release
-        """Release resources outside of this process."""
-
-    def restart(self) -> None:
-        """Restart the reward examples and the count of evaluations, as `reset(seed=...)` does."""
+    def restart(self, seed: int = 0) -> None:
+        """Restart the reward examples and the count of evaluations, as `reset(seed=...)` does; `seed` is that of `rng`."""
+        self.rng = np.random.default_rng(seed)
         self.evaluations: int = self.observation_masks
         self.position = 0
 
     def get_state(self) -> dict[str, Any]:
-        """Return the scorer's state as JSON values."""
-        return {"evaluations": self.evaluations, "position": self.position}
+        return {"evaluations": self.evaluations, "position": self.position, "rng": self.rng.bit_generator.state}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
+        self.rng.bit_generator.state = state["rng"]
         self.evaluations = convert("evaluations", state["evaluations"], int)
         self.position = convert("position", state["position"], int)
 
-    def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> tuple[np.ndarray, Info]:
+    def score(
+        self, masks: np.ndarray, rng: np.random.Generator | None = None, ended: np.ndarray | None = None
+    ) -> tuple[np.ndarray, Info]:
         """Return the rewards of the masks whose episodes have ended, from one call of `measure`.
 
         Args:
             masks: (m, n_layers) bool, True = skipped.
-            rng: Draws the examples, where they are drawn; not if no mask is scored.
+            rng: Draws the examples, where they are drawn; not if no mask is scored. None = the scorer's own.
             ended: (m,) bool, False = still being chosen: reward 0, not scored. None = all have ended.
 
         Returns:
@@ -211,7 +274,7 @@ class Scorer(ABC):
         scored = feasible & ended
         losses, metrics, divergences = (np.full(len(masks), value) for value in (np.inf, 0.0, np.inf))
         if scored.any():
-            found = self.measure(masks[scored], rng)
+            found = self.measure(masks[scored], rng or self.rng)
             losses[scored] = found.losses
             metrics[scored] = found.metrics
             # The engine computes divergences only for rewards that need them.
@@ -267,3 +330,17 @@ class Scorer(ABC):
 def first_row(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return the first row of each array: a plain number where it is one."""
     return {key: values[0].item() if values.ndim == 1 else values[0] for key, values in arrays.items()}
+
+
+class LayerStatistics(dict[str, Floats]):
+    """Name to (n_layers,) values of the observed statistics; `measure` gives other `STATISTICS` when they are looked up."""
+
+    def __init__(self, observed: Mapping[str, Floats], measure: Callable[[str], np.ndarray]) -> None:
+        super().__init__(observed)
+        self._measure = cache(lambda name: np.asarray(measure(name), dtype=np.float64))
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in STATISTICS
+
+    def __missing__(self, name: str) -> Floats:
+        return self._measure(name)

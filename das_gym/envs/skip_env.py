@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -11,12 +12,13 @@ from gymnasium.vector import VectorEnv
 
 from das_gym.commands.settings import build
 from das_gym.drawing.architecture import Architecture
+from das_gym.engine.kept_sums import KeptSums
 from das_gym.engine.scores import Scores
 from das_gym.envs.episodes import ScoredEnv, ScoredVectorEnv
 from das_gym.envs.scoring import Scorer
 from das_gym.names import check_arguments
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, MaskCost, given_costs, measure_cost, pick_budget
-from das_gym.problem.config import ProblemConfig
+from das_gym.problem.config import ProblemConfig, warn_at_chance
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.rewards import Objective, find_reward
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity, measure_blocks
@@ -58,7 +60,15 @@ class EngineScorer(Scorer):
         self.fixed_examples = self._examples(np.arange(self.batch_size))
 
     def close(self) -> None:
+        self.problem.evaluator.kept_sums = None
         self.problem.evaluator.close()
+
+    def checkpoint_sums(self, folder: Path) -> None:
+        self.problem.evaluator.kept_sums = KeptSums(folder / "scoring.json")
+
+    def warn_at_chance(self) -> None:
+        score = self.full_model_info()["metric"]
+        warn_at_chance(self.problem.backbone.config, self.problem.task, self.fixed_examples, score, "reward")
 
     def cost_of(self, setting: str) -> MaskCost:
         if setting not in self._costs:

@@ -98,7 +98,7 @@ class TableScorer(Scorer):
         return Scores(**scores)
 
     def measure_fixed(self, masks: np.ndarray) -> Scores:
-        return TableScorer.measure(self, masks, np.random.default_rng(0))  # draws nothing
+        return TableScorer.measure(self, masks, self.rng)
 
     def reward_without_layers(self) -> float:
         """Return the lowest reward within the budget if the table lacks this mask."""
@@ -109,7 +109,9 @@ class TableScorer(Scorer):
 
     # The rest is for speed: rewards and `info` of all masks are computed once, by `Scorer.score`, and then looked up.
 
-    def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> tuple[np.ndarray, Info]:
+    def score(
+        self, masks: np.ndarray, rng: np.random.Generator | None = None, ended: np.ndarray | None = None
+    ) -> tuple[np.ndarray, Info]:
         rows = self.table.rows(masks)
         if not self._exact or (rows < 0).any():
             return super().score(masks, rng, ended)
@@ -162,7 +164,7 @@ class TableScorer(Scorer):
     def _known(self) -> tuple[np.ndarray, Info]:
         """Rewards and `info` of each mask of the table, by row; they do not count as evaluations."""
         before = self.get_state()
-        known = super().score(self.table.masks, np.random.default_rng(0))  # draws nothing
+        known = super().score(self.table.masks)
         self.set_state(before)
         return known
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from das_gym.agents import Budget, MaskSpace, SearchConfig, SearchResult, search
 from das_gym.agents.searching.racing import Race
-from das_gym.agents.searching.scorer import SCORES, OwnScorer
+from das_gym.agents.searching.scorer import SCORES
 from synthetic import ENV_ID, StopError, check_replays, stop_after
 
 from benchmarks.search.racing import LossTable
@@ -86,7 +86,7 @@ def test_race_compares_masks_off_the_budget_with_those_of_as_many_units():
 
 
 def test_race_of_a_model_agrees_with_its_environment(small_problem):
-    scorer = OwnScorer(EngineScorer(small_problem, {"skip_num": 2}, reward_examples=12))
+    scorer = EngineScorer(small_problem, {"skip_num": 2}, reward_examples=12)
     masks = every_mask(6, 2)
     raced = Race(scorer, MaskSpace(Budget(6, 2)), (1 / 2,), least=6).score(masks)
     rewards, scores = scorer.score(masks)
