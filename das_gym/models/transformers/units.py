@@ -228,11 +228,6 @@ class UnitModel(VLP):
         """Return what a mask skips of decoder layers that it does not skip entirely, `attention` or `mlp`, by position."""
         return {place: kind for place, kind in self.skipped_kinds(mask, JOINT).items() if kind != LAYER}
 
-    def layer_mask(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> np.ndarray:
-        """Return (layers,) bool: which layers, of all that there are, a mask removes, as `prune` takes it."""
-        stack = self.stack if stream == JOINT or self.tower is None else self.tower.stack
-        return np.isin(np.arange(len(stack.layers)), self.removed_layers(mask, stream))
-
     def skip_forwards(self, mask: Sequence[bool] | np.ndarray | None) -> dict[nn.Module, Callable[..., Any]]:
         """Return forwards that skip units in the model's own forward, for `stack.replace_forwards`."""
         found: dict[nn.Module, Callable[..., Any]] = {}
