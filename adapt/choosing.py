@@ -140,7 +140,8 @@ def search_first(
 ) -> SearchResult:
     """Return the result of a search in a folder of a command's run, on all processes; the main one searches.
 
-    A search that has ended there is not repeated. `problem` is the command's own, if it is loaded.
+    A search that has ended there is not repeated. `problem` is the command's own, if it is loaded. Metrics that are logged
+    have names that begin with `prefix`.
     """
     problem = scored_problem(config, problem)
 

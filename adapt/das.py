@@ -205,7 +205,10 @@ def joint_search(
 
 
 def phases(training: Training, splits: Splits[Any], models: int) -> list[Phase]:
-    """Return the phases of the pipeline up to its evaluation, with random masks; the training cannot be used afterwards."""
+    """Return the phases of the pipeline up to its evaluation, where `models` models are fine-tuned; masks are random.
+
+    The training cannot be used afterwards.
+    """
     settings = training.settings
     n_layers = len(training.model.backbone.vlp.layers)
     rng = np.random.default_rng(0)

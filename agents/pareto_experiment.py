@@ -61,7 +61,7 @@ def hypervolume_share(scorer: Scorer, cost: MaskCost, saved: Floats, losses: Flo
 
 
 def search_front(settings: ParetoSettings, run: Run) -> float | None:
-    """Search, draw, print and save; the hypervolume of the front is the result."""
+    """Search, draw, print and save; return the hypervolume of the front, or None for an estimate."""
     entry = env_entry(settings.env_id)
     if entry is None:
         raise ValueError(f"`env_id` is not an environment of das_gym: got {settings.env_id}, {OURS}")

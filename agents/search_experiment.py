@@ -83,7 +83,7 @@ def search_phases(scorer: MaskScorer, config: SearchConfig) -> list[Phase]:
 
 
 def search_mask(settings: SearchSettings, run: Run) -> float | None:
-    """Search a mask; the reward of the mask found is the result."""
+    """Search a mask; return the reward of the mask found, or None for an estimate or a loss that is not finite."""
     check_search(settings)
     scorer = open_scorer(settings.env_id, settings.mask_kwargs)
     if settings.estimate:

@@ -151,7 +151,7 @@ def world_size() -> int:
 
 
 def is_main_process() -> bool:
-    """Return whether this process keeps the run, prints and writes."""
+    """Return True in the one of several processes (`accelerate launch`) that keeps the run, prints and writes."""
     return rank() == 0
 
 

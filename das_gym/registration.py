@@ -282,7 +282,7 @@ def env_entry(id: str) -> EnvEntry | None:
 
 
 def is_tabular(id: str) -> bool:
-    """Return whether an id, or `module:id`, is an environment of das_gym that looks scores up in a table."""
+    """Return True if an id, or `module:id`, is a registered environment of das_gym that looks scores up in a table."""
     return id.rpartition(":")[2] in {*(entry.tabular_id for entry in ENVIRONMENTS.values()), *CHECKPOINT_TABLES}
 
 

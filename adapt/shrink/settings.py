@@ -247,7 +247,7 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings, group="Output"):
         return run_folder / "model" if self.out is None else expand_home(self.out)
 
     def is_saved(self, run_folder: Path) -> bool:
-        """Return whether a run was stopped after its model was saved. Its record may still be `PENDING`."""
+        """Return True if a run was stopped after its model was saved. Its record may still be `PENDING`."""
         has_record = any((run_folder / name).is_file() for name in (PENDING, RECORD))
         return has_record and self.out_folder(run_folder).exists()
 

@@ -118,7 +118,7 @@ class Probes:
 
 
 def has_remote_code(vlm: VLM) -> bool:
-    """Return whether the class of a model or of its processor came with its folder, and was trusted when it was loaded."""
+    """Return True if the class of a model or of its processor came with its folder, and was trusted when it was loaded."""
     return any(type(part).__module__.startswith("transformers_modules.") for part in (vlm.model, vlm.source_processor))
 
 

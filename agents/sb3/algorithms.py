@@ -99,7 +99,7 @@ def import_algorithm(path: str) -> type[BaseAlgorithm]:
 
 
 def is_algorithm(agent: str) -> bool:
-    """Return whether an agent's name is an SB3 algorithm: a key of `ALGORITHMS`, or the "module:class" of one."""
+    """Return True if an agent's name is an SB3 algorithm: a key of `ALGORITHMS`, or the "module:class" of one."""
     if agent in ALGORITHMS or ":" not in agent:
         return agent in ALGORITHMS
     try:

@@ -209,7 +209,7 @@ def _expand_home(word: str) -> str:
 
 
 def is_our_program(program: str) -> bool:
-    """Return whether a command is one of das_gym's; a run folder may name any module."""
+    """Return True for a command of `agents` or `adapt`; the record of a run may name any other."""
     return f"das-{program.partition(' ')[0]}" in SCRIPTS
 
 

@@ -81,7 +81,7 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _is_alive(folder: Path, run: Mapping[str, Any]) -> bool:
-    """Return whether the process of a run is alive.
+    """Return True if the process of a run is alive.
 
     A lock that is held proves it. A free lock disproves it only on the run's own machine, since some shared file systems
     keep locks local. Otherwise the age of the heartbeat decides.

@@ -543,7 +543,7 @@ class RunFolder(FileStorageObserver):
         super().save_cout()
 
     def save_json(self, obj: Any, filename: str) -> None:
-        """Write a file atomically and as plain JSON: tuples become lists. A full disk does not keep a run's status back."""
+        """Write a file atomically and as plain JSON: tuples become lists. On a full disk, `run.json` is overwritten."""
         if self.dir is None:
             return
         path = Path(self.dir) / os.fspath(filename)

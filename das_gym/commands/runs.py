@@ -114,7 +114,7 @@ def lock_folder(folder: Path) -> FileLock:
 
 
 def is_locked(folder: Path) -> bool | None:
-    """Return whether a process has locked a folder; None if it cannot be known: no locks, no permission, or a link."""
+    """Return True if a process has locked a folder; None if it cannot be known: no locks, no permission, or a link."""
     if not (folder / LOCK).exists():
         return False
     if (folder / LOCK).is_symlink():

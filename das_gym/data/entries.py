@@ -262,7 +262,7 @@ class ArrowFormat:
     columns: Mapping[str, str]
 
     def is_in(self, data_root: str | Path) -> bool:
-        """Return whether a data root holds tables of this format, or is one."""
+        """Return True if a data root is a table of this format, or a folder with one, by the names of files."""
         root = expand_home(data_root)
         return root.suffix == ".arrow" or any(any(root.glob(f"{prefix}_*.arrow")) for prefix in self.prefixes)
 

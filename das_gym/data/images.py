@@ -96,7 +96,7 @@ class ImageFile:
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether a folder exists; False for a path that the system rejects, such as one that is too long."""
+    """Return True if a folder exists; False for a path that the system rejects, such as one that is too long."""
     try:
         return path.is_dir()
     except OSError:
@@ -121,7 +121,7 @@ class FolderListings:
     _names: dict[Path, frozenset[str]] = field(default_factory=dict)
 
     def has(self, path: Path) -> bool:
-        """Return whether a file exists."""
+        """Return True if a file exists, or existed when its folder was listed."""
         if path.parent not in self._names:
             self._names[path.parent] = files_in(path.parent)
         return path.name in self._names[path.parent]

@@ -97,7 +97,7 @@ class EncoderCache:
         return found
 
     def has(self, stream: str, key: Any) -> bool:
-        """Return whether the encoder output of a text or an image is in memory."""
+        """Return True if the encoder output of a text or an image is in memory; the cache on disk does not count."""
         return (stream, key) in self._kept
 
     def _keep(self, key: tuple[str, Any], part: Any) -> None:
@@ -204,7 +204,7 @@ class ScoreMemory:
         self._scores.update(list(scores.items())[-self.limit :])
 
     def logits(self, key: tuple[int, int]) -> list[Tensor] | None:
-        """Return the full model's logits, batch by batch, for a hash of examples and a batch size; None if unknown."""
+        """Return the full model's logits, a tensor a batch, for a hash of examples and a batch size; None if unknown."""
         return self._logits.get(key)
 
     def keep_logits(self, key: tuple[int, int], logits: list[Tensor]) -> None:

@@ -265,6 +265,6 @@ ACTION_MODES: dict[str, type[ActionMode]] = {mode.name: mode for mode in (MaskMo
 
 
 def find_action_mode(name: str) -> type[ActionMode]:
-    """Return the action space of that name."""
+    """Return the class of an action space, a key of `ACTION_MODES`; ValueError for another name."""
     check_names([name], ACTION_MODES, "action")
     return ACTION_MODES[name]

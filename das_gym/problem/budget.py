@@ -309,7 +309,7 @@ def pick_budget(
 
 
 def keeps_budget(budget: Mapping[str, Any], mask: Sequence[int], macs_saved: float) -> bool:
-    """Return whether a scored mask, 1 = skipped, satisfies an environment's budget; costs besides MACs are in `costs`."""
+    """Return True if a scored mask, 1 = skipped, satisfies an environment's budget; costs besides MACs are in `costs`."""
     if budget.get("skip_num") is not None and sum(mask) != budget["skip_num"]:
         return False
     for name in SAVED:
@@ -322,10 +322,10 @@ def keeps_budget(budget: Mapping[str, Any], mask: Sequence[int], macs_saved: flo
 
 
 def is_non_negative(value: Any) -> bool:
-    """Return whether a value is a finite number of at least 0."""
+    """Return True for a finite number of at least 0; False for a bool."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 
 
 def is_whole(value: Any) -> bool:
-    """Return whether a value is an integer, and no bool."""
+    """Return True for an integer, also one of numpy; False for a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)

@@ -224,7 +224,7 @@ def reader_options(task: type[Task], settings: Mapping[str, Any]) -> dict[str, A
 
 
 def reads_tokens(task: type[Task]) -> bool:
-    """Return whether `Task.load_splits` takes the model's `tokenizer`, because examples have a number of tokens."""
+    """Return True if `Task.load_splits` takes the model's `tokenizer`, because examples have a number of tokens."""
     return "tokenizer" in inspect.signature(task.load_splits).parameters
 
 
@@ -261,7 +261,7 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
 
 
 def accepts_setting(model: str, setting: str) -> bool:
-    """Return whether the function that loads a model takes a setting."""
+    """Return True if the function that loads a model, a key of `MODELS`, takes a setting."""
     parameters = inspect.signature(find_class(MODELS[model].load)).parameters
     return setting in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 

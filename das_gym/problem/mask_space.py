@@ -94,7 +94,7 @@ class MaskSpace:
 
     @cached_property
     def enumerable(self) -> bool:
-        """Whether the masks can be listed."""
+        """Whether the masks can be listed: there are `MAX_LISTED` or fewer."""
         count = 2**self.n_layers if self.skip_num is None else math.comb(self.n_layers, self.skip_num)
         return count <= MAX_LISTED
 

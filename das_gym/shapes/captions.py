@@ -79,7 +79,7 @@ class RelationFact:
         return f"{self.subject} {self.relation} {self.other}"
 
     def may_be_true(self, scene: Scene) -> bool:
-        """Return whether it is true of the scene, or nearly so."""
+        """Return True if the relation holds in the scene, or fails by less than `RELATION_MARGIN` pixels."""
         by = RELATIONS[self.relation]
         subjects = scene.matching(self.subject.color, self.subject.shape)
         others = scene.matching(self.other.color, self.other.shape)
@@ -145,7 +145,7 @@ class SceneCaption:
         return ", ".join(map(str, self.facts)) + "."
 
     def may_be_true(self, scene: Scene) -> bool:
-        """Return whether it is true of the scene, or nearly so."""
+        """Return True if every fact may be true of the scene."""
         return all(fact.may_be_true(scene) for fact in self.facts)
 
     def changed(self, scene: Scene) -> list[SceneCaption]:
@@ -204,11 +204,11 @@ class _Index:
         self._captions: dict[frozenset[ObjectName], list[SceneCaption]] = defaultdict(list)
 
     def has_scene_for(self, caption: SceneCaption) -> bool:
-        """Return whether a caption is true, or nearly so, of a scene in the index."""
+        """Return True if a caption may be true of a scene in the index."""
         return any(caption.may_be_true(scene) for scene in self._scenes[_names(caption)])
 
     def has_caption_for(self, scene: Scene) -> bool:
-        """Return whether a caption in the index is true, or nearly so, of a scene."""
+        """Return True if a caption in the index may be true of a scene."""
         return any(caption.may_be_true(scene) for names in _pairs_of_names(scene) for caption in self._captions[names])
 
     def add(self, scene: Scene, captions: list[SceneCaption]) -> None:

@@ -183,7 +183,7 @@ class NewImages:
         self._seen: set[bytes] = set()
 
     def add(self, content: bytes) -> bool:
-        """Return whether an image is new, and remember it."""
+        """Return True if a file with these bytes is added for the first time."""
         digest = hashlib.blake2b(content, digest_size=16).digest()
         new = digest not in self._seen
         self._seen.add(digest)

@@ -180,8 +180,8 @@ QUESTION_FAMILIES: dict[str, Callable[[np.random.Generator, Scene], Question | N
 def write_shapes(folder: str | Path, seed: int = 0, train_scenes: int = TRAIN_SCENES, val_scenes: int = VAL_SCENES) -> Path:
     """Write Shapes-VQA in VQAv2's format: questions and annotations JSON, and a folder of JPEG images, per split.
 
-    The same arguments write the same data into `folder`, which is new or empty. Every scene gets a question of each family
-    that applies, and no image occurs twice. The ten annotators of a question agree.
+    The same arguments write the same data into `folder`, which is new or empty (else FileExistsError). Every scene gets a
+    question of each family that applies, and no image occurs twice. The ten annotators of a question agree.
 
     Example:
         >>> from das_gym.shapes.vqa import write_shapes

@@ -92,7 +92,7 @@ class Task(ABC):
 
     @classmethod
     def is_labelled(cls, examples: Sequence[Any]) -> bool:
-        """Return whether the right answers to examples are known."""
+        """Return True if the right answers to all examples are known; by default always."""
         return True
 
     @classmethod

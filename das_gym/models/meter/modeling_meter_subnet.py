@@ -33,7 +33,7 @@ class MeterSubnetConfig(SubnetConfig):
 
 
 class MeterSubnet(METERNetwork, Subnet):
-    """The model and its head."""
+    """METER without the skipped layers, and the head of its task; see `Subnet.forward`."""
 
     config_class = MeterSubnetConfig
 

@@ -78,7 +78,7 @@ class PromptProcessor:
 
     @property
     def takes_images(self) -> bool:
-        """Whether it takes images."""
+        """Whether the processor has a part that reads images; False for that of a text model."""
         return getattr(self.processor, "image_processor", None) is not None
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -28,7 +28,7 @@ from das_gym.models.transformers.units import INPUT_NORMS, LAYER, insert_adapter
 
 
 def has_adapters(model: Any) -> bool:
-    """Return whether a model of transformers has inserted adapters."""
+    """Return True if a model of transformers has adapters of DAS or linear maps."""
     return hasattr(model.config, ADAPTED)
 
 

@@ -27,7 +27,7 @@ class ViltSubnetConfig(SubnetConfig):
 
 
 class ViltSubnet(ViLTNetwork, Subnet):
-    """The model and its head."""
+    """ViLT without the skipped blocks, and the head of its task; see `Subnet.forward`."""
 
     config_class = ViltSubnetConfig
 

@@ -65,7 +65,7 @@ def add_instruction(question: str, instruction: str = SHORT_ANSWER) -> str:
 
 
 def multiple_choice(question: str, context: str, choices: Sequence[str]) -> str:
-    """Return a question with its context (`N/A` if empty, as is usual) and up to 26 lettered choices."""
+    """Return a question with its context (`N/A` if empty, as is usual) and its first 26 choices, lettered."""
     lettered = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
     return add_instruction(f"{question.strip()}\nContext: {context.strip() or 'N/A'}\nOptions: {lettered}", LETTER_ANSWER)
 

@@ -117,7 +117,7 @@ def _warn_of_missing_images(parts: Mapping[str, Sequence[Conversation]], root: P
 
 
 def find_columns(names: Sequence[str], columns: str | None, source: Path) -> tuple[str, str, str]:
-    """Return the names of the columns of image, question and answer among those of a table; see `load_tables`."""
+    """Return the names of the columns of image, question and answer; ValueError if a table lacks one. See `load_tables`."""
     given = None if columns is None else [name.strip() for name in columns.split(",")]
     if given is not None and len(given) != len(COLUMNS):
         raise ValueError(f"wrong `columns`: got {columns!r}, expected three names, IMAGE,QUESTION,ANSWER")

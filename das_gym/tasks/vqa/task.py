@@ -52,7 +52,7 @@ class VQATask(Task):
 
     @classmethod
     def is_labelled(cls, examples: Sequence[VQAExample]) -> bool:
-        """Return whether there are annotators' answers; those of `test2015` are not public."""
+        """Return True if the examples have annotators' answers; those of `test2015` are not public."""
         return any(example.answers for example in itertools.islice(examples, 100))
 
     @classmethod
