@@ -53,7 +53,8 @@ from das_gym.tasks.base import Task
 
 FULL_MODEL_FILE = "full_model_adapter.safetensors"
 
-EVALUATIONS, FEW_LAYERS = 80, 12
+EVALUATIONS = 80
+FEW_LAYERS = 12
 """Masks that `bayes` scores when it searches first, and the most layers of a model to which this number applies. On
 problems of up to 12 layers, half of it finds the best mask in more than 90 % of the searches (LEADERBOARD.md)."""
 

@@ -235,11 +235,11 @@ class JointSearchSettings(RunSettings, group="Pipeline"):
     @cached_property
     def recipe_problem(self) -> ProblemConfig:
         """Model and data with the lengths of the recipe; its image size is for a checkpoint that is given."""
-        text, image = self.problem.max_text_length, self.problem.image_size
+        own = self.problem
         return dataclasses.replace(
-            self.problem,
-            max_text_length=text or self.pipeline.max_text_length,
-            image_size=image or (self.pipeline.image_size if self.problem.checkpoint else None),
+            own,
+            max_text_length=own.max_text_length or self.pipeline.max_text_length,
+            image_size=own.image_size or (self.pipeline.image_size if own.checkpoint else None),
         )
 
 

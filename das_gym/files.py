@@ -41,7 +41,9 @@ METADATA_KEY = "das_gym"
 MANY_FILES = 500
 """From this many files in a folder on, the whole disk is flushed at once, which is faster."""
 
-MIN_UNPACKED, MAX_RATIO, MAX_UNPACKED = 2**28, 16, 2**31
+MIN_UNPACKED = 2**28
+MAX_RATIO = 16
+MAX_UNPACKED = 2**31
 """The arrays of a file may take this many bytes, or this many times those of the file, up to the last number."""
 
 MAX_DESCRIPTION = 2**24

@@ -124,7 +124,8 @@ class SuiteOracle(Oracle):
         self.space = MaskSpace(problem.budget)
         names = dict.fromkeys((*statistics, *statistics_of_removals()))
         self.statistics = {name: self.table.statistic(name).astype(np.float64) for name in names}
-        self.best_reward, self.random_reward = problem.optimum, problem.random_mean
+        self.best_reward = problem.optimum
+        self.random_reward = problem.random_mean
 
     def rewards(self, masks: Masks) -> Floats:
         return self._rewards[self.table.index(masks)]

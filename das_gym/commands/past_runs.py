@@ -55,7 +55,8 @@ def _read(path: Path) -> dict[str, str]:
     """Return the cells of one run; one with damaged files is listed as damaged."""
     folder = path.parent
     try:
-        run, config = read_json(path), read_json(folder / CONFIG)
+        run = read_json(path)
+        config = read_json(folder / CONFIG)
         status = STATES.get(run["status"], str(run["status"]).lower())
         if status == "running" and not _is_alive(folder, run):
             status = "died"

@@ -274,7 +274,8 @@ class RecordedCommand(Generic[Settings]):
         """Return all settings of the run in `folder`; raise RunError where this command cannot resume it with `given`."""
         known = read_json(folder / RUN)
         with explain_damage(folder / RUN, "start a new run"):
-            name, status = str(known["experiment"]["name"]), known["status"]
+            name = str(known["experiment"]["name"])
+            status = known["status"]
         if name != self.name:
             original = format_command(name) if is_our_program(name) else repr(name)
             raise RunError(

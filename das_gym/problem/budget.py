@@ -159,7 +159,8 @@ def given_costs(costs: Mapping[str, Any] | str | None) -> dict[str, MaskCost]:
 
 def _given(setting: str, figures: Mapping[str, Any]) -> MaskCost:
     try:
-        full, unskipped = float(figures["full"]), float(figures["unskipped"])
+        full = float(figures["full"])
+        unskipped = float(figures["unskipped"])
         savings = np.array(figures["savings"], dtype=float)
         if savings.ndim != 1 or not (full > 0 and np.isfinite([full, unskipped, *savings]).all()):
             raise ValueError("`savings` is not a list, a number is not finite, or `full` is not above 0")
