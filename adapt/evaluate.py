@@ -132,12 +132,12 @@ def predict(
 def generate_texts(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max_new_tokens: int) -> list[str]:
     """Return the answers of a model to prompts; TypeError: it cannot generate."""
     vlp = subnet.backbone.vlp
-    entry = next((entry for entry in MODELS.values() if entry.say and isinstance(vlp, find_class(entry.vlp))), None)
+    entry = next((entry for entry in MODELS.values() if entry.generate and isinstance(vlp, find_class(entry.vlp))), None)
     if entry is None:
         raise TypeError(
-            f"a {type(vlp).__name__} cannot generate answers. Register a function that does, as `ModelEntry(say=...)`."
+            f"a {type(vlp).__name__} cannot generate answers. Register a function that does, as `ModelEntry(generate=...)`."
         )
-    return find_class(entry.say)(vlp, subnet.task.processor, prompts, title, max_new_tokens)
+    return find_class(entry.generate)(vlp, subnet.task.processor, prompts, title, max_new_tokens)
 
 
 def batches_with_logits(

@@ -35,7 +35,7 @@ def _check_trainable(settings: Any) -> None:
             raise ValueError(f"`{name}`={value} has no adapters to train: leave it out here, or search with it (`agents`)")
 
 
-def check(settings: AdaptSettings) -> None:
+def check_adapt(settings: AdaptSettings) -> None:
     """Raise for a missing supernet; no model is loaded. The problem of `search_run` is read later."""
     _check_trainable(settings)
     check_choice(settings)
@@ -63,7 +63,7 @@ adapt = RecordedCommand(
     AdaptSettings,
     "das_gym.adapt.adapt_experiment:adapt",
     lambda: {**named_problems(), **agent_configs()},
-    check,
+    check_adapt,
 )
 das = RecordedCommand(
     "adapt das",

@@ -39,7 +39,7 @@ from das_gym.drawing.report import Progress
 from das_gym.envs.scoring import MaskScorer
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.files import replacing
-from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, given_costs, keeps_budget
+from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, given_costs, satisfies_budget
 from das_gym.problem.loading import Problem
 from das_gym.problem.statistic_inputs import measure_activity
 from das_gym.problem.statistics import single_removals
@@ -205,7 +205,7 @@ def search_progress(result: SearchResult) -> Progress | None:
     for turn in result.history:
         for row, share in zip(turn.rows, turn.shares, strict=True):
             reward = row["reward"]
-            allowed = share == 1.0 and keeps_budget(result.env_kwargs, row["mask"], row["macs_saved"])
+            allowed = share == 1.0 and satisfies_budget(result.env_kwargs, row["mask"], row["macs_saved"])
             if reward is not None and allowed:
                 so_far = reward if so_far is None else max(so_far, reward)
             found.rewards.append(reward)

@@ -92,7 +92,7 @@ def answering_scores(checkpoint: str | None, questions: int | None, root: str | 
 
 def supernet_scores(problem_name: str) -> dict[str, Scores]:
     """Return the metrics of the full model of a supernet, with each image and with the mean image."""
-    entry = next(entry for entry in ENVIRONMENTS.values() if entry.bundled and entry.short == problem_name)
+    entry = next(entry for entry in ENVIRONMENTS.values() if entry.is_bundled and entry.short == problem_name)
     config = ProblemConfig(model=entry.model, task=entry.task)
     problem = load_problem(config)
     test = problem.splits.test
@@ -110,7 +110,7 @@ def supernet_scores(problem_name: str) -> dict[str, Scores]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print one line per group, in %."""
     parser = make_parser("bundled_scores", __doc__)
-    supernets = [entry.short for entry in ENVIRONMENTS.values() if entry.bundled and entry.task != "answering"]
+    supernets = [entry.short for entry in ENVIRONMENTS.values() if entry.is_bundled and entry.task != "answering"]
     answering = {"smolvlm_mini": None, **{name: name for name in MODELS["VLM"].named}}
     parser.add_argument("model", nargs="?", default="meter_vqa", choices=[*supernets, *answering])
     parser.add_argument("--questions", type=int, help="number of questions for an answering model; default: all")

@@ -4,7 +4,7 @@
     python -m benchmarks.closed_form --model ViLT          fine-tunes its baseline first
     python -m benchmarks.closed_form --seeds 2             and fine-tunes the mask that each reward prefers
 
-The fine-tuned baseline gets a linear map `x + W normalize(x) + b` for each layer, a ridge regression on hidden states of the
+The fine-tuned baseline gets a linear map `x + W rms_norm(x) + b` for each layer, a ridge regression on hidden states of the
 train split (`das_gym.models.transformers.linear_skips.fit_ridge`): no supernet is trained. All masks of 4 layers are scored
 with the maps, with the layers left out, and with the bundled supernet. Printed are Spearman's correlations with the loss of
 the supernet, the losses of the best masks, and times.
@@ -28,7 +28,7 @@ from benchmarks.fidelity import spearman_with_interval
 from benchmarks.machine import make_parser
 from das_gym.data.splits import Splits
 from das_gym.drawing.report import markdown_table
-from das_gym.models.adapters import LinearSkipAdapter, normalize
+from das_gym.models.adapters import LinearSkipAdapter, rms_norm
 from das_gym.models.base import VLP
 from das_gym.models.transformers.linear_skips import Ridge, fit_ridge
 from das_gym.problem.config import ProblemConfig
@@ -63,7 +63,7 @@ def fit_maps(model: AdaptedModel, examples: Sequence[object]) -> list[Ridge]:
                 stream = vlp.layers[index].stream
                 before = state.hidden[stream]
                 after = vlp.run_layer(index, state, skipped=False)
-                rows, real = vlp.split_rows(state, stream, torch.cat((normalize(before), after - before), dim=-1))
+                rows, real = vlp.split_rows(state, stream, torch.cat((rms_norm(before), after - before), dim=-1))
                 tokens = rows.flatten(0, 1) if real is None else rows[real[:, 0, -1].bool()]
                 pairs[index].append(tuple(tokens.chunk(2, dim=-1)))  # type: ignore[arg-type]
             if stage < len(vlp.stages) - 1:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from benchmarks.machine import make_parser
 from das_gym.drawing.report import markdown_table
 from das_gym.engine.evaluator import Evaluator
-from das_gym.models.adapters import LinearSkipAdapter, SkipAdapter, normalize
+from das_gym.models.adapters import LinearSkipAdapter, SkipAdapter, rms_norm
 from das_gym.models.base import State
 from das_gym.models.transformers.linear_skips import fit_ridge, stream_tokens
 from das_gym.models.transformers.model import VLM
@@ -55,7 +55,7 @@ class Both(nn.Module):
 
 def linear(pairs: Sequence[Pair], rank: int | None = None) -> nn.Module:
     """Return a linear skip adapter, by ridge regression."""
-    ridge = fit_ridge([(normalize(before), after - before) for before, after in pairs], rank)
+    ridge = fit_ridge([(rms_norm(before), after - before) for before, after in pairs], rank)
     width = pairs[0][0].shape[1]
     adapter = LinearSkipAdapter(width, width, rank)
     weights = {"up.weight": ridge.up.T.float(), "up.bias": ridge.bias.float()}

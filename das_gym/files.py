@@ -188,7 +188,7 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"unknown home folder: got {path}, expected a path without `~`") from None
 
 
-def absolute(path: str | os.PathLike[str]) -> Path:
+def absolute_path(path: str | os.PathLike[str]) -> Path:
     """Return a user's path as an absolute one without `~` and `..`. Links keep their names, except before a `..`."""
     parts = expand_home(path).absolute().parts
     up = len(parts) - parts[::-1].index("..") if ".." in parts else 0
@@ -345,7 +345,7 @@ def cache_folder() -> Path:
     """Return the absolute cache folder: DAS_GYM_CACHE, else the operating system's. ValueError if it cannot be one."""
     setting = os.environ.get(CACHE_VARIABLE, "").strip()
     if setting:
-        folder = absolute(setting)
+        folder = absolute_path(setting)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{CACHE_VARIABLE} is not a folder: got {setting}, expected a writable folder")
         return folder

@@ -44,8 +44,8 @@ class ModelEntry:
         options: Settings of `ProblemConfig` that `load` takes in addition.
         tokenizer: Function that loads the tokenizer of a folder, or its "module:name", for tasks that split texts into
             tokens. It is called with the folder, and whether code in it may run.
-        say: Function that answers prompts in words, greedily, or its "module:name"; None if the model cannot. It is called
-            with a pruned model, its processor, prompts, the title of a progress bar and the maximum number of tokens.
+        generate: Function that answers prompts in words, greedily, or its "module:name"; None if the model cannot. It is
+            called with a pruned model, its processor, prompts, the title of a progress bar and the maximum number of tokens.
     """
 
     name: str
@@ -59,7 +59,7 @@ class ModelEntry:
     reads: str = "pairs"
     options: tuple[str, ...] = ("image_size",)
     tokenizer: Any = None
-    say: Any = None
+    generate: Any = None
 
     @property
     def reads_prompts(self) -> bool:
@@ -118,7 +118,7 @@ class EnvEntry:
         return f"{self.id.removesuffix('-v0')}-Tabular-v0"
 
     @property
-    def bundled(self) -> bool:
+    def is_bundled(self) -> bool:
         """Whether model and data are bundled with das_gym, and a supernet if the model needs one."""
         entry = MODELS[self.model]
         if TASKS[self.task].needs_data:
@@ -170,7 +170,7 @@ MODELS: dict[str, ModelEntry] = {
             reads="prompts",
             options=("tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code"),
             tokenizer="das_gym.models.transformers.inputs:load_folder_tokenizer",
-            say="das_gym.models.transformers.generation:generate_answers",
+            generate="das_gym.models.transformers.generation:generate_answers",
         ),
     )
 }

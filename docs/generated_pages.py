@@ -101,7 +101,7 @@ def overview() -> str:
 def environment_page(entry: EnvEntry) -> str:
     """Describe an environment: its parts, a figure if it has a table, and its docstring."""
     needs_data = TASKS[entry.task].needs_data
-    needed = "" if entry.bundled else ", data_root=..." if needs_data else ", supernet=..."
+    needed = "" if entry.is_bundled else ", data_root=..." if needs_data else ", supernet=..."
     facts = {
         "made by": f'`gymnasium.make("{entry.id}"{needed})`, many at once by `gymnasium.make_vec` with `num_envs=...`',
         "model": f"`{entry.model}` ({find_class(MODELS[entry.model].vlp).__doc__.splitlines()[0].rstrip('.')})",

@@ -23,7 +23,7 @@ def test_assets_are_small_in_total():
     assert sum(path.stat().st_size for path in Path(ASSETS).rglob("*") if path.is_file()) < 40e6
 
 
-@pytest.mark.parametrize("entry", [entry for entry in ENVIRONMENTS.values() if entry.bundled], ids=lambda entry: entry.short)
+@pytest.mark.parametrize("entry", [each for each in ENVIRONMENTS.values() if each.is_bundled], ids=lambda entry: entry.short)
 def test_bundled_environments_have_tables_of_their_supernets(entry):
     table = SubnetTable.load(bundled_table(entry.model, entry.task))
     assert table.meta.env_id == entry.id

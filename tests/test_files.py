@@ -13,7 +13,7 @@ import pytest
 
 from das_gym import files
 from das_gym.files import (
-    absolute,
+    absolute_path,
     check_file,
     check_new_folder,
     expand_home,
@@ -119,10 +119,11 @@ def test_at_home_and_absolute(tmp_path, monkeypatch):
     (tmp_path / "far" / "away").mkdir(parents=True)
     (tmp_path / "link").symlink_to("far/away")
     monkeypatch.chdir(tmp_path / "far")
-    assert absolute("../data/x") == tmp_path / "data" / "x"
-    assert absolute(tmp_path / "link" / ".." / "x") == tmp_path / "far" / "x"  # as the system reads it
-    assert absolute("../link/x") == tmp_path / "link" / "x"  # a link keeps its name: in the Hub's cache its target has none
-    assert absolute("..") == tmp_path
+    assert absolute_path("../data/x") == tmp_path / "data" / "x"
+    assert absolute_path(tmp_path / "link" / ".." / "x") == tmp_path / "far" / "x"  # as the system reads it
+    # A link keeps its name: its target in the Hub's cache has none.
+    assert absolute_path("../link/x") == tmp_path / "link" / "x"
+    assert absolute_path("..") == tmp_path
 
 
 def test_check_new_folder(tmp_path):

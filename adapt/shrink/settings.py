@@ -190,12 +190,12 @@ class AnsweringSettings(SearchingSettings, BudgetSettings, group="Search and eva
             raise ValueError(f"`model` must answer in words: got {model}, expected {', '.join(others)}. See `adapt`.")
         check_budget(self.given_budget)
         # A search scores masks with linear maps, too. A given mask needs none but its own, which are fitted later.
-        if self.searches and self.train.closed_form == LINEAR and self.problem.skip is None:
+        if self.scores_masks and self.train.closed_form == LINEAR and self.problem.skip is None:
             object.__setattr__(self, "problem", replace(self.problem, skip=LINEAR))
         object.__setattr__(self, "search", replace(self.search, problem=self.problem, **self.budget))
 
     @property
-    def searches(self) -> bool:
+    def scores_masks(self) -> bool:
         """Whether the command scores masks."""
         return True
 
@@ -238,7 +238,7 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings, group="Output"):
             )
 
     @property
-    def searches(self) -> bool:
+    def scores_masks(self) -> bool:
         """Whether the command scores masks."""
         return self.needs_search
 

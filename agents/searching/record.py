@@ -19,7 +19,7 @@ from das_gym.drawing.architecture import Unit
 from das_gym.engine.scores import Scores
 from das_gym.envs.scoring import MaskScorer
 from das_gym.files import explain_damage, read_json, write_json
-from das_gym.problem.budget import SAVED, Masks, keeps_budget
+from das_gym.problem.budget import SAVED, Masks, satisfies_budget
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import skipped_names
@@ -120,7 +120,7 @@ def spent(turns: Iterable[Turn]) -> float:
 def best_rows(turns: Iterable[Turn], budget: Mapping[str, Any]) -> list[Row]:
     """Return the masks that may be an answer, each once, the best first: scored on all examples and within the budget."""
     rows = [row for turn in turns for row in turn.complete_rows]
-    allowed = [row for row in rows if keeps_budget(budget, row["mask"], row["macs_saved"])]
+    allowed = [row for row in rows if satisfies_budget(budget, row["mask"], row["macs_saved"])]
     distinct: dict[tuple[int, ...], Row] = {}
     # The sort is stable: of masks with the same reward, the one that was scored first is the answer.
     for row in sorted(allowed, key=finite_reward, reverse=True):

@@ -21,7 +21,7 @@ from benchmarks.machine import make_parser
 from benchmarks.make_suite.models import SuiteModel, make_model
 from benchmarks.make_suite.plan import SEED, suite_models
 from das_gym.commands.runs import lock_folder
-from das_gym.files import absolute, write_json
+from das_gym.files import absolute_path, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import unit_latencies
 from das_gym.problem.loading import Problem, build_problem
@@ -145,7 +145,7 @@ def _pretrained_table(id: str, name: str) -> SuiteTable:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the suite."""
     parser = make_parser("make_suite", __doc__)
-    parser.add_argument("--out", type=absolute, required=True, help="folder to write to")
+    parser.add_argument("--out", type=absolute_path, required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=SEED, help="of models and data")
     parser.add_argument("--only", default="", help="make only the models whose names start with this text, and no index")
     options = parser.parse_args(arguments)

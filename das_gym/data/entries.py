@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from das_gym.data.images import IMAGE_HINT, FolderListings, ImageFile, ImageSource, decode_errors
 from das_gym.data.splits import Splits, content_keys, warn_of_repeated_questions, warn_of_shared_images
-from das_gym.files import absolute, check_plain, expand_home, read_json
+from das_gym.files import absolute_path, check_plain, expand_home, read_json
 
 Example = TypeVar("Example")
 
@@ -226,7 +226,7 @@ def check_unique(seen: dict[Any, str], value: Any, name: str, where: str) -> Non
 
 def data_folder(data_root: str | Path, holds: str) -> Path:
     """Return the folder of a data set, absolute; raise FileNotFoundError, with what it should hold, if it is missing."""
-    root = absolute(data_root)
+    root = absolute_path(data_root)
     if not root.is_dir():
         raise FileNotFoundError(f"`data_root` is not a folder: got {str(data_root)!r}, expected a folder with {holds}")
     return root
@@ -268,7 +268,7 @@ class ArrowFormat:
 
     def find(self, data_root: str | Path) -> dict[str, Path]:
         """Return the tables of a data root, or of the table that it is, by split; ValueError for several data sets."""
-        root = absolute(data_root)
+        root = absolute_path(data_root)
         folder = root.parent if root.suffix == ".arrow" else root
         names = [root.name] if root.suffix == ".arrow" else [path.name for path in folder.glob("*.arrow")]
         found = [prefix for prefix in self.prefixes if any(name.startswith(f"{prefix}_") for name in names)]

@@ -317,11 +317,11 @@ class CellImage:
         return decode_image(io.BytesIO(self._buffer()), self.name)
 
     def _buffer(self) -> Any:
-        from das_gym.data.tables import images_in, open_table  # only tables need it
+        from das_gym.data.tables import cell_images, open_table  # only tables need it
 
         table = open_table(self.path, [self.column])
         if self.row < table.num_rows:
-            found = images_in(table[self.column][self.row], self.name)
+            found = cell_images(table[self.column][self.row], self.name)
             image = found[self.index] if self.index < len(found) else b""
             if not self.digest or content_digest(image) == self.digest:
                 return image

@@ -159,7 +159,7 @@ def class_names(schema: pyarrow.Schema, column: str) -> list[str] | None:
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
-def images_in(cell: Any, name: str) -> list[Any]:
+def cell_images(cell: Any, name: str) -> list[Any]:
     """Return the images of a cell, which errors call `name`: each a buffer with the bytes of an image file, or a path.
 
     The cell, a scalar of pyarrow, is an image or a list of images, each a struct of `bytes` and `path`, bytes, or a path.
@@ -168,12 +168,12 @@ def images_in(cell: Any, name: str) -> list[Any]:
     if not cell.is_valid:
         return []
     if types.is_list(cell.type) or types.is_large_list(cell.type) or types.is_fixed_size_list(cell.type):
-        found = [images_in(each, name) for each in cell.values]
+        found = [cell_images(each, name) for each in cell.values]
         if [] in found:
             raise ValueError(f"{name} has an empty place: got {len(found)} images of which number {found.index([])} is null")
         return [image for images in found for image in images]
     if types.is_struct(cell.type) and (fields := [f.name for f in cell.type if f.name in ("bytes", "path")]):
-        return next(filter(None, (images_in(cell[field], name) for field in fields)), [])
+        return next(filter(None, (cell_images(cell[field], name) for field in fields)), [])
     if types.is_binary(cell.type) or types.is_large_binary(cell.type):
         return [cell.as_buffer()]
     if not (types.is_string(cell.type) or types.is_large_string(cell.type)):

@@ -16,7 +16,7 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
 from das_gym.envs.episodes import ScoredEnv, ScoredVectorEnv
 from das_gym.envs.scoring import Info, Scorer
-from das_gym.files import absolute, explain_damage, read_json
+from das_gym.files import absolute_path, explain_damage, read_json
 from das_gym.names import check_arguments, check_names
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, MaskCost, given_costs, pick_budget
 from das_gym.problem.rewards import Objective, find_reward
@@ -304,7 +304,7 @@ def bundled_table(model: str, task: str) -> Path:
 
 def table_path(model: str, task: str, table: str | None = None) -> Path:
     """Return the path of a given table, or of the bundled one."""
-    return bundled_table(model, task) if table is None else absolute(table)
+    return bundled_table(model, task) if table is None else absolute_path(table)
 
 
 def load_table(path: Path) -> SubnetTable:

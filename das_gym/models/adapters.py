@@ -88,14 +88,14 @@ class LinearMap(nn.Module):
 
 
 class LinearSkipAdapter(LinearMap):
-    """Compute `x + W normalize(x) + b`, in place of a layer that is skipped; see `LinearMap` and `normalize`."""
+    """Compute `x + W rms_norm(x) + b`, in place of a layer that is skipped; see `LinearMap` and `rms_norm`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., hidden_size) to the same shape."""
-        return x + super().forward(normalize(x))
+        return x + super().forward(rms_norm(x))
 
 
-def normalize(x: Tensor) -> Tensor:
+def rms_norm(x: Tensor) -> Tensor:
     """Scale (..., hidden_size) vectors to root mean square 1, in float32 at least, as RMSNorm without weights."""
     wide = x if x.dtype == torch.float64 else x.float()
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).to(x.dtype)

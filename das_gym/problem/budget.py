@@ -309,7 +309,7 @@ def pick_budget(
     return Budget(n_layers, skip_num)
 
 
-def keeps_budget(budget: Mapping[str, Any], mask: Sequence[int], macs_saved: float) -> bool:
+def satisfies_budget(budget: Mapping[str, Any], mask: Sequence[int], macs_saved: float) -> bool:
     """Return True if a scored mask, 1 = skipped, satisfies an environment's budget; costs besides MACs are in `costs`."""
     if budget.get("skip_num") is not None and sum(mask) != budget["skip_num"]:
         return False

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.settings import PositiveFloat, PositiveInt, Settings, choice
 from das_gym.commands.trust import REMOTE_CODE
-from das_gym.files import absolute, explain_damage, pickled_strings, read_json
+from das_gym.files import absolute_path, explain_damage, pickled_strings, read_json
 from das_gym.names import nearest_name
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
 
@@ -62,7 +62,7 @@ def setting_path(name: str, value: str, model: str | None = None) -> Path:
     If the file does not exist, the name of a bundled checkpoint (`ModelEntry.others`) stands for its folder: a checkpoint of
     `model`, or of any model if None.
     """
-    path = absolute(value)
+    path = absolute_path(value)
     models = MODELS.values() if model is None else (MODELS[model],)
     named = {each: folder for entry in models for each, folder in entry.named.items()}
     return named[value] if name == "checkpoint" and value in named and not path.exists() else path
@@ -219,7 +219,7 @@ class ProblemConfig(Settings, group="Model and data"):
         """The file of the supernet, None for a search without training; ValueError if one is needed and not bundled."""
         if self.supernet is None and (self.checkpoint is not None or MODELS[self.model].reads_prompts):
             return None
-        return self.supernet or self.bundled(f"{self.task}_supernet.safetensors")
+        return self.supernet or self.bundled_path(f"{self.task}_supernet.safetensors")
 
     @property
     def env_id(self) -> str:
@@ -264,8 +264,8 @@ class ProblemConfig(Settings, group="Model and data"):
         if "dtype" in taken and self.precision != "float32":
             raise ValueError(f"`precision` is not supported by {self.model}: got {self.precision}. Use `dtype` instead.")
 
-    def bundled(self, file: str) -> Path:
-        """Return a bundled file of this model; raise ValueError where it is not bundled."""
+    def bundled_path(self, file: str) -> Path:
+        """Return the path of a bundled file of this model, or with "" of their folder; ValueError if it is not bundled."""
         folder = MODELS[self.model].assets
         if folder is None or not (folder / file).exists():
             needed = (

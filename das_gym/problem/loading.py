@@ -184,7 +184,7 @@ def load_splits(config: ProblemConfig) -> Splits[Any]:
     task = task_class(config.task)
     options = reader_options(task, {"columns": config.columns, "context": config.context})
     if reads_tokens(task):
-        folder = config.tokenizer or config.checkpoint or config.bundled("")
+        folder = config.tokenizer or config.checkpoint or config.bundled_path("")
         load = find_class(MODELS[config.model].tokenizer)
         options["tokenizer"] = load(Path(folder), bool(config.trust_remote_code))
     try:
@@ -234,7 +234,7 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     Warns of parameters that the checkpoint lacks (adapters excepted), and of those that are not used.
     """
     entry = MODELS[config.model]
-    checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled("")
+    checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled_path("")
     given = settings | {name: value for name, value in config.options.items() if name in entry.options}
     for name, value in given.items():
         if not accepts_setting(config.model, name):

@@ -93,7 +93,7 @@ class MaskSpace:
         self.skip_num = budget.skip_num
 
     @cached_property
-    def enumerable(self) -> bool:
+    def is_enumerable(self) -> bool:
         """Whether the masks can be listed: there are `MAX_LISTED` or fewer."""
         count = 2**self.n_layers if self.skip_num is None else math.comb(self.n_layers, self.skip_num)
         return count <= MAX_LISTED
@@ -109,7 +109,7 @@ class MaskSpace:
         """How many masks are allowed; None for a budget by cost over too many layers to count."""
         if self.skip_num is not None:
             return math.comb(self.n_layers, self.skip_num)
-        return len(self.masks) if self.enumerable else None
+        return len(self.masks) if self.is_enumerable else None
 
     def contains(self, masks: Masks) -> Masks:
         """Return (m,) bool: which of the (m, n_layers) masks are allowed."""
@@ -166,14 +166,14 @@ class MaskSpace:
         where no more exist or are found.
         """
         found: dict[bytes, Masks] = {}
-        for source in [draw] if self.enumerable else [draw, lambda: self._any(rng)]:
+        for source in [draw] if self.is_enumerable else [draw, lambda: self._any(rng)]:
             for _ in range(_DRAWS):
                 if len(found) >= n:
                     break
                 mask = source()
                 if mask.tobytes() not in seen:
                     found.setdefault(mask.tobytes(), mask)
-        if len(found) < n and self.enumerable:
+        if len(found) < n and self.is_enumerable:
             others = [mask for mask in self.masks if mask.tobytes() not in seen and mask.tobytes() not in found]
             for index in rng.permutation(len(others))[: n - len(found)]:
                 found[others[index].tobytes()] = others[index]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from das_gym.files import CACHE_VARIABLE, absolute, cache_folder
+from das_gym.files import CACHE_VARIABLE, absolute_path, cache_folder
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def bundled_root(name: str, cache: str | Path | None = None) -> Path:
         ValueError: It cannot be written to `cache`, or to the cache folder if that is None.
     """
     data = BUNDLED[name]
-    folder = (cache_folder() if cache is None else absolute(cache)) / data.folder
+    folder = (cache_folder() if cache is None else absolute_path(cache)) / data.folder
     if folder.is_dir():
         return folder
     try:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.files import absolute
+from das_gym.files import absolute_path
 from das_gym.shapes.scenes import (
     COLORS,
     SHAPES,
@@ -279,7 +279,7 @@ def write_shapes_captions(folder: str | Path, seed: int = 0, scenes: Mapping[str
     The same arguments write the same data into `folder`, which is new or empty. No image occurs twice, and each part has at
     least 4, so that there are 15 captions of other images.
     """
-    folder = absolute(folder)
+    folder = absolute_path(folder)
     check_counts(0, seed=seed)
     check_counts(MIN_SCENES, **{split: scenes.get(split, 0) for split in SCENES})
     entries: list[dict[str, Any]] = []

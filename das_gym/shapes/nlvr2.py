@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from das_gym.files import absolute
+from das_gym.files import absolute_path
 from das_gym.shapes.scenes import (
     COLORS,
     MAX_OBJECTS,
@@ -236,7 +236,7 @@ def write_shapes_nlvr2(
     The same arguments write the same data into `folder`, which is new or empty. A set is four pairs of images and two
     sentences. The reader takes one or more of the directories of train, at least two, as the reward split.
     """
-    folder = absolute(folder)
+    folder = absolute_path(folder)
     train_sets = directories * directory_sets
     check_counts(0, seed=seed)
     check_counts(1, directory_sets=directory_sets, test_sets=test_sets)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageDraw
 
-from das_gym.files import absolute
+from das_gym.files import absolute_path
 from das_gym.shapes.captions import CountFact, SceneCaption, sample_scene_caption
 from das_gym.shapes.scenes import (
     IMAGE_SIZE,
@@ -90,7 +90,7 @@ def write_shapes_snli_ve(folder: str | Path, seed: int = 0, scenes: Mapping[str,
 
     The same arguments write the same data into `folder`, which is new or empty. No image occurs twice.
     """
-    folder = absolute(folder)
+    folder = absolute_path(folder)
     check_counts(0, seed=seed)
     check_counts(1, **{part: scenes.get(part, 0) for part in SCENES})
     images = NewImages()

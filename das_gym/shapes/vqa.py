@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from das_gym.files import absolute
+from das_gym.files import absolute_path
 from das_gym.shapes.scenes import (
     COLORS,
     SHAPES,
@@ -189,7 +189,7 @@ def write_shapes(folder: str | Path, seed: int = 0, train_scenes: int = TRAIN_SC
         >>> (folder / "v2_mscoco_train2014_annotations.json").is_file()
         True
     """
-    folder = absolute(folder)
+    folder = absolute_path(folder)
     check_counts(0, seed=seed)
     check_counts(1, train_scenes=train_scenes, val_scenes=val_scenes)
     images = NewImages()

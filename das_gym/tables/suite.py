@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from das_gym.commands.settings import build
-from das_gym.files import absolute, read_json
+from das_gym.files import absolute_path, read_json
 from das_gym.names import check_names, nearest_name
 from das_gym.problem.budget import SAVED, Budget, MaskCost, is_whole
 from das_gym.problem.rewards import find_reward
@@ -362,7 +362,7 @@ def _joined(parts: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
 
 def read_suite(folder: str | Path | None = None) -> tuple[Path, tuple[SuiteTable, ...]]:
     """Return the folder and the index of a suite; FileNotFoundError without, ValueError for a damaged index."""
-    path = ASSETS / "suite" if folder is None else absolute(folder)
+    path = ASSETS / "suite" if folder is None else absolute_path(folder)
     index = path / SUITE_FILE
     if not index.is_file():
         raise FileNotFoundError(f"no {SUITE_FILE} in {path}; make one by `python -m benchmarks.make_suite --out FOLDER`")

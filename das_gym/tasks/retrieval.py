@@ -42,7 +42,7 @@ from das_gym.data.entries import (
 )
 from das_gym.data.images import CellImage, FolderListings, ImageFile, ImageSource, OneImage
 from das_gym.data.splits import Splits
-from das_gym.files import absolute
+from das_gym.files import absolute_path
 from das_gym.models.inputs import Pair
 from das_gym.shapes import bundled_root
 from das_gym.tasks.base import Gallery, Task, load_head
@@ -145,7 +145,7 @@ def load_captions(data_root: str | Path, on_bad_example: str = "raise") -> Split
     bad = BadExamples(on_bad_example)
     if TABLES.is_in(data_root):
         return _load_tables(TABLES.find(data_root), bad)
-    path, root = _find_file(absolute(data_root))
+    path, root = _find_file(absolute_path(data_root))
     reader = _Reader(root)
     entries = read_list(path, "images")
     read = bad.parse(((f"{path}: images[{n}]", entry) for n, entry in enumerate(entries)), reader.image)

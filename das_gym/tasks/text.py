@@ -21,7 +21,7 @@ from das_gym.commands.progress import progress
 from das_gym.data.entries import BadExamples, check_characters, check_fields, read_entries
 from das_gym.data.splits import LazySequence, Splits, fill_parts, split_off
 from das_gym.data.tables import open_table, plain_rows
-from das_gym.files import absolute, check_plain
+from das_gym.files import absolute_path, check_plain
 from das_gym.models.inputs import Passage
 from das_gym.tasks.answering.files import ALL, part_in_name
 from das_gym.tasks.answering.tables import saved_shards, shards_in
@@ -80,7 +80,7 @@ def find_part_files(data_root: str | Path, suffixes: Sequence[str], formats: str
         FileNotFoundError: `data_root` does not exist.
         ValueError: The folder holds none of these files, or files of several kinds.
     """
-    root = absolute(data_root)
+    root = absolute_path(data_root)
     if not root.exists():
         raise FileNotFoundError(f"`data_root` does not exist: got {str(data_root)!r}, expected {formats}")
     if root.is_file():

@@ -156,7 +156,7 @@ def test_changed_table_is_loaded_again(small_table, tmp_path):
 
 
 def test_only_the_best_mask_reaches_the_reward_threshold():
-    bundled = [*(e.tabular_id for e in ENVIRONMENTS.values() if e.bundled), *CHECKPOINT_TABLES]
+    bundled = [*(e.tabular_id for e in ENVIRONMENTS.values() if e.is_bundled), *CHECKPOINT_TABLES]
     assert set(REWARD_THRESHOLDS) == set(bundled)
     for env_id in bundled:
         env = gymnasium.make(env_id).unwrapped

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from das_gym.problem.budget import SAVED, Budget, MaskCost, given_costs, keeps_budget, pick_budget
+from das_gym.problem.budget import SAVED, Budget, MaskCost, given_costs, pick_budget, satisfies_budget
 
 MACS = MaskCost(full=100, unskipped=105, savings=np.array([30, 20, -5, 10]))
 SCORES = np.array([[0.1, 0.4, 0.3, 0.2], [0.5, -0.1, -0.5, 1.5]])
@@ -57,7 +57,8 @@ def test_pick_budget_takes_every_cost(setting, word):
     masks = np.array([[1, 1, 0, 0], [1, 1, 0, 1], [1, 1, 1, 1]], dtype=bool)
     assert budget.is_feasible(masks).tolist() == [False, True, True]
     told = {**budget.settings, "costs": {setting: cost.as_dict()}}
-    assert [keeps_budget(told, mask, 0.55) for mask in masks.astype(int).tolist()] == [setting == "macs_saved", True, True]
+    satisfied = [satisfies_budget(told, mask, 0.55) for mask in masks.astype(int).tolist()]
+    assert satisfied == [setting == "macs_saved", True, True]
     with pytest.raises(ValueError, match=rf"`{setting}` is out of reach.* 0\.5550 \(55\.50 %\)"):
         pick_budget(4, {setting: 0.6}, lambda name: cost)
 

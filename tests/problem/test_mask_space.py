@@ -37,7 +37,7 @@ def test_mask_space_never_lists_too_many_masks(n_layers, by):
     macs = MaskCost(1000, 1000, np.arange(n_layers) % 7 + 1)
     budget = Budget(n_layers, n_layers // 4) if by == "count" else Budget(n_layers, saved=0.1, cost=macs)
     space, rng = MaskSpace(budget), np.random.default_rng(0)
-    assert not space.enumerable
+    assert not space.is_enumerable
     assert space.size == (math.comb(n_layers, n_layers // 4) if by == "count" else None)
     masks = space.distinct(100, lambda: space.sample(rng), rng)
     assert len(np.unique(masks, axis=0)) == 100

@@ -165,7 +165,7 @@ def test_hash_tensors_distinguishes_bfloat16():
 @pytest.mark.parametrize(("model", "task"), [("ViLT", "vqa"), ("METER", "nlvr2"), ("ViLT", "retrieval")])
 def test_bundled_tables_hold_current_costs(model, task):
     config = ProblemConfig(model=model, task=task)
-    table, problem = SubnetTable.load(config.bundled(f"{task}_table.npz")), build_problem(config)
+    table, problem = SubnetTable.load(config.bundled_path(f"{task}_table.npz")), build_problem(config)
     np.testing.assert_array_equal(table.macs, problem.costs.macs_cost.amounts(table.masks))
     np.testing.assert_allclose(table.statistics, with_statistics(table, problem).statistics, rtol=1e-4, atol=1e-6)
     assert table.meta.macs_full == problem.costs.macs_full

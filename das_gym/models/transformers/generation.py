@@ -28,7 +28,7 @@ LOGIT_TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.0
 def generate_answers(
     subnet: VLM, processor: PromptProcessor, prompts: Sequence[Any], title: str, max_new_tokens: int
 ) -> list[str]:
-    """Generate answers of a fine-tuned subnet, as its exported folder would; see `das_gym.registration.ModelEntry.say`."""
+    """Generate answers of a fine-tuned subnet, as its exported folder would; see `ModelEntry.generate`."""
     from das_gym.models.transformers.inserted_adapters import exportable_subnet
 
     return generate(exportable_subnet(subnet), processor, prompts, title, max_new_tokens=max_new_tokens)

@@ -1,6 +1,6 @@
 """Compute skip adapters in closed form: ridge regression from what a unit reads to what it adds to the hidden states.
 
-A skipped layer becomes `h + W normalize(h) + b`. For all tokens of some calibration examples, `W` and `b` minimize
+A skipped layer becomes `h + W rms_norm(h) + b`. For all tokens of some calibration examples, `W` and `b` minimize
 
     |Y - X W - b|^2 + strength * mean(diag(X^T X)) * |W|^2,
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.commands.progress import progress
-from das_gym.models.adapters import LinearMap, LinearSkipAdapter, normalize
+from das_gym.models.adapters import LinearMap, LinearSkipAdapter, rms_norm
 from das_gym.models.base import State
 from das_gym.models.transformers.driver import real_tokens
 from das_gym.models.transformers.stack import IMAGE, JOINT, as_layer_output, first_input, first_output, replace_forwards
@@ -132,7 +132,7 @@ def _pair(vlm: VLM, index: int, full: State, output: tuple[Tensor, Tensor | None
     hidden, given = output
     stream = vlm.layers[index].stream
     if given is None:
-        read = normalize(stream_tokens(short, stream, short.hidden[stream]))
+        read = rms_norm(stream_tokens(short, stream, short.hidden[stream]))
         return read, stream_tokens(short, stream, hidden) - stream_tokens(short, stream, short.hidden[stream])
     wanted = stream_tokens(full, stream, given)
     before = stream_tokens(full, stream, full.hidden[stream])

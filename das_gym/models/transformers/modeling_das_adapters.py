@@ -3,7 +3,7 @@
     AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
 
 loads it from a folder that holds this file and those that it imports, with torch and transformers alone. With linear maps, a
-removed layer becomes `h + W normalize(h) + b`, a removed attention or MLP `W x + b` of its input `x`. In the other form,
+removed layer becomes `h + W rms_norm(h) + b`, a removed attention or MLP `W x + b` of its input `x`. In the other form,
 that of "Parameter and Computation Efficient Transfer Learning for Vision-Language Pre-trained Models" (arXiv 2309.01479) for
 LLaVA, a kept layer's attention and MLP read `x + A(x)` instead of their normed input `x`, and a removed layer becomes `h +
 A(norm(h))`, with `A(x) = up(relu(down(x)))`.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from das_gym.data.entries import BadExamples, describe_folder, first_few
 from das_gym.data.splits import LazySequence, Splits
-from das_gym.files import absolute
+from das_gym.files import absolute_path
 from das_gym.shapes import bundled_root
 from das_gym.tasks.answering.examples import TRUE_OR_FALSE, AnswerExample, add_instruction
 from das_gym.tasks.answering.files import QUESTIONS, check_companions, data_file, group_by_part, json_files
@@ -99,7 +99,7 @@ def load_answers_part(data_root: str | Path | None, part: str, on_bad_example: s
 
 
 def _existing(data_root: str | Path) -> Path:
-    root = absolute(data_root)
+    root = absolute_path(data_root)
     if not root.exists():
         raise FileNotFoundError(f"`data_root` does not exist: got {str(data_root)!r}, expected a folder with {FORMATS}")
     return root

@@ -17,7 +17,7 @@ from typing import Any
 from das_gym.data.entries import BadExamples, check_text, first_few
 from das_gym.data.images import CellImage, ImageSource, content_digest
 from das_gym.data.splits import Splits
-from das_gym.data.tables import class_names, images_in, open_table, plain_rows, read_schema
+from das_gym.data.tables import cell_images, class_names, open_table, plain_rows, read_schema
 from das_gym.files import explain_damage, read_json
 from das_gym.tasks.answering.examples import (
     IMAGE_MARK,
@@ -175,7 +175,7 @@ def images_of_cell(
 ) -> list[tuple[str, ImageSource]]:
     """Return name and image of each image in a cell, whose `place` is table, row and column: its own, or a file it names."""
     found: list[tuple[str, ImageSource]] = []
-    for number, data in enumerate(images_in(cell, f"{where}: `{place[2]}`")):
+    for number, data in enumerate(cell_images(cell, f"{where}: `{place[2]}`")):
         if isinstance(data, str):
             found.append((plain_name(data), finder.find(data, where)))
         else:

@@ -13,7 +13,7 @@ SMALL = {
     "one layer": MaskSpace(Budget(1, 1)),
     "by cost": MaskSpace(Budget(5, saved=0.25, cost=MaskCost(100, 100, np.full(5, 10)))),
 }
-PAIRS = [(name, space) for name in AGENTS for space in SPACES if name != "exhaustive" or SPACES[space].enumerable]
+PAIRS = [(name, space) for name in AGENTS for space in SPACES if name != "exhaustive" or SPACES[space].is_enumerable]
 
 
 def make(name, space, seed=0, **kwargs):
