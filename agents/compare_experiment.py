@@ -52,8 +52,7 @@ EXPLANATION = (
 
 
 def _search_once(settings: CompareSettings, oracle: Oracle, agent: str, seed: int) -> SearchTrial:
-    own = settings.agent_kwargs.get(agent, {})
-    return run_trial(oracle, agent, seed, settings.evaluations, settings.masks_per_turn, own)
+    return run_trial(oracle, replace(settings.search(agent), seed=seed))
 
 
 def phases(settings: CompareSettings, oracle: Oracle) -> Iterator[Phase]:
@@ -79,7 +78,7 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
     oracle = make_oracle(config.env_id, config.budget, config.all_env_kwargs)
     for agent in settings.agents:  # the settings of the last one, too, before the first one searches
         check_search(settings.search(agent))
-        check_agent(oracle, agent, settings.agent_kwargs.get(agent, {}), settings.masks_per_turn)
+        check_agent(oracle, settings.search(agent))
     if settings.estimate:
         print_estimate(phases(settings, oracle))
         return

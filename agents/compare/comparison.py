@@ -150,18 +150,35 @@ def compare_agents(
         >>> bayes.mean_regret() < random.mean_regret()
         True
     """
-    settings = {agent: (agent_kwargs or {}).get(agent, {}) for agent in agents}
+    kwargs = agent_kwargs or {}
     for agent in agents:
-        check_agent(oracle, agent, settings[agent], masks_per_turn)
-    return judge(oracle, [run_agent(oracle, agent, seeds, evaluations, masks_per_turn, settings[agent]) for agent in agents])
+        check_agent(oracle, search_config(oracle, agent, evaluations, masks_per_turn, kwargs.get(agent, {})))
+    found = [run_agent(oracle, each, seeds, evaluations, masks_per_turn, kwargs.get(each, {})) for each in agents]
+    return judge(oracle, found)
+
+
+def search_config(
+    oracle: Oracle, agent: str, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
+) -> SearchConfig:
+    """Return the settings of a search of an agent on the problem of an oracle, with seed 0. See `compare_agents`."""
+    return SearchConfig(
+        **oracle.space.budget.settings,
+        env_id=oracle.env_id,
+        env_kwargs=dict(oracle.env_kwargs),
+        agent=agent,
+        agent_kwargs=dict(agent_kwargs),
+        evaluations=evaluations,
+        masks_per_turn=masks_per_turn,
+    )
 
 
 def run_agent(
     oracle: Oracle, agent: str, seeds: Sequence[int], evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
 ) -> AgentResult:
     """Run an agent once per seed; an agent that does not depend on the seed runs once. See `compare_agents`."""
+    config = search_config(oracle, agent, evaluations, masks_per_turn, agent_kwargs)
     different = seeds if depends_on_seed(agent) else seeds[:1]
-    trials = [run_trial(oracle, agent, seed, evaluations, masks_per_turn, agent_kwargs) for seed in different]
+    trials = [run_trial(oracle, replace(config, seed=seed)) for seed in different]
     return AgentResult.from_trials(trials if len(trials) == len(seeds) else trials * len(seeds), evaluations)
 
 
@@ -170,34 +187,30 @@ def depends_on_seed(agent: str) -> bool:
     return is_algorithm(agent) or agent_class(agent).draws
 
 
-def run_trial(
-    oracle: Oracle, agent: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
-) -> SearchTrial:
-    """Search once with an agent or an algorithm of Stable-Baselines3. See `compare_agents`."""
-    run_once = _train_once if is_algorithm(agent) else _search_once
-    return run_once(oracle, agent, seed, evaluations, masks_per_turn, agent_kwargs)
+def run_trial(oracle: Oracle, config: SearchConfig) -> SearchTrial:
+    """Search once with an agent or an algorithm of Stable-Baselines3, with the rewards of the oracle."""
+    return _train_once(oracle, config) if is_algorithm(config.agent) else _search_once(oracle, config)
 
 
-def check_agent(oracle: Oracle, agent: str, agent_kwargs: Mapping[str, Any], masks_per_turn: int) -> None:
+def check_agent(oracle: Oracle, config: SearchConfig) -> None:
     """Make an agent and discard it, to find a wrong name or hyperparameter before any agent searches."""
-    if is_algorithm(agent):
-        _train_once(oracle, agent, 0, 1, masks_per_turn, agent_kwargs)
+    if is_algorithm(config.agent):
+        _train_once(oracle, replace(config, evaluations=1))
     else:
-        make_search_agent(agent, oracle.space, 0, agent_kwargs, oracle.statistics, oracle.blocks)
+        make_search_agent(config, oracle.space, oracle.statistics, oracle.blocks)
 
 
-def _search_once(
-    oracle: Oracle, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
-) -> SearchTrial:
-    agent = make_search_agent(name, oracle.space, seed, agent_kwargs, oracle.statistics, oracle.blocks)
+def _search_once(oracle: Oracle, config: SearchConfig) -> SearchTrial:
+    name = config.agent
+    agent = make_search_agent(config, oracle.space, oracle.statistics, oracle.blocks)
     needed = masks_needed(agent.statistics_read, agent.n_layers)
     masks = np.zeros((0, agent.n_layers), dtype=bool)
     rewards = np.zeros(0)
     turns = 0
     seconds = 0.0
-    while (left := evaluations - needed - len(masks)) > 0:
+    while (left := config.evaluations - needed - len(masks)) > 0:
         started = time.process_time()
-        asked = ask(agent, name, min(masks_per_turn, left))
+        asked = ask(agent, name, min(config.masks_per_turn, left))
         seconds += time.process_time() - started
         if len(asked) == 0:  # the agent is done, and may answer with a mask that it did not ask for
             asked = answer(agent, name)[None]
@@ -212,47 +225,35 @@ def _search_once(
         masks = np.concatenate((masks, asked))
         rewards = np.append(rewards, earned)
         turns += 1
-    return _trial_of(oracle, name, seed, masks, rewards, needed, evaluations, 1e3 * seconds / max(turns, 1))
+    return _trial_of(oracle, config, masks, rewards, needed, 1e3 * seconds / max(turns, 1))
 
 
-def _train_once(
-    oracle: Oracle, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
-) -> SearchTrial:
-    """Search with an algorithm of Stable-Baselines3 on `masks_per_turn` parallel environments.
+def _train_once(oracle: Oracle, config: SearchConfig) -> SearchTrial:
+    """Search with an algorithm of Stable-Baselines3 on `config.masks_per_turn` parallel environments.
 
     At the end its answer is the best scored mask or the policy's own, whichever is better. Its time is that of the whole
     training, divided by turns.
     """
     started = time.process_time()
-    config = SearchConfig(
-        **oracle.space.budget.settings,
-        env_id=oracle.env_id,
-        env_kwargs=dict(oracle.env_kwargs),
-        agent=name,
-        agent_kwargs=dict(agent_kwargs),
-        seed=seed,
-        evaluations=evaluations,
-        masks_per_turn=masks_per_turn,
-    )
     result = search(config)
     milliseconds = 1e3 * (time.process_time() - started) / max(len(result.history), 1)
     n_layers = oracle.space.n_layers
     needed = masks_needed(oracle.statistics, n_layers)
     masks = np.array([mask for turn in result.history for mask in turn.masks], dtype=bool).reshape(-1, n_layers)
-    trial = _trial_of(oracle, name, seed, masks, oracle.rewards(masks), needed, evaluations, milliseconds)
+    trial = _trial_of(oracle, config, masks, oracle.rewards(masks), needed, milliseconds)
     final = np.array([result.mask], dtype=bool)
     if oracle.space.contains(final)[0]:  # a policy that never satisfied the budget has no answer
-        trial = replace(trial, improvements=(*trial.improvements, (evaluations, float(oracle.rewards(final)[0]))))
+        trial = replace(trial, improvements=(*trial.improvements, (config.evaluations, float(oracle.rewards(final)[0]))))
     return replace(trial, answer=tuple(result.mask))
 
 
 def _trial_of(
-    oracle: Oracle, agent: str, seed: int, masks: Masks, rewards: Floats, needed: int, evaluations: int, milliseconds: float
+    oracle: Oracle, config: SearchConfig, masks: Masks, rewards: Floats, needed: int, milliseconds: float
 ) -> SearchTrial:
     """Return a search that scored (m, n_layers) masks with (m,) rewards, after `needed` masks for layer statistics."""
     allowed = np.where(oracle.space.contains(masks), rewards, -np.inf)
     before = np.maximum.accumulate(np.append(-np.inf, allowed))[:-1]
     better = np.flatnonzero(allowed > before).tolist()
     answer = masks[better[-1]].astype(int).tolist() if better else [0] * oracle.space.n_layers
-    found = [(needed + row + 1, float(rewards[row])) for row in better if needed + row < evaluations]
-    return SearchTrial(agent, seed, tuple(answer), tuple(found), needed + len(masks), milliseconds)
+    found = [(needed + row + 1, float(rewards[row])) for row in better if needed + row < config.evaluations]
+    return SearchTrial(config.agent, config.seed, tuple(answer), tuple(found), needed + len(masks), milliseconds)

@@ -21,6 +21,7 @@ from das_gym.agents.ask_tell.base import ask
 from das_gym.agents.searching.loop import make_search_agent, run_turn
 from das_gym.agents.searching.racing import STAGES, Race, Z
 from das_gym.agents.searching.scorer import SCORES
+from das_gym.agents.settings import SearchConfig
 
 from benchmarks.machine import keep_arrays, make_parser
 from das_gym.drawing.report import markdown_table
@@ -108,7 +109,7 @@ class Searched:
 def run_search(scorer: MaskScorer, racing: bool, seed: int) -> Searched:
     """Search with `bayes` for `MASKS` masks, with or without racing."""
     space = MaskSpace(Budget(len(scorer.layer_names), SKIPPED))
-    agent = make_search_agent("bayes", space, seed, {}, scorer.layer_statistics, scorer.blocks)
+    agent = make_search_agent(SearchConfig(agent="bayes", seed=seed), space, scorer.layer_statistics, scorer.blocks)
     race = Race(scorer, space) if racing else None
     rows = []
     best = np.inf

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from das_gym.agents.compare.comparison import AgentResult, check_agent, judge, run_agent
+from das_gym.agents.compare.comparison import AgentResult, check_agent, judge, run_agent, search_config
 from das_gym.agents.sb3.algorithms import is_algorithm
 
 import das_gym
@@ -57,7 +57,7 @@ def run_cached(folder: Path | None, problem: SearchProblem, agent: str) -> Agent
 
     def search() -> dict[str, np.ndarray]:
         if agent != OPTUNA:
-            check_agent(oracle, agent, {}, MASKS_PER_TURN)
+            check_agent(oracle, search_config(oracle, agent, problem.evaluations, MASKS_PER_TURN, {}))
         result = (run_optuna if agent == OPTUNA else run_agent)(oracle, agent, *shape)
         return {name: getattr(result, name) for name in ARRAYS}
 

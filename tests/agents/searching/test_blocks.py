@@ -7,6 +7,7 @@ import pytest
 from das_gym.agents import Budget, MaskSpace
 from das_gym.agents.searching.loop import make_search_agent
 from das_gym.agents.searching.scorer import open_scorer
+from das_gym.agents.settings import SearchConfig
 from synthetic import ENV_ID
 
 from benchmarks.assets import main
@@ -32,9 +33,9 @@ def test_next_to_finds_blocks_of_every_bundled_table(path):
 def test_make_search_agent_fills_in_measured_blocks():
     space = MaskSpace(Budget(12, 4))
     tabular, foreign = open_scorer("DAS-METER-VQA-Tabular-v0", {}), open_scorer(ENV_ID, {})
-    agent = make_search_agent("angular", space, 0, {}, {}, tabular.blocks)
+    agent = make_search_agent(SearchConfig(agent="angular"), space, {}, tabular.blocks)
     assert agent.blocks.angular == stored_blocks(TABLES[0], load_table(TABLES[0]))["angular"]
-    assert make_search_agent("bandit", space, 0, {}, {}, foreign.blocks).learning_rate == 20.0
+    assert make_search_agent(SearchConfig(agent="bandit"), space, {}, foreign.blocks).learning_rate == 20.0
     assert foreign.blocks() is None
 
 
