@@ -43,7 +43,7 @@ class MethodVariant:
     rate_of: str | None = None
 
     def make(self, seed: int, n_layers: int) -> Method:
-        """Return the method with its mask."""
+        """Return the method with its settings; with `rate_of`, its mask is drawn by the seed."""
         if self.rate_of is None:
             return make_method(self.method, self.settings)
         mask = np.zeros(n_layers, dtype=int)
@@ -112,8 +112,10 @@ class ComparisonContext:
         method = variant.make(seed, self.n_layers)
         return model, method, method.apply(model, seed)
 
-    def begin(self, model: AdaptedModel, rate: float, seed: int, checkpoint: Path | None = None) -> tuple[StepLoss, Trainer]:
-        """Return what trains a new model."""
+    def make_trainer(
+        self, model: AdaptedModel, rate: float, seed: int, checkpoint: Path | None = None
+    ) -> tuple[StepLoss, Trainer]:
+        """Return the loss and the trainer of a model of `new_model`, with `rate` for all of its parameters."""
         config = dataclasses.replace(self.recipe, learning_rate=rate, head_learning_rate=rate, seed=seed)
         torch.manual_seed(seed)  # methods draw different amounts of random numbers for what they insert
         return make_loss_and_trainer(model, self.splits.train, config, checkpoint, self.encoder)
@@ -123,7 +125,7 @@ class ComparisonContext:
         started = time.perf_counter()
         checkpoint = self.checkpoint(variant.key, rate, seed)
         model, method, updated = self.new_model(variant, seed)
-        step_loss, trainer = self.begin(model, rate, seed, checkpoint)
+        step_loss, trainer = self.make_trainer(model, rate, seed, checkpoint)
         title = f"{variant.title}, {rate:g}, seed {seed}"
         parameters = {id(p): p for module in (model.backbone.vlp, model.head) for p in module.parameters()}
         trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
@@ -176,7 +178,7 @@ def phases(
     counts = [len(seeds) + (len(rates) - 1 if variant.rate_of is None else 0) for variant in variants]
     for variant, count in zip(variants, counts, strict=True):
         model, _, _ = context.new_model(variant, seeds[0])
-        step_loss, trainer = context.begin(model, rates[0], seeds[0])
+        step_loss, trainer = context.make_trainer(model, rates[0], seeds[0])
         steps = count * context.recipe.steps
         yield from training_phases(variant.title, step_loss, trainer, steps, encodes=variant is variants[0])
     scored = dataclasses.replace(context.splits, test=[*context.reward_examples, *context.test_examples])
