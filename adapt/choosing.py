@@ -90,7 +90,7 @@ def choice_from_run(runs_dir: str, run: int, given: Mapping[str, Any], point: in
 
 
 def read_front(path: Path) -> dict[str, Any]:
-    """Return the record of a Pareto front."""
+    """Return the record of a Pareto front, `front.json`; ValueError if it is damaged."""
     record = read_json(path)
     with explain_damage(path, f"run `{format_command('agents pareto')}` again"):
         points = record["points"]

@@ -168,7 +168,7 @@ class Turns:
 
 
 def reward_examples(task: Task, splits: Splits[Any], settings: DASSettings) -> tuple[Any, ...]:
-    """Return the examples that score masks."""
+    """Return the examples on which each turn scores masks, of the split and in the order that the settings name."""
     source = splits.reward if settings.reward_split == "reward" else splits.train
     count = settings.reward_examples
     return shuffled(task, source, count) if settings.reward_shuffled else tuple(source[:count])

@@ -214,7 +214,7 @@ def _generated_scores(settings: EvaluateSettings, subnet: AdaptedModel, examples
 
 
 def prediction_main(settings: PredictSettings) -> None:
-    """Write the answers to the examples."""
+    """Write the answers of a finished run's model to the file `out`, without scores."""
     assert settings.out is not None
     subnet, examples, _ = load(settings)
     answers = predict(subnet, examples, "predicting", max_new_tokens=settings.max_new_tokens)

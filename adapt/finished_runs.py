@@ -85,7 +85,7 @@ class SubnetSettings(PluginSettings):
 
     @cached_property
     def finished(self) -> FinishedRun:
-        """The run."""
+        """The run that `run` and `method` name, read once; see `find_finished` for errors."""
         return find_finished(self.run, self.runs_dir, self.method)
 
 
@@ -199,7 +199,7 @@ class ReportSettings(PluginSettings):
 
     @cached_property
     def folders(self) -> list[Path]:
-        """The folders of the runs."""
+        """The folders of the runs, in the order given; FileNotFoundError for one that does not exist."""
         found = [find_run(self.runs_dir, run) if run.isdecimal() else Path(run) for run in self.runs]
         for folder in found:
             if not folder.is_dir():

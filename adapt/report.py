@@ -62,7 +62,7 @@ class ModelResult:
     macs_saved: float
 
     def record(self) -> dict[str, Any]:
-        """Return JSON values."""
+        """Return the measurements by field, as JSON values."""
         return plain(vars(self))
 
 
@@ -208,7 +208,7 @@ def _thumbnail_url(source: ImageSource) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share in percent."""
+    """Return a share, 0..1, in percent: 0.123 becomes `12.3`."""
     return f"{100 * share:.1f}"
 
 

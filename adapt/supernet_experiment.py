@@ -25,7 +25,7 @@ VOCABULARY = "vocabulary.json"
 
 
 def supernet(settings: SupernetSettings, run: Run) -> None:
-    """Train and write the supernet."""
+    """Train a supernet, write it to `out`, and print the command that searches with it."""
     if settings.estimate:
         print_estimate(phases(settings.train, settings.problem))
         return

@@ -73,7 +73,7 @@ def phases(settings: CompareSettings, oracle: Oracle) -> Iterator[Phase]:
 
 
 def compare_agents(settings: CompareSettings, run: Run) -> None:
-    """Compare, print and save."""
+    """Compare agents and print the table; write record, table and figure into the run's folder."""
     config = settings.search(settings.agents[0])
     oracle = make_oracle(config.env_id, config.budget, config.all_env_kwargs)
     for agent in settings.agents:  # the settings of the last one, too, before the first one searches

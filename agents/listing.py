@@ -18,7 +18,7 @@ WIDE = 200
 
 
 def main(settings: PluginSettings) -> None:
-    """Print all tables."""
+    """Print the names of environments, agents, rewards and statistics, with those of plugins."""
     del settings  # its plugins are imported: their names are listed, too
     console = Console()
     for table in tables():
@@ -27,7 +27,7 @@ def main(settings: PluginSettings) -> None:
 
 
 def tables() -> list[Table]:
-    """Return the tables of all names."""
+    """Return the tables of environments, agents, rewards and statistics."""
     notes = (f"Many objectives: {many_objectives(next(iter(ENVIRONMENTS)))}, and so on.",)
     environments = [
         (entry.id, entry.short, "-" if entry.table is None else entry.tabular_id) for entry in ENVIRONMENTS.values()

@@ -303,7 +303,7 @@ class CompareSettings(EnvironmentSettings, BudgetSettings, group="Comparison"):
             self.search(name)  # checks its settings
 
     def search(self, agent: str) -> SearchConfig:
-        """Return one search with an agent."""
+        """Return the search of an agent with the first seed: on the table, unless `live` is set or there is none."""
         entry = ENVIRONMENTS.get(self.env_id)
         return SearchConfig(
             self.env_id if self.live or entry is None else entry.tabular_id,

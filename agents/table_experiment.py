@@ -43,7 +43,7 @@ TIMED_MASKS = 20
 
 
 def phases(settings: TableSettings, problem: Problem) -> list[Phase]:
-    """Return the phases of making a table."""
+    """Return the phases of making a table; none if Ray's workers score it."""
     if problem.backbone.config is None or problem.backbone.config.workers is not None:
         return []
     examples = table_examples(problem, "reward", settings.reward_examples)
@@ -94,7 +94,7 @@ def count_nodes(masks: np.ndarray, stages: Sequence[Sequence[int]]) -> int:
 
 
 def make_table(settings: TableSettings, run: Run) -> None:
-    """Build, write and summarise the table."""
+    """Score every mask, write the table to `out`, and print a summary; with `estimate`, print the expected time."""
     problem = load_problem(settings.problem)
     masks_up_to(len(problem.layer_names), settings.max_skipped)  # rejects too many
     if settings.estimate:

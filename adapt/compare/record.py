@@ -62,7 +62,7 @@ class Trial:
 
 
 def kept_file(folder: Path, variant: str) -> Path:
-    """Return the file of a variant's model."""
+    """Return the path of the adapter file of a row's best model."""
     return folder / f"{variant}.safetensors"
 
 

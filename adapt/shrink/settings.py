@@ -127,7 +127,7 @@ class RecoveryConfig(Settings, group="Recovery"):
 
     @property
     def num_steps(self) -> int:
-        """The number of training steps; see `for_model`."""
+        """The number of training steps: `steps`, or 800. `for_model` sets fewer for a large model on a CPU."""
         return self.steps or STEPS
 
     def for_model(self, vlm: "VLM") -> "RecoveryConfig":
@@ -243,7 +243,7 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings, group="Output"):
         return self.needs_search
 
     def out_folder(self, run_folder: Path) -> Path:
-        """Return the folder of the smaller model."""
+        """Return the folder of the smaller model: `out`, or `model` in the run's folder."""
         return run_folder / "model" if self.out is None else expand_home(self.out)
 
     def is_saved(self, run_folder: Path) -> bool:

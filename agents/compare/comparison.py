@@ -100,7 +100,7 @@ class AgentResult:
         return np.ma.masked_invalid(self.regret).mean(axis=1).filled(np.inf)
 
     def mean_regret(self) -> float:
-        """Return the mean of `mean_regrets`."""
+        """Return the mean of `mean_regrets`, in the unit of the reward."""
         return float(self.mean_regrets().mean())
 
 

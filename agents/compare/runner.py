@@ -67,7 +67,7 @@ class Comparison(Generic[Trial]):
         return self.trials
 
     def save(self) -> None:
-        """Write the record."""
+        """Write the record of the trials so far."""
         if self.folder is not None and is_main_process():
             record = {"settings": self.settings, "plugins": self.settings["plugins"], "versions": self.versions}
             trials = [asdict(trial) for trial in self.trials]

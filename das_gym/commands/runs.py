@@ -74,7 +74,7 @@ def runs_dir_setting(folder: Path) -> str:
 
 
 def find_run(runs_dir: str | Path, run_id: int | str) -> Path:
-    """Return the folder of a run."""
+    """Return the folder of a run; FileNotFoundError, with the ids that there are, for an unknown one."""
     runs_dir = Path(runs_dir)
     ids = sorted(int(run.parent.name) for run in runs_dir.glob("*/run.json") if run.parent.name.isdecimal())
     if str(run_id) not in map(str, ids):

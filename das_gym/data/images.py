@@ -75,7 +75,7 @@ class ImageFile:
         return str(self.path)
 
     def stamp(self) -> str:
-        """Return size and modification time."""
+        """Return the size of the file in bytes, and its modification time in ns."""
         stat = self.path.stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
@@ -150,7 +150,7 @@ class NoiseImage:
         return ""
 
     def open(self) -> Image.Image:
-        """Return the image."""
+        """Return the image, mode RGB."""
         pixels = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
         return Image.fromarray(pixels)
 

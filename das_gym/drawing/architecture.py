@@ -91,7 +91,7 @@ class Architecture:
 
     @classmethod
     def from_layers(cls, layers: Iterable[Layer], macs: MaskCost | None = None) -> Architecture:
-        """Return the architecture of a model's units."""
+        """Return the architecture of a model's units, with their costs, if known."""
         layers = tuple(layers)
         return cls.from_names([layer.name for layer in layers], [layer.stage for layer in layers], macs)
 

@@ -105,7 +105,7 @@ class NoAdapter(nn.Module):
     """Add nothing: takes the place of a parallel adapter where the bottleneck is 0."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a zero, (1,), that broadcasts."""
+        """Return a zero, (), that broadcasts."""
         return x.new_zeros(())
 
 

@@ -111,7 +111,7 @@ class Site:
 
     @property
     def width(self) -> int:
-        """Width of hidden vectors."""
+        """Width of the hidden vectors that `owner` gives."""
         return int(self.out_layer.out_features)
 
 
@@ -289,7 +289,7 @@ class VLP(nn.Module, ABC):
 
     @abstractmethod
     def skippable_layer(self, index: int) -> SkippableLayer:
-        """Return the module of layer `index`."""
+        """Return layer `index` with its skip adapter, of which `prune` keeps one."""
 
     @abstractmethod
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:

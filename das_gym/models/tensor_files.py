@@ -123,7 +123,7 @@ def _compare(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
-    """Check that weights are finite."""
+    """Raise ValueError for a weight with NaN or infinity; the message has its name and `path`."""
     for name, tensor in tensors:
         if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
             continue

@@ -267,7 +267,7 @@ def accepts_setting(model: str, setting: str) -> bool:
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the device of that name; `auto` is a GPU if there is one."""
+    """Return the device of that name, `auto` = a GPU if there is one; ValueError for one that this machine does not have."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -278,7 +278,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def task_class(name: str) -> type[Task]:
-    """Return the class of the task of that name."""
+    """Return the class of a task, a key of `TASKS`; TypeError if what is registered is no task of that name."""
     task = find_class(TASKS[name].task)
     check_task(task, name)
     return task

@@ -134,7 +134,7 @@ def add_bounded(registry: dict[str, Any], entry: Any, kind: type[Any]) -> None:
 
 
 def find_reward(name: str) -> Reward:
-    """Return the reward of that name."""
+    """Return a reward by its name, a key of `REWARDS`; ValueError for another."""
     check_names([name], REWARDS, "reward", own=True)
     return REWARDS[name]
 

@@ -69,7 +69,7 @@ class QuickGELU(nn.Module):
     rows_at_once = 64
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a tensor of the same shape."""
+        """Return `x * sigmoid(1.702 * x)`, in the memory of `x` unless it needs a gradient."""
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
             return x * torch.sigmoid(1.702 * x)
         x = x.contiguous()

@@ -69,7 +69,7 @@ class IntegerTensor:
 
     @staticmethod
     def unwrap(value: Any) -> Any:
-        """The opposite of `wrap`."""
+        """Return the tensor that `wrap` converted; anything else stays as it is."""
         if not isinstance(value, IntegerTensor):
             return value
         return torch.tensor(value.values, device=value.device, dtype=value.dtype).view(value.shape)
@@ -83,11 +83,11 @@ class ImageBatch(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens of all of them."""
+        """Number of tokens of all images together."""
         return int(torch.Size(self.shape[:-1]).numel())
 
     def call(self, place: int) -> Call:
-        """Return the arguments of a layer."""
+        """Return the arguments with which the layer at a position runs."""
         call = self.calls[place]
         return Call(*tree_map(IntegerTensor.unwrap, (call.args, call.kwargs)))
 
