@@ -97,11 +97,11 @@ def read_front(path: Path) -> dict[str, Any]:
         masks = np.array([each["mask"] for each in points])
         numbers = np.array([[each["saved"], each["loss"]] for each in points], dtype=float)
         if masks.ndim != 2 or not np.isin(masks, (0, 1)).all() or not np.isfinite(numbers).all():
-            raise ValueError("masks or numbers of its points")
+            raise ValueError("a mask is not of 0 and 1, or a number is not finite")
         names_are_strings = all(isinstance(name, str) for each in points for name in each["skipped_layers"])
         have_names = all(isinstance(each, dict) for each in (record["env_kwargs"], record.get("table_settings", {})))
         if not (names_are_strings and isinstance(record["env_id"], str) and have_names):
-            raise TypeError("names or environment")
+            raise TypeError("the environment, or names of layers, are of another type")
     return dict(record)
 
 

@@ -224,7 +224,7 @@ def find_finished(run: int | str, runs_dir: str, method: str | None = None) -> F
         trial = kept_trial(folder, content, method)
         return FinishedRun(kept_file(folder, trial.variant), folder / COMPARISON, content, trial)
     if method is not None:
-        raise ValueError(f"`method` selects a model of a run of `{format_command('adapt compare')}`: got {folder}.")
+        raise ValueError(f"`method` is for runs of `{format_command('adapt compare')}`: got {folder}. Leave it out.")
     record = find_record(folder)
     if record is not None:
         return FinishedRun(folder / SUBNET_FILE, record, read_json(record))
@@ -234,7 +234,7 @@ def find_finished(run: int | str, runs_dir: str, method: str | None = None) -> F
         raise ValueError(f"`run` is a run of `{format_command('adapt shrink')}`: got {run}. Give its model, run={out}.")
     content = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "model_type" not in content:  # an unfinished run has a config.json, too
-        raise FileNotFoundError(f"`run` is not a finished run: there is no {RECORD} or {JOINT_RECORD} in {folder}.")
+        raise FileNotFoundError(f"`run` is not a finished run: {folder} has no {RECORD} or {JOINT_RECORD}. Resume it.")
     return FinishedRun(folder, None, content)
 
 

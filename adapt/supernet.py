@@ -126,7 +126,7 @@ def _labelled_task(kind: type[Task], processor: Processor, splits: Splits[Any], 
     default = kind.choose_labels(splits, config.min_answer_count)
     task = kind(processor, labels or default)
     if labels and not default:
-        raise ValueError(f"`vocabulary` is not supported by {kind.name}: got {config.vocabulary}, but it has no answers.")
+        raise ValueError(f"`vocabulary` is not supported by {kind.name}: got {config.vocabulary}. Leave it out.")
     if labels and not task.covers_labels(splits.train):
         raise ValueError(
             f"`vocabulary` does not fit the data: {config.vocabulary} has no answer for more than half of the training "

@@ -102,7 +102,7 @@ class SearchConfig(BudgetSettings, group="Search"):
         if set(self.budget.values()) == {None}:
             raise ValueError(f"`skip_num` is None. Give it, or one of {', '.join(SAVED)}: agents need a budget")
         if self.action is not None:
-            raise ValueError(f"agent {self.agent!r} has no setting `action`; it is for {', '.join(ALGORITHMS)}")
+            raise ValueError(f"agent {self.agent!r} has no setting `action`, unlike {', '.join(ALGORITHMS)}. Leave it out.")
         check_hyperparameters(self.agent, self.agent_kwargs)
         least = agent_class(self.agent).min_masks
         if self.masks_per_turn < least:
@@ -218,7 +218,7 @@ class ParetoSettings(EnvironmentSettings, group="Search"):
         super().__post_init__()
         batches = self.env_kwargs.get("reward_batches", "fixed")
         if batches != "fixed":
-            raise ValueError(f"`reward_batches` has to be 'fixed' for a front: got {batches!r}")
+            raise ValueError(f"`reward_batches` is not supported for a front: got {batches!r}. Leave it out.")
 
     @property
     def search(self) -> SearchConfig:

@@ -39,7 +39,7 @@ def export_answering(
     vlm = subnet.backbone.vlp
     config = subnet.backbone.config
     if not isinstance(vlm, VLM) or config is None:
-        raise TypeError(f"export needs a transformers model: got {type(vlm).__name__}.")
+        raise TypeError(f"export needs a transformers model here: got {type(vlm).__name__}, expected a VLM.")
     smaller = exportable_subnet(vlm)
     source = weights_folder(config)
     dtypes = source_dtype(source), vlm.model.dtype, wanted_dtype

@@ -77,9 +77,9 @@ class Method(Settings, ABC):
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
         """Check that a model can be recovered by this method; it is not changed."""
         if self.remaining:
-            raise ValueError(f"{self.title} cannot recover a model: it leaves {self.remaining}, which cannot be saved.")
+            raise ValueError(f"{self.title} cannot recover a model: {self.remaining} cannot be saved. Use recover=lora.")
         if not self.insert(meta_twin(vlp)):
-            raise ValueError(f"{self.title} cannot recover a model: it trains only the head.")
+            raise ValueError(f"{self.title} cannot recover a model: it trains only the head. Use recover=lora.")
 
     def merged_weights(self, vlp: VLP) -> list[nn.Parameter]:
         """Return the weights of a trained model that `finish` changes; by default none."""
@@ -118,7 +118,7 @@ class Method(Settings, ABC):
 
     def _check_trains(self, vlp: VLP, trains: bool) -> None:
         if not trains:
-            raise ValueError(f"{self.title}: nothing would train, since a {type(vlp).__name__} has its own head.")
+            raise ValueError(f"{self.title}: nothing would train, since a {type(vlp).__name__} has its own head. Use lora.")
 
 
 def copy_parameters(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:

@@ -52,7 +52,7 @@ def check_loaded(settings: AnsweringSettings, problem: Problem, choice: Choice |
             f"`metric` scores generated answers, which {name} does not have: got {settings.metric}. Leave it out."
         )
     if settings.train.targets == "teacher" and not problem.task.generates:
-        raise ValueError(f"`targets` must be reference for {problem.task.name}, which has no answers: got teacher.")
+        raise ValueError(f"`targets` is for answers, which {problem.task.name} does not have: got teacher. Leave it out.")
     if choice is None:
         _check_budget_leaves_a_layer(as_vlm(problem), make_budget(settings, problem, settings.budget))
     elif not as_vlm(problem).check_mask(choice.mask).any():
@@ -237,5 +237,5 @@ def make_budget(settings: AnsweringSettings, problem: Problem, budget: Mapping[s
 def as_vlm(problem: Problem) -> VLM:
     """Return the problem's model; TypeError if it is not of transformers."""
     if not isinstance(problem.vlp, VLM):
-        raise TypeError(f"shrink needs a transformers model: got {type(problem.vlp).__name__}.")
+        raise TypeError(f"shrink needs a transformers model: got {type(problem.vlp).__name__}. Use `adapt`.")
     return problem.vlp

@@ -139,7 +139,7 @@ class LiveOracle(Oracle):
         self.env_kwargs = dict(env_kwargs or {})
         batches = self.env_kwargs.get("reward_batches", "fixed")
         if batches != "fixed":
-            raise ValueError(f"`reward_batches` has to be 'fixed' to compare agents: got {batches!r}")
+            raise ValueError(f"`reward_batches` is not supported here: got {batches!r}, expected 'fixed'. Leave it out.")
         env = make_scored(env_id, {**budget, **self.env_kwargs})
         self.space = MaskSpace(env.scorer.budget)
         self.statistics = env.scorer.layer_statistics

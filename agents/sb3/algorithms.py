@@ -94,7 +94,7 @@ def import_algorithm(path: str) -> type[BaseAlgorithm]:
         hint = ". Run pip install 'das_gym[sb3]'" if path.startswith("sb3_contrib") else ""
         raise ValueError(f"algorithm {error}{hint}") from error
     if not (isinstance(cls, type) and issubclass(cls, BaseAlgorithm)):
-        raise ValueError(f"algorithm {path!r} is not a subclass of stable_baselines3's BaseAlgorithm")
+        raise ValueError(f"algorithm {path!r} is no algorithm: expected a subclass of stable_baselines3's BaseAlgorithm")
     return cls
 
 

@@ -325,4 +325,4 @@ class CellImage:
             image = found[self.index] if self.index < len(found) else b""
             if not self.digest or content_digest(image) == self.digest:
                 return image
-        raise ValueError(f"{self.name} has changed since it was loaded")
+        raise ValueError(f"{self.name} has changed since it was loaded. Start a new process.")

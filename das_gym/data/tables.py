@@ -134,7 +134,7 @@ def _arrow_copy(path: Path) -> Path:
             for batch in _parquet_batches(path):
                 writer.write_batch(batch)
                 if sink.tell() > limit:
-                    raise ValueError(f"{path} unpacks to too much: got more than {limit} bytes")
+                    raise ValueError(f"{path} unpacks to more than {limit} bytes. Divide it into shards.")
     return copy
 
 
@@ -170,7 +170,7 @@ def cell_images(cell: Any, name: str) -> list[Any]:
     if types.is_list(cell.type) or types.is_large_list(cell.type) or types.is_fixed_size_list(cell.type):
         found = [cell_images(each, name) for each in cell.values]
         if [] in found:
-            raise ValueError(f"{name} has an empty place: got {len(found)} images of which number {found.index([])} is null")
+            raise ValueError(f"{name} has an empty place: image {found.index([])} of {len(found)} is null. Remove it.")
         return [image for images in found for image in images]
     if types.is_struct(cell.type) and (fields := [f.name for f in cell.type if f.name in ("bytes", "path")]):
         return next(filter(None, (cell_images(cell[field], name) for field in fields)), [])

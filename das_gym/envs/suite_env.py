@@ -161,7 +161,7 @@ class SuiteEpisodes(Episodes):
         saved = {name: self.suite.saved_of(name) for name in costs}
         for name, shares in saved.items():
             if np.isnan(shares).any():
-                raise ValueError(f"`{name}` is not supported: a table of this suite does not hold the {SAVED[name]}")
+                raise ValueError(f"`{name}` is not supported: a table of this suite lacks the {SAVED[name]}. Leave it out.")
         self.costs += [name for name in saved if name not in ("macs_saved", *self.costs)]
         return [(shares.min(), shares.max()) for shares in (self.suite.scaled, *saved.values())]
 

@@ -62,7 +62,7 @@ class TableScorer(Scorer):
         self._rows_known: dict[bytes, tuple[float, dict[str, Any]]] = {}
         self.observation()  # raises for a statistic that the table does not know
         if self.objective.reward.needs_divergences and np.isnan(table.values("divergence", split)).any():
-            raise ValueError(f"`reward` is not supported: {reward} needs divergences, which this table lacks")
+            raise ValueError(f"`reward` is not supported: {reward} needs divergences, which this table lacks. Give another.")
 
     def cost_of(self, setting: str) -> MaskCost:
         """Return a cost that the table holds; ValueError if it lacks it."""
@@ -185,7 +185,7 @@ class ExampleScorer(TableScorer):
         super().__init__(table, **others)
         if self.objective.reward.needs_divergences:
             name = self.objective.reward.name
-            raise ValueError(f"`reward` is not supported: {name} needs divergences, which tables hold only as means")
+            raise ValueError(f"`reward` is not supported: {name} needs divergences of each example. Give another.")
         self._each = table.examples[self.split]
         total = len(self._each.keys)
         self.draw_batches(reward_batches, total if reward_examples is None else reward_examples, total)

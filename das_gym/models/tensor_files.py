@@ -56,7 +56,7 @@ def read_tensors(path: str | Path) -> TensorFile:
             _compare(weights, file.tensors, {}, about[CHECKSUM])
         return dataclasses.replace(file, path=path, config=config)
     if not path.is_file():
-        raise ValueError(f"{path} is neither a file nor a folder")
+        raise ValueError(f"{path} is neither a file nor a folder: expected a checkpoint")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     check_archive(path)
@@ -68,7 +68,7 @@ def read_safetensors(path: Path) -> TensorFile:
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
-        raise FileNotFoundError(f"no file at {path}")
+        raise FileNotFoundError(f"no file at {path}: expected a safetensors file")
     check_bundled(path)
     try:
         with safe_open(path, "pt", backend="pread") as file:

@@ -187,7 +187,7 @@ class ChoicesTask(AnsweringTask):
 
     def _passage(self, example: AnswerExample, option: str) -> Passage:
         if example.images:
-            raise ValueError(f"{example.key}: the question has an image, but the model reads only text")
+            raise ValueError(f"{example.key}: the question has an image, but the model reads only text. Remove it.")
         asked = f"Question: {example.question}\nAnswer:" if example.question.endswith("?") else example.question
         tokenizer = self.processor.tokenizer
         # The harness's way: the whole is tokenized, since a tokenizer may join the end of one part with the other.

@@ -253,7 +253,7 @@ class TextTask(TokenTask):
         windows = {name: split_into_windows(part, tokenizer, size) for name, part in parts.items()}
         short = [name for name, part in windows.items() if not len(part)]
         if short:
-            raise ValueError(f"{data_root} holds no text of two or more tokens in {' and '.join(short)}")
+            raise ValueError(f"{data_root} holds no text of two or more tokens in {' and '.join(short)}. Give longer texts.")
         return Splits(windows["train"], windows["reward"], windows["test"], documents.left_out)
 
     @classmethod

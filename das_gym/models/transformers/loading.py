@@ -272,7 +272,7 @@ def auto_class(config: Any) -> Any:
 def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
     auto = auto_class(config)
     if auto is None:
-        raise ValueError(f"{folder} holds a {config.model_type}, which does not generate text.")
+        raise ValueError(f"{folder} holds a {config.model_type}, which does not generate text. Give another model.")
     try:
         with bars_on_terminals():
             model, report = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
