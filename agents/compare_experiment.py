@@ -51,10 +51,6 @@ EXPLANATION = (
 )
 
 
-def _search_once(settings: CompareSettings, oracle: Oracle, agent: str, seed: int) -> SearchTrial:
-    return run_trial(oracle, replace(settings.search(agent), seed=seed))
-
-
 def phases(settings: CompareSettings, oracle: Oracle) -> Iterator[Phase]:
     """Yield the phases of a comparison: on a table the searches of each agent, else the masks that all of them score."""
     counts = {agent: settings.seeds if depends_on_seed(agent) else 1 for agent in settings.agents}
@@ -66,7 +62,7 @@ def phases(settings: CompareSettings, oracle: Oracle) -> Iterator[Phase]:
 
     def run_search(agent: str, count: int) -> None:
         del count  # one search stands for all
-        _search_once(settings, oracle, agent, settings.seed)
+        run_trial(oracle, settings.search(agent))
 
     for agent, count in counts.items():
         yield Phase(agent, count, partial(run_search, agent))
@@ -94,7 +90,9 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
 
     def search(variant: str, seed: int) -> SearchTrial:
         known = None if depends_on_seed(variant) else comparison.find(variant=variant)
-        return _search_once(settings, oracle, variant, seed) if known is None else replace(known, seed=seed)
+        if known is not None:
+            return replace(known, seed=seed)
+        return run_trial(oracle, replace(settings.search(variant), seed=seed))
 
     cells = grid_cells(settings.agents, range(settings.seed, settings.seed + settings.seeds))
     trials = comparison.run(cells, len(cells), search)

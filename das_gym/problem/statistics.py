@@ -70,14 +70,8 @@ def _depth(inputs: StatisticInputs) -> np.ndarray:
     return np.array([layer.stage / max(len(vlp.stages) - 1, 1) for layer in vlp.layers])
 
 
-def _macs_share(inputs: StatisticInputs) -> np.ndarray:
-    return inputs.costs.layer_macs / inputs.costs.macs_full
-
-
-def _parameters_share(inputs: StatisticInputs) -> np.ndarray:
-    return inputs.costs.layer_parameters / inputs.costs.parameters_full
-
-
+MACS_SHARE = "MACs of the layer / MACs of the model"
+WEIGHTS_SHARE = "parameters of the layer / parameters of the model"
 TAYLOR = "E <dL/dh_out, h_skipped - h_out>: leave_one_out to first order, nats (arXiv 1906.10771)"
 FISHER = "root mean square over rows of <dL/dh_out, h_skipped - h_out>, nats (arXiv 1801.05787)"
 ALONE = "loss with the layer alone skipped - loss of the full model, nats (SLEB, arXiv 2402.09025)"
@@ -87,8 +81,8 @@ STATISTICS: dict[str, Statistic] = {
     for statistic in (
         Statistic("stream", "0 for the text (or only) stream, 1 for the image stream", 0, 1, _stream),
         Statistic("depth", "stage / (number of stages - 1)", 0, 1, _depth),
-        Statistic("macs_share", "MACs of the layer / MACs of the model", 0, 1, _macs_share),
-        Statistic("parameters_share", "parameters of the layer / parameters of the model", 0, 1, _parameters_share),
+        Statistic("macs_share", MACS_SHARE, 0, 1, lambda m: m.costs.layer_macs / m.costs.macs_full),
+        Statistic("parameters_share", WEIGHTS_SHARE, 0, 1, lambda m: m.costs.layer_parameters / m.costs.parameters_full),
         _of_activity("block_influence_pooled", 2, "1 - E cos(h_in, h_out) at the pooled token (ShortGPT, arXiv 2403.03853)"),
         _of_activity("block_influence_tokens", 2, "1 - E cos(h_in, h_out) over real tokens (ShortGPT, arXiv 2403.03853)"),
         _of_activity("residual_norm", 100, "E |h_out - h_in| / |h_in| over real tokens (EvoPress, arXiv 2410.14649)"),
