@@ -24,7 +24,7 @@ from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_das_adapters import add_adapters
 from das_gym.models.transformers.stack import ATTENTION_NAMES, JOINT, MLP_NAMES, child, child_name, find_decoder, module_path
 from das_gym.models.transformers.tower import find_projectors
-from das_gym.models.transformers.units import INPUT_NORMS, LAYER, insert_adapters, strip_adapters
+from das_gym.models.transformers.units import INPUT_NORMS, LAYER, insert_layer_adapters, strip_adapters
 
 
 def has_adapters(model: Any) -> bool:
@@ -178,7 +178,7 @@ def full_model_with_adapters(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
     masked = VLM(share_copy(full.model), capabilities=full.capabilities)
     masked.insert_adapters(settings["bottleneck"], settings["skip_bottleneck"])
     for place in masked.capabilities.protected:  # `smaller` has adapters in every layer that it keeps
-        insert_adapters(masked.stack.layers[place], masked.feature_size, settings["bottleneck"], None)
+        insert_layer_adapters(masked.stack.layers[place], masked.feature_size, settings["bottleneck"], None)
     for mine, its in _pairs(masked, smaller, mask):
         mine.to(its.down.weight).load_state_dict(its.state_dict())
     return masked.eval()

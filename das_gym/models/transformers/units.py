@@ -168,7 +168,7 @@ class UnitModel(VLP):
             unit = SkippedLayer(norm, adapter.to(next(layer.parameters()).device))
             unit.norm.requires_grad_(False)  # a copy of the layer's
             self.skippable_layer(index).skip_adapter = unit
-            insert_adapters(layer, self.feature_size, bottleneck or inside, generator)
+            insert_layer_adapters(layer, self.feature_size, bottleneck or inside, generator)
         self.tunable = TUNABLE
 
     def sites(self, index: int) -> tuple[Site, ...]:
@@ -310,7 +310,7 @@ def missing_parts(layer: nn.Module) -> str | None:
     return f"A {type(layer).__name__} has no {', no '.join(missing)} under a known name for adapters." if missing else None
 
 
-def insert_adapters(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> None:
+def insert_layer_adapters(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> None:
     """Insert adapters before attention and MLP of a layer."""
     for names in (ATTENTION_NAMES, MLP_NAMES):
         adapter = input_adapter(hidden_size, bottleneck, generator).to(next(layer.parameters()).device)
@@ -318,7 +318,7 @@ def insert_adapters(layer: nn.Module, hidden_size: int, bottleneck: int, generat
 
 
 def strip_adapters(layer: nn.Module) -> None:
-    """Undo `insert_adapters`."""
+    """Undo `insert_layer_adapters`."""
     for part in layer.children():
         if hasattr(part, "das_adapter"):
             del part.das_adapter
