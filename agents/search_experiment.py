@@ -85,9 +85,8 @@ def search_phases(scorer: MaskScorer, config: SearchConfig) -> list[Phase]:
 def search_mask(settings: SearchSettings, run: Run) -> float | None:
     """Search a mask; return the reward of the mask found, or None for an estimate or a loss that is not finite."""
     check_search(settings)
-    scorer = open_scorer(settings.env_id, settings.mask_kwargs)
     if settings.estimate:
-        print_estimate(search_phases(scorer, settings))
+        print_estimate(search_phases(open_scorer(settings.env_id, settings.mask_kwargs), settings))
         return None
     folder = run_folder(run)
     result = search_in_run(settings, run, folder, settings.resume is not None)
