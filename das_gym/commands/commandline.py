@@ -400,6 +400,7 @@ def _setting_lines(cls: type, field: dataclasses.Field[Any], name: str, value: A
 
 
 def _wrap(text: str, indent: str) -> list[str]:
+    text = localize_commands(text)  # before a line break comes into a command
     return textwrap.wrap(text, WIDTH, break_on_hyphens=False, initial_indent=indent, subsequent_indent=indent)
 
 

@@ -13,7 +13,16 @@ from das_gym.adapt import run_commands
 from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.agents.commands import PROGRAM as AGENTS
 
-from das_gym.commands.commandline import Command, Program, UsageError, format_command, parse, read_settings, setting_words
+from das_gym.commands.commandline import (
+    Command,
+    Program,
+    UsageError,
+    format_command,
+    parse,
+    read_settings,
+    setting_words,
+    settings_text,
+)
 from das_gym.commands.runs import PluginSettings
 from tests.registered import as_before
 
@@ -53,6 +62,22 @@ def program_of(function: str) -> Program:
     """Return a program with one function of this module."""
     command = Command(f"{__name__}:{function}", "", "", settings=f"{__name__}:Numbers", positional="paths")
     return Program("agents", {"see": command}, default_command="see")
+
+
+@dataclass(frozen=True)
+class Described(PluginSettings):
+    """Settings of a test.
+
+    Attributes:
+        one: A description that is as long as a line is wide: `python -m agents list` prints names.
+    """
+
+    one: int = 1
+
+
+def test_commands_in_descriptions_are_as_typed_here_across_line_breaks():
+    text = " ".join(settings_text(Described, {"one": 1, "plugins": ()}).split())
+    assert f"`{format_command('agents list')}` prints names" in text
 
 
 def test_parse_builds_settings():
