@@ -188,11 +188,12 @@ def format_estimate(found: Sequence[Measurement], before: int) -> str:
 
 def format_duration(seconds: float) -> str:
     """Return a time such as `45 s`, `2 min 5 s` or `3 h 20 min`."""
+    seconds = round(seconds)
     if seconds < 60:
-        return f"{seconds:.0f} s"
+        return f"{seconds} s"
     if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
 def peak_bytes() -> int:

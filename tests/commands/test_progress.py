@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from das_gym.commands.progress import Measurement, Phase, format_estimate, print_estimate, progress
+from das_gym.commands.progress import Measurement, Phase, format_duration, format_estimate, print_estimate, progress
 from das_gym.names import escape_control_chars
 
 
@@ -161,3 +161,11 @@ def test_an_estimate_frees_each_phase_before_the_next(capsys):
     assert capsys.readouterr().out.startswith("estimate: 1 s (a 1 s, b 1 s), peak memory ")
     print_estimate([])
     assert capsys.readouterr().out == "estimate: no model has to run\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(59.4, "59 s"), (59.6, "1 min 0 s"), (119.7, "2 min 0 s"), (3599.6, "1 h 0 min"), (12_000, "3 h 20 min")],
+)
+def test_durations_are_rounded_before_they_are_split(seconds, words):
+    assert format_duration(seconds) == words
