@@ -229,7 +229,7 @@ def _print_numbers(found: Evaluation, title: str) -> None:
     Table(("", "%"), rows, title).print()
     perplexity = found.numbers.get("perplexity")
     print(f"loss {found.loss:.4f} nats" + ("" if perplexity is None else f", perplexity {perplexity:,.2f}"))
-    if "ceiling" in found.numbers:
+    if found.numbers.get("ceiling", 1) < 1:
         print(f"at most {100 * found.numbers['ceiling']:.2f} %: the other answers are not in the vocabulary")
     if found.numbers.get("blank"):
         print(f"questions without an answer, which score 0: {found.numbers['blank']:,.0f}")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet, save
+from das_gym.adapt.evaluate import evaluation_main
 from das_gym.adapt.finetune import new_subnet
 from das_gym.adapt.finished_runs import RECORD, SUBNET_FILE, EvaluateSettings, PredictSettings
 
@@ -79,6 +80,12 @@ def test_evaluate_names_a_damaged_record_of_shrink(tmp_path, content):
 def test_an_unwritable_out_is_named_before_the_model_is_loaded(folder, settings, others):
     with pytest.raises(ValueError, match="`out` is not writable: got /proc/x"):
         settings(run=str(folder), out="/proc/x", **others)
+
+
+def test_evaluate_prints_a_ceiling_only_where_answers_are_missing(subnet, folder, capsys):
+    evaluation_main(EvaluateSettings(run=str(folder), split="train", limit=2))  # the vocabulary is that of these answers
+    assert "accuracy" in (printed := capsys.readouterr().out)
+    assert "the other answers are not in the vocabulary" not in printed
 
 
 @pytest.mark.parametrize("change", [{"problem": 3}, {"plugins": 3}])
