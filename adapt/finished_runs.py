@@ -19,7 +19,7 @@ from das_gym.commands.settings import PositiveInt, choice
 from das_gym.files import METADATA_KEY, check_file, check_new_folder, expand_home, explain_damage, read_json
 from das_gym.names import check_names
 from das_gym.problem.config import ON_BAD_EXAMPLE, check_device, download_hint, setting_path
-from das_gym.registration import METRICS, TASKS
+from das_gym.registration import METRICS, MODELS, TASKS
 
 if TYPE_CHECKING:
     from das_gym.adapt.compare.record import Trial
@@ -171,6 +171,13 @@ class ExportSettings(SubnetSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_new_folder(self.out)
+        model = self.finished.problem("").get("model")  # None: a METER or ViLT folder that `export` wrote
+        if model is None or model in MODELS:  # else a plug-in is missing, which loading says
+            reads_prompts = model is not None and MODELS[model].reads_prompts
+            if self.onnx and reads_prompts:
+                raise ValueError(f"`onnx` is not supported for generative models: got {model}. Leave it out.")
+            if self.dtype != "auto" and not reads_prompts:
+                raise ValueError(f"`dtype` is not supported by {model or 'METER and ViLT'}: got {self.dtype}. Leave it out.")
         if self.onnx:
             require_onnx()
 

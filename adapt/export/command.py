@@ -22,7 +22,7 @@ from das_gym.registration import MODELS, find_class
 
 
 def run_export(settings: ExportSettings) -> ExportedFolder:
-    """Write the folder; ValueError if the run's method, `dtype` or `onnx` does not suit the model."""
+    """Write the folder; ValueError if the run's method leaves modules that transformers has no code for."""
     out = expand_home(settings.out)
     row = find_class(METHODS[settings.method]) if settings.method in METHODS else None
     if row is not None and row.remaining:
@@ -38,11 +38,7 @@ def run_export(settings: ExportSettings) -> ExportedFolder:
     if settings.finished.trial is not None:
         record = _compared(record, settings.finished.trial)
     if subnet.backbone.config is None or not MODELS[subnet.backbone.config.model].reads_prompts:
-        if settings.dtype != "auto":
-            raise ValueError(f"`dtype` is not supported by {type(vlp).__name__}: got {settings.dtype}. Leave it out.")
         return export(subnet, out, settings.onnx, record)
-    if settings.onnx:
-        raise ValueError(f"`onnx` is not supported for generative models: got {subnet.backbone.config.model}. Leave it out.")
     from das_gym.adapt.export.answering import export_answering
 
     return export_answering(subnet, out, record, settings.dtype)

@@ -7,7 +7,7 @@ import torch
 from das_gym.adapt import load_subnet, save
 from das_gym.adapt.evaluate import evaluation_main
 from das_gym.adapt.finetune import new_subnet
-from das_gym.adapt.finished_runs import RECORD, SUBNET_FILE, EvaluateSettings, PredictSettings
+from das_gym.adapt.finished_runs import RECORD, SUBNET_FILE, EvaluateSettings, ExportSettings, PredictSettings
 
 from das_gym.data.splits import Splits
 from das_gym.files import read_json, write_json
@@ -86,6 +86,19 @@ def test_evaluate_prints_a_ceiling_only_where_answers_are_missing(subnet, folder
     evaluation_main(EvaluateSettings(run=str(folder), split="train", limit=2))  # the vocabulary is that of these answers
     assert "accuracy" in (printed := capsys.readouterr().out)
     assert "the other answers are not in the vocabulary" not in printed
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "told"),
+    [
+        ("METER", {"dtype": "bfloat16"}, "`dtype` is not supported by METER: got bfloat16"),
+        ("VLM", {"onnx": True}, "`onnx` is not supported for generative models: got VLM"),
+    ],
+)
+def test_export_rejects_settings_of_other_models_before_it_loads_one(tmp_path, model, settings, told):
+    write_json(tmp_path / RECORD, {"problem": {"model": model}})  # and no adapters
+    with pytest.raises(ValueError, match=told):
+        ExportSettings(run=str(tmp_path), out=str(tmp_path / "out"), **settings)
 
 
 @pytest.mark.parametrize("change", [{"problem": 3}, {"plugins": 3}])
