@@ -35,6 +35,20 @@ def _check_trainable(settings: Any) -> None:
             raise ValueError(f"`{name}`={value} has no adapters to train: leave it out here, or search with it (`agents`)")
 
 
+def check_comparison(settings: CompareSettings) -> None:
+    """See `check_problem`; numbers of layers to skip and settings of methods are checked, too."""
+    check_problem(settings)
+    if settings.method_settings:
+        from das_gym.adapt.methods.base import make_method  # imports torch
+
+        for name, own in settings.method_settings.items():
+            make_method(name, own)
+    given = list(settings.skip_nums)
+    counts = settings.problem.unit_counts
+    if counts is not None and max(given, default=0) > counts[-1]:
+        raise ValueError(f"`skip_nums` is out of range: got {given}, expected 0..{counts[-1]}, the layers of the model")
+
+
 def check_adapt(settings: AdaptSettings) -> None:
     """Raise for a missing supernet; no model is loaded. The problem of `search_run` is read later."""
     _check_trainable(settings)
@@ -73,7 +87,7 @@ das = RecordedCommand(
     check_das,
 )
 compare = RecordedCommand(
-    "adapt compare", CompareSettings, "das_gym.adapt.compare_experiment:compare", named_problems, check_problem
+    "adapt compare", CompareSettings, "das_gym.adapt.compare_experiment:compare", named_problems, check_comparison
 )
 supernet = RecordedCommand(
     "adapt supernet", SupernetSettings, "das_gym.adapt.supernet_experiment:supernet", named_problems, check_problem

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from das_gym.adapt.compare import trials
 from das_gym.adapt.compare.record import Trial, best_trials, chosen_trials, comparison_table, kept_file, kept_trial, verdict
+from das_gym.adapt.run_commands import check_comparison
+from das_gym.adapt.settings import CompareSettings
 
 from das_gym.files import read_json
 from das_gym.problem.latency import measure_latency
@@ -105,6 +107,14 @@ def test_compare_rejects_wrong_settings_before_a_search(run_here, small_kwargs, 
         assert code == 1
         assert told in said
         assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/search.json"))
+
+
+def test_wrong_settings_are_named_before_the_model_is_loaded(run_here, tmp_path):
+    with pytest.raises(ValueError, match=r"`skip_nums` is out of range: got \[13\], expected 0\.\.12"):
+        check_comparison(CompareSettings(skip_nums=(13,)))
+    (tmp_path / "config.json").write_text("{}")  # no model
+    _, told = run_here("compare", "with", f"checkpoint={tmp_path}", "method_settings.lora.rank=0")
+    assert "`rank` is out of range" in told
 
 
 def trial(variant: str, rate: float, seed: int, reward: float, loss: float = 1.0, **more: Any) -> Trial:
