@@ -56,7 +56,7 @@ def check_loaded(settings: AnsweringSettings, problem: Problem, choice: Choice |
     if choice is None:
         _check_budget_leaves_a_layer(as_vlm(problem), make_budget(settings, problem, settings.budget))
     elif not as_vlm(problem).check_mask(choice.mask).any():
-        raise ValueError("`mask` skips nothing. Give one with a 1, or a budget such as macs_saved=0.2.")
+        raise ValueError("`search_run` chose a mask that skips nothing. Give another run, `point` or mask=[...].")
     check_examples(problem.task, shuffled(problem.task, problem.splits.test, settings.test_examples))
     train = problem.splits.train
     if settings.train.recover != "none" and len(train):

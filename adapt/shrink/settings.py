@@ -232,6 +232,8 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings, group="Output"):
             raise ValueError(
                 f"`{next(iter(self.given_budget))}` is the budget of a search: leave it out with `mask` or `search_run`"
             )
+        if self.mask is not None and not any(self.mask):
+            raise ValueError("`mask` skips nothing. Give one with a 1, or a budget such as macs_saved=0.2.")
         if self.control and self.train.method is None:
             raise ValueError(
                 f"`control` is trained like the recovered model: got True with recover={self.train.recover}. Leave it out."

@@ -310,6 +310,11 @@ def test_control_is_trained_by_default_if_the_recovered_model_wins(shrink, monke
     assert (record["control"] is not None) is wins
 
 
+def test_a_mask_of_zeros_is_named_before_the_model_is_loaded():
+    with pytest.raises(ValueError, match="`mask` skips nothing"):
+        ShrinkSettings(mask=(0,) * 12)
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
