@@ -1,10 +1,12 @@
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from das_gym.agents import AGENTS, SearchConfig, SearchResult, search
 from das_gym.agents.ask_tell.baselines import RandomSearch
+from das_gym.agents.searching.loop import check_search
 from das_gym.agents.searching.record import Turn, best_rows
 from synthetic import ENV_ID, N_LAYERS, StopError, SyntheticVectorEnv, check_replays, stop_after
 
@@ -51,6 +53,21 @@ def test_an_id_stands_for_the_default_settings():
     found = search(ENV_ID)
     assert (found.agent, found.n_skipped) == (SearchConfig.agent, 4)
     assert 0 < found.evaluations <= SearchConfig.evaluations
+
+
+@pytest.mark.parametrize("agent", sorted(AGENTS))
+def test_check_search_accepts_every_agent(agent):
+    check_search(SearchConfig(env_id="DAS-METER-VQA-Tabular-v0", agent=agent))
+    with pytest.raises(ValueError, match="unknown setting"):
+        check_search(SearchConfig(env_id="DAS-METER-VQA-Tabular-v0", agent=agent, agent_kwargs={"wrong": 1}))
+
+
+def test_an_agent_reads_statistics_that_are_not_observed():
+    wanted = SearchConfig(env_id="DAS-METER-VQA-Tabular-v0", agent="block_influence", env_kwargs={"statistics": ["depth"]})
+    check_search(wanted)
+    assert search(wanted).mask == search(replace(wanted, env_kwargs={})).mask
+    with pytest.raises(ValueError, match="unknown statistic 'depht'; did you mean 'depth'"):
+        check_search(replace(wanted, agent_kwargs={"statistic": "depht"}))
 
 
 class Stubborn(RandomSearch):
