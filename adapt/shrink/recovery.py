@@ -392,7 +392,7 @@ def recovery_loss(
     config: RecoveryConfig,
     images: TowerOutputs | None = None,
 ) -> StepResult:
-    """Return `loss`, which is minimised, and its terms in nats: `divergence` and `cross_entropy`."""
+    """Return `loss`, which is minimised, and its terms, means over examples in nats: `divergence` and `cross_entropy`."""
     states = answer_states(student, task, examples, images)
     teacher_states = teacher.states(examples)
     targets = {name: t.to(states.device) for name, t in task.targets(examples).items()}

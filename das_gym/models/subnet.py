@@ -29,7 +29,7 @@ class SubnetConfig(PreTrainedConfig):
 
 
 class Subnet(PreTrainedModel):
-    """A model that lacks some layers, with its head."""
+    """A METER or ViLT model whose skipped layers are adapters, with the head of a task, as transformers loads it."""
 
     base_model_prefix = ""
     main_input_name = "pixel_values"

@@ -164,12 +164,12 @@ class Objective:
 
     @property
     def low(self) -> float:
-        """Lower bound of the rewards of feasible masks."""
+        """Lower bound of the rewards of feasible masks: the reward's own, and the price of the smallest saving."""
         return self.reward.low + self.macs_price * self.macs.range[0]
 
     @property
     def high(self) -> float:
-        """Upper bound of the rewards of masks."""
+        """Upper bound of the rewards of masks: the reward's own, and the price of the largest saving."""
         return self.reward.high + self.macs_price * self.macs.range[1]
 
     def rewards(self, masks: np.ndarray, scores: Scores) -> np.ndarray:
