@@ -132,7 +132,7 @@ def finetune(
     trainer.run(step_loss.parts, title, log, step_loss.describe_step)
 
 
-def deciding_settings(problem: ProblemConfig, config: TrainingConfig) -> dict[str, Any]:
+def relevant_settings(problem: ProblemConfig, config: TrainingConfig) -> dict[str, Any]:
     """Return the settings on which fine-tuned weights depend, as plain JSON values."""
     both = {**dataclasses.asdict(problem), **dataclasses.asdict(config)}
     return {name: value for name, value in both.items() if name not in WITHOUT_EFFECT}
@@ -153,8 +153,8 @@ def find_reference(
         return None
     adaptation = Adaptation.load(path)
     # A setting that the file does not know had its default. It may know settings that are constants today.
-    recorded = {**deciding_settings(ProblemConfig(), TrainingConfig()), **adaptation.info.get("settings", {})}
-    settings = deciding_settings(problem, config)
+    recorded = {**relevant_settings(ProblemConfig(), TrainingConfig()), **adaptation.info.get("settings", {})}
+    settings = relevant_settings(problem, config)
     # Other settings give other weights.
     is_other = any(recorded.get(each) != value for each, value in settings.items()) or adaptation.answers != labels
     return None if is_other else adaptation

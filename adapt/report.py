@@ -14,7 +14,7 @@ from das_gym.adapt.finished_runs import SUBNET_FILE
 from das_gym.adapt.settings import RANKED_IMAGES
 from das_gym.adapt.subnets import save
 
-from das_gym.commands.settings import build, plain, settings_dict
+from das_gym.commands.settings import build, settings_dict, tuples_to_lists
 from das_gym.commands.trust import imported_plugins
 from das_gym.data.images import ImageSource
 from das_gym.data.splits import Splits
@@ -63,7 +63,7 @@ class ModelResult:
 
     def record(self) -> dict[str, Any]:
         """Return the measurements by field, as JSON values."""
-        return plain(vars(self))
+        return tuples_to_lists(vars(self))
 
 
 @dataclass(frozen=True)

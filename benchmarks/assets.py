@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import deciding_settings, finetune, new_subnet, reference_file
+from das_gym.adapt.finetune import finetune, new_subnet, reference_file, relevant_settings
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import resolve_defaults
@@ -67,7 +67,7 @@ def write_reference(name: str) -> Path:
     finetune(model, splits, config, f"fine-tuning, {name}")
     print(f"{name}: {100 * evaluate(model, splits.test, f'evaluating, {name}').metric:.2f} % on test")
     path = cast(Path, reference_file(problem, name))
-    model.adaptation(settings=deciding_settings(problem, config)).save(path)
+    model.adaptation(settings=relevant_settings(problem, config)).save(path)
     return path
 
 

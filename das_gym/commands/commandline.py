@@ -32,9 +32,9 @@ from das_gym.commands.settings import (
     field_types,
     flatten_settings,
     group_fields,
-    plain,
     settings_dict,
     shortest_name,
+    tuples_to_lists,
 )
 from das_gym.commands.trust import add_working_folder, import_plugins, imported_plugins
 from das_gym.names import check_names, escape_control_chars
@@ -386,8 +386,8 @@ def _setting_lines(cls: type, field: dataclasses.Field[Any], name: str, value: A
         given = value if isinstance(value, Mapping) else settings_dict(value)
         value = {each: given[each] for each in given if given[each] != defaults.get(each)}
         default = {}
-    value = plain(value)
-    default = plain(default)
+    value = tuples_to_lists(value)
+    default = tuples_to_lists(default)
     is_changed = not required and value != default
     is_missing = required and value is None
     changed = f"; default {_format_value(default)}" if is_changed else ""

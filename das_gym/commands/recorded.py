@@ -66,7 +66,7 @@ from das_gym.commands.runs import (
     lock_folder,
     runs_dir_setting,
 )
-from das_gym.commands.settings import build, flatten_settings, full_names, plain, settings_dict
+from das_gym.commands.settings import build, flatten_settings, full_names, settings_dict, tuples_to_lists
 from das_gym.commands.trust import ask_to_repeat, import_plugins, imported_plugins, sensitive_settings, unknown_modules
 from das_gym.files import check_writable, explain_damage, read_bytes, read_json, read_json_object, write_text
 from das_gym.names import check_names
@@ -288,7 +288,7 @@ class RecordedCommand(Generic[Settings]):
             stored.pop("seed", None)  # Sacred gives every run one
         known_groups = {name.partition(".")[0] for name in stored}
         changes = {name: value for name, value in given.items() if name not in ("resume", "runs_dir", "plugins")}
-        for key, value in plain(changes).items():
+        for key, value in tuples_to_lists(changes).items():
             if stored.get(key) != value and key.partition(".")[0] in known_groups:  # unknown ones raise as in any run
                 raise RunError(
                     f"run {folder.name} was started with {key}={stored.get(key)} and cannot be resumed with {key}={value}; "
@@ -548,7 +548,7 @@ class RunFolder(FileStorageObserver):
         if self.dir is None:
             return
         path = Path(self.dir) / os.fspath(filename)
-        values = flatten(plain(obj))
+        values = flatten(tuples_to_lists(obj))
         try:
             write_text(path, json.dumps(values, sort_keys=True, indent=2))
         except OSError:

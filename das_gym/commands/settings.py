@@ -311,11 +311,11 @@ def describe_type(kind: Any) -> str:
     return "anything" if kind is Any else _TYPE_NAMES.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-def plain(value: Any) -> Any:
+def tuples_to_lists(value: Any) -> Any:
     """Return a value with lists in place of tuples, at every depth, as JSON keeps it."""
     if isinstance(value, Mapping):
-        return {key: plain(each) for key, each in value.items()}
-    return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {key: tuples_to_lists(each) for key, each in value.items()}
+    return [tuples_to_lists(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def settings_dict(settings: Any) -> dict[str, Any]:
@@ -326,7 +326,7 @@ def settings_dict(settings: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             inner = settings_dict(value)
             value = {name: each for name, each in inner.items() if name not in field.metadata.get("without", ())}
-        values[field.name] = plain(value)
+        values[field.name] = tuples_to_lists(value)
     return values
 
 

@@ -126,7 +126,7 @@ class FolderListings:
             self._names[path.parent] = files_in(path.parent)
         return path.name in self._names[path.parent]
 
-    def first_of(self, paths: Sequence[Path]) -> Path:
+    def first_existing(self, paths: Sequence[Path]) -> Path:
         """Return the first path that exists; else the first whose folder exists; else the first."""
         found = next(filter(self.has, paths), None)
         return found or next((path for path in paths if is_folder(path.parent)), paths[0])

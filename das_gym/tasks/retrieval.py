@@ -227,7 +227,7 @@ class _Reader:
     def _find(self, filename: str, folder: str) -> Path:
         paths = [self.root / base / folder / filename for base in (FOLDERS[::-1] if folder else FOLDERS)]
         paths += [self.root / base / filename for base in FOLDERS if folder]
-        return self._listings.first_of(paths)
+        return self._listings.first_existing(paths)
 
 
 def _load_tables(tables: Mapping[str, Path], bad: BadExamples) -> Splits[RetrievalExample]:

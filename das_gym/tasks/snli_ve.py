@@ -89,7 +89,7 @@ def load_snli_ve(data_root: str | Path, on_bad_example: str = "raise") -> Splits
         if name not in images:  # five pairs and more share an image
             if not name or Path(name).name != name:
                 raise ValueError(f"{where}: wrong `Flickr30K_ID`: got {name!r:.60}, expected a name without .jpg")
-            images[name] = ImageFile(listings.first_of([root / folder / f"{name}.jpg" for folder in FOLDERS]))
+            images[name] = ImageFile(listings.first_existing([root / folder / f"{name}.jpg" for folder in FOLDERS]))
         return SNLIVEExample(key, hypothesis, images[name], LABELS.index(label))
 
     train, reward, test = (bad.drop_broken(bad.parse(read_entries(path, bad), example), str(path)) for path in paths)

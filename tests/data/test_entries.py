@@ -39,11 +39,11 @@ def test_folder_listings_find_the_first_existing_path(tmp_path):
     (tmp_path / "b").mkdir()
     listings = FolderListings()
     paths = [tmp_path / folder / "x.png" for folder in ("missing", "a", "b")]
-    assert listings.first_of(paths) == paths[1]
+    assert listings.first_existing(paths) == paths[1]
     paths[2].touch()
-    assert listings.first_of(paths) == paths[1]  # each folder is listed once
-    assert FolderListings().first_of(paths) == paths[2]
-    assert FolderListings().first_of(paths[:1]) == paths[0]
+    assert listings.first_existing(paths) == paths[1]  # each folder is listed once
+    assert FolderListings().first_existing(paths) == paths[2]
+    assert FolderListings().first_existing(paths[:1]) == paths[0]
 
 
 def write_images(folder: Path, count: int) -> list[ImageFile]:

@@ -145,7 +145,7 @@ class Block(NamedTuple):
         return prefixes.view(self.groups, self.prefix, size), rows.view(self.rows, self.tokens, size)
 
 
-def flatten(prefixes: Tensor, rows: Tensor) -> Tensor:
+def join_flat(prefixes: Tensor, rows: Tensor) -> Tensor:
     """Join prefixes and rows into (1, flat, size): the inverse of `Block.split`."""
     return torch.cat((prefixes.flatten(0, 1), rows.flatten(0, 1)))[None]
 
@@ -166,7 +166,7 @@ def make_block(
         shared = record_part(rows[:: plan.each], 0, start)
     own = record_part(rows, start, end)
     prefixes = shared.embedded if start else own.embedded[:, :0]
-    added = {n: flatten(shared.added[n] if start else value[:, :0], value) for n, value in own.added.items()}
+    added = {n: join_flat(shared.added[n] if start else value[:, :0], value) for n, value in own.added.items()}
     last_calls = None
     if at_answers:  # masks and positions depend on which tokens run, so that each part has its own arguments
         before = record_part(rows, start, first).calls[-1] if first > start else own.calls[-1]
@@ -189,7 +189,7 @@ def make_block(
         last_calls=last_calls,
         added=added,
     )
-    return block, flatten(prefixes, own.embedded)
+    return block, join_flat(prefixes, own.embedded)
 
 
 # ---- replay
@@ -198,7 +198,7 @@ def make_block(
 def run_blocks(blocks: Sequence[Block], hidden: Tensor, run: Callable[[Block, Tensor, Tensor], Any]) -> Tensor:
     """Call `run` on the prefixes and rows of every block, and join the results."""
     parts = hidden.split([block.flat_tokens for block in blocks], dim=1)
-    return torch.cat([flatten(*run(b, *b.split(part))) for b, part in zip(blocks, parts, strict=True)], dim=1)
+    return torch.cat([join_flat(*run(b, *b.split(part))) for b, part in zip(blocks, parts, strict=True)], dim=1)
 
 
 def run_plain(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
