@@ -27,14 +27,12 @@ import das_gym
 from das_gym.commands.runs import USER_ERRORS, PluginSettings
 from das_gym.commands.settings import (
     build,
-    default_of,
+    defaults_of,
     describe_type,
     field_types,
     flatten_settings,
     group_fields,
-    settings_dict,
     shortest_name,
-    tuples_to_lists,
 )
 from das_gym.commands.trust import add_working_folder, import_plugins, imported_plugins
 from das_gym.names import check_names, escape_control_chars
@@ -351,43 +349,33 @@ def group_headings(cls: type) -> dict[str, list[str]]:
     return dict(sorted(headings.items(), key=lambda item: GROUPS.index(item[0]) if item[0] in GROUPS else -1))
 
 
-def defaults_of(cls: type) -> dict[str, Any]:
-    """Return the default of every field of a dataclass; None for those without."""
-    return {field.name: default_of(field) for field in dataclasses.fields(cls)}
-
-
 def settings_text(cls: type, values: Mapping[str, Any]) -> str:
     """Return settings under headings: value, what is allowed, default and description; * marks those that were changed."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     texts = describe_fields(cls)
+    defaults = defaults_of(cls)
     lines: list[str] = []
     for heading, names in group_headings(cls).items():
         lines += ["", heading]
         for name in names:
             if not fields[name].metadata.get("listed"):
-                lines += _setting_lines(cls, fields[name], name, values[name], default_of(fields[name]))
+                lines += _setting_lines(cls, fields[name], name, values[name], defaults[name])
     for name, field in fields.items():
         if field.metadata.get("listed"):
             inner = field.metadata["group"]
-            defaults = vars(default_of(field))
-            given = values[name] if isinstance(values[name], Mapping) else vars(values[name])
             lines += ["", f"{name}.NAME=VALUE", *_wrap(texts.get(name, ""), "      ")]
             for each in group_fields(field).values():
                 typed = shortest_name(cls, f"{name}.{each.name}")
-                default = defaults[each.name]
-                lines += _setting_lines(inner, each, typed, given.get(each.name, default), default)
+                default = defaults[name][each.name]
+                lines += _setting_lines(inner, each, typed, values[name].get(each.name, default), default)
     return "\n".join(lines[1:])
 
 
 def _setting_lines(cls: type, field: dataclasses.Field[Any], name: str, value: Any, default: Any) -> list[str]:
     required = field.default is MISSING and field.default_factory is MISSING
     if "group" in field.metadata:  # its settings are not listed: those that were changed are enough
-        defaults = {} if default == {} else settings_dict(default)
-        given = value if isinstance(value, Mapping) else settings_dict(value)
-        value = {each: given[each] for each in given if given[each] != defaults.get(each)}
+        value = {each: value[each] for each in value if value[each] != default.get(each)}
         default = {}
-    value = tuples_to_lists(value)
-    default = tuples_to_lists(default)
     is_changed = not required and value != default
     is_missing = required and value is None
     changed = f"; default {_format_value(default)}" if is_changed else ""

@@ -320,14 +320,18 @@ def tuples_to_lists(value: Any) -> Any:
 
 def settings_dict(settings: Any) -> dict[str, Any]:
     """Return a dataclass of settings as plain values, from which `build` makes it again."""
-    values = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            inner = settings_dict(value)
-            value = {name: each for name, each in inner.items() if name not in field.metadata.get("without", ())}
-        values[field.name] = tuples_to_lists(value)
-    return values
+    return {field.name: _plain_value(field, getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+
+
+def defaults_of(cls: type) -> dict[str, Any]:
+    """Return the default of every field of a dataclass, as `settings_dict` holds it; None for those without."""
+    return {field.name: _plain_value(field, default_of(field)) for field in dataclasses.fields(cls)}
+
+
+def _plain_value(field: dataclasses.Field[Any], value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        value = {n: each for n, each in settings_dict(value).items() if n not in field.metadata.get("without", ())}
+    return tuples_to_lists(value)
 
 
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
