@@ -148,8 +148,10 @@ def with_defaults(cls: type[BaseAlgorithm], known: Algorithm, given: Mapping[str
     if policies:
         check_names([values["policy"]], policies, f"policy of {known.name},")
     if known.rollout is not None:
-        values.setdefault("n_steps", max(2, known.rollout // n_envs))
-        values.setdefault("batch_size", min(64, int(values["n_steps"]) * n_envs))
+        steps = values.setdefault("n_steps", max(2, known.rollout // n_envs))
+        if not isinstance(steps, int):
+            raise ValueError(f"`n_steps` of {known.name} is not allowed: got {steps!r}, expected a whole number.")
+        values.setdefault("batch_size", min(64, steps * n_envs))
     return {name: value for name, value in values.items() if name in names}
 
 
