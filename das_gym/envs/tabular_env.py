@@ -1,6 +1,7 @@
 """The environment of DAS without a model: every score is looked up in an exhaustive table."""
 
 import inspect
+import shlex
 from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -266,6 +267,9 @@ class TabularEnv(ScoredEnv, gymnasium.Env[Any, Any]):
         )
         path = table_path(model, task, table)
         every_group = load_table(path)
+        own = find_environment(model, task).id
+        if every_group.meta.env_id != own:
+            raise ValueError(f"`table` is of another environment: {path} is of {every_group.meta.env_id}, expected {own}.")
         self.table = every_group if group is None else every_group.group_table(group)
         settings: dict[str, Any] = {
             "budget": {"skip_num": skip_num, "macs_saved": macs_saved, **budget},
@@ -303,8 +307,14 @@ def bundled_table(model: str, task: str) -> Path:
 
 
 def table_path(model: str, task: str, table: str | None = None) -> Path:
-    """Return the path of a given table, or of the bundled one."""
-    return bundled_table(model, task) if table is None else absolute_path(table)
+    """Return the path of a given table, or of the bundled one; FileNotFoundError or ValueError if there is none."""
+    if table is None:
+        return bundled_table(model, task)
+    path = absolute_path(table)
+    if not path.is_file():
+        command = format_command("agents table", find_environment(model, task).short, shlex.quote(f"out={path}"))
+        raise FileNotFoundError(f"no table at {path}; `{command}` makes one")
+    return path
 
 
 def load_table(path: Path) -> SubnetTable:

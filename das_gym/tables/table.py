@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -313,9 +312,7 @@ class SubnetTable:
         """Read a file that `save` wrote; FileNotFoundError without, ValueError for another version."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(
-                f"no table at {path}; `{format_command('agents table', shlex.quote(f'out={path}'))}` makes one"
-            )
+            raise FileNotFoundError(f"no table at {path}; `{format_command('agents table')}` makes one")
         try:
             return cls._from_arrays(read_arrays(path))
         except Exception as error:  # a damaged file can raise anything

@@ -16,7 +16,7 @@ from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.rewards import REWARDS
 from das_gym.problem.statistics import DEFAULT_STATISTICS
-from das_gym.registration import CHECKPOINT_TABLES, REWARD_THRESHOLDS
+from das_gym.registration import CHECKPOINT_TABLES, REWARD_THRESHOLDS, find_environment
 
 ID = "DAS-METER-VQA-Tabular-v0"
 BUDGETS = [{"skip_num": 2}, {"skip_num": None}, {"skip_num": None, "macs_saved": 0.1}]
@@ -193,8 +193,14 @@ def test_missing_table_names_the_command_to_build_it(monkeypatch, tmp_path):
     monkeypatch.setitem(MODELS, "ViLT", replace(MODELS["ViLT"], assets=tmp_path))
     with pytest.raises(ValueError, match=r"no table of ViLT on retrieval is bundled\. `das-agents table"):
         gymnasium.make("DAS-ViLT-F30K-Tabular-v0")
-    with pytest.raises(FileNotFoundError, match="no table at"):
-        gymnasium.make(ID, table=str(tmp_path / "none.npz"))
+    with pytest.raises(FileNotFoundError, match=r"no table at .*`das-agents table with vilt_nlvr2 out=/.*/none\.npz`"):
+        gymnasium.make("DAS-ViLT-NLVR2-Tabular-v0", table=str(tmp_path / "none.npz"))
+
+
+def test_a_table_of_another_environment_is_rejected():
+    table = find_environment("METER", "nlvr2").table
+    with pytest.raises(ValueError, match=r"is of DAS-METER-NLVR2-v0, expected DAS-METER-VQA-v0"):
+        gymnasium.make("DAS-METER-VQA-Tabular-v0", table=str(table))
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
