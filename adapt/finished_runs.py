@@ -126,8 +126,6 @@ class EvaluateSettings(SubnetSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.out is not None and expand_home(self.out).exists():
-            raise FileExistsError(f"`out` exists: got {self.out}. Give another file.")
         check_file(self.out)
         check_device(self.device)
         data_root = self.data_setting("data_root")
@@ -202,7 +200,7 @@ class ReportSettings(PluginSettings):
         if not self.runs:
             raise ValueError("`runs` is missing. Name the runs to report, as in `report 1 2`.")
         _ = self.folders  # raises for a wrong run before torch is imported
-        check_file(self.out)
+        check_file(self.out, may_exist=True)  # as report.html, it can be made again
 
     @cached_property
     def folders(self) -> list[Path]:

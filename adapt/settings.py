@@ -304,7 +304,7 @@ class SupernetSettings(RunSettings, group="Training"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_file(self.out)
+        check_file(self.out, may_exist=self.resume is not None)  # a stopped run may have written it
         supernet = self.problem.supernet
         if supernet is not None:
             raise ValueError(f"supernet={supernet}: this command trains a new one; leave supernet out, or see out=")

@@ -265,7 +265,7 @@ class TableSettings(RunSettings, group="Table"):
         super().__post_init__()
         if self.problem.precision != "float32":
             raise ValueError(f"`precision`: got {self.problem.precision!r}; tables are exact, leave it out")
-        check_file(self.out)
+        check_file(self.out, may_exist=self.resume is not None)  # a stopped run may have written it
 
 
 @dataclass(frozen=True)

@@ -295,13 +295,18 @@ def check_new_folder(out: str | os.PathLike[str], source: Path | None = None) ->
     return out
 
 
-def check_file(out: str | os.PathLike[str] | None) -> None:
-    """Raise ValueError if the setting `out` is given and no file can be written there: what goes there may take hours."""
+def check_file(out: str | os.PathLike[str] | None, may_exist: bool = False) -> None:
+    """Raise ValueError if the setting `out` is given and no file can be written there: what goes there may take hours.
+
+    With `may_exist`, a file there is replaced.
+    """
     if out is None:
         return
     out = expand_home(out)
     if out.is_dir():
         raise ValueError(f"`out` is a folder: got {out}, expected a file.")
+    if out.exists() and not may_exist:
+        raise ValueError(f"`out` exists: got {out}. Give another file.")
     check_writable(out.parent, out)
 
 

@@ -144,9 +144,14 @@ def test_check_new_folder(tmp_path):
 
 def test_check_file(tmp_path):
     (tmp_path / "file").write_text("")
-    check_file(tmp_path / "file")
+    check_file(tmp_path / "file", may_exist=True)
     check_file(tmp_path / "a" / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    for out, message in ((tmp_path, "a folder"), (tmp_path / "file" / "inner", "not writable"), ("/proc/x", "not writable")):
+    for out, message in (
+        (tmp_path, "a folder"),
+        (tmp_path / "file", "`out` exists"),
+        (tmp_path / "file" / "inner", "not writable"),
+        ("/proc/x", "not writable"),
+    ):
         with pytest.raises(ValueError, match=message):
             check_file(out)
