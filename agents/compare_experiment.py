@@ -114,7 +114,8 @@ def results_table(results: Sequence[AgentResult], title: str) -> Table:
     counts = sorted({max(1, round(evaluations * share)) for share in (0.25, 0.5, 1.0)})
     rows = [(each.agent, *cells_of(each, counts)) for each in sorted(results, key=AgentResult.mean_regret)]
     note = (
-        "regret at n: the best mask's reward less the answer's, after n evaluations; mean regret: over all evaluations; "
+        "regret at n: the best mask's reward less the answer's, after n evaluations; mean regret: over all evaluations from "
+        "the first answer on; -: no answer yet, or a number that is not known; "
         "found: share of seeds that found the best mask; needed: evaluations until then. Mean regret and test metric: mean "
         "over seeds ± half of the 95 % interval; all others: medians, whose quartiles the figure has"
     )

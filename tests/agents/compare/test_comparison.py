@@ -147,7 +147,9 @@ def test_results_before_the_first_answer(oracle, tmp_path):
     assert other.mean_regret() == pytest.approx(gap / 2)
     assert none.mean_regret() == np.inf
     for results in ([one, other, none], [none]):
-        results_table(results, "three agents").print()
+        table = results_table(results, "three agents")
+        table.print()
+        assert "over all evaluations from the first answer on" in table.notes[0]  # as `one.mean_regret` above
         plot_comparison(tmp_path / "compare.png", results)
         assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert cells_of(none, [1, 2, 4]) == ("-", "-", "-", "-", "-", "0 %", "-", "0", "-")
