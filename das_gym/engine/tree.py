@@ -387,7 +387,7 @@ def saved_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> 
         storage = tensor.untyped_storage()
         if storage._cdata not in known:
             saved[storage._cdata] = storage, storage.nbytes()  # held, so that no other storage gets its address
-        return tensor
+        return tensor.detach()  # an output that its own graph holds would never be released
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         kept = forward()  # noqa: F841 - the graph lives as long as its output

@@ -1,6 +1,8 @@
 """Estimates of `adapt` and `shrink`, and what is shared in memory: one model for search, teacher and student."""
 
+import gc
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,17 @@ def test_memory_of_training_by_hand():
     assert saved_bytes(lambda: linear(x).exp(), linear.parameters()) == (3 * 4 + 3 * 8) * 4  # its input, and exp's output
     assert training_bytes(list(linear.parameters())) == 40 * (4 + 8)
     assert checkpointed_bytes(activations=800, layers=4, state=10) == 40 + 200
+
+
+def test_saved_tensors_are_released():
+    x = torch.ones(3, requires_grad=True)
+    outputs = []
+
+    def forward():
+        output = x.exp()  # whose backward pass reads the output itself
+        outputs.append(weakref.ref(output))
+        return output
+
+    saved_bytes(forward, [x])
+    gc.collect()
+    assert outputs[0]() is None
