@@ -239,7 +239,7 @@ def find_file(root: Path, names: Sequence[str], folders: Sequence[str] = ("",)) 
             if (root / folder / name).is_file():
                 return root / folder / name
     places = "" if len(folders) == 1 else f" (looked in {', '.join(folder or '.' for folder in folders)})"
-    raise FileNotFoundError(f"{root} has no {' or '.join(names)}{places}: got {describe_folder(root)}. Give another.")
+    raise FileNotFoundError(f"{root} has no {' or '.join(names)}{places}: got {describe_folder(root)}")
 
 
 def describe_folder(folder: Path) -> str:

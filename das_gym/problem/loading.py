@@ -193,7 +193,7 @@ def load_splits(config: ProblemConfig) -> Splits[Any]:
         hint = describe_other_format(config)
         if not hint:
             raise
-        raise type(error)(f"{error}. {hint}") from error
+        raise type(error)(f"{str(error).removesuffix('.')}. {hint}") from error
     if splits.left_out:
         first = escape_control_chars("\n".join(splits.left_out[:3]))
         warnings.warn(f"{len(splits.left_out)} bad entries were left out; the first of them:\n{first}", stacklevel=2)

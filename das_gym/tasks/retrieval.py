@@ -170,7 +170,7 @@ def _find_file(root: Path) -> tuple[Path, Path]:
     if not found:
         content = describe_folder(root) if root.is_dir() else "no folder"
         raise FileNotFoundError(
-            f"{root} has no dataset_flickr30k.json or dataset_coco.json, nor has karpathy/: got {content}. Give another."
+            f"{root} has no dataset_flickr30k.json or dataset_coco.json, nor has karpathy/: got {content}"
         )
     return found[0], root
 
