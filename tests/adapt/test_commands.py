@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +85,7 @@ def test_answers_are_kept_and_written_again(adapted, small_kwargs, tmp_path, cap
     assert json.loads(out.read_text()) == kept
     metric = json.loads((run / "adapt.json").read_text())["models"][0]["evaluation"]["metric"]
     assert f"{100 * metric:.2f}" in printed
-    assert re.search(r"at most [\d.]+ %", printed)
+    assert "at most" not in printed  # the vocabulary has every answer
     in_this_process(["predict", *words, "split=val2014", f"out={tmp_path / 'val.json'}", "limit=5"], capsys)
     assert len(json.loads((tmp_path / "val.json").read_text())) == 5
     assert PROGRAM.run(["predict", *words, f"out={out}"]) == 1
