@@ -75,11 +75,7 @@ def check_model(settings: CompareSettings, model: AdaptedModel, splits: Splits[A
     """Raise for settings that the loaded model does not support."""
     vlp = model.backbone.vlp
     check_training(model.backbone, model.task, settings.train, settings.train.itm_weight)
-    if max(settings.nums_to_search, default=0) > len(vlp.layers):
-        raise ValueError(
-            f"`skip_nums` is out of range: got {list(settings.skip_nums)}, expected 0..{len(vlp.layers)}, the layers of the "
-            "model"
-        )
+    settings.check_skip_nums(len(vlp.layers))
     if any(str(k) not in settings.searches for k in settings.nums_to_search):
         _ = settings.problem.supernet_path  # raises where it is missing
     check_prompts(model, splits)

@@ -43,10 +43,9 @@ def check_comparison(settings: CompareSettings) -> None:
 
         for name, own in settings.method_settings.items():
             make_method(name, own)
-    given = list(settings.skip_nums)
     counts = settings.problem.unit_counts
-    if counts is not None and max(given, default=0) > counts[-1]:
-        raise ValueError(f"`skip_nums` is out of range: got {given}, expected 0..{counts[-1]}, the layers of the model")
+    if counts is not None:
+        settings.check_skip_nums(counts[-1])
 
 
 def check_adapt(settings: AdaptSettings) -> None:

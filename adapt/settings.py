@@ -285,6 +285,13 @@ class CompareSettings(SearchingSettings, group="Comparison"):
         """Numbers of layers for which a mask is searched."""
         return tuple(k for k in self.skip_nums if k) if MASKED in self.methods else ()
 
+    def check_skip_nums(self, n_layers: int) -> None:
+        """Raise ValueError if a row of the table skips more layers than the model has."""
+        if MASKED in (self.methods or METHODS) and max(self.skip_nums) > n_layers:
+            raise ValueError(
+                f"`skip_nums` is out of range: got {list(self.skip_nums)}, expected 0..{n_layers}, the layers of the model"
+            )
+
 
 @dataclass(frozen=True)
 class SupernetSettings(RunSettings, group="Training"):

@@ -112,6 +112,7 @@ def test_compare_rejects_wrong_settings_before_a_search(run_here, small_kwargs, 
 def test_wrong_settings_are_named_before_the_model_is_loaded(run_here, tmp_path):
     with pytest.raises(ValueError, match=r"`skip_nums` is out of range: got \[13\], expected 0\.\.12"):
         check_comparison(CompareSettings(skip_nums=(13,)))
+    check_comparison(CompareSettings(methods=("lora",), skip_nums=(13,)))  # no row skips layers
     (tmp_path / "config.json").write_text("{}")  # no model
     _, told = run_here("compare", "with", f"checkpoint={tmp_path}", "method_settings.lora.rank=0")
     assert "`rank` is out of range" in told
