@@ -82,10 +82,18 @@ def test_an_unwritable_out_is_named_before_the_model_is_loaded(folder, settings,
         settings(run=str(folder), out="/proc/x", **others)
 
 
-def test_evaluate_prints_a_ceiling_only_where_answers_are_missing(subnet, folder, capsys):
+def test_evaluate_prints_a_ceiling_only_where_answers_are_missing(folder, config, tmp_path, capsys):
     evaluation_main(EvaluateSettings(run=str(folder), split="train", limit=2))  # the vocabulary is that of these answers
     assert "accuracy" in (printed := capsys.readouterr().out)
     assert "the other answers are not in the vocabulary" not in printed
+    data = shutil.copytree(config.data_root, tmp_path / "data")
+    path = data / "v2_mscoco_val2014_annotations.json"
+    content = read_json(path)
+    for annotation in content["annotations"][::2]:  # 40 of 79
+        annotation["answers"] = [{**each, "answer": "zebra"} for each in annotation["answers"]]
+    write_json(path, content)
+    evaluation_main(EvaluateSettings(run=str(folder), split="test", data_root=str(data)))
+    assert "at most 49.37 %: the other answers are not in the vocabulary" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
