@@ -22,7 +22,6 @@ from das_gym.files import explain_damage
 from das_gym.problem.budget import Masks, pick_budget
 from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.problem.statistics import STATISTICS
 
 
 def search(
@@ -155,7 +154,7 @@ def check_search(config: SearchConfig, problem: Problem | None = None) -> None:
     with closing(open_scorer(config.env_id, config.mask_kwargs, most=config.masks_per_turn, problem=problem)) as scorer:
         if not is_algorithm(config.agent):
             # The real statistics take a model's time.
-            _agent_of(config, scorer, dict.fromkeys(STATISTICS, np.zeros(len(scorer.layer_names))))
+            _agent_of(config, scorer, dict.fromkeys(scorer.statistic_names, np.zeros(len(scorer.layer_names))))
 
 
 def _agent_of(config: SearchConfig, scorer: MaskScorer, statistics: Statistics) -> Agent:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -69,6 +69,11 @@ class MaskScorer(ABC):
     @abstractmethod
     def cost_of(self, setting: str) -> MaskCost:
         """Return the cost of masks by a key of `das_gym.problem.budget.SAVED`; ValueError if it is unknown."""
+
+    @property
+    def statistic_names(self) -> Collection[str]:
+        """Names of the layer statistics that an agent can read; none is measured for them."""
+        return self.layer_statistics.keys()
 
     def checkpoint_sums(self, folder: Path) -> None:  # noqa: B027 - a table is quick, and other packages' scorers are unknown
         """Keep what is scored so far of a call of `score` in a file of the folder, for a search that is killed."""
@@ -185,6 +190,10 @@ class Scorer(MaskScorer):
         columns = self._observation.reshape(self.n_layers, -1).astype(np.float64)
         observed = {each.name: columns[:, index] for index, each in enumerate(self.statistics)}
         return LayerStatistics(observed, self.statistic)
+
+    @property
+    def statistic_names(self) -> Collection[str]:
+        return STATISTICS.keys()
 
     @property
     def observation_masks(self) -> int:  # type: ignore[override]

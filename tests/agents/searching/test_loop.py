@@ -70,6 +70,13 @@ def test_an_agent_reads_statistics_that_are_not_observed():
         check_search(replace(wanted, agent_kwargs={"statistic": "depht"}))
 
 
+def test_check_search_knows_the_statistics_of_another_package():
+    wanted = SearchConfig(env_id=ENV_ID, agent="block_influence")
+    check_search(wanted)
+    with pytest.raises(ValueError, match="unknown statistic 'depth'; known: block_influence_tokens"):
+        check_search(replace(wanted, agent_kwargs={"statistic": "depth"}))
+
+
 class Stubborn(RandomSearch):
     """Answers the worst mask that it asked for, or one that it never asked for."""
 
