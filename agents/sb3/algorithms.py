@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from das_gym.names import check_names
+from das_gym.problem.budget import is_whole
 from das_gym.registration import find_class
 
 if TYPE_CHECKING:
@@ -149,9 +150,9 @@ def with_defaults(cls: type[BaseAlgorithm], known: Algorithm, given: Mapping[str
         check_names([values["policy"]], policies, f"policy of {known.name},")
     if known.rollout is not None:
         steps = values.setdefault("n_steps", max(2, known.rollout // n_envs))
-        if not isinstance(steps, int):
+        if not is_whole(steps):
             raise ValueError(f"`n_steps` of {known.name} is not allowed: got {steps!r}, expected a whole number.")
-        values.setdefault("batch_size", min(64, steps * n_envs))
+        values.setdefault("batch_size", min(64, int(steps) * n_envs))
     return {name: value for name, value in values.items() if name in names}
 
 
