@@ -129,7 +129,8 @@ def test_prefetcher_rejects_a_processor_that_cannot_read_ahead():
 def test_terminated_workers_raise_no_error_elsewhere(problem):
     """A scheduler signals the whole process group; the training process has to stop in its own way."""
     step_loss, _ = new_training(problem, 2, encoder_cache_gib=0)
-    step_loss.prefetcher.load(0, 0)
+    for step in range(2):  # each of the two workers has read a batch: they start one after the other
+        step_loss.prefetcher.load(step, 0)
     workers = [str(worker.pid) for worker in psutil.Process().children()]
     subprocess.run(["kill", "-TERM", *workers], check=True)  # torch's workers ignore the signal of their own parent
     for _ in range(20):  # torch's handler of SIGCHLD would raise here
