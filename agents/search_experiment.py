@@ -256,8 +256,8 @@ class _Log:
         self.best = max([self.best, *(finite_reward(row) for row in best_rows([turn], self.budget))])
         if self.best > -math.inf:
             self.bar.set_postfix_str(f"best reward {self.best:.4f}", refresh=False)
-        self.bar.update(turn.cost)
         self.evaluations += turn.cost
+        self.bar.update(int(self.evaluations) - self.bar.n)  # a mask that was scored on few examples costs less than one
         columns: dict[str, Any] = {"reward": turn.rewards, "best_reward": [self.best], "loss": turn.loss}
         columns["macs_saved"] = turn.macs_saved
         for name, values in columns.items():

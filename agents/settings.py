@@ -216,13 +216,14 @@ class ParetoSettings(EnvironmentSettings, group="Search"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        batches = self.env_kwargs.get("reward_batches", "fixed")
-        if batches != "fixed":
-            raise ValueError(f"`reward_batches` is not supported for a front: got {batches!r}. Leave it out.")
+        for name, value in {"reward_batches": "fixed", "reward": "neg_loss", "macs_price": 0.0}.items():
+            given = self.env_kwargs.get(name, value)
+            if given != value:
+                raise ValueError(f"`{name}` is not supported for a front: got {given!r}. Leave it out.")
 
     @property
     def search(self) -> SearchConfig:
-        """The search: by the loss, whatever the environment rewards."""
+        """The search: by the loss."""
         budget: dict[str, Any] = {COST_SETTINGS[self.cost]: 0.0}
         return SearchConfig(
             self.env_id,
@@ -232,7 +233,7 @@ class ParetoSettings(EnvironmentSettings, group="Search"):
             seed=self.seed,
             masks_per_turn=self.masks_per_turn,
             reward_examples=self.reward_examples,
-            env_kwargs={**self.env_kwargs, "reward": "neg_loss", "macs_price": 0.0},
+            env_kwargs={"reward": "neg_loss", "macs_price": 0.0, **self.env_kwargs},
             **budget,
         )
 

@@ -79,6 +79,8 @@ def test_a_metric_that_is_not_finite_is_printed_as_missing():
     [
         ({"evaluations": 5}, "`evaluations` is out of range"),
         ({"env_kwargs": {"reward_batches": "cycle"}}, "reward_batches"),
+        ({"env_kwargs": {"reward": "metric"}}, "`reward` is not supported for a front: got 'metric'"),
+        ({"env_kwargs": {"macs_price": 0.5}}, "`macs_price` is not supported"),
     ],
 )
 def test_invalid_settings_are_rejected(asked, update, told):

@@ -1,10 +1,14 @@
 """Racing: which masks are dropped, what the agent is told, and what the record says."""
 
+import io
 import json
+import re
+import sys
 
 import numpy as np
 import pytest
 from das_gym.agents import Budget, MaskSpace, SearchConfig, SearchResult, search
+from das_gym.agents.run_commands import search as run_search
 from das_gym.agents.searching.racing import Race
 from das_gym.agents.searching.scorer import SCORES
 from synthetic import ENV_ID, StopError, check_replays, stop_after
@@ -113,6 +117,18 @@ def test_search_records_the_share_of_each_mask_and_resumes_exactly(tmp_path):
     search(raced, tmp_path / "stopped", resume=True)
     for name in ("search.json", "search_history.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+
+
+def test_progress_counts_whole_evaluations(tmp_path, monkeypatch):
+    made_up_table(8, 3, examples=240).save(tmp_path / "table.npz")
+    monkeypatch.setattr(sys, "__stderr__", io.StringIO())  # no terminal: lines
+    monkeypatch.setattr("das_gym.commands.progress.PAUSE", 1e-9)
+    env_kwargs = {"table": str(tmp_path / "table.npz"), "reward_examples": 240}
+    settings = {"env_id": "DAS-METER-VQA-Tabular-v0", "skip_num": 3, "env_kwargs": env_kwargs, "evaluations": 12}
+    run_search.run({**settings, "runs_dir": str(tmp_path / "runs")})
+    counts = re.findall(r"searching: (.*)/12 masks", sys.__stderr__.getvalue())
+    assert len(counts) > 3
+    assert all(count.isdecimal() for count in counts)
 
 
 @pytest.mark.parametrize(
