@@ -319,6 +319,8 @@ def check_words(
         return
     if "=" in word or word in named:
         raise UsageError(f"settings follow `with`; did you mean `{format_command(command, *words)}`?")
+    if not commands:
+        raise UsageError(f"settings follow `with`: got {word} before it; `{format_command(command)} --help` lists them")
     try:
         check_names([word], [*commands, "with"], "sub-command", listing=f"{format_command(command)} --help")
     except ValueError as error:

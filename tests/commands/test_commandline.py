@@ -174,6 +174,7 @@ def test_command_imports_plugins_first(program, name, capsys):
         (ADAPT, ["supernt"], 2, "did you mean 'supernet'?"),
         (AGENTS, ["with", "bayes", "--seed", "3"], 2, "name=value, without spaces and dashes: got --seed"),
         (AGENTS, ["with", "seed", "=", "3"], 2, "got ="),
+        (ADAPT, ["evaluate", "1"], 2, "settings follow `with`: got 1 before it; `das-adapt evaluate --help` lists them"),
         (ADAPT, ["with", "model=meter"], 1, "unknown model 'meter'; did you mean 'METER'?"),
         (ADAPT, ["with", "save_every=3"], 1, "`save_every` is a setting of several groups; give `search.save_every` or"),
         (ADAPT, ["with", "stepps=3"], 1, "unknown setting 'stepps'; did you mean 'steps'?"),
