@@ -43,20 +43,19 @@ def load_finished(settings: SubnetSettings, device: str, task: str = "") -> Adap
 
 
 def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = (), **changes: Any) -> AdaptedModel:
-    """Return a fine-tuned subnet, its skipped layers removed, in eval mode.
+    """Return a fine-tuned subnet without its skipped layers, in eval mode.
 
     Args:
-        path: One of three. The folder of a run of `python -m adapt` or `python -m adapt das`, or one that `save` wrote. An
-            adapter file, such as `python -m adapt compare` keeps. A folder that `python -m adapt export` wrote; its code
-            is not run.
-        plugins: Modules to import first: those that the run was given. A record does not import modules by itself.
+        path: The folder of a run of `python -m adapt` or `python -m adapt das`, or one that `save` wrote; an adapter file,
+            such as `python -m adapt compare` keeps; or a folder that `python -m adapt export` wrote, whose code is not run.
+        plugins: Modules to import first, as `plugins=` of the run. Modules in a record are not imported without it.
         **changes: Fields of `ProblemConfig` that differ from the record, such as `device="cpu"`, or `checkpoint` if it was
             moved. An exported folder takes `device` and `max_text_length` only.
 
     Raises:
-        FileNotFoundError: there is no record or no adapter file, or the recorded checkpoint does not exist.
-        ValueError: the file holds a supernet, or belongs to another model. Or the record names modules that are not
-            imported yet, or `trust_remote_code`, which must be passed again.
+        FileNotFoundError: There is no record or no adapter file, or the recorded checkpoint does not exist.
+        ValueError: The file holds a supernet or belongs to another model, or `plugins` or `trust_remote_code` of the run are
+            not given again.
 
     Example:
         `load_subnet("runs/2").backbone.vlp.pruned_mask` is the mask of run 2.

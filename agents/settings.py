@@ -43,9 +43,9 @@ class SearchConfig(BudgetSettings, group="Search"):
     """Settings of a search: environment, model and data, agent, number of evaluations and budget.
 
     Attributes:
-        env_id: Id of the environment to search; `DAS-METER-VQA-Tabular-v0` and the like read a table.
-        problem: Model and data of the environment, whose id says the model and the task.
-        agent: Search algorithm, or "module:class" of a custom one. `bayes` is ours, `bandit` is the paper's.
+        env_id: Id of the environment to search. Ids with `Tabular`, such as `DAS-METER-VQA-Tabular-v0`, read a table.
+        problem: Model and data of the environment; its id determines the model and the task.
+        agent: Search algorithm, or "module:class" of a custom one. `bandit` is the algorithm of the DAS paper.
         evaluations: Number of masks that the agent may score, at least 1. The final answer and the layer statistics that it
             reads are scored in addition. `python -m agents with ppo`, or another name of an algorithm of Stable-Baselines3,
             also sets 1,000 evaluations and 4 masks per turn; `agent=ppo` does not.
@@ -54,13 +54,13 @@ class SearchConfig(BudgetSettings, group="Search"):
             of Stable-Baselines3, its number of parallel environments.
         agent_kwargs: Hyperparameters of the agent, as in `agent_kwargs.learning_rate=10`. `python -m agents list` shows
             them.
-        reward: How a mask is rewarded. `python -m agents list` shows the formulas. None means the task's own.
+        reward: Name of the reward. `python -m agents list` shows the formulas. None means the task's own.
         reward_examples: Number of examples that a mask is scored on. None means the task's own number: 500, or 64 for
             retrieval and text.
         env_kwargs: Further arguments of the environment, as in `env_kwargs.table=FILE`: `macs_price`, `statistics`, ...
         racing: Whether a mask is scored on an eighth, a quarter and half of the reward examples first, and dropped when it
-            is clearly worse than the best one so far (`das_gym.agents.searching.racing`). None means where the reward
-            allows it, for agents that need only the best masks exactly. `evaluations` count masks on all examples.
+            is clearly worse than the best one so far (`das_gym.agents.searching.racing`). None means True if the reward and
+            the agent allow it. A mask that is scored on a fraction of the examples counts as that fraction of an evaluation.
         save_every: Turns between checkpoints, at least 1.
         action: Action space of an algorithm of Stable-Baselines3. None means the first that the algorithm supports.
     """
@@ -123,18 +123,18 @@ class SearchConfig(BudgetSettings, group="Search"):
 
     @property
     def mask_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the environment whose action is a whole mask: those that a record keeps."""
+        """Keyword arguments of the environment with `action="mask"`, which a search records."""
         rewarded = {name: getattr(self, name) for name in ("reward", "reward_examples") if getattr(self, name) is not None}
         return {**self.budget, **rewarded, **self.all_env_kwargs}
 
     @property
     def all_env_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the environment besides budget and reward: those of the problem, and `env_kwargs`."""
+        """Keyword arguments of the environment without budget and reward: those of `problem`, and `env_kwargs`."""
         return {**self.problem.env_kwargs, **self.env_kwargs}
 
 
 def add_environment(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings, by dotted names, with `env_id`, `problem.model` and `problem.task`: what is given says the others."""
+    """Return settings, by dotted names, with `env_id`, `problem.model` and `problem.task`, completed from those given."""
     if "env_id" not in values:
         model = values.get("problem.model", ProblemConfig.model)
         task = values.get("problem.task", ProblemConfig.task)
@@ -186,7 +186,7 @@ class EnvironmentSettings(RunSettings, group="Search"):
     """Settings shared by the commands that run several searches on an environment.
 
     Attributes:
-        env_id: Id of the environment; `DAS-METER-VQA-Tabular-v0` and the like read a table.
+        env_id: Id of the environment. Ids with `Tabular`, such as `DAS-METER-VQA-Tabular-v0`, read a table.
         problem: Model and data of the environment.
         env_kwargs: Further arguments of the environment, as in `env_kwargs.reward=metric`, `env_kwargs.table=FILE`.
         seed: Random seed of the search, or of the first of several.
@@ -265,7 +265,7 @@ class TableSettings(RunSettings, group="Table"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.problem.precision != "float32":
-            raise ValueError(f"`precision`: got {self.problem.precision!r}; tables are exact, leave it out")
+            raise ValueError(f"`precision` is not supported for tables: got {self.problem.precision}. Leave it out")
         check_file(self.out, may_exist=self.resume is not None)  # a stopped run may have written it
 
 

@@ -31,16 +31,16 @@ class ModelEntry:
     Attributes:
         name: Name in ids and settings.
         vlp: Class, a subclass of `das_gym.models.base.VLP`, or its "module:name".
-        load: Function that loads a checkpoint, or its "module:name". It is called with the path, with `generator=` for
-            weights that the checkpoint lacks, and with those of `image_size`, `dropout`, `bottleneck`, `skip_bottleneck`
-            and `options` that are in its signature. It returns a `das_gym.models.checkpoints.LoadedCheckpoint`, or a model.
+        load: Function that loads a checkpoint, or its "module:name". It is called with the path and `generator=`, to draw
+            weights that the checkpoint lacks. Of `image_size`, `dropout`, `bottleneck`, `skip_bottleneck` and `options`, it
+            gets those in its signature. It returns a `das_gym.models.checkpoints.LoadedCheckpoint`, or a `VLP`.
         assets: Folder of the bundled checkpoint, supernets and tables, or None.
         others: Folders of further bundled checkpoints. `checkpoint=` takes their names.
-        layer_counts: Names of the numbers of layers in config.json, and how many units each layer is.
-        layer_tensors: Pattern of the beginning of the names of a unit's tensors, in files of the authors.
-        whole_types: Values of `model_type` in config.json of models that can lose every layer of their decoder.
-        reads: `pairs` of a text and an image, or `prompts`: questions that it answers in words. A model and a task make an
-            environment if `reads` of the one is `gives` of the other.
+        layer_counts: Keys of config.json that hold a number of layers, and how many units each of these layers has.
+        layer_tensors: Regular expression for the beginning of the names of a unit's tensors in the authors' files.
+        whole_types: Values of `model_type` in config.json for which every layer of the decoder can be skipped.
+        reads: `pairs` of a text and an image, or `prompts`: questions that it answers in words. It has an environment for
+            each task whose `gives` is the same.
         options: Settings of `ProblemConfig` that `load` takes in addition.
         tokenizer: Function that loads the tokenizer of a folder, or its "module:name", for tasks that split texts into
             tokens. It is called with the folder, and whether code in it may run.
@@ -63,12 +63,12 @@ class ModelEntry:
 
     @property
     def reads_prompts(self) -> bool:
-        """Whether it answers questions in words: it then needs no adapters, and loses the layers that a mask skips."""
+        """Whether the model answers questions in words. It then needs no adapters: skipped layers are left out."""
         return self.reads == "prompts"
 
     @property
     def named(self) -> dict[str, Path]:
-        """`others` by the names that `checkpoint=` takes."""
+        """The folders in `others` by name, as `checkpoint=` takes it."""
         return {folder.name: folder for folder in self.others}
 
 
@@ -84,7 +84,7 @@ class TaskEntry:
         gives: `pairs` or `prompts`, see `ModelEntry.reads`.
         needs_data: Whether there are no bundled data, so that `data_root` has to be given.
         reward: The default reward of masks, see `das_gym.problem.rewards.REWARDS`.
-        parts: The parts of data sets that its `load_part` takes; some formats have official ones.
+        parts: The parts that its `load_part` takes, such as `test`; some data formats have more.
     """
 
     name: str
@@ -370,7 +370,7 @@ def register_metric(name: str, function: Callable[[Any, str], float]) -> None:
 
     Raises:
         TypeError: `function` cannot be called.
-        ValueError: A name that is not allowed or taken.
+        ValueError: The name is not allowed or already registered.
 
     Example:
         >>> from das_gym import register_metric
@@ -397,7 +397,7 @@ def _check_entry(entry: Any, kind: type[Any], table: Mapping[str, Any], *fields:
     for name in fields:
         word = getattr(entry, name)
         if not isinstance(word, str) or not re.fullmatch(r"\w+", word, re.ASCII):
-            raise ValueError(f"{name}={word!r} cannot be part of an id such as DAS-METER-VQA-v0; use letters, digits and _")
+            raise ValueError(f"`{name}` cannot be part of an id: got {word!r}, expected letters, digits and _")
         for other in table.values():
             if other.name != entry.name and getattr(other, name).lower() == word.lower():
                 raise ValueError(f"{name}={word!r} is already the {name} of {other.name!r}; choose another")

@@ -22,9 +22,9 @@ def restored(monkeypatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("entry", "text"),
     [
-        (TaskEntry("tiny", "My Task", "x:X", "nothing"), "title='My Task' cannot be part of an id such as DAS-METER-VQA-v0"),
+        (TaskEntry("tiny", "My Task", "x:X", "nothing"), "`title` cannot be part of an id: got 'My Task'"),
         (TaskEntry("vqa2", "Vqa", "x:X", "nothing"), "title='Vqa' is already the title of 'vqa'"),
-        (TaskEntry(None, "Other", "x:X", "nothing"), "name=None cannot be part of an id"),
+        (TaskEntry(None, "Other", "x:X", "nothing"), "`name` cannot be part of an id: got None"),
     ],
 )
 def test_bad_task_is_rejected_and_leaves_no_ids(entry, text):
@@ -36,7 +36,7 @@ def test_bad_task_is_rejected_and_leaves_no_ids(entry, text):
 
 
 def test_bad_model_or_kind_of_entry_is_rejected():
-    with pytest.raises(ValueError, match="name='My-Model' cannot be part of an id"):
+    with pytest.raises(ValueError, match="`name` cannot be part of an id: got 'My-Model'"):
         register_model(ModelEntry("My-Model", vlp="x:X", load="x:x"))
     with pytest.raises(TypeError, match="TaskEntry"):
         register_task(registration.MODELS["METER"])

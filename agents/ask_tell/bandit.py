@@ -13,16 +13,16 @@ from das_gym.problem.mask_space import MaskSpace
 class Bandit(Agent):
     """Gradient bandit over masks: the agent of DAS (arXiv 2309.01479).
 
-    Each layer i has a preference g_i, initially 0, and is drawn with weight p_i = sigmoid(g_i): a mask is `skip_num`
-    layers drawn without replacement, or as many as a budget by cost takes. The masks of a turn are distinct sets. When
-    their rewards r_j are known,
+    Each layer i has a preference g_i, initially 0, and is drawn with weight p_i = sigmoid(g_i). A mask skips `skip_num`
+    layers drawn without replacement, or as many as a budget by cost needs. The masks of a turn are distinct. Given their
+    rewards r_j, `tell` computes
 
         g_i += learning_rate * sum over masks j that skip i of (r_j - mean r) * p_i * (1 - p_i)
 
     with p as it was before the turn. The answer is the layers with the largest preferences.
 
     Args:
-        learning_rate: eta, > 0. The reference uses 1 (for METER it also declares 0.1, which nothing uses).
+        learning_rate: eta, > 0. The authors' code uses 1.
     """
 
     min_masks: ClassVar[int] = 2  # a single mask is its own baseline: its advantage is 0
@@ -38,7 +38,7 @@ class Bandit(Agent):
         return np.exp(self._log_probabilities())
 
     def ask(self, n: int) -> Masks:
-        """Return (m, n_layers) distinct masks, m = n, or all of them where fewer than `n` exist."""
+        """Return `n` distinct masks, (n, n_layers) bool, or all masks if fewer than `n` exist."""
         log_p = self._log_probabilities()
         # Adding Gumbel noise to log weights and taking the k largest draws k without replacement by weight. Where the
         # weights leave all but a few masks out of reach, `distinct` draws the others uniformly instead of looping forever.
@@ -52,7 +52,7 @@ class Bandit(Agent):
         self.preferences = self.preferences + self.learning_rate * (advantages @ masks) * p * (1.0 - p)
 
     def best(self) -> Masks:
-        """Return the (n_layers,) mask of the largest preferences; of equal ones the first layers."""
+        """Return the (n_layers,) bool mask that skips the layers with the largest preferences; of equal ones, the first."""
         return self.space.top(self.preferences)
 
     def _log_probabilities(self) -> Floats:

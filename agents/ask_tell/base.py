@@ -41,30 +41,30 @@ MAX_REWARD = 1e100
 
 
 class Agent(ABC):
-    """Base class of agents with an ask/tell interface: `ask` proposes masks, `tell` reports rewards.
+    """Base class of agents with an ask/tell interface: `ask` returns masks to score, `tell` takes their rewards.
 
-    A subclass needs only `ask`. The base class remembers every mask and its reward, and answers with the best one. A resumed
-    search repeats the calls of the stopped one, so that an agent which draws from `rng` alone can be resumed.
+    A subclass needs only `ask`. The base class keeps every mask with its reward, and its `best` returns the best one. A
+    resumed search repeats the calls of the stopped one, so an agent can be resumed if it draws from `rng` alone.
 
-    Hyperparameters are keyword arguments after `space` and `seed`, which every agent has. Two names are filled in by
-    searches instead: `statistics` receives the layer statistics of the environment, `blocks` the distances between hidden
-    states (`heuristics.Blocks`).
+    Hyperparameters are keyword arguments of the subclass after `space` and `seed`. Searches fill in two of them by name:
+    `statistics` with the layer statistics of the environment, `blocks` with distances between hidden states
+    (`heuristics.Blocks`).
 
     Args:
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
 
     Attributes:
-        rewards: `mask.tobytes()` of every scored mask to its reward, in the order of scoring.
+        rewards: Reward of every scored mask, by `mask.tobytes()`, in the order of scoring.
         min_masks: Fewest masks per turn that the agent can learn from.
         free_budget: Whether the agent also asks for masks outside the budget, as greedy removal does. Each costs an
             evaluation. The answer always satisfies the budget.
-        races: Whether a search may report an estimated reward of a mask that is clearly worse than the best one so far,
-            from a part of the reward examples. That is for agents that need only the best masks exactly.
-        draws: Whether the agent depends on the seed.
+        races: Whether a search may stop scoring a mask that is clearly worse than the best one so far, and pass a reward
+            that is estimated from a part of the reward examples to `tell`.
+        draws: Whether the agent's choices depend on the seed.
         statistics_read: Layer statistics that its choices depend on. The masks that a model scores for them
             (`das_gym.problem.statistics.masks_needed`) count as evaluations.
-        preferences: (n_layers,) float64, larger = rather skipped. None if the agent has none.
+        preferences: (n_layers,) float64, larger for layers that the agent prefers to skip. None if it has none.
 
     Example:
         >>> from das_gym.agents import Agent, Budget, MaskSpace
@@ -92,33 +92,33 @@ class Agent(ABC):
 
     @abstractmethod
     def ask(self, n: int) -> Masks:
-        """Return the masks to score next. Tell their rewards before asking again.
+        """Return masks to score; call `tell` with their rewards before the next `ask`.
 
         Args:
-            n: How many are wanted, at least 1.
+            n: Largest number of masks, at least 1.
 
         Returns:
-            (m, n_layers) bool, True = skipped, distinct, m <= n. No rows when the agent has finished.
+            (m, n_layers) bool, True = skipped: m <= n distinct masks, none when the agent has finished.
         """
 
     def tell(self, masks: Masks, rewards: Floats) -> None:
-        """Learn the rewards of masks.
+        """Learn from the rewards of masks.
 
         Args:
             masks: (m, n_layers) bool, True = skipped.
             rewards: (m,) float, higher is better.
 
         Raises:
-            ValueError: a wrong shape, or a reward that is not finite or exceeds `MAX_REWARD`.
+            ValueError: A shape is wrong, a mask holds values besides 0 and 1, or a reward is not finite or too large.
         """
         masks, rewards = self.check_rewards(masks, rewards)
         self.rewards.update(zip((mask.tobytes() for mask in masks), rewards.tolist(), strict=True))
 
     def best(self) -> Masks:
-        """Return the answer, (n_layers,) bool: the mask within the budget with the highest reward, the first of equals.
+        """Return the answer, (n_layers,) bool: the first mask with the highest reward within the budget.
 
         Raises:
-            ValueError: no mask within the budget was scored yet.
+            ValueError: No mask within the budget was scored yet.
         """
         masks = self.scored_masks()
         rewards = np.where(self.space.contains(masks), list(self.rewards.values()), -np.inf)
@@ -127,11 +127,11 @@ class Agent(ABC):
         return masks[rewards.argmax()].copy()
 
     def scored_masks(self) -> Masks:
-        """Return the (m, n_layers) masks in `rewards`."""
+        """Return the masks in `rewards`, (m, n_layers) bool, in the order of scoring."""
         return masks_of_keys(self.rewards, self.n_layers)
 
     def skip_probabilities(self) -> Floats | None:
-        """Return how likely each layer is to be skipped, (n_layers,) in 0..1; None if the agent has no such numbers."""
+        """Return how likely the agent is to skip each layer, (n_layers,) in 0..1; None if it has no probabilities."""
         return None
 
     def check_rewards(self, masks: Masks, rewards: Floats) -> tuple[Masks, Floats]:
@@ -192,8 +192,8 @@ def register_agent(name: str, agent: str | type[Agent]) -> None:
     `agent` is its class, or "module:class", which is imported on first use. Complete example: `examples/own_agent.py`.
 
     Raises:
-        TypeError: neither of them.
-        ValueError: the name is not allowed, or already registered.
+        TypeError: `agent` is neither.
+        ValueError: The name is not allowed or already registered.
     """
     is_path = isinstance(agent, str) and all(agent.partition(":"))
     if not (is_path or (isinstance(agent, type) and issubclass(agent, Agent))):
@@ -235,10 +235,10 @@ def make_agent(
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
         agent_kwargs: Hyperparameters of the agent.
-        statistics: Layer statistics, for agents that read them.
+        statistics: Values of each layer, (n_layers,) float64, by statistic, for agents that read them.
 
     Raises:
-        ValueError: the agent is unknown, or it does not have this hyperparameter.
+        ValueError: The agent is unknown, or a hyperparameter is unknown or out of range.
 
     Example:
         >>> from das_gym.agents import Budget, MaskSpace, make_agent

@@ -82,7 +82,7 @@ _MOVES_PER_STEP = 40
 
 
 class Bayes(Agent):
-    """Bayesian optimization: Gaussian processes over masks, with expected improvement. The default.
+    """Bayesian optimization: Gaussian processes over masks, with expected improvement. The default agent.
 
     Example:
         >>> import numpy as np

@@ -52,7 +52,7 @@ class AgentResult:
         curves: (seeds, evaluations) reward, on the reward split, of the best mask within the budget among the first 1, 2,
             ... scored masks, -inf while there is none. Masks that a model scores for the statistics that an agent reads
             are evaluations, and come first. An agent that is done has its answer scored, if it was not.
-        evaluations: (seeds,) how many it used.
+        evaluations: (seeds,) numbers of scored masks.
         milliseconds: (seeds,) processor time per turn, of ask and tell; None if unknown.
         best_reward: Reward of the best mask; NaN before `judge`.
         ranks: (seeds,) of the final answers, 1 = the best mask, inf where there is none; None without ground truth.
@@ -133,15 +133,18 @@ def compare_agents(
     masks_per_turn: int = 3,
     agent_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[AgentResult]:
-    """Return the result of each agent, in the order of `agents`.
+    """Search with each agent and seed, and return one `AgentResult` per agent, in the order of `agents`.
 
     Args:
-        oracle: Returns rewards.
+        oracle: Returns the rewards of masks, see `make_oracle`.
         agents: Names of agents and of algorithms of Stable-Baselines3.
-        seeds: Each agent searches once per seed, and draws as in `das_gym.agents.search` with that seed.
-        evaluations: Evaluations per search.
-        masks_per_turn: Masks between two answers.
+        seeds: Each agent searches once per seed, with the masks of `das_gym.agents.search` for that seed.
+        evaluations: Number of masks that each search may score.
+        masks_per_turn: Number of masks that are scored together.
         agent_kwargs: Hyperparameters by agent; `SEARCH_DEFAULTS` are filled in.
+
+    Raises:
+        ValueError: An agent or a hyperparameter is unknown, or an agent does not support the budget.
 
     Example:
         >>> from das_gym.agents import compare_agents, make_oracle
@@ -183,7 +186,7 @@ def run_agent(
 
 
 def depends_on_seed(agent: str) -> bool:
-    """Return True if an agent draws random numbers: a rule answers alike with every seed."""
+    """Return True if an agent draws random numbers; a rule returns the same answer for every seed."""
     return is_algorithm(agent) or agent_class(agent).draws
 
 
@@ -193,7 +196,7 @@ def run_trial(oracle: Oracle, config: SearchConfig) -> SearchTrial:
 
 
 def check_agent(oracle: Oracle, config: SearchConfig) -> None:
-    """Make an agent and discard it, to find a wrong name or hyperparameter before any agent searches."""
+    """Make an agent and discard it, so that a wrong name or hyperparameter is an error before any agent searches."""
     if is_algorithm(config.agent):
         _train_once(oracle, replace(config, evaluations=1))
     else:

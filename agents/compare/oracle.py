@@ -20,14 +20,14 @@ from das_gym.tables.suite import SuiteProblem, random_probabilities
 
 
 class Oracle(ABC):
-    """Rewards of masks on the reward split, and what agents may not see: scores on the test split.
+    """Rewards of masks on the reward split, and what agents may not see, such as scores on the test split.
 
-    Any optimizer can call it as a function of one mask; `calls` keeps what it asked for.
+    Any optimizer can call it as a function of one mask; `calls` keeps the masks and their rewards.
 
     Attributes:
         env_kwargs: Settings of the environment besides the budget.
         space: The masks within the budget.
-        statistics: Layer statistics by name, (n_layers,) each.
+        statistics: Layer statistics by name, (n_layers,) float64 each.
         best_reward: The highest reward of a mask within the budget; None if unknown.
         random_reward: The mean reward of layers skipped in a random order; None if unknown.
     """
@@ -74,7 +74,7 @@ class Oracle(ABC):
         return regrets / max(self.best_reward - self.random_reward, 1e-12)
 
     def blocks(self) -> dict[str, Any] | None:
-        """Return what `das_gym.problem.statistic_inputs.measure_blocks` returns of the full model; None if it is unknown."""
+        """Return `das_gym.problem.statistic_inputs.measure_blocks` of the full model; None if it was not measured."""
         return None if self._scorer is None else self._scorer.blocks()
 
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64] | None:
@@ -159,8 +159,11 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
 
     Args:
         env_id: Id of the environment.
-        budget: `skip_num`, or a share to save. A problem of a suite has its own.
-        env_kwargs: Its other settings. For `DAS-Suite-v0` also `problem`, a number or name, and `split` (`test`).
+        budget: `skip_num`, or a share to save such as `macs_saved`. A problem of a suite has its own.
+        env_kwargs: Other settings of the environment. For `DAS-Suite-v0` also `problem`, a number or name, and `split`.
+
+    Raises:
+        ValueError: A setting is not allowed, or the environment is not one of das_gym.
 
     Example:
         >>> from das_gym.agents import make_oracle

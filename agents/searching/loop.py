@@ -38,7 +38,7 @@ def search(
     Args:
         config: What to search; the id of an environment stands for the default settings.
         folder: Run folder for `checkpoint.json` and, at the end, `search.json`. None keeps nothing.
-        on_turn: Called after every turn with it; when resuming first with the turns of the checkpoint.
+        on_turn: Called with each `Turn` after it; a resumed search first calls it with the turns of the checkpoint.
         resume: Continue from the checkpoint in `folder`, if there is one. The result is that of an uninterrupted search.
         problem: The loaded problem of the environment; None loads it.
 
@@ -46,7 +46,7 @@ def search(
         The result, also in `folder`.
 
     Raises:
-        ValueError: a setting is not valid for the environment or the agent, the agent asks for masks that are not allowed,
+        ValueError: A setting is not valid for the environment or the agent, the agent asks for masks that are not allowed,
             or the checkpoint is of another search.
 
     Example:

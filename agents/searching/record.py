@@ -139,20 +139,20 @@ class SearchResult:
 
     Attributes:
         env_id: The environment; `gymnasium.make(env_id, **env_kwargs)` makes it again.
-        env_kwargs: Its keyword arguments, the budget among them (`skip_num`, or a share to save with `skip_num` None). If
-            the budget is of another cost than MACs, `costs` holds what masks cost, so that the same masks satisfy it
-            everywhere.
-        mask: The answer, 0/1 per layer: the better of the agent's answer and the best mask that it asked for. From `loss` to
-            `macs_saved`, its scores.
-        macs_full: MACs of the full model per example.
+        env_kwargs: Its keyword arguments, the budget among them (`skip_num`, or a share to save). If that is of another cost
+            than MACs, `costs` holds the measured costs, so that the same masks satisfy it on any machine.
+        mask: The answer, 0/1 per layer: the better of the agent's answer and the best mask that it asked for.
+        loss, metric, reward: Scores of `mask`: in nats, 0..1, and in the reward's unit; None if not finite.
+        macs, macs_full: MACs per example under `mask`, and of the full model.
+        macs_saved: Share of MACs that `mask` saves, 0..1, relative to the model without adapters.
         evaluations: Masks that were scored, `statistic_masks` and `answer_masks` among them. Masks scored on a fraction of
             the examples count as that fraction, and the sum is rounded up.
         statistic_masks: Masks that the model scored for layer statistics that the agent read (`leave_one_out`).
         answer_masks: 1 if the agent's answer was scored in addition, since the agent had not asked for it.
         plugins: Modules that register the environment or the agent.
         units, statistics: Layout and statistics of the layers, for reports.
-        table_settings: Settings of the problem whose masks a table holds, for commands that use the mask.
-        table_model: Fingerprint of the table's model, which those commands compare with theirs; empty if it is unknown.
+        table_settings: Settings of the problem that a table was made for; commands that use the mask start from them.
+        table_model: Fingerprint of the table's model, to compare with the model that the mask is used on; empty if unknown.
         history: Every turn; stored in `search_history.json`.
     """
 
@@ -189,7 +189,7 @@ class SearchResult:
 
     @property
     def masks_asked(self) -> int:
-        """Masks that the agent asked for, to which the budget of a search applies."""
+        """Number of masks that the agent asked for, which `SearchConfig.evaluations` limits."""
         return self.evaluations - self.statistic_masks - self.answer_masks
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -204,7 +204,7 @@ class SearchResult:
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote."""
+        """Read `search.json` and its history from a folder or path; FileNotFoundError or ValueError if it cannot be read."""
         path = Path(source) if Path(source).is_file() else Path(source) / RECORD
         if not path.is_file():
             raise FileNotFoundError(f"no {RECORD} in {source}: no search ended there. Search again, or resume a stopped one")

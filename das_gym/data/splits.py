@@ -43,14 +43,16 @@ StoredImage = ImageFile | CellImage
 
 @dataclass(frozen=True)
 class Splits(Generic[Example]):
-    """Examples to train on, to score masks on, and to report. No image should be in two of them.
+    """The examples of a data set in three splits, which should share no image.
 
-    Readers compare the content of images. Where das_gym divides a data set, equal images stay together. Files for train, val
-    and test that share an image are an error, which `on_bad_example="skip"` resolves; published splits stay as they are,
-    with a warning.
+    Where das_gym divides a data set, it keeps images with equal content in one split. If files for train, val and test share
+    an image, reading them is a ValueError, or with `on_bad_example="skip"` leaves its examples out. Published splits stay as
+    they are, with a warning.
 
     Attributes:
-        train, reward, test: The examples.
+        train: Examples to train on.
+        reward: Examples to score masks on.
+        test: Examples for the scores that are reported.
         left_out: Lines about the bad entries that `on_bad_example="skip"` skipped.
     """
 

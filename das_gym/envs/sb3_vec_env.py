@@ -120,8 +120,8 @@ def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kw
     Args:
         env_id: As for `gymnasium.make_vec`, such as "DAS-METER-VQA-v0". Environments without a vector form, as
             DAS-Suite-Search-v0, are made by Stable-Baselines3's `make_vec_env`.
-        n_envs: How many.
-        seed: Of the first reset; None = random.
+        n_envs: Number of environments.
+        seed: Seed of the first reset; None = random.
         kwargs: Settings of the environment, such as `skip_num`.
 
     Example:

@@ -139,7 +139,7 @@ class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
     `info["invalid_action"]` is True. With a budget by cost, layers whose skipping saves nothing have no effect.
     `action="scores"`: `Box(-1, 1, (n_layers,))`, a score for every layer. The `skip_num` highest are skipped; with a budget
     by cost the highest until the saving is reached; without a budget those above 0. Of equal scores, the first layer's.
-    A wrong shape, or a value outside the space, raises a ValueError.
+    An action of another shape, or outside the space, raises a ValueError.
 
     ## Observation Space
     `Box((n_layers * n_statistics,), float32)` with finite bounds: the layer statistics of the full model, layer by layer;
@@ -148,10 +148,10 @@ class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
     the remaining budget (0..1: layers / n_layers, or share of the cost).
 
     ## Rewards
-    By name, `exp(-loss)` by default, from the loss of the subnet on the reward split in eval mode, plus `macs_price` *
-    (share of MACs saved); text has `perplexity_ratio`. A mask that breaks the budget is not evaluated: it earns the lowest
-    reward minus the share of layers, or of the cost, by which it misses, its loss counts as inf and its metric as 0. In a
-    sequence all steps but the last earn 0.
+    By default `exp(-loss)`, for text `perplexity_ratio`, from the loss of the subnet on the reward split in eval mode, plus
+    `macs_price` * (share of MACs saved). A mask that breaks the budget is not evaluated: its reward is the lowest one minus
+    the share of layers, or of the cost, by which it misses the budget; `loss` is inf and `metric` 0. In a sequence, the
+    reward is 0 before the last step.
 
     ## Starting State
     The layer statistics, nothing skipped. `info` describes the full model.
@@ -166,7 +166,7 @@ class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
     (masks scored so far, including those of the observation: none by default, n_layers + 1 for the statistic
     `leave_one_out`, none from a table). Within a sequence they describe the layers skipped so far, which are not scored:
     `loss` is inf, `metric` 0.
-    A budget of another cost adds what the mask saves of that, such as `latency_saved`. `action="sequence"` adds
+    With a budget of another cost, `info` also holds the share saved, such as `latency_saved`. `action="sequence"` adds
     `action_mask` and `invalid_action`.
 
     ## Arguments
@@ -183,17 +183,17 @@ class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
     v0: first.
 
     Args:
-        skip_num: Budget: exactly how many layers to skip. None allows any number; "auto" is 4, or None where a share
-            is given.
+        skip_num: Budget: exactly how many layers to skip. None allows any number; "auto" is 4, or None if a share to
+            save is given.
         macs_saved: Budget: least share of MACs to save, such as 0.12, instead of `skip_num`.
         action: `mask`, `sequence` or `scores`.
         reward: Name of the reward, see `das_gym.problem.rewards.REWARDS`; None is the task's own.
-        macs_price: What saving all MACs of the full model would be worth, in units of the reward.
+        macs_price: Reward that is added for saving all MACs of the full model; for a part of them, a proportional part.
         statistics: Names of the statistics to observe, or one name (`das_gym.problem.statistics.STATISTICS`); None =
             `DEFAULT_STATISTICS`, for which no mask is scored.
         reward_examples: Examples that score a mask; None is the task's own number: 500, or 64 for retrieval and text.
-        reward_batches: Which examples a step uses: `fixed` (always the same), `cycle` (the next ones, around
-            the reward split) or `resample` (drawn from `np_random`).
+        reward_batches: Which examples a step uses: `fixed` (always the same), `cycle` (the next ones, starting again at
+            the end of the reward split) or `resample` (drawn from `np_random`).
         model: `METER`, `ViLT`, or another key of `das_gym.registration.MODELS`; the id sets it.
         task: `vqa`, `nlvr2`, `retrieval`, `snli_ve`, or another key of `das_gym.registration.TASKS`; the id sets it.
         render_mode: `ansi` (the units of each stage in words), `rgb_array` (an image of the architecture) or

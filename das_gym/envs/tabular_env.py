@@ -207,13 +207,13 @@ class ExampleScorer(TableScorer):
 
 
 class TabularEnv(ScoredEnv, gymnasium.Env[Any, Any]):
-    """`SkipEnv` at the speed of a table.
+    """`SkipEnv` with scores from a table instead of the model, for research on agents.
 
     ## Description
-    As `das_gym.SkipEnv` with `reward_batches="fixed"` and all the reward examples of the table, or, where the table
-    has every example (`python -m agents table with each=True`), with any batches of them; for research on agents: the same
-    actions, observations, rewards and `info`, without the model. What is optimal is known:
-    `env.get_wrapper_attr("table")` answers with best masks, ranks, regrets and Pareto fronts.
+    Actions, observations, rewards and `info` are those of `das_gym.SkipEnv` with `reward_batches="fixed"` and all reward
+    examples of the table. A table with the scores of each example (`python -m agents table with each=True`) allows any
+    batches of them. The optimum is known: `env.get_wrapper_attr("table")` is the `SubnetTable`, which returns the best mask,
+    ranks and regrets.
 
     ## Action Space, Observation Space, Rewards, Episode End, Information
     As `SkipEnv`'s. The layer statistics are those of the table's reward examples; rewards agree to float32 rounding.
@@ -224,11 +224,10 @@ class TabularEnv(ScoredEnv, gymnasium.Env[Any, Any]):
     Args:
         skip_num, macs_saved, action, reward, macs_price, statistics, render_mode, costs: As for `SkipEnv`; with
             `statistics=None`, those of the defaults that the table holds.
-        split: Whose scores count: `reward`, or `test` to see what a search would find if it could look at the test split.
-        group: A group of examples that alone counts, such as a type of questions; None = all. The table must hold
-            groups.
-        reward_examples, reward_batches: As for `SkipEnv`, of a table with every example: scores are the model's to the
-            rounding of float16 losses. The statistics are those of all its reward examples.
+        split: Split of the scores: `reward`, or `test` to see what a search would find on the test split.
+        group: Group of examples to score on, such as a question type, of a table with groups; None = all examples.
+        reward_examples, reward_batches: As for `SkipEnv`, for a table with the scores of each example, which are the model's
+            rounded to float16. The statistics are those of all its reward examples.
         table: Path of a table, see `python -m agents table`; None is the bundled one.
         model: Model of the bundled table; the id sets it.
         task: Task of the bundled table; the id sets it.

@@ -167,8 +167,8 @@ class VLP(nn.Module, ABC):
         promptless: Why prompt tuning cannot add learned tokens; empty if it can.
         gradient_checkpointing: Whether to use gradient checkpointing.
         prompts: The module that adds learned tokens to the state before stage 0; None adds none.
-        front: How many stages come before the one that `enter_stage` does something for: their results are worth caching.
-        streams_apart: Whether text and image enter stage 0 as separate hidden vectors, a batch of 1 fitting any.
+        front: Number of stages before the one where `enter_stage` does something; results up to there are worth caching.
+        streams_apart: Whether text and image enter stage 0 as separate streams, so that one image can serve many texts.
     """
 
     layers: tuple[Layer, ...]
@@ -196,7 +196,7 @@ class VLP(nn.Module, ABC):
         """Return the `Processor` that makes batches of texts and images for this model.
 
         Args:
-            folder: The checkpoint's, or that of another tokenizer if the user names one.
+            folder: Folder of the checkpoint, or of the `tokenizer` that the user gives.
             max_text_length: Longest text in tokens, longer ones are truncated; None = the model's default.
         """
         raise NotImplementedError(
@@ -204,15 +204,15 @@ class VLP(nn.Module, ABC):
         )
 
     def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
-        """Return encoder outputs of `input_ids` and `attention_mask`, before all that trains, so that they can be cached."""
+        """Return the outputs of the frozen text encoder for `input_ids` and `attention_mask`, (batch, tokens) int64."""
         raise NotImplementedError(f"{type(self).__name__} has no text encoder: define text_stream(batch), or gather")
 
     def image_stream(self, batch: Mapping[str, Tensor]) -> Stream:
-        """Return encoder outputs of `image`, before all that trains, so that they can be cached."""
+        """Return the outputs of the frozen image encoder for `image`, (batch, 3, height, width) float32."""
         raise NotImplementedError(f"{type(self).__name__} has no image encoder: define image_stream(batch), or gather")
 
     def encode(self, batch: Mapping[str, Tensor]) -> State:
-        """Return encoder outputs: everything that neither a mask nor a tunable parameter affects."""
+        """Return the encoder outputs of a `Processor`'s batch: all that neither masks nor tunable parameters change."""
         text = self.text_stream(batch)
         image = self.image_stream(batch)
         return State(
@@ -222,7 +222,7 @@ class VLP(nn.Module, ABC):
         )
 
     def gather(self, processor: Any, pairs: Sequence[Any], kept: Kept) -> State:
-        """Return the encoder outputs of some pairs as one batch, as `encode` does, from a cache (see `Kept`)."""
+        """Return what `encode` returns for a batch of these pairs; `kept` looks encoder outputs up in a cache."""
         texts = kept("text", {pair.text: pair.text for pair in pairs})
         images = kept("image", {pair.image.key: pair.image for pair in pairs})
         hidden_text, attend_text = pad_and_stack([texts[pair.text] for pair in pairs])
@@ -234,7 +234,7 @@ class VLP(nn.Module, ABC):
     def encode_items(
         self, processor: Any, stream: str, items: Mapping[Any, Any], counter: MacCounter | None
     ) -> Iterator[tuple[Any, Any, int]]:
-        """Encode texts or images (`stream` is `text` or `image`), given by key; those of one shape share a batch.
+        """Encode texts (`stream` is `text`) or images (`image`) by key, with those of the same shape in one batch.
 
         Yields:
             Key, (tokens, hidden_size) without padding, and the MACs of encoding it, 0 without a counter.
@@ -251,7 +251,7 @@ class VLP(nn.Module, ABC):
                 yield keys[row], real_tokens(hidden[position], attend, position), macs
 
     def cost_example(self, processor: Any, pairs: Sequence[Any], counter: MacCounter) -> tuple[State, int]:
-        """Return encoder outputs, on `meta`, of a pair with the longest text and a square image, and its encoders' MACs."""
+        """Return the encoder outputs, on `meta`, and encoder MACs of a pair with the longest text and a square image."""
         texts = processor.texts(sorted({pair.text for pair in pairs}))
         longest = int(texts["attention_mask"].sum(1).max())
         return counter.encode(meta_batch(longest, processor.square().shape))
@@ -260,8 +260,8 @@ class VLP(nn.Module, ABC):
     def embed(self, encoded: State) -> State:
         """Return the state before stage 0.
 
-        Encoder outputs are padded with zeros. `extras` may hold the `image_types` (batch,) int64 of the batch: 2 is NLVR2's
-        second image.
+        Encoder outputs are padded with zeros. `extras` may hold `image_types`, (batch,) int64, where 2 is NLVR2's second
+        image.
         """
 
     def initial_state(self, encoded: State) -> State:
@@ -273,7 +273,7 @@ class VLP(nn.Module, ABC):
 
     @property
     def stages(self) -> tuple[tuple[int, ...], ...]:
-        """Layer indices of each stage."""
+        """The indices of the layers in each stage."""
         stages: list[list[int]] = [[] for _ in range(1 + max(layer.stage for layer in self.layers))]
         for index, layer in enumerate(self.layers):
             stages[layer.stage].append(index)
@@ -282,33 +282,33 @@ class VLP(nn.Module, ABC):
     def enter_stage(self, state: State, stage: int) -> tuple[State, int]:
         """Return the state as the layers of `stage` read it, and the MACs of making it.
 
-        For what runs between two stages, such as a projector between vision tower and decoder. A state without content (on
-        `meta`) gives any content of the right shapes.
+        A model overrides this to run something between two stages, such as a projector between vision tower and decoder. On
+        the `meta` device, only the shapes of the result have to be right.
         """
         return state, 0
 
     @abstractmethod
     def skippable_layer(self, index: int) -> SkippableLayer:
-        """Return layer `index` with its skip adapter, of which `prune` keeps one."""
+        """Return layer `index` together with its skip adapter."""
 
     @abstractmethod
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
-        """Return new hidden vectors of the layer's stream.
+        """Return the hidden vectors of the layer's stream after the layer or its skip adapter.
 
         Args:
             index: Which layer, in mask order.
             state: The state before the layer's stage.
             skipped: Whether the skip adapter runs instead of the layer.
-            memo: Shares work between states that have a hidden tensor in common; its keys are the layer's index, a word
-                for the part, and the `id` of every hidden tensor that the part reads.
-            pooled_only: Compute the pooled token alone; allowed in the last stage.
+            memo: Caches parts of the layer for states with a hidden tensor in common. Its keys hold the layer's index, a
+                name of the part, and the `id` of every hidden tensor that the part reads.
+            pooled_only: Whether only the pooled token is needed, as in the last stage.
 
         Returns:
             (batch, tokens, hidden_size), or (batch, 1, hidden_size) with `pooled_only`.
         """
 
     def advance(self, state: State, stage: int, mask: Sequence[bool] | np.ndarray, mark: Mark = no_mark) -> State:
-        """Return the state after `stage` under `mask` ((n_layers,) bool, True = skipped); `mark` is called around layers."""
+        """Return the state after `stage` under a mask, (n_layers,) bool, True = skipped; `mark` is called around layers."""
         stages = self.stages
         last = stage == len(stages) - 1
         state, _ = self.enter_stage(state, stage)
@@ -336,7 +336,7 @@ class VLP(nn.Module, ABC):
     def forward_encoded(
         self, encoded: State, mask: Sequence[bool] | np.ndarray | None = None, mark: Mark = no_mark
     ) -> Tensor:
-        """Return (batch, feature_size) pooled features from encoder outputs."""
+        """Return pooled features, (batch, feature_size), as `forward` does, from the outputs of `encode`."""
         skips = self._skips(mask)
         state = self.initial_state(encoded)
         for stage in range(len(self.stages)):
@@ -361,54 +361,54 @@ class VLP(nn.Module, ABC):
         return array
 
     def own_head(self) -> nn.Module | None:
-        """Return the model's own head, from features to logits; None if each task has a head."""
+        """Return the language-model head, from features to logits; None for a model whose tasks have heads."""
         return None
 
     def make_forward(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
-        """Return a plain forward of some pairs, encoders included. The batch is made in advance.
+        """Return a function that runs the model on some pairs, encoders included; their batch is made once, here.
 
-        `augment` is the seed and step from which each image draws its own augmentation; None for none.
+        `augment` holds the seed and the training step that augmentations of images are drawn with; None = no augmentation.
         """
         batch = {name: tensor.to(self.device) for name, tensor in processor(pairs, augment).items()}
         return lambda mask=None, mark=no_mark: self(batch, mask, mark)
 
     def make_timed_forward(self, processor: Any, pairs: Sequence[Any]) -> Forward:
-        """Return a forward of some pairs as the deployed model runs it, for latency measurements."""
+        """Return a function that runs some pairs as the deployed model does, for latency measurements."""
         return self.make_forward(processor, pairs)
 
     # ---- what statistics, costs and methods of fine-tuning ask for
 
     def pooled_tokens(self, state: State, stream: str) -> Tensor:
-        """Return (batch,) int64: the token of a stream that statistics read, usually the one that `pool` reads."""
+        """Return the position of the token that statistics read in each row, (batch,) int64; usually the token of `pool`."""
         hidden = state.hidden[stream]
         return torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
 
     def split_rows(self, state: State, stream: str, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split hidden vectors of a stream, or other numbers of each of its tokens, into the rows that statistics read.
+        """Return a stream's values per token in rows of one pair or prompt, and the attention mask of these rows.
 
         Returns:
-            (rows, tokens, size of the last axis), and (rows, 1, 1 or tokens, tokens) bool, whose last row is True for tokens
-                without padding; None = no padding.
+            Values, (rows, tokens, size), and a mask, (rows, 1, 1 or tokens, tokens) bool. The last query of the mask is True
+                for all tokens but padding; None = no padding.
         """
         return hidden, state.attend[stream]
 
     def state_bytes(self, encoded: State) -> int:
-        """Return an upper bound of the bytes of the hidden vectors of a state, on the way through the stages."""
+        """Return an upper bound of the bytes that the hidden vectors of a state need at any stage."""
         return tensor_bytes(dict(encoded.hidden))
 
     def cost_key(self, index: int) -> Hashable:
-        """Return a key that is equal for layers of equal cost, so that only one of them is counted; by default its index."""
+        """Return a key that layers of equal cost share, so that only one of them is counted; by default, the index."""
         return index
 
     def count_without_content(self) -> None:
-        """Prepare a copy on the meta device for counting MACs: nothing may depend on the values of tensors."""
+        """Prepare a copy on the `meta` device for counting MACs, where no code may read the values of tensors."""
 
     def sites(self, index: int) -> tuple[Site, ...]:
         """Return the sub-layers of layer `index`, in order, for methods of fine-tuning; ValueError if there are none."""
         raise ValueError(f"a {type(self).__name__} has no known sub-layers: define sites(index)")
 
     def prune(self, mask: Sequence[bool] | np.ndarray) -> None:
-        """Remove skipped layers, and the skip adapters of kept ones: the model really is smaller."""
+        """Remove skipped layers, and the skip adapters of kept layers, for good; ValueError if another mask was pruned."""
         array = self.check_mask(mask)
         for index, skipped in enumerate(array):
             self.skippable_layer(index).prune(bool(skipped))
@@ -425,17 +425,17 @@ class VLP(nn.Module, ABC):
         """Give each unit a linear skip adapter that is fitted in closed form; ValueError if the model has none.
 
         Args:
-            states: The states before stage 0 of some batches.
+            states: The states before stage 0 of the batches to fit on.
             rank: Rank of the maps; None = full rank.
         """
         raise ValueError(f"a {type(self).__name__} has no linear skip adapters: use skip=delete")
 
     def put_skip_adapters(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give each unit the linear skip adapter with these weights, by `<unit>.<weight>`; see `fit_skip_adapters`."""
+        """Give each unit a linear skip adapter with the weights in `tensors`, by `<unit>.<weight>`; ValueError as above."""
         raise ValueError(f"a {type(self).__name__} has no linear skip adapters: use skip=delete")
 
     def freeze(self, dropout: bool = False) -> None:
-        """Freeze every parameter that is not tunable, and stay in eval mode from now on, unless `dropout` is wanted."""
+        """Freeze all parameters but the tunable ones. Without `dropout`, the model also stays in eval mode from now on."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(any(part in name for part in self.tunable))
         self.frozen = not dropout
@@ -446,18 +446,18 @@ class VLP(nn.Module, ABC):
         return super().train(mode and not self.frozen)
 
     def tunable_state(self) -> dict[str, Tensor]:
-        """Return the tunable parameters by name: all that an adaptation has to save."""
+        """Return the tunable parameters by name, which an adaptation file holds."""
         return {name: p for name, p in self.named_parameters() if any(part in name for part in self.tunable)}
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Return the tunable parameters outside of skippable layers, which train under any mask: poolers and the like."""
+        """Return the tunable parameters outside of skippable layers, such as poolers, which train under any mask."""
         inside = {id(p) for index in range(len(self.layers)) for p in self.skippable_layer(index).parameters()}
         wanted = {id(p) for p in self.tunable_state().values()} - inside
         return [p for p in self.parameters() if id(p) in wanted]
 
     @property
     def encoders_train(self) -> bool:
-        """Whether something trains on which encoder outputs depend, so that they cannot be cached."""
+        """Whether a parameter of the encoders is trained, so that encoder outputs cannot be cached."""
         parts = (self.prompts, *(self.skippable_layer(index) for index in range(len(self.layers))))
         # What comes before stage 0 trains if any other parameter does: layers and tunable parameters run after the cache.
         free = {id(p) for part in parts if part is not None for p in part.parameters()}
@@ -471,7 +471,7 @@ class VLP(nn.Module, ABC):
 
 
 def fingerprint(vlp: VLP) -> str:
-    """Return 16 hex digits that change with any frozen parameter; take it before `prune` removes some."""
+    """Return 16 hex digits of a hash of all frozen parameters; `prune` changes it, since it removes some."""
     digest = hashlib.sha256()
     for name, parameter in sorted(vlp.named_parameters()):
         if not any(part in name for part in vlp.tunable):

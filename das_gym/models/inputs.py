@@ -42,7 +42,7 @@ def padded_length(tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Pair(OneImage):
-    """A text with an image: a row of a batch.
+    """A text with an image, one row of a batch.
 
     Attributes:
         text: The sentence.
@@ -56,7 +56,7 @@ class Pair(OneImage):
 
     @property
     def image_key(self) -> str:
-        """Identifies its image among those of other pairs."""
+        """Key of the image: equal for pairs that show the same image."""
         return self.image.key
 
 
@@ -69,7 +69,7 @@ class Prompt:
         images: The images, in the order of the marks.
         answer: The reference answer; None if it is unknown, and the question alone is read.
         rounds: Earlier questions and answers.
-        is_cut: Whether the answer goes on: no token that ends it follows.
+        is_cut: Whether the answer is cut off, so that no end token follows.
     """
 
     question: str
@@ -85,12 +85,12 @@ class Prompt:
 
     @property
     def image_key(self) -> tuple[str, ...]:
-        """Identifies its images among those of other prompts."""
+        """Keys of the images: equal for prompts that show the same images."""
         return tuple(image.key for image in self.images)
 
     @property
     def length(self) -> int:
-        """How many characters question and answer have."""
+        """Number of characters of question and answer."""
         return len(self.question) + len(self.answer or "")
 
 
@@ -100,7 +100,7 @@ class Passage:
 
     Attributes:
         ids: The tokens.
-        start: Position of the first token that is predicted, 1 or more; those before it are only read.
+        start: Position of the first token to predict, 1 or more; tokens before it are only read.
     """
 
     ids: tuple[int, ...]
@@ -113,7 +113,7 @@ class Passage:
 
     @property
     def image_key(self) -> tuple[Any, ...]:
-        """Identifies its beginning: passages that begin alike share the computation for that."""
+        """The tokens before `start`: passages with the same ones compute them once."""
         return self.ids[: self.start]
 
     @property
@@ -123,7 +123,7 @@ class Passage:
 
     @property
     def length(self) -> int:
-        """How many tokens it has."""
+        """Number of tokens."""
         return len(self.ids)
 
 

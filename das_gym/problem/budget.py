@@ -165,7 +165,9 @@ def _given(setting: str, figures: Mapping[str, Any]) -> MaskCost:
         if savings.ndim != 1 or not (full > 0 and np.isfinite([full, unskipped, *savings]).all()):
             raise ValueError("`savings` is not a list, a number is not finite, or `full` is not above 0")
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"`{setting}` needs finite `full` above 0, `unskipped` and `savings` ({error!r})") from error
+        raise ValueError(
+            f"`{setting}` is not a cost: got {figures!r:.100}, expected finite `full` above 0, `unskipped` and `savings`"
+        ) from error
     return MaskCost(full, unskipped, savings, setting)
 
 
@@ -177,7 +179,7 @@ class Budget:
         n_layers: Number of skippable units.
         skip_num: 0..n_layers, or None.
         saved: Share of what the full model costs, from 0 to the largest that any mask saves, or None.
-        cost: What masks cost, needed with `saved`.
+        cost: The cost that `saved` is a share of, of masks of `n_layers` units; needed with `saved`.
 
     Raises:
         ValueError: Both are given, a number is out of range, or no mask can satisfy it.
@@ -199,7 +201,8 @@ class Budget:
         if self.saved is None:
             return
         if self.cost is None or self.cost.savings.shape != (self.n_layers,):
-            raise ValueError(f"`costs` are wrong: `{setting}` needs the cost of masks of {self.n_layers} layers")
+            given = "none" if self.cost is None else f"that of {len(self.cost.savings)} units"
+            raise ValueError(f"`costs` do not fit `{setting}`: got {given}, expected the cost of {self.n_layers} units")
         most = self.cost.range[1]
         if self.saved > most:
             reachable = math.floor(most * 1e4) / 1e4  # rounded down, so that the number in the message is accepted
@@ -215,7 +218,7 @@ class Budget:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its settings as an environment takes them: `skip_num`, and the share to save by its name."""
+        """Keyword arguments of an environment with this budget: `skip_num`, and a share to save such as `macs_saved`."""
         skip_num = None if self.skip_num is None else int(self.skip_num)
         return {"skip_num": skip_num, **({} if self.cost is None or self.saved is None else {self.cost.setting: self.saved})}
 
@@ -224,7 +227,7 @@ class Budget:
         return {"n_layers": int(self.n_layers), **self.settings}
 
     def violations(self, masks: np.ndarray) -> np.ndarray:
-        """Return (m,) by how much (0..1) each mask misses the budget: share of units, or of the cost; 0 = feasible."""
+        """Return how far (m, n_layers) masks miss the budget: (m,) float64 shares of the units or the cost, 0 = feasible."""
         if self.skip_num is not None:
             return np.abs(masks.sum(axis=1) - self.skip_num) / self.n_layers
         if self.saved is not None and self.cost is not None:
@@ -236,7 +239,7 @@ class Budget:
         return self.violations(masks) == 0
 
     def remaining(self, masks: np.ndarray) -> np.ndarray:
-        """Return (m,) 0..1, the remaining budget as a share of units or of the cost; without one, of units."""
+        """Return what is left of the budget: (m,) float64 shares of the cost, or of the units if none is to be saved."""
         if self.saved is not None:
             return self.violations(masks)
         count = self.n_layers if self.skip_num is None else self.skip_num
@@ -244,16 +247,16 @@ class Budget:
 
     @property
     def useful_layers(self) -> Masks:
-        """(n_layers,) bool: units that serve the budget: all, but of a budget by cost those that save anything."""
+        """(n_layers,) bool: units whose skipping helps to satisfy the budget; with `saved`, those that save any cost."""
         if self.saved is not None and self.cost is not None:
             return self.cost.saves
         return np.ones(self.n_layers, dtype=bool)
 
     def skip_highest(self, scores: np.ndarray) -> Masks:
-        """Return the masks of (m, n_layers) scores: units are skipped from the highest down, of equal ones the first.
+        """Return (m, n_layers) bool masks that skip the units with the highest of (m, n_layers) scores.
 
-        With `skip_num`, the k highest; by cost as many as reach the saving, of those that save anything; without a
-        budget those above 0.
+        Of equal scores, the first unit's comes first. With `skip_num`, that many units are skipped. With `saved`, units that
+        save any cost are skipped until the share is reached. Without a budget, all units with a score above 0 are skipped.
         """
         if self.is_free:
             return scores > 0
@@ -270,7 +273,7 @@ class Budget:
         return prefixes[np.arange(len(scores)), kept.argmax(axis=1)]
 
     def describe(self) -> str:
-        """Return the budget in words."""
+        """Return the budget in words, such as `exactly 4 of 12 layers`."""
         if self.saved is not None and self.cost is not None:
             return f"at least {100 * self.saved:g} % of the {SAVED[self.cost.setting]} saved"
         return "any number of layers" if self.skip_num is None else f"exactly {self.skip_num} of {self.n_layers} layers"

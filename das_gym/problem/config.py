@@ -111,7 +111,7 @@ class ProblemConfig(Settings, group="Model and data"):
         trust_remote_code: Whether Python code in the checkpoint's folder may run.
         image_size: Side of the input images in pixels. Position embeddings are resized. None keeps the checkpoint's size.
         max_text_length: Longest text in tokens; longer texts are cut. None uses the usual length of the model.
-        context: Tokens of a window of text, for the task `text`. None means 512.
+        context: Length in tokens of the windows that texts are split into, for the task `text`. None means 512.
         columns: Columns of image, question and answer in parquet files and folders of `save_to_disk`, separated by commas,
             or the one column of a text. None finds them by their usual names.
         on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
@@ -124,10 +124,14 @@ class ProblemConfig(Settings, group="Model and data"):
         latency_again: Whether to measure the latency of units again, and not to read what an earlier process measured.
         skip: What replaces a skipped unit of a transformers model: nothing (`delete`, the default), or a linear map that is
             fitted on examples of the train split without training (`linear`).
-        skip_rank: Rank of these maps. None is full rank.
-        calibration_examples: Number of examples that these maps are fitted on.
+        skip_rank: Rank of the linear maps of `skip=linear`. None is full rank.
+        calibration_examples: Number of examples of the train split to fit the linear maps on.
         workers: `ray` distributes masks over a Ray cluster: a worker for each CPU, or for each GPU if the model is on one.
             None scores them in this process.
+
+    Raises:
+        ValueError: A setting is not allowed, or not supported by the model.
+        FileNotFoundError: A path does not exist.
     """
 
     model: str = choice(DEFAULT_MODEL, MODELS, own=True)
@@ -181,9 +185,10 @@ class ProblemConfig(Settings, group="Model and data"):
 
     @property
     def unit_counts(self) -> range | None:
-        """The possible numbers of skippable units, by config.json or names of tensors; None if they do not say.
+        """The possible numbers of skippable units, read from config.json or names of tensors; None if unknown.
 
-        Only the loaded model knows which layers have to stay, in vision towers and outside of `ModelEntry.whole_types`.
+        It is a range, since only the loaded model knows which layers of a vision tower, or of a model type that is not in
+        `ModelEntry.whole_types`, cannot be skipped.
         """
         entry = MODELS[self.model]
         place = entry.assets if self.checkpoint is None else Path(self.checkpoint)
@@ -216,24 +221,24 @@ class ProblemConfig(Settings, group="Model and data"):
 
     @property
     def supernet_path(self) -> str | Path | None:
-        """The file of the supernet, None for a search without training; ValueError if one is needed and not bundled."""
+        """Path of the supernet; None if masks are scored without one; ValueError if a bundled one is needed and missing."""
         if self.supernet is None and (self.checkpoint is not None or MODELS[self.model].reads_prompts):
             return None
         return self.supernet or self.bundled_path(f"{self.task}_supernet.safetensors")
 
     @property
     def env_id(self) -> str:
-        """The id of the environment of model and task."""
+        """Id of the environment of model and task, such as `DAS-METER-VQA-v0`."""
         return find_environment(self.model, self.task).id
 
     @property
     def changed(self) -> dict[str, Any]:
-        """The settings that are not the default."""
+        """The settings that differ from their defaults, by name."""
         return {each.name: getattr(self, each.name) for each in fields(self) if getattr(self, each.name) != each.default}
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the environment: `changed` without model and task, which its id says."""
+        """Keyword arguments of the environment: `changed` without model and task, which are part of its id."""
         return {name: value for name, value in self.changed.items() if name not in ("model", "task")}
 
     @property
@@ -243,7 +248,7 @@ class ProblemConfig(Settings, group="Model and data"):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The settings that only some models take, if they are given."""
+        """The settings in `OPTIONS`, which only some models take, that are not None."""
         values = {name: getattr(self, name) for name in OPTIONS}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -265,7 +270,7 @@ class ProblemConfig(Settings, group="Model and data"):
             raise ValueError(f"`precision` is not supported by {self.model}: got {self.precision}. Use `dtype` instead.")
 
     def bundled_path(self, file: str) -> Path:
-        """Return the path of a bundled file of this model, or with "" of their folder; ValueError if it is not bundled."""
+        """Return the path of a file in the model's bundled folder, or of the folder for ""; ValueError if it is missing."""
         folder = MODELS[self.model].assets
         if folder is None or not (folder / file).exists():
             needed = (

@@ -116,10 +116,11 @@ class Problem:
 
 
 def load_problem(config: ProblemConfig) -> Problem:
-    """Return the problem of a configuration, from a process-wide cache: do not train it.
+    """Return the problem of a configuration from a process-wide cache; do not train or change it.
 
-    It is loaded again if the paths of its configuration, or files directly in the folders of its model, change. After other
-    changes, such as one of an image, start a new process.
+    It is loaded again if a path of the configuration, or a file directly in the folder of its model, changes. After other
+    changes, such as of an image, start a new process. A checkpoint, supernet or data set that does not exist raises a
+    FileNotFoundError, one that cannot be read or does not fit a ValueError.
 
     Example:
         >>> import numpy as np

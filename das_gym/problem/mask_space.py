@@ -68,11 +68,11 @@ def flipped(mask: Masks, layers: npt.NDArray[np.intp]) -> Masks:
 class MaskSpace:
     """The masks that satisfy a budget, and the moves among them, for any number of layers.
 
-    A budget by count allows exactly `skip_num` layers. A budget by cost allows every mask that saves at least its share,
-    though `top` and `sample` give none that skips more than it needs.
+    With `skip_num`, masks that skip exactly that many layers are allowed. With a share to save, all masks that save it are
+    allowed, but `top` and `sample` return masks that skip no more layers than needed.
 
     Args:
-        budget: By count or by cost; one that allows every mask is a ValueError: agents cannot know how much to skip.
+        budget: A budget with `skip_num` or `saved`. ValueError for one without, since agents cannot know how much to skip.
 
     Example:
         >>> import numpy as np
@@ -106,7 +106,7 @@ class MaskSpace:
 
     @property
     def size(self) -> int | None:
-        """How many masks are allowed; None for a budget by cost over too many layers to count."""
+        """Number of allowed masks; None for a budget by cost with too many layers to count them."""
         if self.skip_num is not None:
             return math.comb(self.n_layers, self.skip_num)
         return len(self.masks) if self.is_enumerable else None
@@ -116,10 +116,10 @@ class MaskSpace:
         return self.budget.is_feasible(np.asarray(masks, dtype=bool))
 
     def top(self, values: Floats) -> Masks:
-        """Return the mask of the layers with the largest of (n_layers,) `values`, of equal ones the first.
+        """Return the (n_layers,) bool mask of the layers with the largest `values`, (n_layers,), of equal ones the first.
 
-        By cost: layers are skipped from the largest value down until the budget is satisfied; then those that it
-        does not need are kept again, from the smallest value up.
+        With a budget by cost, layers are skipped from the largest value down until the budget is satisfied. Then layers that
+        it does not need are kept again, from the smallest value up.
 
         Raises:
             ValueError: The shape is wrong, or a value is NaN.
@@ -138,11 +138,11 @@ class MaskSpace:
         return mask
 
     def sample(self, rng: np.random.Generator) -> Masks:
-        """Return a random mask: layers skipped in random order until the budget is satisfied."""
+        """Return a random (n_layers,) bool mask, which skips layers in random order until the budget is satisfied."""
         return self.top(rng.random(self.n_layers))
 
     def mutate(self, mask: Masks, strength: int, rng: np.random.Generator) -> Masks:
-        """Return an allowed mask in which random layers replace up to `strength` skipped layers of `mask`."""
+        """Return an allowed mask in which up to `strength` skipped layers of `mask` are replaced by random layers."""
         skipped = np.flatnonzero(mask)
         freed = rng.choice(skipped, min(strength, len(skipped)), replace=False)
         # Skipped layers have 2 to 3, kept ones 0 to 1, freed ones less: `top` fills up with random kept layers.
@@ -151,7 +151,7 @@ class MaskSpace:
         return self.top(values)
 
     def moves(self, mask: Masks) -> npt.NDArray[np.intp]:
-        """Return (m, 2) layers to flip so that an allowed mask stays one: a skipped and a kept one; by cost also one."""
+        """Return (m, 2) allowed flips of a skipped and a kept layer; with a budget by cost, of a layer, given twice."""
         skipped, kept = np.flatnonzero(mask), np.flatnonzero(~mask)
         pairs = np.stack((np.repeat(skipped, len(kept)), np.tile(kept, len(skipped))), axis=1)
         if self.skip_num is not None:
@@ -160,10 +160,10 @@ class MaskSpace:
         return pairs[self.contains(flipped(mask, pairs))]
 
     def distinct(self, n: int, draw: Callable[[], Masks], rng: np.random.Generator, seen: Container[bytes] = ()) -> Masks:
-        """Return (m, n_layers) distinct masks that are not `seen` (by `mask.tobytes()`).
+        """Return up to `n` distinct masks, (m, n_layers) bool, whose `mask.tobytes()` are not in `seen`.
 
-        They come from `draw`, which returns one at a time, and, where 200 draws do not give enough, are any others; m < n
-        where no more exist or are found.
+        `draw` returns one mask at a time. If 200 draws do not give `n` masks, random other masks are added. There are fewer
+        than `n` if no more exist or are found.
         """
         found: dict[bytes, Masks] = {}
         for source in [draw] if self.is_enumerable else [draw, lambda: self._any(rng)]:

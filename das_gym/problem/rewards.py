@@ -32,13 +32,13 @@ class Reward:
 
     Attributes:
         name: Its name.
-        low, high: Its bounds, without a price.
-        compute: From `Scores` to rewards (m,). Its docstring begins with the formula and the range. Every reward is
-            deterministic.
+        low, high: Its bounds, without what `macs_price` adds.
+        compute: Maps the `Scores` of m masks to (m,) float rewards, deterministically. Its docstring begins with the formula
+            and the range.
         needs_divergences: Whether it reads `Scores.divergences`.
         needs_full_loss: Whether it reads `Scores.full_loss`.
-        of_losses: Whether it falls with the loss, and depends on nothing else of a mask. Searches then compare masks example
-            by example, and stop early at those that are clearly worse.
+        of_losses: Whether it depends on the loss only, and falls as the loss rises. Searches then compare masks example by
+            example, and stop scoring a mask that is clearly worse.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Reward:
 
     @property
     def formula(self) -> str:
-        """Its formula, in a line."""
+        """Its formula in one line, from the docstring of `compute`."""
         return (inspect.getdoc(self.compute) or self.name).partition("\n")[0].rstrip(".")
 
     @property
     def range(self) -> str:
-        """Its lowest and highest value, without a price: `0..1`."""
+        """Its bounds as text, such as `0..1`, without what `macs_price` adds."""
         return f"{self.low:g}..{self.high:g}"
 
 
@@ -114,8 +114,8 @@ def register_reward(reward: Reward) -> None:
     """Add a reward: environments, tables and commands then take its name.
 
     Raises:
-        TypeError: not a `Reward`.
-        ValueError: a name that is not allowed or taken, or bounds that are not finite and rising.
+        TypeError: `reward` is not a `Reward`.
+        ValueError: The name is not allowed or already registered, or the bounds are not finite numbers with low < high.
 
     Complete example: `examples/own_reward.py`.
     """
@@ -123,13 +123,13 @@ def register_reward(reward: Reward) -> None:
 
 
 def add_bounded(registry: dict[str, Any], entry: Any, kind: type[Any]) -> None:
-    """Add a user's reward or statistic to a registry; raise for another object, or bounds that are not finite and rising."""
+    """Add a user's reward or statistic to a registry; TypeError or ValueError as in `register_reward`."""
     what = kind.__name__.lower()
     if not isinstance(entry, kind):
         raise TypeError(f"`{what}` is not a {kind.__name__}: got {entry!r}, expected das_gym.{kind.__name__}(name, ...)")
     if not -np.inf < entry.low < entry.high < np.inf:
         got = f"low={entry.low}, high={entry.high}"
-        raise ValueError(f"{what} {entry.name!r} has {got}; expected finite numbers, low below high")
+        raise ValueError(f"{what} {entry.name!r} has invalid bounds: got {got}, expected finite numbers with low < high")
     add_entry(registry, entry.name, entry, what)
 
 

@@ -24,12 +24,12 @@ class Statistic:
     """One number per layer.
 
     Attributes:
-        name: How it is asked for.
-        formula: What it is, in a line.
-        low, high: Its bounds; values beyond are clipped to them.
-        compute: (n_layers,) float values from the inputs. Every statistic is deterministic.
-        of_removals: Computes it from the losses of `single_removals`, which a model scores for it and tables hold; None if
-            one forward of the full model, or one with its gradients, gives it.
+        name: Its name in the setting `statistics`.
+        formula: Its definition in one line, with the unit and the source.
+        low, high: Its bounds; values outside are clipped to them.
+        compute: Maps `StatisticInputs` to (n_layers,) float values, one for each layer, always the same.
+        of_removals: Maps the (n_layers + 1,) losses of `single_removals`, in nats, to the values, if they depend on nothing
+            else: a table then has the statistic without a model. None for other statistics.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Statistic:
     of_removals: Callable[[Floats], Floats] | None = None
 
     def bounded(self, values: np.ndarray) -> np.ndarray:
-        """Return values as they are observed: no NaN, within the bounds."""
+        """Return (n_layers,) values as an environment observes them: clipped to the bounds, and 0 instead of NaN."""
         return np.clip(np.nan_to_num(values), self.low, self.high)
 
 

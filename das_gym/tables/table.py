@@ -80,15 +80,16 @@ class TableMeta:
 
 @dataclass(frozen=True, eq=False)
 class SubnetTable:
-    """Scores of every mask, or of every one of few skipped layers, on the reward and the test split.
+    """Scores of every mask, or of every mask of at most `most_skipped` layers, on the reward and the test split.
 
-    Wherever a method takes `by`, that is `loss` (nats), `divergence` (nats), the name of a reward (`metric`, `exp_neg_loss`,
-    ...) or an `Objective`; `split` is `reward` or `test`. `skip_num` (number of skipped layers, exact) and `macs_saved`
-    (least share of MACs saved) limit which masks compete. Without them the objective's budget applies, or none.
+    Methods share some arguments. `by` is `loss` (nats), `divergence` (nats), the name of a reward (`metric`, `exp_neg_loss`,
+    ...) or an `Objective`, and `split` is `reward` or `test`. As a budget, they take `skip_num` (exact number of skipped
+    layers) or `macs_saved` (least share of MACs saved); without one, the objective's budget applies, or none. A name that is
+    unknown or not in the table is a ValueError.
 
     Attributes:
-        meta: Its origin.
-        scores: By split, (n_masks,) float32 losses (inf where a loss was not a number), metrics and divergences.
+        meta: The environment, layers, examples and versions that it was made with.
+        scores: By split, (n_masks,) float32 losses (nats, inf where a loss was not finite), metrics (0..1) and divergences.
         macs: (n_masks,) int64 MACs of an example.
         statistics: (n_layers, n_statistics) float32, what the environment observes.
         examples: By split, the scores of each example; None in a table of means.
@@ -130,12 +131,12 @@ class SubnetTable:
 
     @property
     def n_layers(self) -> int:
-        """How many layers can be skipped."""
+        """Number of skippable layers."""
         return len(self.meta.layer_names)
 
     @property
     def most_skipped(self) -> int:
-        """How many layers a mask of the table skips at most."""
+        """Largest number of layers that a mask of the table skips."""
         return self.n_layers if self.meta.max_skipped is None else self.meta.max_skipped
 
     @cached_property
@@ -161,7 +162,7 @@ class SubnetTable:
         return 1 - self.macs / self.meta.macs_full
 
     def saved(self, setting: str) -> np.ndarray:
-        """Return (n_masks,) float64 share of a cost, a key of `SAVED`, that each mask saves; NaN if it is not held."""
+        """Return which share of a cost, a key of `SAVED`, masks save: (n_masks,) float64, NaN if it is unknown."""
         if setting == "macs_saved":
             return self.macs_saved
         return self.costs[setting].saved(self.masks) if setting in self.costs else np.full(len(self.masks), np.nan)
@@ -183,7 +184,7 @@ class SubnetTable:
         return rows
 
     def rows(self, masks: np.ndarray) -> np.ndarray:
-        """Return the rows of masks, unchecked; -1 for masks that are not in the table. See `index`."""
+        """Return (...) int64 rows of (..., n_layers) bool masks as `index` does, but -1 for masks outside the table."""
         numbers: np.ndarray = masks.astype(np.int64) @ self._bits
         if self.meta.max_skipped is None:
             return numbers
@@ -234,7 +235,7 @@ class SubnetTable:
         return SubnetTable(meta, scores, self.macs, self.group_statistics[number])
 
     def statistic(self, name: str) -> np.ndarray:
-        """Return (n_layers,) float32: a layer statistic that it holds, or one that follows from the losses of its masks."""
+        """Return a layer statistic, (n_layers,) float32, that the table holds or that follows from its losses."""
         if name in self.meta.statistics:
             return self.statistics[:, self.meta.statistics.index(name)]
         check_names([name], (*self.meta.statistics, *statistics_of_removals()), "statistic of this table")
@@ -244,7 +245,7 @@ class SubnetTable:
 
     @property
     def removal_losses(self) -> np.ndarray:
-        """(n_layers + 1,) float64 losses of `single_removals` on the reward split."""
+        """(n_layers + 1,) float64 losses in nats of the full model and of each layer removed alone, on the reward split."""
         return self.values("loss")[self.index(single_removals(self.n_layers))]
 
     def values(self, by: str | Objective = "loss", split: str = "reward") -> np.ndarray:
@@ -262,31 +263,31 @@ class SubnetTable:
         return Budget(self.n_layers, skip_num, macs_saved, self.layer_macs).is_feasible(self.masks)
 
     def best(self, by: str | Objective = "loss", split: str = "reward", **budget: Any) -> np.ndarray:
-        """Return (n_layers,) bool: the best mask within the budget; of equal ones that with the fewest MACs."""
+        """Return the best mask within the budget, (n_layers,) bool. Of equally good masks, it has the fewest MACs."""
         rows = np.flatnonzero(self._competing(by, **budget))
         order = np.lexsort((self.macs[rows], -self._goodness(by, split)[rows]))
         return self.masks[rows[order[0]]].copy()
 
     def rank(self, masks: np.ndarray, by: str | Objective = "loss", split: str = "reward", **budget: Any) -> np.ndarray:
-        """Return (...) int64: 1 + how many masks within the budget are better than each of (..., n_layers) masks."""
+        """Return (...) int64 ranks of (..., n_layers) masks within the budget, 1 = best; ValueError for others."""
         rows = self._rows_within(masks, self._competing(by, **budget))
         return self.rank_of_values(self.values(by, split)[rows], by, split, **budget)
 
     def rank_of_values(
         self, values: np.ndarray, by: str | Objective = "loss", split: str = "reward", **budget: Any
     ) -> np.ndarray:
-        """Return (...) int64: 1 + how many masks within the budget are better than (...) values, in the unit of `by`."""
+        """Return (...) int64 ranks of (...) values in the unit of `by` among the masks within the budget, 1 = best."""
         ordered = np.sort(self._goodness(by, split)[self._competing(by, **budget)])
         return 1 + len(ordered) - np.searchsorted(ordered, values if _larger_is_better(by) else -values, side="right")
 
     def regret(self, masks: np.ndarray, by: str | Objective = "loss", split: str = "reward", **budget: Any) -> np.ndarray:
-        """Return (...) float64: by how much the best mask within the budget is better, in the unit of `by`."""
+        """Return (...) float64: how much worse each mask is than the best within the budget, in the unit of `by`."""
         within = self._competing(by, **budget)
         goodness = self._goodness(by, split)
         return goodness[within].max() - goodness[self._rows_within(masks, within)]
 
     def describe(self, mask: np.ndarray) -> dict[str, float | int]:
-        """Return all numbers of one (n_layers,) mask, as plain values."""
+        """Return MACs and both splits' loss, metric and divergence of an (n_layers,) mask, by name."""
         row = int(self.index(mask))
         known: dict[str, float | int] = {"macs": int(self.macs[row]), "macs_saved": float(self.macs_saved[row])}
         for split in SPLITS:
@@ -309,7 +310,7 @@ class SubnetTable:
 
     @classmethod
     def load(cls, path: str | Path) -> SubnetTable:
-        """Read a file that `save` wrote; FileNotFoundError without, ValueError for another version."""
+        """Read a file that `save` wrote; FileNotFoundError if it does not exist, ValueError if it is no such file."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no table at {path}; `{format_command('agents table')}` makes one")
@@ -332,7 +333,7 @@ class SubnetTable:
         return cls(*common, examples, arrays["group_statistics"])
 
     def without_groups(self) -> SubnetTable:
-        """Return the table without groups and single examples."""
+        """Return the table without scores of single examples and groups."""
         meta = dataclasses.replace(self.meta, groups=())
         return SubnetTable(meta, self.scores, self.macs, self.statistics)
 

@@ -39,7 +39,7 @@ class Task(ABC):
         labels: What the head's logits stand for, where that depends on the data: VQA's answers.
         name: The task's name in settings and adaptation files.
         metric_name: What `metrics` measures.
-        passes: How many pairs an example takes.
+        passes: Number of text-image pairs per example, each run through the model.
         pretrained_head: The head in checkpoints from which the task's head is initialized, if any.
         reward_examples: The default number of examples that score a mask.
         generates: Whether a model generates answers to the examples, which `score_text` scores; else `metrics` scores them.
@@ -80,14 +80,14 @@ class Task(ABC):
     def load_part(
         cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise", **options: Any
     ) -> Sequence[Any]:
-        """Return `train`, `reward`, `test`, or an official part of some formats; ValueError for other parts."""
+        """Return the examples of `train`, `reward`, `test` or, in some formats, an official part; ValueError for others."""
         if part not in PARTS:
             raise ValueError(f"unknown `split`: got {part!r}, expected {', '.join(PARTS)}")
         return getattr(cls.load_splits(data_root, on_bad_example, **options), part)
 
     @classmethod
     def format_of(cls, root: Path) -> str:
-        """Return the name of the format in which a folder seems to hold data of the task, by its files; empty for none."""
+        """Return the name of the task's data format that the files of a folder match; empty if none matches."""
         return ""
 
     @classmethod
@@ -97,12 +97,12 @@ class Task(ABC):
 
     @classmethod
     def examples_for_pairs(cls, pairs: int) -> int:
-        """Return the number of examples, at least 1, with at most `pairs` pairs, which determine the cost of a batch."""
+        """Return how many examples, at least 1, make a batch of at most `pairs` pairs."""
         return max(pairs // cls.passes, 1)
 
     @classmethod
     def choose_labels(cls, splits: Splits[Any], min_count: int | None = None) -> tuple[str, ...]:
-        """Return the labels for a data set: none by default."""
+        """Return the labels for a data set, those that occur `min_count` times or more; by default, a task has none."""
         return ()
 
     @abstractmethod
@@ -118,23 +118,23 @@ class Task(ABC):
 
     @abstractmethod
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
-        """Return the targets with which loss and metric compare the logits."""
+        """Return tensors by name, such as `label` (batch,), that `losses` and `metrics` compare the logits with."""
 
     @abstractmethod
     def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
         """Return a new head that maps the output of `group_features` to logits.
 
-        `head_size` is the width of the hidden layer, if there is one; None is `feature_size`.
+        `head_size` is the width of the hidden layer, if the head has one; None means `feature_size`.
         """
 
     def init_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Initialize a new head from `pretrained_head` among the heads of a checkpoint, by name, if it exists."""
+        """Load the checkpoint's head named `pretrained_head` into a new head, if `heads` (tensors by head) has it."""
         if self.pretrained_head is not None and self.pretrained_head in heads:
             load_head(head, self.pretrained_head, heads[self.pretrained_head])
 
     @abstractmethod
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """Return the loss of each example in nats, (batch,)."""
+        """Return (batch,) losses in nats from the logits of `build_head`, (batch, classes) in most tasks, and `targets`."""
 
     def matching_loss(self, heads: Mapping[str, Mapping[str, Tensor]]) -> Callable[[Tensor], Tensor]:
         """Return the image-text-matching loss that training may add (`itm_weight`), given the heads of the checkpoint.
@@ -146,7 +146,7 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """Return the metric of each example, (batch,), 0..1, larger is better."""
+        """Return (batch,) metrics, 0..1, larger is better; arguments are those of `losses`."""
 
     def other_metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return further metrics of each example by name, (batch,), 0..1, whose means are reported; by default none."""
@@ -157,7 +157,7 @@ class Task(ABC):
         return 0.0
 
     def divergences(self, logits: Tensor, full_logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-        """Return KL(full model || subnet) of each example, (batch,), in nats."""
+        """Return KL(full model || subnet), (batch,) in nats, given the logits of the subnet and of the full model."""
         full = full_logits.log_softmax(-1)
         subnet = logits.log_softmax(-1)
         return (full.exp() * (full - subnet)).sum(-1)
@@ -177,7 +177,7 @@ class Task(ABC):
         raise self._not_generated(example, text)
 
     def question(self, example: Any) -> str:
-        """Return the question of an example as text for reports: that of its first pair by default."""
+        """Return the question of an example as text for reports; by default, the text of its first pair."""
         return self.pairs([example])[0].text
 
     def reference(self, example: Any) -> str:
@@ -196,7 +196,7 @@ class Task(ABC):
         return ""
 
     def summary(self, examples: Sequence[Any], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
-        """Return the numbers to report of a whole split: `loss` in nats, the metric by its name, and others."""
+        """Return what to report of a split, given (n_examples,) values: means of `loss` (nats) and metrics, by name."""
         return {self.metric_name: float(metrics.mean()), "loss": float(losses.mean())}
 
     def open_ended(self, examples: Sequence[Any]) -> list[Any]:
@@ -204,7 +204,7 @@ class Task(ABC):
         raise self._not_generated(examples, "")
 
     def score_text(self, example: Any, text: str) -> float:
-        """Return how right a generated answer is, 0..1."""
+        """Return the score of a generated answer, 0..1, larger is better."""
         raise self._not_generated(example, text)
 
     def _not_generated(self, example: Any, text: str) -> TypeError:
@@ -212,7 +212,7 @@ class Task(ABC):
 
     @classmethod
     def gallery(cls, examples: Sequence[Any], max_images: int | None = None) -> Gallery | None:
-        """Return images, `max_images` at most, and texts that the evaluation ranks by one logit per pair; else None."""
+        """Return at most `max_images` images and their texts, to rank for retrieval metrics; None for other tasks."""
         return None
 
     def shuffled_order(self, examples: Sequence[Any]) -> np.ndarray:
@@ -348,7 +348,7 @@ class TokenTask(Task):
 
     def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
         """Raise TypeError: only the model's own head over its vocabulary predicts tokens."""
-        raise TypeError(f"task {self.name} needs a model with the model's own head over its vocabulary")
+        raise TypeError(f"the task {self.name} needs a language model with its own head. Use `model=VLM`")
 
     def losses(self, logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return the mean negative log-likelihood of each prompt's tokens, (prompts,), in nats a token."""

@@ -76,5 +76,5 @@ def test_summary_by_kind():
 
 
 def test_head_cannot_be_built():
-    with pytest.raises(TypeError, match="the model's own head"):
+    with pytest.raises(TypeError, match="the task answering"):
         TASK.build_head(8)
