@@ -21,7 +21,7 @@ from das_gym.adapt.finished_runs import RECORD
 from das_gym.adapt.report import (
     BASELINE,
     FULL_MODEL,
-    IN_WORDS,
+    MODEL_TITLES,
     SUBNET,
     TunedModelResult,
     command_record,
@@ -157,15 +157,15 @@ def finetune_models(
     """Fine-tune models in place, and return the names of those whose trained weights are bundled with das_gym."""
     first = next(iter(models.values()))
     # The models share their frozen encoders, whose outputs are computed once.
-    encoder = EncoderCache(first.backbone.vlp, first.task.processor, int(config.encoder_cache_gib * 2**30))
+    encoder_cache = EncoderCache(first.backbone.vlp, first.task.processor, int(config.encoder_cache_gib * 2**30))
     bundled = []
     for name, model in models.items():
         if name != SUBNET and load_reference(model, problem, config, name):
             bundled.append(name)
             continue
-        title = f"fine-tuning, {IN_WORDS[name]}"
+        title = f"fine-tuning, {MODEL_TITLES[name]}"
         checkpoint = folder / f"{name}.pt"
-        finetune(model, splits, config, title, checkpoint, add_prefix(name, log), encoder)
+        finetune(model, splits, config, title, checkpoint, add_prefix(name, log), encoder_cache)
     return bundled
 
 

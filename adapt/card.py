@@ -8,7 +8,7 @@ from das_gym.commands.runs import library_versions
 from das_gym.drawing.report import Table
 
 PIPELINE_TAGS = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}
-TRUST = ", trust_remote_code=True"
+TRUST_ARGUMENT = ", trust_remote_code=True"
 
 
 def model_card(front: str, title: str, about: Sequence[str], example: str, results: Table | None, checked: str) -> str:

@@ -30,7 +30,7 @@ from das_gym.adapt.compare.record import (
     kept_file,
     mean_test,
 )
-from das_gym.adapt.compare.trials import ComparisonContext, cells_of, method_variants, phases
+from das_gym.adapt.compare.trials import ComparisonContext, comparison_cells, method_variants, phases
 from das_gym.adapt.finetune import copy_model, with_new_head
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import make_method
@@ -158,7 +158,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             adaptation.save(kept_file(folder, variant))
         return trial
 
-    trials = comparison.run(cells_of(variants, rates, seeds, comparison, metric), count, run_trial)
+    trials = comparison.run(comparison_cells(variants, rates, seeds, comparison, metric), count, run_trial)
     if not is_main_process():
         return None
     chosen = chosen_trials(by_key, trials)

@@ -38,7 +38,7 @@ from das_gym.adapt.training import Log, add_prefix
 from das_gym.agents.ask_tell.bandit import Bandit
 from torch import Tensor
 
-from das_gym.commands.commandline import format_command, setting_words
+from das_gym.commands.commandline import format_command, format_settings
 from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, required_folder
 from das_gym.data.splits import Splits
@@ -47,23 +47,23 @@ from das_gym.files import write_json
 from das_gym.names import format_count
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import Budget
-from das_gym.problem.config import problem_words
+from das_gym.problem.config import format_problem
 from das_gym.problem.loading import AdaptedModel, check_prompts, load_splits
 from das_gym.problem.mask_space import MaskSpace, skipped_names
 from das_gym.processes import is_main_process, run_on_main_process
 
-FOUND = "found.json"
+SEARCH_RECORD = "found.json"
 """The found mask, the layers that it skips, and the turns of the search."""
 
 SUPERNET_FILE = "supernet.safetensors"
 """The model that trained while masks were searched, as `python -m adapt supernet` writes one."""
 
-LOGGED = {SUBNET: "finetune", FULL_MODEL: "finetune_full_model"}
+LOG_NAMES = {SUBNET: "finetune", FULL_MODEL: "finetune_full_model"}
 """Under which name the training of each model is logged, and its checkpoint kept."""
 
 
 @dataclass(frozen=True)
-class Untrained:
+class UntrainedModel:
     """The untrained model, its data, and the random state from which its copies are trained."""
 
     model: AdaptedModel
@@ -98,7 +98,7 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float | None:
     """Search, fine-tune, evaluate and save; the test metric of the subnet is the result."""
     problem = settings.recipe_problem
     pipeline = settings.pipeline
-    untrained = Untrained.load(settings)
+    untrained = UntrainedModel.load(settings)
     if settings.estimate:
         print_estimate(_estimated_phases(settings, untrained))
         return None
@@ -128,13 +128,13 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float | None:
     report.print()
     finish_subnet_run(run, folder, models[SUBNET], info, record, JOINT_RECORD)
     if not pipeline.projector_learning_rate:  # a supernet does not include a projector
-        words = "bayes", f"skip_num={pipeline.skip_num}", *setting_words({"supernet": str(folder / SUPERNET_FILE)})
-        search = format_command("agents", problem_words(problem, *words))
+        words = "bayes", f"skip_num={pipeline.skip_num}", *format_settings({"supernet": str(folder / SUPERNET_FILE)})
+        search = format_command("agents", format_problem(problem, *words))
         print(f"a longer search on the trained adapters: {search}")
     return rows[SUBNET].metric
 
 
-def _estimated_phases(settings: JointSearchSettings, untrained: Untrained) -> list[Phase]:
+def _estimated_phases(settings: JointSearchSettings, untrained: UntrainedModel) -> list[Phase]:
     training = Training(untrained.copy(), untrained.splits, settings.pipeline, settings.seed, settings.train)
     splits = limit_test(untrained.splits, untrained.model.task, settings.test_examples)
     models = 1 + settings.references
@@ -151,8 +151,8 @@ def search_charts(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"progress": progress, "heat": Heat.from_turns(probabilities)}
 
 
-def _search(settings: JointSearchSettings, untrained: Untrained, folder: Path, log: Log) -> dict[str, Any]:
-    """Return what `FOUND` keeps. A search that had ended before the run was stopped is logged again, from its checkpoint."""
+def _search(settings: JointSearchSettings, untrained: UntrainedModel, folder: Path, log: Log) -> dict[str, Any]:
+    """Return the content of `SEARCH_RECORD`. A search that had ended when the run was stopped is logged again."""
     pipeline = settings.pipeline
     model = untrained.copy()
     names = tuple(layer.name for layer in model.backbone.vlp.layers)
@@ -171,7 +171,7 @@ def _search(settings: JointSearchSettings, untrained: Untrained, folder: Path, l
     found = {"mask": mask.astype(int).tolist(), "skipped_layers": skipped, "turns": [vars(turn) for turn in turns]}
     if is_main_process():
         model.adaptation(kind="supernet", **dataclasses.asdict(pipeline)).save(folder / SUPERNET_FILE)
-        write_json(folder / FOUND, found)
+        write_json(folder / SEARCH_RECORD, found)
     # All processes train the same mask, once the main one has written the supernet.
     found = run_on_main_process(lambda: found)
     print(f"found after {format_count(len(turns), 'turn')}: skip {', '.join(skipped) or 'nothing'}")
@@ -179,7 +179,7 @@ def _search(settings: JointSearchSettings, untrained: Untrained, folder: Path, l
 
 
 def _finetune(
-    settings: JointSearchSettings, untrained: Untrained, name: str, mask: np.ndarray, folder: Path, log: Log
+    settings: JointSearchSettings, untrained: UntrainedModel, name: str, mask: np.ndarray, folder: Path, log: Log
 ) -> AdaptedModel:
     """Return a model without the layers of a mask, trained as the settings say; a stopped training continues."""
     model = untrained.copy()
@@ -188,8 +188,8 @@ def _finetune(
         Adaptation.load(folder / SUPERNET_FILE).apply(model.backbone.vlp, model.head, model.backbone.base)
     model.backbone.vlp.prune(mask)
     training = Training(model, untrained.splits, pipeline, settings.seed, settings.train)
-    checkpoint = folder / f"{LOGGED[name]}.pt"
-    finetune_subnet(training, checkpoint, add_prefix(LOGGED[name], log), settings.save_every, name)
+    checkpoint = folder / f"{LOG_NAMES[name]}.pt"
+    finetune_subnet(training, checkpoint, add_prefix(LOG_NAMES[name], log), settings.save_every, name)
     model.backbone.vlp.freeze()
     return model
 

@@ -73,18 +73,18 @@ def evaluate(
     examples: Sequence[Any],
     title: str,
     rank_images: int | None = RANKED_IMAGES,
-    encoder: EncoderCache | None = None,
+    encoder_cache: EncoderCache | None = None,
 ) -> Evaluation:
     """Evaluate examples; a retrieval task also ranks its texts with up to `rank_images` images (None = all).
 
-    `encoder` is a cache of the same frozen encoders; None runs them without one.
+    `encoder_cache` is a cache of the same frozen encoders; None runs them without one.
     """
     task = subnet.task
     device = subnet.backbone.vlp.device
     rows: list[tuple[float, float]] = []
     predictions: list[dict[str, Any]] = []
     others: defaultdict[str, list[float]] = defaultdict(list)
-    for chunk, logits in batches_with_logits(subnet, examples, title, encoder):
+    for chunk, logits in batches_with_logits(subnet, examples, title, encoder_cache):
         targets = {name: t.to(device) for name, t in task.targets(chunk).items()}
         losses = task.losses(logits, targets)
         metrics = task.metrics(logits, targets)
@@ -141,7 +141,7 @@ def generate_texts(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max
 
 
 def batches_with_logits(
-    subnet: AdaptedModel, examples: Sequence[Any], title: str, encoder: EncoderCache | None = None
+    subnet: AdaptedModel, examples: Sequence[Any], title: str, encoder_cache: EncoderCache | None = None
 ) -> Iterator[tuple[Sequence[Any], Tensor]]:
     """Yield batches of examples with their logits; see `evaluate`."""
     subnet.head.eval()
@@ -152,7 +152,10 @@ def batches_with_logits(
         for start in range(0, len(examples), step):
             chunk = examples[start : start + step]
             pairs = task.pairs(chunk)
-            features = vlp.make_forward(task.processor, pairs)() if encoder is None else vlp.forward_encoded(encoder(pairs))
+            if encoder_cache is None:
+                features = vlp.make_forward(task.processor, pairs)()
+            else:
+                features = vlp.forward_encoded(encoder_cache(pairs))
             logits = subnet.head(task.group_features(features))
             largest = logits.reshape(len(logits), -1).amax(1)  # small compared with a vocabulary of logits; keeps NaN
             _check_finite(subnet, chunk, largest.isnan() | largest.isposinf())

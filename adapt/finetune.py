@@ -89,7 +89,7 @@ def without_layers(base: AdaptedModel, mask: np.ndarray, adapters: bool = True) 
     Frozen weights are shared. Without `adapters`, kept layers have no parallel adapters.
     """
     subnet = copy_model(base)
-    if base.backbone.vlp.own_head() is None:
+    if base.backbone.vlp.language_head() is None:
         subnet.head.train().requires_grad_(True)  # `load_problem` freezes it
     subnet.backbone.vlp.prune(mask)
     if not adapters:
@@ -118,17 +118,17 @@ def finetune(
     title: str,
     checkpoint: Path | None = None,
     log: Log | None = None,
-    encoder: EncoderCache | None = None,
+    encoder_cache: EncoderCache | None = None,
 ) -> None:
     """Train a pruned model in place on the train split; an existing checkpoint is resumed.
 
-    `encoder` is a cache of the same frozen encoders and images.
+    `encoder_cache` is a cache of the same frozen encoders and images.
     """
     if not any(p.requires_grad for p in (*subnet.backbone.vlp.parameters(), *subnet.head.parameters())):
         return  # the baseline of a model that brings its head
     # Whatever was trained before in this process, the same seed gives the same model.
     torch.manual_seed(config.seed)
-    step_loss, trainer = make_loss_and_trainer(subnet, splits.train, config, checkpoint, encoder)
+    step_loss, trainer = make_loss_and_trainer(subnet, splits.train, config, checkpoint, encoder_cache)
     trainer.run(step_loss.parts, title, log, step_loss.describe_step)
 
 

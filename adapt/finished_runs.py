@@ -136,7 +136,7 @@ class EvaluateSettings(SubnetSettings):
             check_names([self.split], TASKS[task].parts, f"split of {task}")
 
     def data_setting(self, name: str) -> Any:
-        """Return `data_root`, `columns` or `context`: as given, else of the run's record, which `data_root` makes void."""
+        """Return `data_root`, `columns` or `context` as given; if `data_root` is not given, else as in the run's record."""
         given = getattr(self, name)
         return self.finished.problem(self.task).get(name) if given is None and self.data_root is None else given
 

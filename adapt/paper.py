@@ -169,13 +169,13 @@ PAPER: dict[tuple[str, str], DASSettings] = {
 }
 """The reference's settings by model and task; those of VLM are its scripts' for LLaVA-1.5-7B."""
 
-OF_ANY_MODEL = DASSettings(bottleneck=None, skip_bottleneck=None, image_size=None, max_text_length=None)
+SIZELESS_SETTINGS = DASSettings(bottleneck=None, skip_bottleneck=None, image_size=None, max_text_length=None)
 """METER's settings without its sizes, for a custom model."""
 
 PUBLISHED_LAYERS = {"llava_slake": (21, 24, 25, 26), "llava_aid20": (7, 17, 23, 29), "llava_aid50": (7, 8, 17, 23)}
 """Decoder layers of LLaVA-1.5-7B, of 32, that its scripts skip, by named config: `python -m adapt paper` prints them."""
 
-OURS: dict[str, tuple[Any, str]] = {
+RECIPE_CHANGES: dict[str, tuple[Any, str]] = {
     "update_rate": (20.0, "1 is for thousands of turns; a search on a table has 80"),
     "reward_examples": (500, "one small batch ranks masks by noise; 64 for retrieval"),
     "reward_shuffled": (True, "as above: the first examples of a file are of few images"),
@@ -193,7 +193,7 @@ OURS: dict[str, tuple[Any, str]] = {
 }
 """Where our defaults differ from the paper's: the value and why."""
 
-OURS_OF_VLM: dict[str, tuple[Any, str]] = {
+VLM_RECIPE_CHANGES: dict[str, tuple[Any, str]] = {
     name: (None, f"models of transformers have {share} of the hidden size, at most LLaVA's {getattr(_LLAVA, name)}")
     for name, share in (("bottleneck", "1/8"), ("skip_bottleneck", "3/8"))
 }
@@ -217,20 +217,20 @@ RECIPES = ("das_gym", "paper")
 
 
 def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any) -> DASSettings:
-    """Return the settings of a recipe, `paper` or `das_gym` (the same with `OURS`), with changes.
+    """Return the settings of a recipe, `paper` or `das_gym` (the same with `RECIPE_CHANGES`), with changes.
 
-    A task that `PAPER` lacks gets the model's VQA's settings, another model `OF_ANY_MODEL`.
+    A task that `PAPER` lacks gets the model's VQA's settings, another model `SIZELESS_SETTINGS`.
     """
     check_names([recipe], RECIPES, "recipe")
-    paper = PAPER.get((model, task)) or PAPER.get((model, "vqa"), OF_ANY_MODEL)
+    paper = PAPER.get((model, task)) or PAPER.get((model, "vqa"), SIZELESS_SETTINGS)
     if recipe == "paper":
         return replace(paper, **changes)
-    ours = {name: value for name, (value, _) in our_settings(model).items()}
+    ours = {name: value for name, (value, _) in recipe_changes(model).items()}
     cls = find_class(TASKS[task].task)
     ours |= {"reward_examples": cls.reward_examples, "batch_size": cls.examples_for_pairs(ours["batch_size"])}
     return replace(paper, **{**ours, **changes})
 
 
-def our_settings(model: str) -> dict[str, tuple[Any, str]]:
-    """Return `OURS` with the entries that apply to this model only."""
-    return {**OURS, **(OURS_OF_VLM if model == "VLM" else {})}
+def recipe_changes(model: str) -> dict[str, tuple[Any, str]]:
+    """Return `RECIPE_CHANGES` with the entries that apply to this model only."""
+    return {**RECIPE_CHANGES, **(VLM_RECIPE_CHANGES if model == "VLM" else {})}

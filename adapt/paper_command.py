@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from das_gym.adapt.methods.base import make_method
-from das_gym.adapt.paper import DIFFERENCES, PAPER, PUBLISHED_LAYERS, SOURCES, our_settings
+from das_gym.adapt.paper import DIFFERENCES, PAPER, PUBLISHED_LAYERS, SOURCES, recipe_changes
 from torch import Tensor
 
 from das_gym.commands.commandline import format_command
@@ -52,7 +52,7 @@ TASKS: dict[str, dict[str, tuple[str, ...]]] = {
 and COCO. Source: the code's configs and data sets. Both train on COCO's train and restval splits; METER scores masks on
 restval, ViLT on val."""
 
-NEEDED = {
+NEEDED_FILES = {
     "METER": "checkpoint meter_clip16_288_roberta_pretrain.ckpt (METER's authors) and RoBERTa-base's tokenizer",
     "ViLT": "checkpoint vilt_200k_mlm_itm.ckpt (ViLT's authors; or dandelin/vilt-b32-mlm) and BERT-base-uncased's tokenizer",
     "vqa": "VQAv2's questions, annotations and COCO images; test-dev answers of `adapt predict` go to the VQA server",
@@ -110,7 +110,7 @@ def main(settings: PluginSettings) -> None:
     for model in dict.fromkeys(model for model, _ in PAPER):
         _settings_table(model).print()
     _print_lines("Where each comes from:", SOURCES)
-    _print_lines("Why ours differ:", {f"{name}={value}": reason for name, (value, reason) in our_settings("VLM").items()})
+    _print_lines("Why ours differ:", {f"{name}={value}": reason for name, (value, reason) in recipe_changes("VLM").items()})
     _print_lines("Where the paper, its scripts and its code differ:", dict(DIFFERENCES))
     _print_lines("Layers of LLaVA-1.5-7B that its scripts skip:", {n: str(each) for n, each in PUBLISHED_LAYERS.items()})
     for counting, caption in COUNTINGS.items():
@@ -118,7 +118,7 @@ def main(settings: PluginSettings) -> None:
     for model in TASKS:
         _published_table(model).print(width=140)
     print("DAS on METER, VQA, 4 skipped: -11.97 % MACs published, -12.00 % counted (see the table above)")
-    _print_lines("These scores need files that the package does not contain:", NEEDED)
+    _print_lines("These scores need files that the package does not contain:", NEEDED_FILES)
     print("The command of each cell, with these files (STEPS = 10 epochs x examples / batch):")
     for model, tasks in TASKS.items():
         for task in tasks:
@@ -129,7 +129,7 @@ def main(settings: PluginSettings) -> None:
 
 def _settings_table(model: str) -> Table:
     of_tasks = {task: settings for (name, task), settings in PAPER.items() if name == model}
-    own = our_settings(model)
+    own = recipe_changes(model)
     rows = []
     for name in SOURCES:
         ours = str(own[name][0]) if name in own else "same"

@@ -69,7 +69,7 @@ def training_phases(
         step,
         at_a_time,
         repeats=steps * size / seen,
-        prepare=lambda count: step_loss.encoder(batch(count)),
+        prepare=lambda count: step_loss.encoder_cache(batch(count)),
         example_bytes=step_loss.activation_bytes(),
     )
     if not (encodes and step_loss.caches_encoders):
@@ -81,7 +81,7 @@ def training_phases(
     timed: list[EncoderCache] = []
 
     def encode(count: int) -> None:
-        timed[:] = [step_loss.encoder.with_empty_caches()]
+        timed[:] = [step_loss.encoder_cache.with_empty_caches()]
         timed[0](batch(count))
 
     kept = Phase("encoders", images, encode, size, kept_bytes=lambda: [(timed[0].kept_bytes, timed[0].max_bytes)])

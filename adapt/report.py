@@ -30,18 +30,18 @@ from das_gym.problem.loading import AdaptedModel, example_costs, shuffled
 from das_gym.problem.mask_space import skipped_names
 from das_gym.tasks.base import Task
 
-EXAMPLES = "examples.json"
+EXAMPLES_FILE = "examples.json"
 
 THUMBNAIL_SIDE = 160
 """Pixels of the longer side of an image."""
 
-HEADLINES = ("consistency", *(f"{way}_r{level}" for way in ("tr", "ir") for level in (1, 5, 10)))
+HEADLINE_NUMBERS = ("consistency", *(f"{way}_r{level}" for way in ("tr", "ir") for level in (1, 5, 10)))
 """Numbers shown next to the metric if the task reports them."""
 
 BASELINE = "baseline"
 FULL_MODEL = "full_model"
 SUBNET = "subnet"
-IN_WORDS = {BASELINE: "baseline", FULL_MODEL: "full model with adapters", SUBNET: "subnet"}
+MODEL_TITLES = {BASELINE: "baseline", FULL_MODEL: "full model with adapters", SUBNET: "subnet"}
 """The models of a run in the order of the table's columns."""
 
 
@@ -118,13 +118,13 @@ def compare_models(
     times = measure_latency({name: example_forward(model, splits) for name, model in models.items()})
     first = models[SUBNET]
     costs = example_costs(first, splits)  # of any mask, although the subnet is pruned
-    encoder = EncoderCache(first.backbone.vlp, first.task.processor)
+    encoder_cache = EncoderCache(first.backbone.vlp, first.task.processor)
     results = {}
     for name, model in models.items():
         evaluation = None
         if name not in untrained:
-            title = f"evaluating, {IN_WORDS[name]}"
-            shared = None if model.backbone.vlp.encoders_train else encoder
+            title = f"evaluating, {MODEL_TITLES[name]}"
+            shared = None if model.backbone.vlp.encoders_train else encoder_cache
             evaluation = evaluate(model, splits.test, title, rank_images, shared)
         vlp = model.backbone.vlp
         is_baseline = name == BASELINE
@@ -145,7 +145,7 @@ def compare_models(
             from_package=name in from_package,
         )
     reference = next(results[name] for name in (FULL_MODEL, BASELINE, SUBNET) if name in results and name not in untrained)
-    warn_at_chance(None, first.task, splits.test, reference.metric, "test", IN_WORDS[reference.name])
+    warn_at_chance(None, first.task, splits.test, reference.metric, "test", MODEL_TITLES[reference.name])
     return results
 
 
@@ -172,11 +172,11 @@ def write_answers(folder: Path, rows: Mapping[str, TunedModelResult], task: Task
         if name != BASELINE:
             pairs = zip(test, row.evaluation.predictions, strict=True)
             answers[name] = [task.format_prediction(example, prediction) for example, prediction in pairs]
-    ordered = {IN_WORDS[name]: answers[name] for name in (FULL_MODEL, SUBNET) if name in answers}
-    write_examples(folder, task, test, ordered)
+    ordered = {MODEL_TITLES[name]: answers[name] for name in (FULL_MODEL, SUBNET) if name in answers}
+    write_example_answers(folder, task, test, ordered)
 
 
-def write_examples(folder: Path, task: Task, examples: Sequence[Any], answers: Mapping[str, Sequence[str]]) -> None:
+def write_example_answers(folder: Path, task: Task, examples: Sequence[Any], answers: Mapping[str, Sequence[str]]) -> None:
     """Write `examples.json`: test examples on which the models' answers differ, then others; the full model is the first."""
     by_example = list(zip(*answers.values(), strict=True))
     questions = []
@@ -185,12 +185,12 @@ def write_examples(folder: Path, task: Task, examples: Sequence[Any], answers: M
         images = {image.key: image for pair in task.pairs([example]) for image in pair.images}
         thumbnails = [_thumbnail_url(image) for image in images.values()]
         questions.append(Question(task.question(example), task.reference(example), thumbnails))
-    write_json(folder / EXAMPLES, dataclasses.asdict(Answers.from_models(list(answers), questions, by_example)))
+    write_json(folder / EXAMPLES_FILE, dataclasses.asdict(Answers.from_models(list(answers), questions, by_example)))
 
 
-def read_examples(folder: Path) -> Answers | None:
-    """Return what `write_examples` wrote, None without a file."""
-    path = folder / EXAMPLES
+def read_example_answers(folder: Path) -> Answers | None:
+    """Return what `write_example_answers` wrote, None without a file."""
+    path = folder / EXAMPLES_FILE
     if not path.is_file():
         return None
     record = read_json(path)
@@ -229,10 +229,10 @@ def _value_at(record: Any, field: str) -> Any:
 
 NOT_MEASURED = "-"
 
-LINES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+TABLE_LINES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("{metric} on test, %", "score", percent),
     ("  its 95 % interval", "interval", lambda bounds: "..".join(map(percent, bounds))),
-    *((f"{name}{{among}}, %", f"numbers.{name}", percent) for name in HEADLINES),
+    *((f"{name}{{among}}, %", f"numbers.{name}", percent) for name in HEADLINE_NUMBERS),
     ("acc norm, %", "others.acc_norm", percent),
     ("loss, nats", "loss", "{:.4f}".format),
     ("perplexity", "perplexity", "{:,.2f}".format),
@@ -252,7 +252,7 @@ LINES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )
 """Heading, field of a model's record, and format of each line of a table. Lines that no record has are left out."""
 
-RELATIVE = (
+RELATIVE_NOTE = (
     "MACs saved and times as fast (ratio of the median times) are relative to the baseline. In brackets: quartiles of "
     "times, 95 % interval of times as fast. Models of the same layers are timed once."
 )
@@ -272,12 +272,12 @@ def results_table(models: Sequence[Mapping[str, Any]], title: str = "", notes: S
     metric = next((model["metric_name"] for model in flat if model.get("metric_name")), "metric").replace("_", " ")
     among = f" among {numbers['ranked_images']:.0f} images" if "ranked_images" in numbers else ""
     rows = []
-    for heading, field, text in LINES:
+    for heading, field, text in TABLE_LINES:
         values = [_value_at(model, field) for model in flat]
         cells = [NOT_MEASURED if value is None else text(value) for value in values]
         if any(cell != NOT_MEASURED for cell in cells):
             rows.append((heading.format(metric=metric, among=among), *cells))
-    return Table(("", *(IN_WORDS.get(model["name"], model["name"]) for model in flat)), tuple(rows), title, tuple(notes))
+    return Table(("", *(MODEL_TITLES.get(model["name"], model["name"]) for model in flat)), tuple(rows), title, tuple(notes))
 
 
 def subnet_report(
@@ -287,12 +287,12 @@ def subnet_report(
     tested = rows[SUBNET]
     evaluation = rows[SUBNET].evaluation
     assert evaluation is not None
-    notes = [RELATIVE]
-    shipped = " and ".join(IN_WORDS[name] for name in IN_WORDS if name in rows and rows[name].from_package)
+    notes = [RELATIVE_NOTE]
+    shipped = " and ".join(MODEL_TITLES[name] for name in MODEL_TITLES if name in rows and rows[name].from_package)
     if shipped:
         notes.append(f"{shipped.capitalize()}: trained weights from the package.")
     title = f"{evaluation.examples:,} test examples of {problem.task}, {problem.data_root or 'bundled data'}"
-    ordered = [rows[name].record() for name in IN_WORDS if name in rows]
+    ordered = [rows[name].record() for name in MODEL_TITLES if name in rows]
     return RunReport(
         title=f"{problem.model} on {problem.task}, {done}",
         facts={
@@ -327,7 +327,7 @@ def conclusion(rows: Mapping[str, TunedModelResult]) -> str:
     if reference is not None and reference.evaluation is not None:
         differences = np.array(evaluation.metrics) - np.array(reference.evaluation.metrics)
         low, high = (100 * value for value in difference_interval(differences))
-        what += f" against {100 * reference.metric:.1f} % for the {IN_WORDS[reference.name]} "
+        what += f" against {100 * reference.metric:.1f} % for the {MODEL_TITLES[reference.name]} "
         what += f"(95 % interval of the difference: {low:+.1f} to {high:+.1f} points)"
     return f"{what}."
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SHRUNK, ReportSettings
-from das_gym.adapt.report import read_examples
+from das_gym.adapt.report import read_example_answers
 from das_gym.adapt.settings import AdaptSettings, CompareSettings, JointSearchSettings
 from das_gym.adapt.shrink.job import repeat_command
 from das_gym.adapt.shrink.settings import ShrinkSettings
@@ -71,7 +71,7 @@ def run_report(folder: Path) -> RunReport:
         report = build(RunReport, {**record["report"], "versions": record["versions"]})
         command = _command(folder, name, record)
         chosen = record["settings"].get("search_run")
-    report = replace(report, name=f"run {folder.name}", commands=[command], answers=read_examples(folder))
+    report = replace(report, name=f"run {folder.name}", commands=[command], answers=read_example_answers(folder))
     if chosen is None:
         searched = folder
     elif str(chosen).isdecimal():  # a number, so that a record cannot name a search outside of the folder of runs

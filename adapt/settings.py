@@ -31,7 +31,7 @@ from das_gym.registration import MODELS
 SAVED_DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Allowed values of the setting for the saved dtype."""
 
-SHARED = ("problem", "env_id", "seed")
+SHARED_SETTINGS = ("problem", "env_id", "seed")
 """Settings that a search has in common with the command that runs it."""
 
 RANKED_IMAGES = 100
@@ -126,7 +126,7 @@ class SearchingSettings(RunSettings, group="Search and evaluation"):
 
     problem: ProblemConfig = nested(ProblemConfig)
     seed: Seed = 0
-    search: SearchConfig = nested(SearchConfig, shared=SHARED, listed=False)
+    search: SearchConfig = nested(SearchConfig, shared=SHARED_SETTINGS, listed=False)
     test_examples: PositiveInt | None = None
 
     @property
@@ -191,7 +191,7 @@ class AdaptSettings(ChoosingSettings, group="Search and evaluation"):
             references, the table has the subnet and the costs of the baseline.
     """
 
-    search: FirstSearch = nested(FirstSearch, shared=SHARED, listed=False)
+    search: FirstSearch = nested(FirstSearch, shared=SHARED_SETTINGS, listed=False)
     train: TrainingConfig = nested(TrainingConfig, shared=("seed",))
     rank_images: PositiveInt | None = RANKED_IMAGES
     references: bool = True
@@ -203,7 +203,7 @@ class JointSearchSettings(RunSettings, group="Pipeline"):
 
     Attributes:
         problem: Model and data.
-        recipe: Defaults of the pipeline: ours, or those of the paper (the named config `paper`).
+        recipe: Defaults of the pipeline: those of das_gym, or of the paper (the named config `paper`).
         das: Settings of the pipeline that differ from the recipe, as in `das.skip_num=4`, `das.search_epochs=5`. `python
             -m adapt paper` prints them.
         references: Whether to fine-tune and evaluate the full model with adapters as well. This takes as long again as the
@@ -267,7 +267,7 @@ class CompareSettings(SearchingSettings, group="Comparison"):
     train: TrainingConfig = nested(
         TrainingConfig, ("seed",), ("learning_rate", "head_learning_rate"), default=partial(TrainingConfig, steps=600)
     )
-    search: SearchConfig = nested(SearchConfig, shared=SHARED, without=BUDGET_SETTINGS, listed=False)
+    search: SearchConfig = nested(SearchConfig, shared=SHARED_SETTINGS, without=BUDGET_SETTINGS, listed=False)
     searches: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -275,7 +275,7 @@ class CompareSettings(SearchingSettings, group="Comparison"):
         named = self.methods or tuple(METHODS)
         check_names(self.method_settings, named, "method in `method_settings`")
         if not self.skip_nums and MASKED in named:
-            raise ValueError("`skip_nums` is empty: expected one or more numbers")
+            raise ValueError("`skip_nums` is empty: expected one or more numbers. Give skip_nums=[4], or leave das out.")
         for name in ("methods", "learning_rates", "skip_nums"):
             check_distinct(name, getattr(self, name))
         check_names(self.searches, map(str, self.skip_nums), "number of skipped layers")

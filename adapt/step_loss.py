@@ -26,7 +26,7 @@ from das_gym.tasks.base import Task
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
-USABLE = 0.8
+USABLE_MEMORY = 0.8
 """Fraction of the free memory that an estimate may fill: allocators leave gaps."""
 
 
@@ -50,7 +50,7 @@ class StepLoss:
         batch_size: Examples per step.
         seed: Seed of the order of examples, and of augmentation.
         augment: Whether images go through RandAugment.
-        encoder: Cache of the same frozen encoders and images; None makes a new one.
+        encoder_cache: Cache of the same frozen encoders and images; None makes a new one.
         hardware: How many examples go through the model at a time, the cache's size, and how many processes read images.
         itm_weight: Weight of the image-text-matching loss, see `Task.matching_loss`; 0 adds none.
     """
@@ -62,7 +62,7 @@ class StepLoss:
         batch_size: int,
         seed: int,
         augment: bool = False,
-        encoder: EncoderCache | None = None,
+        encoder_cache: EncoderCache | None = None,
         hardware: Hardware = ONE_DEVICE,
         itm_weight: float = 0.0,
     ) -> None:
@@ -84,10 +84,11 @@ class StepLoss:
         self.itm_weight = itm_weight
         self._matching = task.matching_loss(backbone.heads) if itm_weight else None
         self.micro_batch_size = hardware.micro_batch_size
-        self.encoder = encoder or EncoderCache(backbone.vlp, task.processor, int(hardware.encoder_cache_gib * 2**30))
+        cache_bytes = int(hardware.encoder_cache_gib * 2**30)
+        self.encoder_cache = encoder_cache or EncoderCache(backbone.vlp, task.processor, cache_bytes)
         # Dropout within the encoders, and training them, changes their outputs from step to step.
         self.caches_encoders = backbone.vlp.frozen and not backbone.vlp.encoders_train
-        reader = self.encoder.processor if self.caches_encoders and not augment else task.processor
+        reader = self.encoder_cache.processor if self.caches_encoders and not augment else task.processor
         self.prefetcher = Prefetcher(reader, self._requests, hardware.dataloader_num_workers)
         self._last: tuple[np.ndarray | None, Sequence[Any]] = (None, [])
 
@@ -118,7 +119,7 @@ class StepLoss:
         caches = self.caches_encoders and augment is None
 
         def cached(key: Any) -> bool:
-            return caches and self.encoder.has("image", key)
+            return caches and self.encoder_cache.has("image", key)
 
         return [processor.requests(self.task.pairs(part), augment, cached) for part in self._micro_batches(step)]
 
@@ -146,7 +147,7 @@ class StepLoss:
         """Return the (batch,) losses of examples under a mask, in nats, and the head's outputs."""
         pairs = self.task.pairs(examples)
         if self.caches_encoders and augment is None:  # augmented images differ from step to step
-            pooled = self.vlp.forward_encoded(self.encoder(pairs), mask)
+            pooled = self.vlp.forward_encoded(self.encoder_cache(pairs), mask)
         else:
             pooled = self.vlp.make_forward(self.task.processor, pairs, augment)(mask)
         logits = self.head(self.task.group_features(pooled))
@@ -171,7 +172,7 @@ class StepLoss:
         fixed = training_bytes(parameters)
         per_example = self.activation_bytes()
         free = free_bytes(self.vlp)
-        fits = max(1, int((USABLE * free - fixed) // max(per_example, 1)))
+        fits = max(1, int((USABLE_MEMORY * free - fixed) // max(per_example, 1)))
         size = min(self.micro_batch_size or batch_size, batch_size)
         message = ""
         if self.micro_batch_size is None and fits < size:
@@ -242,12 +243,12 @@ def make_loss_and_trainer(
     examples: Sequence[Any],
     config: TrainingConfig,
     checkpoint: Path | None,
-    encoder: EncoderCache | None = None,
+    encoder_cache: EncoderCache | None = None,
 ) -> tuple[StepLoss, Trainer]:
     """Return the loss of a step and the `Trainer` of the parameters of model and head that require a gradient."""
     config, _ = resolve_defaults(config, model)
     batch_size = min(config.batch_size or model.task.examples_for_pairs(config.pairs_per_step), len(examples))
-    step_loss = StepLoss(model, examples, batch_size, config.seed, False, encoder, config, config.itm_weight)
+    step_loss = StepLoss(model, examples, batch_size, config.seed, False, encoder_cache, config, config.itm_weight)
     groups = (
         ([p for p in model.backbone.vlp.parameters() if p.requires_grad], config.learning_rate or 0.0),
         (list(own_parameters(model.backbone.vlp, model.head).values()), config.head_learning_rate or 0.0),

@@ -13,12 +13,12 @@ from pathlib import Path
 from das_gym.adapt.settings import SupernetSettings
 from das_gym.adapt.supernet import phases, train_supernet
 
-from das_gym.commands.commandline import format_command, setting_words
+from das_gym.commands.commandline import format_command, format_settings
 from das_gym.commands.progress import print_estimate
 from das_gym.commands.recorded import Run, required_folder
 from das_gym.files import write_json
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import problem_words
+from das_gym.problem.config import format_problem
 from das_gym.processes import is_main_process
 
 VOCABULARY = "vocabulary.json"
@@ -39,5 +39,5 @@ def supernet(settings: SupernetSettings, run: Run) -> None:
         write_json(folder / VOCABULARY, list(answers))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     # A search on other data or another checkpoint would score another model.
-    words = problem_words(settings.problem, *setting_words({"supernet": str(out)}))
+    words = format_problem(settings.problem, *format_settings({"supernet": str(out)}))
     print(f"supernet: {out}\nNext: {format_command('agents', words)}")

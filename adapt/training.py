@@ -148,13 +148,13 @@ class Trainer:
         """Run the steps that are left.
 
         Args:
-            step_function: From the step's index to its losses.
+            step_function: Maps the step's index to its losses by name, or to an iterator of parts that add up to them.
             title: Title of the progress bar.
-            log: Called with name, value averaged over 50 steps, and step; after a resume also with what was logged before.
+            log: Called with name, value averaged over 50 steps, and step. A resumed training logs earlier values again.
             describe_step: Returns what the last step was computed on, for the error message of a step that diverged.
 
         Raises:
-            FloatingPointError: the loss, its gradient or a parameter is not finite; no checkpoint holds such a step.
+            FloatingPointError: The loss, its gradient or a parameter is not finite; no checkpoint holds such a step.
         """
         if self.step == 0:  # else it is resumed already
             self.resume()
@@ -184,7 +184,7 @@ class Trainer:
                 tracker.finish()  # accelerate's `end_training` also ends the process group, and more may be trained
 
     def take_step(self, step_function: Step, describe_step: Callable[[], str] | None = None) -> dict[str, float]:
-        """Take an optimizer step; return losses and metrics by name, or raise FloatingPointError if they are not finite."""
+        """Take one optimizer step and return its losses and metrics by name; arguments and errors are those of `run`."""
         accelerator = self.accelerator
         trained = list(self._trained.values())
         sums = dict[str, float]()

@@ -112,7 +112,7 @@ def results_table(results: Sequence[AgentResult], title: str) -> Table:
     """Return the table, the agent with the lowest mean regret first."""
     evaluations = results[0].regret.shape[1]
     counts = sorted({max(1, round(evaluations * share)) for share in (0.25, 0.5, 1.0)})
-    rows = [(each.agent, *cells_of(each, counts)) for each in sorted(results, key=AgentResult.mean_regret)]
+    rows = [(each.agent, *table_row(each, counts)) for each in sorted(results, key=AgentResult.mean_regret)]
     note = (
         "regret at n: the best mask's reward less the answer's, after n evaluations; mean regret: over all evaluations from "
         "the first answer on; -: no answer yet, or a number that is not known; "
@@ -123,7 +123,7 @@ def results_table(results: Sequence[AgentResult], title: str) -> Table:
     return Table(("agent", *columns), tuple(rows), title, (note,))
 
 
-def cells_of(result: AgentResult, counts: Sequence[int]) -> tuple[str, ...]:
+def table_row(result: AgentResult, counts: Sequence[int]) -> tuple[str, ...]:
     """Return a row of the table: regrets, rank, found, needed, used, test metric; "-" for missing numbers."""
 
     def median(values: Any, digits: int = 0) -> str:

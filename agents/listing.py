@@ -13,7 +13,7 @@ from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS, SUITE_IDS, many_objectives
 
-WIDE = 200
+PIPED_WIDTH = 200
 """Columns of output that does not go to a terminal."""
 
 
@@ -22,7 +22,7 @@ def main(settings: PluginSettings) -> None:
     del settings  # its plugins are imported: their names are listed, too
     console = Console()
     for table in tables():
-        table.print(console.width if console.is_terminal else WIDE)
+        table.print(console.width if console.is_terminal else PIPED_WIDTH)
         print()
 
 

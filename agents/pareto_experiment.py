@@ -18,7 +18,7 @@ import numpy as np
 from das_gym.agents.search_experiment import print_next_command, search_phases
 from das_gym.agents.searching.loop import check_search, open_for_search, run_turns
 from das_gym.agents.searching.record import FRONT, Row, with_costs
-from das_gym.agents.searching.scorer import OURS
+from das_gym.agents.searching.scorer import ENV_ID_HINT
 from das_gym.agents.settings import COST_SETTINGS, ParetoSettings
 
 from das_gym.commands.progress import print_estimate, progress
@@ -64,7 +64,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     """Search, draw, print and save; return the hypervolume of the front, or None for an estimate."""
     entry = env_entry(settings.env_id)
     if entry is None:
-        raise ValueError(f"`env_id` is not an environment of das_gym: got {settings.env_id}, {OURS}")
+        raise ValueError(f"`env_id` is not an environment of das_gym: got {settings.env_id}, {ENV_ID_HINT}")
     config = settings.search
     check_search(config)
     if settings.estimate:

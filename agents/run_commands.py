@@ -45,7 +45,7 @@ search = RecordedCommand(
     "das_gym.agents.search_experiment:search_mask",
     named_configs=lambda: {**problem_configs(), **settings.agent_configs()},
     check=check_environment,
-    complete=settings.complete_search,
+    complete_settings=settings.complete_search,
 )
 pareto = RecordedCommand(
     "agents pareto",

@@ -216,7 +216,7 @@ def _search_with_sb3(
     config: SearchConfig, run: Run, folder: Path | None, log: "_Log", resume: bool, problem: Problem | None
 ) -> SearchResult:
     """Search with an algorithm of Stable-Baselines3, whose metrics go to Sacred, to standard output and to TensorBoard."""
-    from das_gym.agents.sb3.train import AGENT, train_sb3
+    from das_gym.agents.sb3.train import MODEL_FILE, train_sb3
     from stable_baselines3.common.logger import HumanOutputFormat, KVWriter
 
     class SacredWriter(KVWriter):
@@ -237,7 +237,7 @@ def _search_with_sb3(
             "the budget; action=sequence and action=scores always keep it"
         )
     if folder is not None:
-        run.add_artifact(folder / AGENT)
+        run.add_artifact(folder / MODEL_FILE)
     return trained.result
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import gymnasium
 from das_gym.agents.ask_tell.base import AGENTS, agent_class, agent_hyperparameters, check_agent_name, check_hyperparameters
-from das_gym.agents.ask_tell.front import DRAWN
+from das_gym.agents.ask_tell.front import STARTUP_MASKS
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, find_algorithm, hyperparameters, is_algorithm
 
 from das_gym.commands.runs import RunSettings
@@ -26,7 +26,7 @@ from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS, TASKS, env_e
 COST_SETTINGS = {word: setting for setting, word in SAVED.items()}
 """The setting that asks for a share of each cost."""
 
-COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
+COMPARED_AGENTS = tuple(name for name in AGENTS if name != "exhaustive")
 """The agents that are compared by default: all of ours but the one that scores every mask."""
 
 SEARCH_DEFAULTS: dict[str, dict[str, Any]] = {"bandit": {"learning_rate": 20.0}}
@@ -210,7 +210,7 @@ class ParetoSettings(EnvironmentSettings, group="Search"):
     """
 
     cost: str = choice("MACs", tuple(SAVED.values()))
-    evaluations: Annotated[int, Range(DRAWN)] = 400
+    evaluations: Annotated[int, Range(STARTUP_MASKS)] = 400
     masks_per_turn: PositiveInt = 8
     reward_examples: PositiveInt | None = None
 
@@ -282,7 +282,7 @@ class CompareSettings(EnvironmentSettings, BudgetSettings, group="Comparison"):
         agent_kwargs: Hyperparameters by agent, as in `agent_kwargs.bandit.learning_rate=5`.
     """
 
-    agents: tuple[str, ...] = choice(COMPARED, ChainMap[str, Any](ALGORITHMS, AGENTS), others=True)
+    agents: tuple[str, ...] = choice(COMPARED_AGENTS, ChainMap[str, Any](ALGORITHMS, AGENTS), others=True)
     seeds: PositiveInt = 50
     evaluations: PositiveInt = 120
     masks_per_turn: PositiveInt = 3

@@ -73,7 +73,7 @@ class LastLayers(Method):
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
         """Insert nothing; return the parameters of the last layers and of the head."""
         layers = [vlp.skippable_layer(index).module_for(False) for index in range(len(vlp.layers))]
-        head = vlp.own_head()
+        head = vlp.language_head()
         assert head is not None
         return [p for module in (*layers[-TRAINED_LAYERS:], head) for p in module.parameters()]
 

@@ -40,8 +40,8 @@ class GrayImage:
 
     key: str = "gray"
 
-    def stamp(self) -> str:
-        """Return an empty stamp: the image never changes."""
+    def fingerprint(self) -> str:
+        """Return an empty text: the image never changes."""
         return ""
 
     def open(self) -> Image.Image:

@@ -100,7 +100,7 @@ class PlainForwards:
         self.encodings = [processor.encode(prompt, pixels=True) for prompt in self.prompts]
         self.given = [image_features(vlm.model, vlm.to_device(e.pixels | e.sizes)) for e in self.encodings]
         self.targets = {name: t.to(vlm.device) for name, t in self.task.targets(examples).items()}
-        self.head = vlm.own_head()
+        self.head = vlm.language_head()
 
     def plain(self, mask: np.ndarray) -> float:
         """Return the mean loss of one forward per question (a)."""

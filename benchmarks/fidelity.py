@@ -76,7 +76,7 @@ def fine_tuned(context: ComparisonContext, mask: np.ndarray, start: str, config:
         subnet = with_new_head(backbone, problem.task, context.splits)
         subnet.backbone.vlp.prune(mask)
     torch.manual_seed(config.seed)
-    step_loss, trainer = make_loss_and_trainer(subnet, context.splits.train, config, None, context.encoder)
+    step_loss, trainer = make_loss_and_trainer(subnet, context.splits.train, config, None, context.encoder_cache)
     trainer.run(step_loss.parts, "fine-tuning")
     return subnet
 

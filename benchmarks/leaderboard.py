@@ -15,7 +15,7 @@ from das_gym.agents.ask_tell.base import agent_class, check_agent_name
 from das_gym.agents.compare.comparison import AgentResult, quantile
 from das_gym.agents.listing import docstring_summary
 from das_gym.agents.sb3.algorithms import find_algorithm, is_algorithm
-from das_gym.agents.settings import COMPARED
+from das_gym.agents.settings import COMPARED_AGENTS
 
 from benchmarks.machine import make_parser
 from benchmarks.search.planted import CLIMBS, FAMILIES
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--long-seeds", type=int, default=60, help="searches of each agent on each table of 24 or 30 units")
     parser.add_argument("--planted", type=int, default=8, help="planted problems of each family and number of layers")
     parser.add_argument("--layers", type=int, nargs="+", default=list(PLANTED_EVALUATIONS), help="sizes of planted problems")
-    agents = sorted((*COMPARED, *RIVALS, *SB3))
+    agents = sorted((*COMPARED_AGENTS, *RIVALS, *SB3))
     parser.add_argument("--agents", nargs="+", default=agents, help='or "module:class" of custom ones')
     parser.add_argument("--out", type=Path, default=Path("LEADERBOARD.md"))
     parser.add_argument("--cache", type=Path, help="folder for finished searches")

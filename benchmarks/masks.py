@@ -77,7 +77,7 @@ def measure(
     records: list[dict[str, Any]] = []
     for precision in precisions:
         evaluator = Evaluator(subject.vlp, subject.head, subject.task, batch_size=len(subject.examples), precision=precision)
-        encode = 0.0 if name == TURN else seconds_of(partial(evaluator.encoder, pairs))
+        encode = 0.0 if name == TURN else seconds_of(partial(evaluator.encoder_cache, pairs))
         evaluator.losses(np.zeros((1, len(subject.vlp.layers))), subject.examples)  # fills the cache of encoder outputs
         evaluator.reset_spent()
         losses = []

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.base import make_agent
-from das_gym.agents.ask_tell.front import DRAWN, FrontSearch
+from das_gym.agents.ask_tell.front import STARTUP_MASKS, FrontSearch
 
 from benchmarks.machine import make_parser
 from benchmarks.search.problems import find_tables
@@ -105,8 +105,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--evaluations", type=int, default=400)
     options = parser.parse_args(arguments)
-    if options.seeds < 1 or options.evaluations < DRAWN:
-        parser.error(f"--seeds from 1 on, --evaluations from {DRAWN} on")
+    if options.seeds < 1 or options.evaluations < STARTUP_MASKS:
+        parser.error(f"--seeds from 1 on, --evaluations from {STARTUP_MASKS} on")
     marks = sorted({max(2, options.evaluations * part // 4) for part in (1, 2, 4)})
     print(f"% of the true front's hypervolume after {', '.join(map(str, marks))} evaluations: mean of {options.seeds} seeds")
     print("(worst seed); % of the front's points whose loss was reached; seconds a search", flush=True)

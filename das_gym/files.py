@@ -277,7 +277,7 @@ def read_array(name: str, values: Any, shape: tuple[int, ...], kind: type[bool] 
     """Return an array of finite float64 numbers, or of bools, from nested lists; error messages call it `name`."""
     array = np.array(values)  # raises ValueError for lists of different lengths
     if array.shape != shape:
-        raise ValueError(f"{name} has the shape {array.shape}, not {shape}")
+        raise ValueError(f"{name} has the wrong shape: got {array.shape}, expected {shape}")
     is_number = array.dtype.kind in "bfiu" and bool(np.isfinite(array).all())
     if not is_number or (kind is bool and not np.isin(array, (0, 1)).all()):
         raise ValueError(f"{name} holds values other than {'0 and 1' if kind is bool else 'finite numbers'}")

@@ -27,10 +27,10 @@ from typing import Any, TypeVar
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows: two
 
-REPEAT = 5.0
+IGNORE_SECONDS = 5.0
 """Seconds during which further signals are ignored, since a scheduler and a launcher may both send one."""
 
-_last_raised = -REPEAT
+_last_raised = -IGNORE_SECONDS
 _is_installed = False
 
 BROKEN_PIPE = 141
@@ -95,7 +95,7 @@ def _end(number: int, frame: Any) -> None:
 def raise_interrupt(number: int, frame: Any) -> None:
     """Handle a signal by raising a KeyboardInterrupt."""
     global _last_raised
-    if time.monotonic() - _last_raised < REPEAT:
+    if time.monotonic() - _last_raised < IGNORE_SECONDS:
         return
     _last_raised = time.monotonic()
     for stream in (1, 2):  # writing to a closed terminal would fail the run

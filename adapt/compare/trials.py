@@ -73,7 +73,7 @@ def method_variants(
 
 
 class ComparisonContext:
-    """What all trainings share: model, data, recipe and encoder outputs. Learning rate and seed are those of each trial."""
+    """What all trainings share: model, data, recipe and encoder outputs. Each trial has its own learning rate and seed."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class ComparisonContext:
         self.task = self.base.task
         vlp = self.base.backbone.vlp
         self.recipe, self.about = resolve_defaults(recipe, self.base)
-        self.encoder = EncoderCache(vlp, self.task.processor, int(recipe.encoder_cache_gib * 2**30))
+        self.encoder_cache = EncoderCache(vlp, self.task.processor, int(recipe.encoder_cache_gib * 2**30))
         self.n_layers = len(vlp.layers)
         self.metric_name = self.task.metric_name
         self.reward_examples = shuffled(self.task, splits.reward, self.task.reward_examples)
@@ -118,7 +118,7 @@ class ComparisonContext:
         """Return the loss and the trainer of a model of `new_model`, with `rate` for all of its parameters."""
         config = dataclasses.replace(self.recipe, learning_rate=rate, head_learning_rate=rate, seed=seed)
         torch.manual_seed(seed)  # methods draw different amounts of random numbers for what they insert
-        return make_loss_and_trainer(model, self.splits.train, config, checkpoint, self.encoder)
+        return make_loss_and_trainer(model, self.splits.train, config, checkpoint, self.encoder_cache)
 
     def train(self, variant: MethodVariant, rate: float, seed: int) -> tuple[AdaptedModel, Adaptation, Trial]:
         """Train a new model, and score it on the reward split; return it after `Method.finish`, and what is saved of it."""
@@ -152,7 +152,7 @@ class ComparisonContext:
         return model, saved, trial
 
     def measure(self, model: AdaptedModel, trial: Trial, timed: Trial | None = None) -> Trial:
-        """Return the trial with test score and costs of its model, and with its latency or that of an earlier trial."""
+        """Return the trial with test score and costs of its model, and with latency: measured, or copied from `timed`."""
         scored = evaluate(model, self.test_examples, f"{trial.variant}, test split", rank_images=1)
         if timed is None:
             models = {"own": model, "plain": self.plain}
@@ -185,14 +185,14 @@ def phases(
     yield from evaluation_phases(context.base, scored, rank_images=1, models=sum(counts), timed=2 * len(variants))
 
 
-def cells_of(
+def comparison_cells(
     variants: Sequence[MethodVariant],
     rates: Sequence[float],
     seeds: Sequence[int],
     comparison: Comparison[Trial],
     metric: str,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the cells of a comparison, those of the first seed with every learning rate, of which the best is chosen.
+    """Yield the fields of each training: with the first seed every learning rate, with other seeds the best of these.
 
     All variants are trained with one seed before any is trained with two, so that a run that stops early has a result.
     """

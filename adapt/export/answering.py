@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from das_gym.adapt.card import TRUST, display_name, front_matter, loading_example, model_card
+from das_gym.adapt.card import TRUST_ARGUMENT, display_name, front_matter, loading_example, model_card
 from das_gym.adapt.export.folder import ExportedFolder
 from das_gym.adapt.report import results_table
 from das_gym.adapt.shrink.checks import weights_folder
@@ -91,7 +91,7 @@ def _card(source: Path, exported: ExportedFolder, adapted: bool, vlm: VLM, recor
         front_matter(source, auto, ()),
         f"{name}, fine-tuned",
         [" ".join(about)],
-        loading_example(auto, TRUST if adapted or remote else "", TRUST if remote else ""),
+        loading_example(auto, TRUST_ARGUMENT if adapted or remote else "", TRUST_ARGUMENT if remote else ""),
         results_table(record["models"]) if record.get("models") else None,
         f"Loaded by transformers alone, its logits differ by at most {exported.difference:.2g} from those of the fine-tuned "
         "model, on a few made-up prompts.",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from das_gym.adapt.card import TRUST, model_card
+from das_gym.adapt.card import TRUST_ARGUMENT, model_card
 from das_gym.adapt.export.graph import FILE as ONNX_FILE
 from das_gym.adapt.export.graph import probe_batch, subnet_logits, transformers_batch, write_onnx
 from das_gym.adapt.finished_runs import require_onnx
@@ -30,7 +30,7 @@ from das_gym.problem.mask_space import skipped_names
 TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest, between the subnet and the folder."""
 
-DAS = (
+DAS_DESCRIPTION = (
     "Dynamic Architecture Skipping (arXiv 2309.01479) freezes a vision-language model, removes the layers that a task does "
     "not need, replaces them by bottleneck adapters, adds parallel adapters to the sub-layers of the others, and trains "
     "the adapters and the head."
@@ -159,7 +159,7 @@ def _subnet_card(
     kinds = layer_kinds(vlp)
     mask = vlp.check_mask(None).astype(int).tolist()
     title = f"{type(vlp).__name__} without {sum(mask)} of its {len(kinds)} skippable layers"
-    how = DAS
+    how = DAS_DESCRIPTION
     if "row" in record and not sum(mask):  # another method than DAS
         title = f"{type(vlp).__name__}, fine-tuned"
         how = f"A row of `python -m adapt compare`: {record['row']}."
@@ -185,7 +185,7 @@ def _subnet_card(
 
 
 def _loading_example(model: ExportedModel, folder: str, num_images: int) -> str:
-    trust = TRUST if model.code else ""
+    trust = TRUST_ARGUMENT if model.code else ""
     auto = "AutoModel" if model.code else model.model.partition(":")[2]
     images = ", ".join(f"image_{number + 1}" for number in range(num_images))
     pixels = "images" if num_images == 1 else "{name: t[None] for name, t in images.items()}  # all of one example"

@@ -52,11 +52,11 @@ class Method(Settings, ABC):
 
     Attributes:
         title: Name in tables.
-        remaining: What of it stays in the model after `finish` and no exported folder can hold; empty = nothing.
-        trains_weights: Whether it trains parameters that the model has without it.
-        adds_code: Whether a folder of a recovered model needs code of ours to load.
-        recovery_rate: Peak learning rate of recovery, see `das_gym.adapt.shrink.settings.RATE_WIDTH`.
-        poolers: Whether what the model trains under every mask does: poolers, token types and the like.
+        remaining: Modules that stay in the model after `finish` and cannot be exported; empty = none.
+        trains_weights: Whether it trains parameters of the model itself, not only those that it inserts.
+        adds_code: Whether a folder of a recovered model needs das_gym's code to load.
+        recovery_rate: Peak learning rate of recovery, see `das_gym.adapt.shrink.settings.RATE_HIDDEN_SIZE`.
+        poolers: Whether poolers, token types and other tunable parameters outside of layers train too.
     """
 
     title: ClassVar[str]
@@ -89,10 +89,10 @@ class Method(Settings, ABC):
         """Finish the training: merge what can be merged into the weights, also into those that other models share."""
 
     def apply(self, model: AdaptedModel, seed: int = 0) -> int:
-        """Prepare a frozen model, as it was loaded, for training by this method, in place. `seed` is of what is inserted.
+        """Prepare a frozen model, as it was loaded, for training by this method, in place. `seed` draws inserted weights.
 
         Returns:
-            How many parameters of the model this method updates, without head and poolers.
+            Number of parameters of the model that this method updates, without head and poolers.
         """
         vlp = model.backbone.vlp
         vlp.requires_grad_(False)
@@ -114,7 +114,7 @@ class Method(Settings, ABC):
         """Check that a model supports the method; it is not changed."""
         twin = meta_twin(vlp)
         inserted = self.insert(twin)
-        self._check_trains(vlp, bool(inserted or vlp.own_head() is None or (self.poolers and twin.shared_parameters())))
+        self._check_trains(vlp, bool(inserted or vlp.language_head() is None or (self.poolers and twin.shared_parameters())))
 
     def _check_trains(self, vlp: VLP, trains: bool) -> None:
         if not trains:

@@ -34,7 +34,7 @@ from das_gym.problem.loading import Problem, pick_device, shuffled
 from das_gym.registration import MODELS
 from das_gym.tasks.base import Task
 
-LONGEST = 8
+ENCODED_PROMPTS = 8
 """Number of prompts of each kind that are fully encoded: those with most words, pixels and images."""
 
 FALLBACK_MASKS = 64
@@ -56,7 +56,7 @@ def check_loaded(settings: AnsweringSettings, problem: Problem, choice: Choice |
     if choice is None:
         _check_budget_leaves_a_layer(as_vlm(problem), make_budget(settings, problem, settings.budget))
     elif not as_vlm(problem).check_mask(choice.mask).any():
-        raise ValueError("`search_run` chose a mask that skips nothing. Give another run, `point` or mask=[...].")
+        raise ValueError(f"`search_run` skips nothing: got mask={choice.mask.astype(int).tolist()}. Give another.")
     check_examples(problem.task, shuffled(problem.task, problem.splits.test, settings.test_examples))
     train = problem.splits.train
     if settings.train.recover != "none" and len(train):
@@ -92,9 +92,9 @@ def check_examples(task: Task, examples: Sequence[Any]) -> None:
     with progress(len(prompts), "checking texts", unit="text") as bar:
         for row, (_, prompt) in enumerate(prompts):
             size = sum(pixels[image.key] for image in prompt.images)
-            lengths.append((read(row, processor.count_words), size, len(prompt.images)))
+            lengths.append((read(row, processor.count_tokens), size, len(prompt.images)))
             bar.update()
-    longest = np.argsort(lengths, axis=0)[-LONGEST:].flatten().tolist()
+    longest = np.argsort(lengths, axis=0)[-ENCODED_PROMPTS:].flatten().tolist()
     without = [row for row, (_, prompt) in enumerate(prompts) if not prompt.images]
     for row in sorted({*longest, *without[:1]}):  # some templates reject prompts without an image
         read(row, processor.encode)

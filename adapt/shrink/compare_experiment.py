@@ -49,7 +49,7 @@ class MethodTrial:
     Attributes:
         variant: The method; `FULL_MODEL` for the model with nothing removed.
         mask: 0 or 1 per layer, 1 = removed.
-        drawn: The mask, one sign per layer.
+        drawn: The mask, one character per layer.
         evaluations: Number of masks scored, in units of all reward examples.
         seconds: Of the search, with the layer statistics that every environment measures first. None if it was interrupted.
         reward_loss: The mask's loss on the reward split, nats.
@@ -105,7 +105,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
 
 
 def phases(settings: CompareSettings, problem: Problem, trials: int) -> list[Phase]:
-    """Return the phases of so many searches, each with a recovery of its own."""
+    """Return the phases of `trials` searches, each followed by a recovery."""
     search = replace(settings.search, evaluations=trials * settings.evaluations)
     mask = random_mask(settings, problem)
     recovery = recovery_phases(problem, mask, settings.train)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.choosing import Choice
-from das_gym.adapt.report import recorded_command, write_examples
+from das_gym.adapt.report import recorded_command, write_example_answers
 from das_gym.adapt.shrink.checks import as_vlm, weights_folder
 from das_gym.adapt.shrink.measuring import CONTROL, FULL, RECOVERED, SHRUNK, Measured, Scored, measure, score_once
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
@@ -19,7 +19,7 @@ from das_gym.adapt.shrink.settings import (
     CHECKPOINT,
     CONTROL_CHECKPOINT,
     LINEAR,
-    PENDING,
+    PENDING_RECORD,
     RECORD,
     SCORED,
     TEACHER_ANSWERS,
@@ -107,8 +107,8 @@ class ShrinkJob:
             measured = self._with_control(measured, teacher) or measured
             record = self._record(measured, verified)
             write_text(part / "README.md", shrunk_card(self, measured, verified, parameters, record["command"]))
-            write_examples(self.folder, task, self.test, {name: each.texts for name, each in measured.scored.items()})
-            write_json(self.folder / PENDING, record)
+            write_example_answers(self.folder, task, self.test, {name: each.texts for name, each in measured.scored.items()})
+            write_json(self.folder / PENDING_RECORD, record)
         # Rename the record last: if the run stops before that, resuming it only renames.
         finish_saved(self.folder)
         measured_table(measured, self.data).print()
@@ -207,8 +207,8 @@ class ShrinkJob:
 
 def finish_saved(folder: Path) -> None:
     """Rename the record of a run whose model is saved to its final name, and remove the checkpoints."""
-    if (folder / PENDING).is_file():
-        (folder / PENDING).replace(folder / RECORD)
+    if (folder / PENDING_RECORD).is_file():
+        (folder / PENDING_RECORD).replace(folder / RECORD)
     for name in (CHECKPOINT, CONTROL_CHECKPOINT, SCORED, TEACHER_ANSWERS):
         (folder / name).unlink(missing_ok=True)
 

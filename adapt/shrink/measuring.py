@@ -236,7 +236,7 @@ def scored_batches(
     vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, title: str
 ) -> Iterator[tuple[Sequence[Any], Tensor, Tensor]]:
     """Yield batches of examples with logits and (batch,) losses in nats of the model's own forward, if they are finite."""
-    head = vlm.own_head()
+    head = vlm.language_head()
     with progress(len(examples), title, unit="example") as bar:
         for start in range(0, len(examples), batch_size):
             chunk = examples[start : start + batch_size]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from das_gym.adapt.shrink.settings import RecoveryConfig
-from das_gym.adapt.step_loss import USABLE
+from das_gym.adapt.step_loss import USABLE_MEMORY
 
 from das_gym.models.transformers.generation import SPARE_TOKENS, pad_left, pad_token
 from das_gym.models.transformers.model import VLM
@@ -46,7 +46,7 @@ def plan_training(
         checkpointed: The same with gradient checkpointing.
         free: Free bytes of the model's devices.
     """
-    usable = USABLE * free - fixed
+    usable = USABLE_MEMORY * free - fixed
     size = min(config.micro_batch_size or batch_size, batch_size)
     is_checkpointed = config.gradient_checkpointing
     if is_checkpointed is None:
@@ -79,7 +79,7 @@ def answers_at_a_time(
     longest = prompts[lengths.index(max(lengths))]
     of_token = cached_values(vlm, processor, longest) + 2 * 4 * vlm.feature_size
     of_prompt = (max(lengths) + new_tokens) * of_token * vlm.model.dtype.itemsize
-    return max(1, min(most, int(USABLE * free // of_prompt)))
+    return max(1, min(most, int(USABLE_MEMORY * free // of_prompt)))
 
 
 @torch.no_grad()

@@ -73,13 +73,13 @@ def answer_states(vlm: VLM, task: Task, examples: Sequence[Any], images: TowerOu
 class Teacher:
     """The full model's hidden states for each example; its head, which does not train, gives the logits.
 
-    They are computed once, or, where they take more than `TEACHER_BYTES`, whenever they are asked for. Those that are kept
-    are computed in the same batches whoever asks: a resumed training needs only those of its steps, to the bit.
+    They are computed once and kept, or, if they take more than `TEACHER_BYTES`, each time. Kept states are computed in the
+    same batches in any case, so that a resumed training computes only those of its steps, to the bit.
 
     Args:
         full_model: The model.
         task: Makes prompts and targets.
-        examples: All that may be asked for.
+        examples: All examples whose states may be needed.
         batch_size: Examples of these batches.
         answers: Examples with the answers to train on, by key; None for the reference answers.
     """
@@ -88,7 +88,7 @@ class Teacher:
         self, full_model: VLM, task: Task, examples: Sequence[Any], batch_size: int, answers: Mapping[str, Any] | None = None
     ) -> None:
         # Hidden states are kept, not logits: a vocabulary is many times wider than the model.
-        self.head = full_model.own_head()
+        self.head = full_model.language_head()
         self.dtype = full_model.model.dtype
         self.answers = answers
         self._full_model = full_model
@@ -396,7 +396,7 @@ def recovery_loss(
     states = answer_states(student, task, examples, images)
     teacher_states = teacher.states(examples)
     targets = {name: t.to(states.device) for name, t in task.targets(examples).items()}
-    logits = student.own_head()(states)
+    logits = student.language_head()(states)
     logits = logits if logits.dtype == torch.float64 else logits.float()  # 16 bits lose small probabilities of a vocabulary
     # KL(teacher || student): the student has to cover all that the teacher finds likely.
     divergence = task.divergences(logits, teacher.logits(teacher_states).to(logits), targets).mean()

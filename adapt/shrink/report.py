@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from das_gym.adapt.card import TRUST, display_name, front_matter, loading_example, model_card
-from das_gym.adapt.report import RELATIVE, percent, results_table
+from das_gym.adapt.card import TRUST_ARGUMENT, display_name, front_matter, loading_example, model_card
+from das_gym.adapt.report import RELATIVE_NOTE, percent, results_table
 from das_gym.adapt.shrink.measuring import CONTROL, FULL, Measured, Quality, ShrunkModelResult
 from das_gym.adapt.shrink.settings import LINEAR, REFIT
 from das_gym.adapt.shrink.verifying import Verification, has_remote_code
@@ -29,7 +29,7 @@ def measured_table(measured: Measured, title: str = "") -> Table:
     """Return the table of all models, with the conclusion below it."""
     models = [{**row.record(), "metric_name": measured.metric} for row in measured.rows.values()]
     models[0]["name"] = "full model (baseline)"
-    notes = [RELATIVE]
+    notes = [RELATIVE_NOTE]
     if measured.control is not None:
         models.insert(1, {"name": CONTROL, **asdict(measured.control)})
         notes.append("The control is the full model, trained like the recovered one.")
@@ -104,7 +104,7 @@ def shrunk_card(job: "ShrinkJob", measured: Measured, verified: Verification, pa
     counts = ", ".join(f"{len(places)} of {count} {what}" for what, places, count in removed)
     which = ", ".join(f"{what} {', '.join(map(str, places))}" for what, places, _ in removed)
     adds_code = bool(parts) or recovery.adds_code
-    trusted = TRUST if has_remote_code(full) else ""
+    trusted = TRUST_ARGUMENT if has_remote_code(full) else ""
     repair = {
         LINEAR: "Linear maps that were fitted in closed form replace them.",
         REFIT: "The MLPs before them were refitted in closed form.",
@@ -129,7 +129,7 @@ def shrunk_card(job: "ShrinkJob", measured: Measured, verified: Verification, pa
             f"Command: `{command}`",
             *([ADDED_CODE] if adds_code else []),
         ],
-        loading_example(auto, TRUST if adds_code else trusted, trusted),
+        loading_example(auto, TRUST_ARGUMENT if adds_code else trusted, trusted),
         measured_table(measured),
         f"Scored on {job.data} {how}. Other abilities of the model were not measured. Checked when it was saved: "
         f"loaded by transformers alone, its logits equal those of the {compared} (relative difference "

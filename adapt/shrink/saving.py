@@ -15,9 +15,9 @@ from das_gym.commands.progress import bars_on_terminals
 from das_gym.files import read_json, replacing_folder, write_json
 from das_gym.models.formats import remove_code_settings
 from das_gym.models.transformers.loading import (
+    CHECKSUM_FILE,
     DTYPE_KEYS,
-    SUMS,
-    VARIANT,
+    WEIGHTS_VARIANT,
     own_code,
     weight_files,
     write_checksums,
@@ -28,7 +28,7 @@ WEIGHT_SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".onnx_data", ".msgpack", ".h5", ".npz"),
     ".index.json",
 )
-NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.json", SUMS.lower())
+NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.json", CHECKSUM_FILE.lower())
 
 COPIED_NAMES = re.compile(
     # settings, and words of tokenizers
@@ -106,7 +106,7 @@ def save(
     code = own_code(model)
     own: dict[str, Any] = {}
     if code is not None:  # transformers renames no weights for code that is not its own
-        own = {"save_original_format": False, "variant": VARIANT}
+        own = {"save_original_format": False, "variant": WEIGHTS_VARIANT}
     if model.dtype != dtype:
         own["state_dict"] = rounded_state(model, dtype)
     with bars_on_terminals():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from das_gym.adapt.finished_runs import SHRUNK
 from das_gym.adapt.methods import METHODS
-from das_gym.adapt.settings import SAVED_DTYPES, SHARED, ChoosingSettings, SearchingSettings
+from das_gym.adapt.settings import SAVED_DTYPES, SHARED_SETTINGS, ChoosingSettings, SearchingSettings
 from das_gym.agents.ask_tell.base import AGENTS, check_agent_name
 from das_gym.agents.settings import SearchConfig
 
@@ -38,7 +38,7 @@ RECORD = SHRUNK
 
 CHECKPOINT, CONTROL_CHECKPOINT = "recovery.pt", "control.pt"
 
-PENDING = "shrink_pending.json"
+PENDING_RECORD = "shrink_pending.json"
 """The record before the model's folder is complete."""
 
 TEACHER_ANSWERS = "teacher_answers.json"
@@ -47,7 +47,7 @@ TEACHER_ANSWERS = "teacher_answers.json"
 SCORED = "scored.json"
 """The answers and scores of models so far, for a run that is resumed."""
 
-DEFAULT_SHARE = 0.2
+DEFAULT_MACS_SAVED = 0.2
 """Share of the MACs to save without a budget."""
 
 LINEAR = "linear"
@@ -61,17 +61,17 @@ ALIASES = {"adapters": "das", "linear+lora": "lora", "refit+lora": "lora"}
 CHOICES = ("lora", "full", "adapters", LINEAR, "linear+lora", REFIT, "refit+lora", "none")
 
 STEPS = 800
-SLOW_STEPS = 100
-LARGE = 50_000_000
-"""Default number of training steps, and the smaller one on a CPU for models of more parameters than `LARGE`."""
+LARGE_MODEL_STEPS = 100
+LARGE_MODEL_PARAMETERS = 50_000_000
+"""Default numbers of training steps. The smaller one is for models with more parameters than this, on a CPU."""
 
-RATE_WIDTH = 80
+RATE_HIDDEN_SIZE = 80
 """Hidden size of the bundled model, on which each method's `recovery_rate` is the best of a small grid
 (`python -m benchmarks.recovery`). Rates fall with the root of the width, which leads to what is usual for billions of
 parameters: Shortened LLaMA and Minitron take 1e-4 at 4,096."""
 
-COMPARED = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
-"""Ours, random search, rules without a search, and searches of other papers, see `docs/comparison.md`."""
+SEARCHES = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
+"""Agents that are compared by default: `bayes`, random search, rules and searches of papers, see `docs/comparison.md`."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class RecoveryConfig(Settings, group="Recovery"):
 
     Attributes:
         recover: How to recover: LoRA in the remaining layers, training all parameters of the decoder and projector, the
-            adapters of DAS, another method of `python -m adapt compare`, or nothing. Without training: `linear` puts
-            linear maps in the removed layers' positions, `refit` changes the MLPs before them. Either with LoRA after it.
+            adapters of DAS, another method of `python -m adapt compare`, or nothing. Without training: `linear` replaces
+            removed layers by linear maps, `refit` changes the MLPs before them. LoRA may follow (`linear+lora`).
         share_maps: Whether one linear map replaces consecutive decoder layers, so that fewer MACs are added.
         seed: Random seed of the order of examples and of new parameters.
         steps: Number of training steps. None means 800, or 100 on a CPU for a model of more than 50 million parameters:
@@ -123,7 +123,7 @@ class RecoveryConfig(Settings, group="Recovery"):
         if self.share_maps and self.closed_form != LINEAR:
             raise ValueError(f"`share_maps` is for linear maps: got True with recover={self.recover}. Leave it out.")
         if not (self.distillation or self.cross_entropy):
-            raise ValueError("Both terms of the loss are off: set `distillation` or `cross_entropy`.")
+            raise ValueError("the loss is off: got 0 for `distillation` and `cross_entropy`. Give one of them above 0.")
 
     @property
     def num_steps(self) -> int:
@@ -132,8 +132,8 @@ class RecoveryConfig(Settings, group="Recovery"):
 
     def for_model(self, vlm: "VLM") -> "RecoveryConfig":
         """Return the settings with the number of steps for a model on its device."""
-        is_slow = vlm.device.type == "cpu" and sum(each.numel() for each in vlm.parameters()) > LARGE
-        return replace(self, steps=self.steps or (SLOW_STEPS if is_slow else STEPS))
+        is_slow = vlm.device.type == "cpu" and sum(each.numel() for each in vlm.parameters()) > LARGE_MODEL_PARAMETERS
+        return replace(self, steps=self.steps or (LARGE_MODEL_STEPS if is_slow else STEPS))
 
     @property
     def closed_form(self) -> str | None:
@@ -143,7 +143,7 @@ class RecoveryConfig(Settings, group="Recovery"):
 
     @property
     def adds_code(self) -> bool:
-        """Whether a folder of the recovered model needs code of ours to load."""
+        """Whether a folder of the recovered model needs das_gym's code to load."""
         return self.closed_form == LINEAR or (self.method is not None and self.method.adds_code)
 
     @property
@@ -161,7 +161,7 @@ class RecoveryConfig(Settings, group="Recovery"):
         """Return the peak learning rate of a decoder of that width."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 0.0 if self.method is None else self.method.recovery_rate * math.sqrt(RATE_WIDTH / hidden_size)
+        return 0.0 if self.method is None else self.method.recovery_rate * math.sqrt(RATE_HIDDEN_SIZE / hidden_size)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class AnsweringSettings(SearchingSettings, BudgetSettings, group="Search and eva
     problem: ProblemConfig = nested(ProblemConfig, default=partial(ProblemConfig, model="VLM", task="answering"))
     skip_num: PositiveInt | None = None
     train: RecoveryConfig = nested(RecoveryConfig, shared=("seed",))
-    search: SearchConfig = nested(SearchConfig, shared=SHARED, without=BUDGET_SETTINGS, listed=False)
+    search: SearchConfig = nested(SearchConfig, shared=SHARED_SETTINGS, without=BUDGET_SETTINGS, listed=False)
     metric: str | None = choice(None, METRICS, own=True)
     test_examples: PositiveInt | None = 500
 
@@ -207,7 +207,7 @@ class AnsweringSettings(SearchingSettings, BudgetSettings, group="Search and eva
     @property
     def budget(self) -> dict[str, Any]:
         """The budget of the search."""
-        return self.given_budget or {"macs_saved": DEFAULT_SHARE}
+        return self.given_budget or {"macs_saved": DEFAULT_MACS_SAVED}
 
 
 @dataclass(frozen=True)
@@ -218,8 +218,8 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings, group="Output"):
         out: Folder to write the smaller model to. None is `model` in the run's folder.
         save_dtype: Number format of the saved weights. `auto` is the source's, or that of the computation if it has fewer
             bits.
-        control: Whether to train the full model alike, for a fair comparison. None does so if the recovered model has a
-            higher score or a lower loss than the full one.
+        control: Whether to train the full model in the same way, for a fair comparison. None does so if the recovered
+            model has a higher score or a lower loss than the full model.
     """
 
     out: str | None = None
@@ -249,8 +249,8 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings, group="Output"):
         return run_folder / "model" if self.out is None else expand_home(self.out)
 
     def is_saved(self, run_folder: Path) -> bool:
-        """Return True if a run was stopped after its model was saved. Its record may still be `PENDING`."""
-        has_record = any((run_folder / name).is_file() for name in (PENDING, RECORD))
+        """Return True if a run was stopped after its model was saved. Its record may still be `PENDING_RECORD`."""
+        has_record = any((run_folder / name).is_file() for name in (PENDING_RECORD, RECORD))
         return has_record and self.out_folder(run_folder).exists()
 
 
@@ -261,16 +261,16 @@ class CompareSettings(AnsweringSettings, group="Comparison"):
     Attributes:
         methods: Agents that choose the layers to delete.
         evaluations: Masks that an agent may score.
-        seeds: Number of searches and recoveries of each method, with seeds from `seed` on. Methods that draw nothing run
-            once.
+        seeds: Number of searches and recoveries of each method, with seeds from `seed` on. Methods without
+            randomness run once.
         search: Further settings of the searches, as in `reward_examples=100`. `python -m agents --help` lists them.
     """
 
-    methods: tuple[str, ...] = choice(COMPARED, AGENTS, others=True)
+    methods: tuple[str, ...] = choice(SEARCHES, AGENTS, others=True)
     evaluations: PositiveInt = 120
     seeds: PositiveInt = 1
     search: SearchConfig = nested(
-        SearchConfig, shared=(*SHARED, "evaluations"), without=("agent", *BUDGET_SETTINGS), listed=False
+        SearchConfig, shared=(*SHARED_SETTINGS, "evaluations"), without=("agent", *BUDGET_SETTINGS), listed=False
     )
 
     def __post_init__(self) -> None:

@@ -266,7 +266,7 @@ def verify(
 def replay_logits(vlm: VLM, probes: Probes, mask: np.ndarray | None) -> list[Tensor]:
     """Return the (tokens, vocabulary) logits of each answer by the replay of layers that scores masks."""
     state = vlm.gather_uncached(probes.processor, probes.prompts)
-    logits = vlm.own_head()(vlm.forward_encoded(state, mask)).cpu()
+    logits = vlm.language_head()(vlm.forward_encoded(state, mask)).cpu()
     return list(logits.split([len(e.ids) - e.answer for e in probes.encodings]))
 
 

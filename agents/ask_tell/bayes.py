@@ -12,7 +12,7 @@
    variance (`MaskProcess`): skipping is nearly additive, not quite. The other learns how much each layer matters
    (`AgreementProcess`). Each ask improves the settings of both a little, and then trusts the one with the larger likelihood.
    That one may be overconfident, so the other one chooses where the first expects an improvement of less than
-   `LITTLE`, and in every third turn if masks are too many to list.
+   `NEGLIGIBLE_IMPROVEMENT`, and in every third turn if masks are too many to list.
 4. The agent asks for the mask within the budget whose score is expected to exceed the best posterior mean by most. For the
    next mask of a turn the process pretends to have observed the previous one at its mean, so the masks differ.
 5. Where the masks are too many to list, candidates are random ones and those on climbs of the posterior mean.
@@ -20,8 +20,8 @@
 7. Under a budget by cost, masks skip few layers or many. Skipping nothing is then assumed to be better than any mask, and
    skipping everything worse, unless the scored masks say the opposite. Nothing else is assumed about a model.
 
-An ask takes milliseconds: with more than `OFTEN` masks, the settings change little from turn to turn, and an ask improves
-only one of the processes, by one step.
+An ask takes milliseconds. With more than `FULL_FIT_OBSERVATIONS` masks, the settings change little from turn to turn, and an
+ask improves only one of the processes, by one step.
 """
 
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ import numpy as np
 from das_gym.agents.ask_tell.base import Agent, Seed, masks_of_keys
 from das_gym.agents.ask_tell.gaussian_process import (
     GRID,
-    START,
+    START_INDICES,
     AgreementLearner,
+    GaussianProcess,
     MaskProcess,
-    Process,
     expected_improvement,
     fit_step,
 )
@@ -45,36 +45,36 @@ from das_gym.intervals import average_ranks
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace, flipped
 
-DRAWN = 6
-"""Number of random masks within the budget before the processes choose."""
+STARTUP_MASKS = 6
+"""Number of random masks within the budget that are scored before the processes choose masks."""
 
-SMALL = 6
-"""Small masks skip one in this many of the layers that the budget asks for, if that makes at least two."""
+SMALL_MASK_DIVISOR = 6
+"""Small masks skip this fraction, 1 / 6, of the layers that the budget asks for, if that is two layers or more."""
 
-NOTHING = 2.5
-EVERYTHING = -8.0
-"""Scores that are assumed for the two ends under a budget by cost, in standard deviations of the known scores."""
+SCORE_OF_FULL_MODEL = 2.5
+SCORE_WITHOUT_LAYERS = -8.0
+"""Scores assumed under a budget by cost, in standard deviations of the known scores, until such masks are scored."""
 
-DOUBT = 1.0
-"""The assumption is dropped while the process predicts that skipping everything is better by this much."""
+ASSUMPTION_MARGIN = 1.0
+"""Nothing is assumed while the process predicts that the score without layers is higher by more than this."""
 
-LISTED = 5000
-"""Up to this many masks within the budget are all candidates."""
+MAX_LISTED_MASKS = 5000
+"""If no more masks than this are within the budget, all are candidates."""
 
-CANDIDATES = 1000
+LISTED_CANDIDATES = 1000
 POOL_CANDIDATES = 500
-"""Variances are computed for this many candidates with the highest means: where masks are listed, and where they are not."""
+"""Numbers of candidates, those with the highest means, whose variances are computed: of listed masks, and of a pool."""
 
-OFTEN = 120
-"""Up to this many observations, an ask steps along each setting of the first process, and `STEPS` times in the second."""
+FULL_FIT_OBSERVATIONS = 120
+"""Up to this many observations, an ask fits every setting of the first process, and takes all steps of the second."""
 
-STEPS = 4
+GRADIENT_STEPS = 4
 
-LITTLE = 0.05
-"""Where masks are listed, a process that expects no larger improvement of the score leaves the turn to the other one."""
+NEGLIGIBLE_IMPROVEMENT = 0.05
+"""Where masks are listed, the less likely process chooses if the other expects no larger improvement than this."""
 
-OTHER = 3
-"""Where masks are too many to list, the less likely process chooses once in this many turns."""
+TURNS_PER_OTHER_PROCESS = 3
+"""Where masks are too many to list, the less likely process chooses in one of this many turns."""
 
 _POOL_DRAWS = 100
 _CLIMBS = 3
@@ -100,7 +100,7 @@ class Bayes(Agent):
 
     def __init__(self, space: MaskSpace, seed: Seed = None) -> None:
         super().__init__(space, seed)
-        self.indices = list(START)
+        self.indices = list(START_INDICES)
         self.learner = AgreementLearner(self.n_layers)
         self.turns = 1  # the first masks; each fit is one more
 
@@ -109,7 +109,7 @@ class Bayes(Agent):
         if len(small):
             return small
         allowed = self._allowed_masks()
-        if len(allowed) < DRAWN:
+        if len(allowed) < STARTUP_MASKS:
             return self._first_masks(n)
         masks, scores = self._observations()
         for process in self._fit(masks, scores):
@@ -120,7 +120,7 @@ class Bayes(Agent):
             best = float(process.mean(allowed).max())
             posterior = process.posterior(candidates)
             gain = expected_improvement(posterior.mean, posterior.variance, best)
-            if gain.max() > LITTLE:
+            if gain.max() > NEGLIGIBLE_IMPROVEMENT:
                 break
         chosen: list[int] = []
         for _ in range(n):
@@ -138,7 +138,7 @@ class Bayes(Agent):
 
     @property
     def _is_listed(self) -> bool:
-        return (self.space.size or LISTED + 1) <= LISTED
+        return (self.space.size or MAX_LISTED_MASKS + 1) <= MAX_LISTED_MASKS
 
     def _allowed_masks(self) -> Masks:
         masks = self.scored_masks()
@@ -147,7 +147,7 @@ class Bayes(Agent):
     def _small_masks(self, n: int) -> Masks:
         """Return up to n small masks, until each layer was skipped; none where the answer skips few layers."""
         masks = np.zeros((0, self.n_layers), dtype=bool)
-        size = self.space.top(np.zeros(self.n_layers)).sum() // SMALL
+        size = self.space.top(np.zeros(self.n_layers)).sum() // SMALL_MASK_DIVISOR
         if size < 2 or self._is_listed or not self.free_budget:
             return masks
         skipped = self.scored_masks().sum(axis=0, dtype=float)
@@ -182,19 +182,19 @@ class Bayes(Agent):
             return masks, scores
         ends = np.stack((np.zeros(self.n_layers, dtype=bool), np.ones(self.n_layers, dtype=bool)))
         nothing, everything = MaskProcess(masks, scores, self.indices).mean(ends)
-        if everything > nothing + DOUBT:
+        if everything > nothing + ASSUMPTION_MARGIN:
             return masks, scores
         unscored = [end.tobytes() not in self.rewards for end in ends]
-        assumed = np.array([NOTHING, EVERYTHING])[unscored]
+        assumed = np.array([SCORE_OF_FULL_MODEL, SCORE_WITHOUT_LAYERS])[unscored]
         return np.concatenate((masks, ends[unscored])), np.concatenate((scores, assumed))
 
-    def _fit(self, masks: Masks, scores: Floats) -> list[Process]:
+    def _fit(self, masks: Masks, scores: Floats) -> list[GaussianProcess]:
         """Improve the settings of both processes, and return the one to trust, and maybe one to replace it."""
         # Settings start from where the last ask left them, and one more reward changes them little: a step is enough.
         self.turns += 1
         axes = list(range(len(GRID)))
-        steps = STEPS
-        if len(masks) > OFTEN:
+        steps = GRADIENT_STEPS
+        if len(masks) > FULL_FIT_OBSERVATIONS:
             axes, steps = ([], 1) if self.turns % 2 else ([self.turns // 2 % len(GRID)], 0)
         process, self.indices = fit_step(partial(MaskProcess, masks, scores), self.indices, axes)
         other = self.learner.fit(masks, scores, steps)
@@ -202,14 +202,14 @@ class Bayes(Agent):
         likelier, less_likely = (process, other) if process.log_likelihood > other.log_likelihood else (other, process)
         if self._is_listed:
             return [likelier, less_likely]
-        return [likelier if self.turns % OTHER else less_likely]
+        return [likelier if self.turns % TURNS_PER_OTHER_PROCESS else less_likely]
 
-    def _candidates(self, process: Process) -> Masks:
+    def _candidates(self, process: GaussianProcess) -> Masks:
         """Return the (m, n_layers) unscored masks with the highest means."""
         means: Floats | None = None
         if self._is_listed:
             masks = self.space.masks
-            most = CANDIDATES
+            most = LISTED_CANDIDATES
         else:
             masks, means = self._pool(process)
             most = POOL_CANDIDATES
@@ -219,7 +219,7 @@ class Bayes(Agent):
         means = process.mean(masks) if means is None else means
         return masks[np.argsort(np.where(fresh, -means, np.inf), kind="stable")[:most]]
 
-    def _pool(self, process: Process) -> tuple[Masks, Floats]:
+    def _pool(self, process: GaussianProcess) -> tuple[Masks, Floats]:
         """Return masks with their means, where masks are too many to list.
 
         They are random masks, and those on climbs from the best of them and from the best scored ones.
@@ -235,7 +235,7 @@ class Bayes(Agent):
             self._climb(mask, process, found)
         return masks_of_keys(found, self.n_layers), np.array(list(found.values()))
 
-    def _climb(self, mask: Masks, process: Process, found: dict[bytes, float]) -> None:
+    def _climb(self, mask: Masks, process: GaussianProcess, found: dict[bytes, float]) -> None:
         """Move to the best neighbour until the posterior mean peaks; add the best neighbours of each step to `found`."""
         height = -np.inf
         while len(moves := self.space.moves(mask)):

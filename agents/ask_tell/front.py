@@ -6,8 +6,8 @@
 3. A mask is worth its expected improvement over the best scored mask that saves at least as much. The range of savings is
    divided into eight levels, and the best mask of each level is asked for in turn.
 4. Every other turn looks only one step around the front: one layer more, one less, or one swapped for another.
-5. With up to `LISTED` layers, all masks are candidates. With more, candidates are random masks, neighbours of the front, and
-   masks found by climbing from both.
+5. With up to `MAX_LISTED_LAYERS` layers, all masks are candidates. With more, candidates are random masks, neighbours of the
+   front, and masks found by climbing from both.
 """
 
 from functools import partial
@@ -15,17 +15,17 @@ from typing import ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, Seed
-from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, Posterior, expected_improvement, fit_step
+from das_gym.agents.ask_tell.gaussian_process import START_INDICES, MaskProcess, Posterior, expected_improvement, fit_step
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace, every_mask, flipped, front_rows
 from das_gym.problem.rewards import MAX_LOSS
 
-DRAWN = 12
-"""Number of masks, the ends among them, before the process chooses."""
+STARTUP_MASKS = 12
+"""Number of masks, the ends among them, that are scored before the process chooses masks."""
 
 LEVELS = 8
-LISTED = 12
+MAX_LISTED_LAYERS = 12
 """Up to this many layers, all masks are candidates."""
 
 CANDIDATES = 400
@@ -36,10 +36,10 @@ _CLIMBS = 3
 
 
 class FrontSearch(Agent):
-    """Asks for masks of all budgets, as the module describes. Rewards are `neg_loss`: minus the loss in nats.
+    """Agent that asks for masks of all budgets (see the module). Rewards are `neg_loss`: minus the loss in nats.
 
     Args:
-        space: A space with a budget by cost. The front is of this cost; masks below the budget's saving are asked for too.
+        space: A space with a budget by cost, else ValueError. The front is of this cost, whatever share is to be saved.
     """
 
     free_budget: ClassVar[bool] = True
@@ -51,7 +51,7 @@ class FrontSearch(Agent):
                 "`space` has no cost: a front needs a budget by cost, such as Budget(n_layers, saved=0.0, cost=...)"
             )
         self.saved = space.budget.cost.saved
-        self.indices = list(START)
+        self.indices = list(START_INDICES)
         self._level = 0
         self._turns = 0
         singles = self.saved(np.eye(self.n_layers, dtype=bool))
@@ -62,8 +62,8 @@ class FrontSearch(Agent):
 
     def ask(self, n: int) -> Masks:
         """Return (m, n_layers) masks to score next, distinct and new; m < n only if no more exist."""
-        if len(self.rewards) < min(DRAWN, 2**self.n_layers):
-            return self.random_masks(min(n, DRAWN - len(self.rewards)))
+        if len(self.rewards) < min(STARTUP_MASKS, 2**self.n_layers):
+            return self.random_masks(min(n, STARTUP_MASKS - len(self.rewards)))
         masks = self.scored_masks()
         losses = -np.array(list(self.rewards.values()))
         losses[losses >= MAX_LOSS] = np.inf  # `neg_loss` bounds losses that are not finite
@@ -101,7 +101,7 @@ class FrontSearch(Agent):
         return masks[[mask.tobytes() not in self.rewards for mask in masks]]
 
     def _candidates(self, process: MaskProcess, front: Masks, near: Masks) -> Masks:
-        if self.n_layers <= LISTED:
+        if self.n_layers <= MAX_LISTED_LAYERS:
             return self._new(every_mask(self.n_layers))
         pool = np.concatenate((near, front, [self._draw() for _ in range(_POOL_DRAWS)]))
         for _ in range(_CLIMBS):

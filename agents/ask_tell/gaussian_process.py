@@ -16,17 +16,17 @@ import numpy as np
 
 from das_gym.problem.budget import Floats, Masks
 
-PAIRS = (0.01, 0.03, 0.1, 0.3, 1.0)
-TRIPLES = (0.001, 0.01, 0.03, 0.1, 0.3)
-NOISES = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0)
-GRID = (PAIRS, TRIPLES, NOISES)
+PAIR_VARIANCES = (0.01, 0.03, 0.1, 0.3, 1.0)
+TRIPLE_VARIANCES = (0.001, 0.01, 0.03, 0.1, 0.3)
+NOISE_VARIANCES = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0)
+GRID = (PAIR_VARIANCES, TRIPLE_VARIANCES, NOISE_VARIANCES)
 """Candidate variances of pairs, triples and noise, as multiples of the variance of single layers."""
 
-START = (2, 1, 1)
+START_INDICES = (2, 1, 1)
 """Index into each axis of `GRID` at which learning begins."""
 
-MIDDLE = np.log([0.1, 0.1, 2.0, 3e-3])
-DEVIATION = np.array([1.5, 1.5, 0.7, 1.5])
+LOG_PRIOR_MEAN = np.log([0.1, 0.1, 2.0, 3e-3])
+LOG_PRIOR_STD = np.array([1.5, 1.5, 0.7, 1.5])
 """Prior of the logarithms of `pairs`, `heat`, `rate` and the noise. That of a weight has deviation 1."""
 
 LARGEST_STEP = 0.5
@@ -50,7 +50,7 @@ def order_polynomials(n: int) -> Floats:
 class Posterior:
     """Means and variances, without noise, of a process at (m, n_layers) candidates `masks`; (m,) each."""
 
-    process: "Process"
+    process: "GaussianProcess"
     masks: Masks
     mean: Floats
     variance: Floats
@@ -66,7 +66,7 @@ class Posterior:
         self.variance = np.maximum(self.variance - row**2, 0.0)
 
 
-class Process(ABC):
+class GaussianProcess(ABC):
     """A Gaussian process over masks, conditioned on observed values.
 
     Args:
@@ -133,11 +133,11 @@ class Process(ABC):
         return Posterior(self, masks, self._white @ weights, variance, weights * math.sqrt(self.scale))
 
 
-class PolynomialProcess(Process):
+class PolynomialProcess(GaussianProcess):
     """A process whose covariance is a polynomial of the dot product of the signs, n_layers - 2 * layers that differ.
 
     Args:
-        masks, values, noise: As for `Process`.
+        masks, values, noise: As for `GaussianProcess`.
         polynomial: (4,) coefficients of 1, d, d^2, d^3.
     """
 
@@ -175,11 +175,11 @@ class MaskProcess(PolynomialProcess):
     """The process with effects of single layers, pairs and triples.
 
     Args:
-        masks, values: As for `Process`.
+        masks, values: As for `GaussianProcess`.
         indices: The variances: one index into each axis of `GRID`.
     """
 
-    def __init__(self, masks: Masks, values: Floats, indices: Sequence[int] = START) -> None:
+    def __init__(self, masks: Masks, values: Floats, indices: Sequence[int] = START_INDICES) -> None:
         pairs, triples, noise = (choices[i] for choices, i in zip(GRID, indices, strict=True))
         super().__init__(masks, values, noise, np.array([1.0, 1.0, pairs, triples]) @ order_polynomials(masks.shape[1]))
 
@@ -236,7 +236,7 @@ def _normal_cdf(u: Floats) -> Floats:
     return np.where(u >= 0, 1.0 - tail, tail)
 
 
-class AgreementProcess(Process):
+class AgreementProcess(GaussianProcess):
     """A process that learns how much each layer matters: its covariance is a function of the agreement of two masks.
 
     The agreement is u = sum_i w_i s_i t_i of their signs s and t, with a weight w_i >= 0 for each layer, and weights that
@@ -245,7 +245,7 @@ class AgreementProcess(Process):
     covariance counts the layers in which masks differ.
 
     Args:
-        masks, values: As for `Process`.
+        masks, values: As for `GaussianProcess`.
         logs: (n_layers + 4,) logarithms of the weights (up to a constant), `pairs`, `heat`, `rate`, and of the noise as a
             share of the prior variance.
     """
@@ -274,7 +274,7 @@ class AgreementProcess(Process):
         return np.exp(-2.0 * self.rate * np.abs(self._weighted))
 
     def flip_means(self, mask: Masks) -> Floats:
-        """See `Process.flip_means`: a flip adds to the agreement, and multiplies the heat kernel by a factor."""
+        """See `GaussianProcess.flip_means`: a flip adds to the agreement, and multiplies the heat kernel by a factor."""
         # The heat kernel is a product over layers, so that of a swap is the product of two factors. In the polynomial the
         # two steps of a swap also multiply each other, through u^2.
         signs = 2.0 * mask - 1.0
@@ -313,8 +313,8 @@ class AgreementLearner:
     """Learns the settings of an `AgreementProcess`: steps up the posterior of their logarithms, see `next_steps`."""
 
     def __init__(self, n_layers: int) -> None:
-        self._middle = np.append(np.zeros(n_layers), MIDDLE)
-        self._deviation = np.append(np.ones(n_layers), DEVIATION)
+        self._middle = np.append(np.zeros(n_layers), LOG_PRIOR_MEAN)
+        self._deviation = np.append(np.ones(n_layers), LOG_PRIOR_STD)
         self.logs = self._middle.copy()
         self._steps = np.full(n_layers + 4, FIRST_STEP)
         self._slopes = np.zeros(n_layers + 4)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_model, with_defaults
 from das_gym.agents.searching.record import Checkpoint, OnTurn, SearchResult, Turn, conclude, with_costs
-from das_gym.agents.searching.scorer import OURS, SCORES, open_scorer
+from das_gym.agents.searching.scorer import ENV_ID_HINT, SCORES, open_scorer
 from das_gym.agents.settings import SearchConfig
 from gymnasium.vector import VectorEnv, VectorWrapper
 
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.logger import KVWriter
 
-AGENT = "agent.zip"
-LOGS = 20
+MODEL_FILE = "agent.zip"
+LOGGED_LINES = 20
 """Lines of metrics that an algorithm with a replay buffer logs in a search."""
 
 STEPS_PER_LAYER = 4
@@ -88,7 +88,7 @@ def train_sb3(
     action = choose_action(algorithm, config.action)
     with closing(open_scorer(config.env_id, config.mask_kwargs, config.seed, problem=problem)) as scorer:
         if not isinstance(scorer, Scorer):
-            raise ValueError(f"agent {config.agent!r} needs an environment of das_gym: got {config.env_id}, {OURS}")
+            raise ValueError(f"agent {config.agent!r} needs an environment of das_gym: got {config.env_id}, {ENV_ID_HINT}")
         env = ScoredVectorEnv(config.masks_per_turn, scorer=scorer, action=action)
         recorder = Recorder(env, config, run_folder, on_turn)
         model = make_model(cls, hyperparameters, VecMonitor(SB3VecEnv(recorder)), config.seed)
@@ -108,7 +108,7 @@ def train_sb3(
     if run_folder is not None:
         buffer = io.BytesIO()
         model.save(buffer)
-        write_bytes(run_folder / AGENT, buffer.getvalue())
+        write_bytes(run_folder / MODEL_FILE, buffer.getvalue())
         result.save(run_folder)
     return TrainedAgent(result, model, action, policy, recorder.starved)
 
@@ -124,7 +124,7 @@ def _learn(model: BaseAlgorithm, recorder: Recorder, action: str, writers: list[
     evaluations = recorder.config.evaluations
     base = cast(Any, recorder.unwrapped)
     # in updates; for an algorithm with a replay buffer, in episodes
-    interval = max(1, evaluations // LOGS) if isinstance(model, OffPolicyAlgorithm) else 1
+    interval = max(1, evaluations // LOGGED_LINES) if isinstance(model, OffPolicyAlgorithm) else 1
     steps_per_mask = max(1, base.skip_num or len(base.layer_names) // 2) if action == "sequence" else 1
     try:
         while True:  # masks outside the budget leave evaluations over
@@ -180,7 +180,7 @@ class Recorder(VectorWrapper):
 
     @property
     def starved(self) -> bool:
-        """Whether the search ended early because nearly none of its masks was within the environment's budget."""
+        """Whether the search ended early since almost none of its masks was within the environment's budget."""
         return self.steps >= self.max_steps and self.evaluations < self.config.evaluations
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:

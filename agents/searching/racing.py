@@ -3,11 +3,11 @@
 A turn's masks are scored on the first stage of the reward examples, then on more of them. After each stage, a mask's losses
 are compared with those of the incumbent, the best mask that was scored on all examples, example by example: their mean
 difference d has the standard error s, with the correction for a finite population. If d - z * s still leaves the mask with a
-smaller reward than the incumbent, it is dropped, and the agent is told the reward of the incumbent's loss plus d.
+smaller reward than the incumbent, it is dropped, and `tell` gets the reward of the incumbent's loss plus d.
 
 Often few examples carry the difference of two masks, and the first stage may hold none of them: then d and s are both wrong.
 So the variance in s is a mean of the sample's, and of the median variance of differences between an incumbent and the masks
-scored on all examples so far, which counts as `PRIOR` examples.
+scored on all examples so far, which counts as `PRIOR_EXAMPLES` examples.
 
 This is a race as in F-Race (Birattari et al. 2002), against the incumbent alone.
 """
@@ -27,13 +27,13 @@ from das_gym.problem.mask_space import MaskSpace
 STAGES = (1 / 8, 1 / 4, 1 / 2)
 """Shares of the reward examples after which masks are compared with the incumbent."""
 
-Z = 2.5
-"""Standard errors that a mask gets as the benefit of the doubt."""
+STANDARD_ERRORS = 2.5
+"""A mask is dropped if its loss is worse than the incumbent's by more than this many standard errors."""
 
-PRIOR = 125
-"""Examples that the usual variance of differences counts for."""
+PRIOR_EXAMPLES = 125
+"""Weight, in examples, of the median variance of earlier differences in the variance of a mask's difference."""
 
-LEAST = 60
+MIN_EXAMPLES = 60
 """A stage with fewer examples is left out: its standard error would be too uncertain."""
 
 
@@ -62,19 +62,24 @@ class Incumbent:
 class Race:
     """Scores the masks of a search by racing.
 
-    Masks within the budget race against the best of them, and others against the best that skips as many units: a mask that
-    skips less is better, but no answer.
+    Masks within the budget race against the best of them. Other masks race against the best that skips as many units: a mask
+    that skips fewer is better, but no answer.
 
     Args:
         scorer: Scores masks on single examples; its `racing_examples` is not None.
         space: The masks within the budget.
         stages: Rising shares of the examples, below 1.
-        z: See the module.
+        z: Standard errors by which a dropped mask is worse, see the module.
         least: Fewest examples of a stage.
     """
 
     def __init__(
-        self, scorer: MaskScorer, space: MaskSpace, stages: Sequence[float] = STAGES, z: float = Z, least: int = LEAST
+        self,
+        scorer: MaskScorer,
+        space: MaskSpace,
+        stages: Sequence[float] = STAGES,
+        z: float = STANDARD_ERRORS,
+        least: int = MIN_EXAMPLES,
     ) -> None:
         assert scorer.racing_examples is not None
         self.scorer = scorer
@@ -145,7 +150,7 @@ class Race:
             return True
         variance = differences.var(ddof=1)
         if self._variances:
-            variance = (count * variance + PRIOR * np.median(self._variances)) / (count + PRIOR)
+            variance = (count * variance + PRIOR_EXAMPLES * np.median(self._variances)) / (count + PRIOR_EXAMPLES)
         error = np.sqrt(variance / count * (1 - count / self.n_examples))
         at_best = self._estimate(group, losses, self.z * error)
         rewards, _ = self.scorer.rewards_and_info(mask[None], np.array([at_best]), np.zeros(1))

@@ -22,7 +22,7 @@ from das_gym.registration import DEFAULT_ENV, SUITE_IDS, many_objectives
 SCORES = ("loss", "metric", "macs", "macs_saved")
 """Scores of each mask that records keep."""
 
-OURS = f"expected an id such as {DEFAULT_ENV}. `{format_command('agents list')}` shows all"
+ENV_ID_HINT = f"expected an id such as {DEFAULT_ENV}. `{format_command('agents list')}` shows all"
 
 
 class ForeignScorer(MaskScorer):
@@ -112,7 +112,7 @@ def make_scored(env_id: str, env_kwargs: Mapping[str, Any]) -> Any:
     with explained_errors(env_id):
         env = gymnasium.make(env_id, **env_kwargs).unwrapped
     if not isinstance(env, ScoredEnv):
-        raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id}, {OURS}")
+        raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id}, {ENV_ID_HINT}")
     return env
 
 
@@ -120,12 +120,12 @@ def check_single(env_id: str) -> None:
     """Raise a ValueError for the environment of a suite, or one with several rewards."""
     name = f"{env_id.rpartition(':')[2].removesuffix('-v0')}-v0"  # Gymnasium finds ids without a version, too
     if name in SUITE_IDS or name.endswith(many_objectives("")):
-        raise ValueError(f"`env_id` is a suite or has several rewards, which searches do not support: got {env_id}, {OURS}")
+        raise ValueError(f"`env_id` is a suite or has several rewards, unsupported by searches: got {env_id}, {ENV_ID_HINT}")
 
 
 @contextmanager
 def explained_errors(env_id: str) -> Iterator[None]:
-    """Raise a ValueError with a hint for an unknown environment, or one of another package, which rejects our arguments."""
+    """Raise a ValueError with a hint for an unknown environment, or another package's that rejects the arguments."""
     try:
         yield
     except gymnasium.error.DependencyNotInstalled:
@@ -138,7 +138,7 @@ def explained_errors(env_id: str) -> Iterator[None]:
     except TypeError as error:
         if str(gymnasium.spec(env_id.rpartition(":")[2]).entry_point).startswith("das_gym."):
             raise
-        raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id} ({error}), {OURS}") from error
+        raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id} ({error}), {ENV_ID_HINT}") from error
 
 
 def layer_statistics(layer_names: Sequence[str], feature_names: Iterable[str], observation: Floats) -> dict[str, Floats]:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from das_gym.agents.ask_tell.base import Seed
 from das_gym.agents.ask_tell.bayes import Bayes, normal_scores
-from das_gym.agents.ask_tell.gaussian_process import FIRST_STEP, Process, next_steps
+from das_gym.agents.ask_tell.gaussian_process import FIRST_STEP, GaussianProcess, next_steps
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
@@ -30,7 +30,7 @@ _RANGE = (math.log(1e-4), math.log(3.0))
 _NOISE_RANGE = (math.log(1e-5), 0.0)
 
 
-class HeatProcess(Process):
+class HeatProcess(GaussianProcess):
     """A process with a heat kernel.
 
     Args:
@@ -48,7 +48,7 @@ class HeatProcess(Process):
         return np.exp(2.0 * (a * w) @ b.T - (a @ w)[:, None] - (b @ w)[None])
 
     def flip_means(self, mask: Masks) -> Floats:
-        """See `Process.flip_means`: each flip multiplies the covariance with an observed mask by one factor."""
+        """See `GaussianProcess.flip_means`: each flip multiplies the covariance with an observed mask by one factor."""
         differ = (self.masks != mask).astype(float)
         here = self.weights * np.exp(-differ @ self._layer_weights)
         factors = np.exp(self._layer_weights * (2.0 * differ - 1.0))
@@ -98,7 +98,7 @@ class HeatKernel(Bayes):
     def _observations(self) -> tuple[Masks, Floats]:
         return self.scored_masks(), normal_scores(list(self.rewards.values()))
 
-    def _fit(self, masks: Masks, scores: Floats) -> list[Process]:
+    def _fit(self, masks: Masks, scores: Floats) -> list[GaussianProcess]:
         """Take steps by resilient propagation, as `AgreementLearner` does."""
         process = HeatProcess(masks, scores, self.learned["logs"])
         for _ in range(STEPS):
@@ -114,7 +114,7 @@ class HeatKernel(Bayes):
             process = HeatProcess(masks, scores, logs)
         return [process]
 
-    def _candidates(self, process: Process) -> Masks:
+    def _candidates(self, process: GaussianProcess) -> Masks:
         """Return the candidates of `Bayes` within the trust region; all of them where none is."""
         fresh = super()._candidates(process)
         scored = self.scored_masks()

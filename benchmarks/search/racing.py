@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from das_gym.agents.ask_tell.base import ask
 from das_gym.agents.searching.loop import make_search_agent, run_turn
-from das_gym.agents.searching.racing import STAGES, Race, Z
+from das_gym.agents.searching.racing import STAGES, STANDARD_ERRORS, Race
 from das_gym.agents.searching.scorer import SCORES
 from das_gym.agents.settings import SearchConfig
 
@@ -52,7 +52,7 @@ ANSWERING: dict[str, dict[str, Any]] = {
     "smolvlm_sublayers": {"model": "VLM", "task": "answering", "units": "sublayers"},
 }
 
-VARIANTS = {"none": False, f"{', '.join(str(Fraction(share)) for share in STAGES)}; z = {Z:g}": True}
+VARIANTS = {"none": False, f"{', '.join(str(Fraction(share)) for share in STAGES)}; z = {STANDARD_ERRORS:g}": True}
 """Whether a search races, by the stages that its row names."""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from das_gym.agents import Agent
 from das_gym.agents.ask_tell.base import AGENTS, Seed, register_agent
 from das_gym.agents.ask_tell.bayes import Bayes
-from das_gym.agents.ask_tell.gaussian_process import NOISES, PolynomialProcess, Process
+from das_gym.agents.ask_tell.gaussian_process import NOISE_VARIANCES, GaussianProcess, PolynomialProcess
 from das_gym.agents.compare.comparison import AgentResult
 from das_gym.agents.compare.oracle import Oracle
 
@@ -76,11 +76,11 @@ class LinearRegression(Bayes):
         rewards = np.array(list(self.rewards.values()))
         return self.scored_masks(), (rewards - rewards.mean()) / max(float(rewards.std()), 1e-12)
 
-    def _fit(self, masks: Masks, scores: Floats) -> list[Process]:
+    def _fit(self, masks: Masks, scores: Floats) -> list[GaussianProcess]:
         # Regression written as a process: (1 + d / n) has a constant and each layer's sign, (d / n)^2 each pair's product.
         n = masks.shape[1]
         polynomial = np.array([1.0, 1.0 / n, self.pairs / n**2, 0.0])
-        processes = [PolynomialProcess(masks, scores, noise, polynomial) for noise in NOISES]
+        processes = [PolynomialProcess(masks, scores, noise, polynomial) for noise in NOISE_VARIANCES]
         return [max(processes, key=lambda process: process.log_likelihood)]
 
 

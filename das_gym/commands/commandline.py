@@ -230,7 +230,7 @@ def format_command(program: str, *words: str) -> str:
     return escape_control_chars(" ".join([start, *command, *(["with", *given] if given else [])]))
 
 
-def setting_words(
+def format_settings(
     settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, cls: type | None = None
 ) -> list[str]:
     """Return settings as they are typed after `with`, quoted for a shell; those that equal a default are left out.
@@ -264,7 +264,7 @@ def read_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
-    """Return the settings of a command from the words `with name=value ...`. Plugins are imported before checks."""
+    """Return the settings of a command from `with name=value ...`, after importing plugins; UsageError for other words."""
     check_words(words, command, [each.name for each in dataclasses.fields(cls)])  # type: ignore[arg-type]
     values, named = read_settings(words[1:])
     if named:

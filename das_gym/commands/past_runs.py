@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from das_gym.commands.commandline import format_command, is_our_program, setting_words
+from das_gym.commands.commandline import format_command, format_settings, is_our_program
 from das_gym.commands.runs import CONFIG, RUNS_DIR, PluginSettings, is_locked, runs_dir_setting
 from das_gym.commands.settings import PositiveInt
 from das_gym.files import read_json, read_json_object
@@ -21,7 +21,7 @@ from das_gym.files import read_json, read_json_object
 STATES = {"COMPLETED": "done", "FAILED": "failed", "INTERRUPTED": "stopped", "RUNNING": "running"}
 """Sacred's names of the states of a run, and ours. A run whose process was killed has `died`."""
 
-SILENCE = timedelta(minutes=2)
+STALE_HEARTBEAT = timedelta(minutes=2)
 """Age of the last heartbeat after which a run without a readable lock is dead. Sacred writes one every 10 s."""
 
 NOT_REPEATED = ("runs_dir", "resume", "plugins", "save_every")
@@ -92,7 +92,7 @@ def _is_alive(folder: Path, run: Mapping[str, Any]) -> bool:
     if locked is not None and (locked or same_machine):
         return locked
     beat = datetime.fromisoformat(run.get("heartbeat") or run["start_time"])
-    return datetime.now(UTC).replace(tzinfo=None) - beat < SILENCE
+    return datetime.now(UTC).replace(tzinfo=None) - beat < STALE_HEARTBEAT
 
 
 def main(settings: RunsSettings) -> None:
@@ -118,7 +118,7 @@ def rerun_command(folder: Path, command: str, cls: type, defaults: Mapping[str, 
     """
     known = {**run_settings(folder), **changes}
     chosen = {name: value for name, value in known.items() if name not in NOT_REPEATED and value is not None}
-    return format_command(command, *setting_words(chosen, defaults, cls))
+    return format_command(command, *format_settings(chosen, defaults, cls))
 
 
 def run_settings(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tqdm.contrib import DummyTqdmFile
 
 from das_gym.processes import is_main_process
 
-PAUSE = 60.0
+LINE_SECONDS = 60.0
 """Seconds between two lines, and of work before the first."""
 
 TIMED_SECONDS = 2.0
@@ -50,7 +50,7 @@ class ProgressLines(tqdm):
     monitor_interval = 0  # no thread is needed: `update` prints
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, bar_format=LINE, delay=PAUSE, mininterval=PAUSE, miniters=1, leave=None)
+        super().__init__(**settings, bar_format=LINE, delay=LINE_SECONDS, mininterval=LINE_SECONDS, miniters=1, leave=None)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Print a line where tqdm draws a bar; tqdm calls it with an empty `msg` to erase one."""
@@ -95,11 +95,11 @@ class Phase:
     """Work of a long command that is done for many examples.
 
     Attributes:
-        name: What is done.
-        examples: How many examples there are.
-        run: Does it once for a number of examples together. It changes nothing that the command uses.
-        together: How many examples the command takes together.
-        repeats: How often it is done for each example.
+        name: Description of the work.
+        examples: Number of examples.
+        run: Does the work once for a number of examples together, and changes nothing that the command uses.
+        together: Number of examples that the command processes together.
+        repeats: How often the work is done for each example.
         prepare: Called before `run` is timed, with the same number: what the command does only once for an example.
         example_bytes: Memory that an example holds while it runs, where fewer are timed than run together.
         kept_bytes: Returns pairs of what the timed examples left in memory, and the most that all may leave.

@@ -45,12 +45,12 @@ from das_gym.commands.commandline import (
     check_words,
     describe_error,
     format_command,
+    format_settings,
     help_text,
     is_our_program,
     localize_commands,
     module_docstring,
     read_settings,
-    setting_words,
     settings_text,
 )
 from das_gym.commands.runs import (
@@ -127,7 +127,7 @@ class RecordedCommand(Generic[Settings]):
             has written a file leaves no run behind.
         named_configs: Returns the settings that each named config stands for. It is called after plugins are imported.
         check: Called with the settings before a run begins; it raises for invalid ones, and loads nothing.
-        complete: Adds settings that follow from those that are given, before any is checked.
+        complete_settings: Adds settings that follow from those that are given, before any is checked.
         current_run: The last run, finished or not.
 
     Example:
@@ -141,7 +141,7 @@ class RecordedCommand(Generic[Settings]):
     main: Callable[[Settings, Run], Any] | str
     named_configs: Callable[[], NamedConfigs] = dict
     check: Callable[[Settings], None] | None = None
-    complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    complete_settings: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     current_run: Run | None = None
 
     @cached_property
@@ -256,8 +256,8 @@ class RecordedCommand(Generic[Settings]):
             merged |= full_names(self.settings_class, part)
         if reopen is not None:
             merged = self._resumed(reopen, merged)
-        elif self.complete is not None:
-            merged = self.complete(merged)
+        elif self.complete_settings is not None:
+            merged = self.complete_settings(merged)
         return merged, reopen
 
     def _named_config(self, name: str) -> Mapping[str, Any]:
@@ -324,7 +324,7 @@ class RecordedCommand(Generic[Settings]):
             return None
         if options["COMMAND"] == "print_named_configs":
             for name, settings in self.named_configs().items():
-                print(name, *setting_words(settings))
+                print(name, *format_settings(settings))
             return None
         return self._run_command(given, named, {name: value for name, value in options.items() if name.startswith("-")})
 
@@ -341,7 +341,7 @@ class RecordedCommand(Generic[Settings]):
                 typed = {**given, "runs_dir": folder} if folder else dict(given)
                 if imported_plugins():
                     typed.pop("plugins", None)  # `format_command` adds them
-                command = format_command(self.name, *setting_words(typed))
+                command = format_command(self.name, *format_settings(typed))
             if command is not None:
                 interrupt.add_note(f"Resume with: {command}")
                 if world_size() > 1:
@@ -370,7 +370,7 @@ class RecordedCommand(Generic[Settings]):
         repeated = sensitive_settings(run.config, imported_plugins())
         repeated.pop("plugins", None)  # `format_command` adds them
         folder = Path(run.config["runs_dir"]) / str(run._id)
-        confirmed = setting_words(repeated, cls=self.settings_class)
+        confirmed = format_settings(repeated, cls=self.settings_class)
         return format_command(self.name, f"resume={run._id}", runs_dir_setting(folder), *confirmed)
 
 

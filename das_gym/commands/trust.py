@@ -20,16 +20,16 @@ IMPORTED_PLUGINS: list[str] = []
 """Names of all modules that `import_plugins` imported in this process."""
 
 KNOWN_PACKAGES = ("das_gym", "gymnasium", "stable_baselines3", "sb3_contrib")
-"""Packages whose modules the settings of `NAMES_CODE` and `plugins` of every record may name."""
+"""Packages whose modules the settings of `MODULE_SETTINGS` and `plugins` of every record may name."""
 
 REMOTE_CODE = "trust_remote_code"
-WRITES = ("out", "encoder_cache", "tensorboard_log", "trackers", "workers")
+WRITING_SETTINGS = ("out", "encoder_cache", "tensorboard_log", "trackers", "workers")
 """Settings that say where to write, upload or compute."""
 
-NAMES_CODE = ("env_id", "agent", "agents", "baselines")
+MODULE_SETTINGS = ("env_id", "agent", "agents", "baselines")
 """Settings of which Gymnasium or das_gym imports everything before a colon."""
 
-DEVICES = ("device", "device_map")
+DEVICE_SETTINGS = ("device", "device_map")
 """Settings with a colon that names no module: `cuda:0`."""
 
 
@@ -68,9 +68,9 @@ def add_working_folder() -> None:
 def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modules) -> list[str]:
     """Return the modules that a setting names, also within it, and that the user has not confirmed.
 
-    Modules in `known` are confirmed. Settings of `NAMES_CODE` and `plugins` may also name modules of `KNOWN_PACKAGES`.
+    Modules in `known` are confirmed. Settings of `MODULE_SETTINGS` and `plugins` may also name modules of `KNOWN_PACKAGES`.
     """
-    if name in DEVICES:
+    if name in DEVICE_SETTINGS:
         return []
     if isinstance(value, Mapping):
         return [
@@ -81,7 +81,7 @@ def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modu
     if not isinstance(value, str):
         return []
     named = value.split(",") if name == "plugins" else []
-    if ":" in value and (name in NAMES_CODE or re.fullmatch(r"[\w.]+:[\w.-]+", value)):
+    if ":" in value and (name in MODULE_SETTINGS or re.fullmatch(r"[\w.]+:[\w.-]+", value)):
         named.append(value.partition(":")[0])
     return [module for module in named if module and _is_unknown(module, name, known)]
 
@@ -89,7 +89,7 @@ def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modu
 def _is_unknown(module: str, name: str, known: Container[str]) -> bool:
     """Return True if the user has to confirm a module that the setting `name` of a record names."""
     package = module.partition(".")[0]
-    if name in (*NAMES_CODE, "plugins"):
+    if name in (*MODULE_SETTINGS, "plugins"):
         return module not in known and (package not in KNOWN_PACKAGES or "__main__" in module.split("."))
     # No other setting has a reason to name a class of a library, all of whose classes could be called.
     return module not in known or package in (*KNOWN_PACKAGES, *sys.stdlib_module_names)
@@ -103,9 +103,9 @@ def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.
     found: dict[str, Any] = {}
     for name, value in flatten_settings(settings).items():
         last = name.rpartition(".")[2]
-        if last in DEVICES:
+        if last in DEVICE_SETTINGS:
             continue
-        if last in (REMOTE_CODE, *WRITES):  # whatever the type: `SkipEnv` only asks whether it is true
+        if last in (REMOTE_CODE, *WRITING_SETTINGS):  # whatever the type: `SkipEnv` only asks whether it is true
             is_sensitive = bool(value)
         elif isinstance(value, list | tuple) and last != "plugins":
             is_sensitive = any(sensitive_settings({last: each}, known) for each in value)
@@ -126,7 +126,7 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any], modules: Iterable[str]
     if not settings:
         return
     words = ", ".join(f"`{name}={value}`" for name, value in settings.items())
-    writes = [name.rpartition(".")[2] in WRITES for name in settings]
+    writes = [name.rpartition(".")[2] in WRITING_SETTINGS for name in settings]
     effects = [] if all(writes) else ["runs code"]
     if any(writes):
         effects.append("writes outside the run folder or uploads")
@@ -138,7 +138,7 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any], modules: Iterable[str]
 
 
 def trusted_settings(source: object, plugins: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a record without `WRITES`, once the code that it names is confirmed.
+    """Return the settings of a record without `WRITING_SETTINGS`, once the code that it names is confirmed.
 
     `settings` lack those that the user gave; `plugins` are the modules that the record was made with.
     """
@@ -154,5 +154,5 @@ def trusted_settings(source: object, plugins: Iterable[str], settings: Mapping[s
 
 def _without_writes(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _without_writes(each) for name, each in value.items() if name not in WRITES}
+        return {name: _without_writes(each) for name, each in value.items() if name not in WRITING_SETTINGS}
     return [_without_writes(each) for each in value] if isinstance(value, list | tuple) else value

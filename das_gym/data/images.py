@@ -44,7 +44,7 @@ class ImageSource(Protocol):
     def key(self) -> str:
         """A name that is unique to the image."""
 
-    def stamp(self) -> str:
+    def fingerprint(self) -> str:
         """Return a text that changes when the image changes, as far as that is cheap to know."""
 
     def open(self) -> Image.Image:
@@ -74,7 +74,7 @@ class ImageFile:
         """The path."""
         return str(self.path)
 
-    def stamp(self) -> str:
+    def fingerprint(self) -> str:
         """Return the size of the file in bytes, and its modification time in ns."""
         stat = self.path.stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
@@ -145,7 +145,7 @@ class NoiseImage:
         """Its seed and size."""
         return f"noise {self.seed} {self.width} {self.height}"
 
-    def stamp(self) -> str:
+    def fingerprint(self) -> str:
         """Return an empty text, since it never changes."""
         return ""
 
@@ -294,9 +294,9 @@ class CellImage:
         """The digest; or table, row and column."""
         return f"image {self.digest}" if self.digest else f"{self.path}#{self.row}.{self.column}"
 
-    def stamp(self) -> str:
+    def fingerprint(self) -> str:
         """Return size and modification time of the table; nothing with a digest, which changes with the image."""
-        return "" if self.digest else ImageFile(self.path).stamp()
+        return "" if self.digest else ImageFile(self.path).fingerprint()
 
     @property
     def name(self) -> str:

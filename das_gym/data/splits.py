@@ -32,7 +32,7 @@ REWARD_SHARE = TEST_SHARE = 0.1
 VALIDATION_SHARE = 0.5
 """Share of the groups of a validation file that become the reward split, where it also has to serve as another split."""
 
-TAIL = 4096
+TAIL_BYTES = 4096
 """Bytes at the end of an image that are compared first."""
 
 THREADS = 8
@@ -162,9 +162,9 @@ def fill_parts(
 
 @dataclass(slots=True)
 class _Record:
-    """Size and hashes of an image: of its last `TAIL` bytes and of all bytes, empty where they were not needed."""
+    """Size and hashes of an image: of its last `TAIL_BYTES` and of all bytes, empty where they were not needed."""
 
-    stamp: str
+    fingerprint: str
     size: int
     tail: str = ""
     whole: str = ""
@@ -190,12 +190,12 @@ def content_keys(images: Iterable[ImageSource]) -> dict[str, str]:
     before = _read_cache(path)
     records = _measure(stored, before)
     same_size = _repeated({key: record.size for key, record in records.items() if record.size})
-    for key, digest in _digests({key: stored[key] for key in same_size if not records[key].tail}, TAIL).items():
+    for key, digest in _digests({key: stored[key] for key in same_size if not records[key].tail}, TAIL_BYTES).items():
         records[key].tail = digest
     same_tail = _repeated({key: (records[key].size, records[key].tail) for key in same_size if records[key].tail})
     for key, digest in _digests({key: stored[key] for key in same_tail if not records[key].whole}).items():
         records[key].whole = digest
-    after = before | {key: [record.stamp, record.size, record.tail, record.whole] for key, record in records.items()}
+    after = before | {key: [record.fingerprint, record.size, record.tail, record.whole] for key, record in records.items()}
     if path is not None and after != before:
         with suppress(OSError):  # without a writable cache, images are read again the next time
             write_json(path, after, indent=None)
@@ -221,9 +221,9 @@ def _read_cache(path: Path | None) -> dict[str, list[Any]]:
 
 def _measure(images: Mapping[str, StoredImage], before: Mapping[str, list[Any]]) -> dict[str, _Record]:
     def measure(image: StoredImage) -> _Record:
-        stamp = image.stamp()
+        fingerprint = image.fingerprint()
         known = before.get(image.key)
-        return _Record(*known) if known is not None and known[0] == stamp else _Record(stamp, image.size())
+        return _Record(*known) if known is not None and known[0] == fingerprint else _Record(fingerprint, image.size())
 
     return _in_threads(measure, images)
 

@@ -18,14 +18,14 @@ from das_gym.models.base import VLP, State, fingerprint, tensor_bytes
 from das_gym.models.inputs import Processor, Prompt
 from das_gym.models.macs import MacCounter
 
-HIDDEN = "hidden"
-FORM = "form"
+TENSOR_NAME = "hidden"
+STRUCTURE_KEY = "form"
 """In a file: the name of a single tensor; the key of the metadata for the form of a structure of tensors."""
 
-FULL_LOGITS = 4
+KEPT_LOGITS = 4
 """For how many sets of examples the full model's logits are kept: 12.5 MB for 1,000 examples of VQAv2's 3,129 answers."""
 
-LOGITS_BYTES = 2**28
+MAX_LOGITS_BYTES = 2**28
 """Most bytes of these logits for a set of examples: a language model has a vocabulary for each token of each answer."""
 
 Key = tuple[int, bytes]
@@ -36,11 +36,11 @@ Batch = tuple[int, int]
 
 
 class EncoderCache:
-    """Encoder outputs by text and by image; beyond a bound the least recently used are dropped.
+    """Encoder outputs by text and by image; above `max_bytes`, the least recently used are dropped.
 
     Args:
         vlp, processor: The frozen model, and what makes its batches.
-        max_bytes: How much to keep in memory.
+        max_bytes: Largest size in memory, in bytes.
         folder: Where to keep them on disk as well, under a name that changes with the frozen parameters, the transform, the
             tokenizer and the image's file. Nothing is ever removed there: METER-base at 384 px takes 1.8 MB an image.
         counter: Counts MACs of the encoders; None counts none.
@@ -126,9 +126,9 @@ class _Disk:
         for key, item in items.items():
             try:
                 with safe_open(self._path(stream, item), "pt", device=str(self.device)) as file:
-                    form = (file.metadata() or {}).get(FORM)
+                    form = (file.metadata() or {}).get(STRUCTURE_KEY)
                     if form is None:
-                        found[key] = file.get_tensor(HIDDEN)
+                        found[key] = file.get_tensor(TENSOR_NAME)
                     else:
                         leaves = [file.get_tensor(str(number)) for number in range(len(file.keys()))]
                         found[key] = tree_unflatten(leaves, treespec_loads(form))
@@ -143,12 +143,12 @@ class _Disk:
         for key, item in items.items():
             leaves, form = tree_flatten(outputs[key])
             one = isinstance(outputs[key], Tensor)
-            tensors = {HIDDEN if one else str(n): leaf.cpu().clone().contiguous() for n, leaf in enumerate(leaves)}
-            write_bytes(self._path(stream, item), save(tensors, None if one else {FORM: treespec_dumps(form)}))
+            tensors = {TENSOR_NAME if one else str(n): leaf.cpu().clone().contiguous() for n, leaf in enumerate(leaves)}
+            write_bytes(self._path(stream, item), save(tensors, None if one else {STRUCTURE_KEY: treespec_dumps(form)}))
 
     def _path(self, stream: str, item: Any) -> Path:
         images = item.images if isinstance(item, Prompt) else (item,)
-        name = item if isinstance(item, str) else " ".join(f"{image.key} {image.stamp()}" for image in images)
+        name = item if isinstance(item, str) else " ".join(f"{image.key} {image.fingerprint()}" for image in images)
         digest = hashlib.sha256(name.encode()).hexdigest()
         return self.folder / stream / digest[:2] / f"{digest[:40]}.safetensors"
 
@@ -210,7 +210,7 @@ class ScoreMemory:
     def keep_logits(self, key: tuple[int, int], logits: list[Tensor]) -> None:
         """Add logits, and forget the oldest if there are too many."""
         self._logits[key] = logits
-        if len(self._logits) > FULL_LOGITS:
+        if len(self._logits) > KEPT_LOGITS:
             del self._logits[next(iter(self._logits))]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das_gym.engine.caches import LOGITS_BYTES, EncoderCache, Score, ScoreMemory, TrunkMemory
+from das_gym.engine.caches import MAX_LOGITS_BYTES, EncoderCache, Score, ScoreMemory, TrunkMemory
 from das_gym.engine.kept_sums import KeptSums
 from das_gym.engine.scores import Scores, Spending, warn_of_broken
 from das_gym.engine.tree import MaskTree, resolve_precision, with_bfloat16_layers
@@ -45,18 +45,18 @@ class Evaluator:
 
     Args:
         vlp: The model, with adapters.
-        head: From gathered features to logits, in eval mode.
-        task: Makes batches, loss and metric.
+        head: Maps the task's `group_features` to logits, in eval mode.
+        task: Makes batches, and computes loss and metric.
         batch_size: Examples that go through the tree at a time.
-        cache_bytes: How much encoder output to keep in memory, in bytes.
-        cache_folder: Where to keep it on disk as well, see `EncoderCache`.
-        trunk_bytes: How much of the full model's hidden vectors on the last examples to keep in memory, in bytes.
+        cache_bytes: Largest size of the encoder outputs that are kept in memory, in bytes.
+        cache_folder: Folder that also keeps encoder outputs, see `EncoderCache`.
+        trunk_bytes: Largest size of the full model's hidden vectors on the last examples that are kept, in bytes.
         precision: Of the layers: `float32` (the model's own), `bfloat16`, or `auto` (bfloat16 if the hardware has it).
             Encoders, sums, LayerNorms, poolers, head and losses keep the model's own.
         counter: Counts the MACs of this model; None makes one.
 
     Raises:
-        ValueError: an unknown precision, or `bfloat16` on hardware without it.
+        ValueError: The precision is unknown, or `bfloat16` on hardware without it.
 
     Attributes:
         kept_sums: Where `evaluate` keeps its results so far, if it is given; not with divergences, nor in workers.
@@ -90,7 +90,7 @@ class Evaluator:
         self.counter = counter or MacCounter(vlp)
         self.kept_sums: KeptSums | None = None
         self._spent = Spending()
-        self.encoder = EncoderCache(vlp, task.processor, cache_bytes, cache_folder, self.counter, self._spent)
+        self.encoder_cache = EncoderCache(vlp, task.processor, cache_bytes, cache_folder, self.counter, self._spent)
         self._memory = ScoreMemory([*vlp.tunable_state().values(), *head.parameters(), *head.buffers()])
         self.trunk_bytes = trunk_bytes
         self._trunk = TrunkMemory(trunk_bytes)
@@ -106,7 +106,7 @@ class Evaluator:
 
     def reset_spent(self) -> None:
         """Set every counter to zero."""
-        self._spent = self.encoder.spent = Spending()
+        self._spent = self.encoder_cache.spent = Spending()
 
     def forget(self) -> None:
         """Clear cached scores, not encoder outputs. Needed only after writes to `parameter.data`, which are not detected."""
@@ -121,7 +121,7 @@ class Evaluator:
             self.head,
             self.task,
             self.batch_size,
-            self.encoder.max_bytes,
+            self.encoder_cache.max_bytes,
             trunk_bytes=self.trunk_bytes,
             precision=self.precision,
             counter=self.counter,
@@ -129,7 +129,7 @@ class Evaluator:
 
     def kept_bytes(self) -> list[tuple[int, int]]:
         """Return the bytes of encoder outputs and of hidden states of the full model, each with the most that is kept."""
-        return [(self.encoder.kept_bytes, self.encoder.max_bytes), (self._trunk.bytes, self.trunk_bytes)]
+        return [(self.encoder_cache.kept_bytes, self.encoder_cache.max_bytes), (self._trunk.bytes, self.trunk_bytes)]
 
     def close(self) -> None:
         """Stop the workers, if there are any (`ShardedEvaluator`). Scoring starts them again."""
@@ -157,7 +157,7 @@ class Evaluator:
             Mean loss and metric of each mask, in the order given.
 
         Raises:
-            ValueError: masks of another shape or with other values, or no examples.
+            ValueError: Masks have another shape or other values, or there are no examples.
         """
         masks = self._check_masks(masks, examples)
         self._forget_changed()
@@ -240,8 +240,9 @@ class Evaluator:
             array = array.reshape(0, len(self.vlp.layers))
         if array.ndim != 2 or array.shape[1] != len(self.vlp.layers):
             raise ValueError(f"invalid masks: got shape {array.shape}, expected (number of masks, {len(self.vlp.layers)})")
-        if array.dtype != bool and not np.isin(array, (0, 1)).all():
-            raise ValueError("invalid masks: got other values than 0 (keep) and 1 (skip)")
+        known = np.isin(array, (0, 1))
+        if not known.all():
+            raise ValueError(f"invalid masks: got the value {array[~known][0]}, expected 0 (keep) or 1 (skip)")
         if not len(examples):
             raise ValueError("got no examples to score masks on, expected at least one")
         return array.astype(bool)
@@ -296,7 +297,7 @@ class Evaluator:
     ) -> tuple[np.ndarray, list[Tensor] | None]:
         """Return (3, m) means of losses, metrics and divergences (0 unless requested), and the full model's logits by batch.
 
-        Logits of more than `LOGITS_BYTES` are None: the full model then runs again in the next call.
+        Logits of more than `MAX_LOGITS_BYTES` are None: the full model then runs again in the next call.
         If divergences are requested without `full_logits`, the full model must be among the masks.
         """
         file = None if divergences else self.kept_sums
@@ -320,7 +321,7 @@ class Evaluator:
                     sums[column, rows] += float(values.sum())  # in float64, batch by batch: other orders round differently
                 if full is not None and kept is not None:
                     kept.append(full)
-                    if tensor_bytes(kept) > LOGITS_BYTES:
+                    if tensor_bytes(kept) > MAX_LOGITS_BYTES:
                         kept = None
         if file is not None:
             file.path.unlink(missing_ok=True)
@@ -374,7 +375,7 @@ class Evaluator:
         warn_of_broken(masks, broken)
 
     def _begin(self, examples: Sequence[Any]) -> State:
-        encoded = self.encoder(self.task.pairs(examples))
+        encoded = self.encoder_cache(self.task.pairs(examples))
         self._spent.macs += self.counter.embed(encoded)[1]
         return self.vlp.embed(encoded)
 

@@ -52,12 +52,12 @@ def score_pairs(
         raise ValueError("the model is in train mode, where dropout changes its scores: call eval() or freeze() first")
     array = vlp.check_mask(mask)
     scores = np.empty((len(images), len(texts)), dtype=np.float32)
-    encoder = EncoderCache(vlp, processor, max_bytes)
-    for lot in _text_lots(encoder, texts, batch_size, max_bytes):
+    encoder_cache = EncoderCache(vlp, processor, max_bytes)
+    for lot in _text_lots(encoder_cache, texts, batch_size, max_bytes):
         for row, source in enumerate(images):
             if row % IMAGE_BLOCK == 0:
                 block = images[row : row + IMAGE_BLOCK]
-                encoded = encoder.encode("image", {each.key: each for each in block})
+                encoded = encoder_cache.encode("image", {each.key: each for each in block})
             image = _Side(vlp, "image", encoded[source.key][None], None)
             for columns, text in lot:
                 scores[row, columns] = head(_pool_pairs(vlp, array, text, image)).float().cpu().numpy()
@@ -116,14 +116,14 @@ def _pool_pairs(vlp: VLP, mask: np.ndarray, texts: _Side, image: _Side) -> Tenso
 
 
 def _text_lots(
-    encoder: EncoderCache, texts: Sequence[str], batch_size: int, max_bytes: int
+    encoder_cache: EncoderCache, texts: Sequence[str], batch_size: int, max_bytes: int
 ) -> Iterator[list[tuple[np.ndarray, _Side]]]:
     lot: list[tuple[np.ndarray, _Side]] = []
     kept = 0
-    order = np.argsort(encoder.processor.texts(texts)["attention_mask"].sum(dim=1).numpy(), kind="stable")
+    order = np.argsort(encoder_cache.processor.texts(texts)["attention_mask"].sum(dim=1).numpy(), kind="stable")
     for start in range(0, len(order), batch_size):
         columns = order[start : start + batch_size]
-        found = encoder.encode("text", {texts[column]: texts[column] for column in columns})
+        found = encoder_cache.encode("text", {texts[column]: texts[column] for column in columns})
         parts = [found[texts[column]] for column in columns]
         lengths = torch.tensor([len(part) for part in parts])
         tokens = padded_length(int(lengths.max()))  # attention is faster if its keys fill whole vectors
@@ -134,7 +134,7 @@ def _text_lots(
             yield lot
             lot = []
             kept = 0
-        lot.append((columns, _Side(encoder.vlp, "text", hidden, attend)))
+        lot.append((columns, _Side(encoder_cache.vlp, "text", hidden, attend)))
         kept += size
     yield lot
 

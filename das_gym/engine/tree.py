@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from das_gym.engine.scores import Spending
 from das_gym.models.base import VLP, State, tensor_bytes
-from das_gym.models.macs import OWN, MacCounter
+from das_gym.models.macs import LAYER_PART, MacCounter
 
 PRECISIONS = ("float32", "bfloat16", "auto")
 """The values of an `Evaluator`'s `precision`: the model's own, even float64; bfloat16, whose emulation would be tens of
@@ -217,7 +217,7 @@ class MaskTree:
             if self._watch is not None:
                 self._watch(index, state, output)
             return output
-        ran = {OWN}  # parts that an earlier state computed are found in `memory`, and cost nothing here
+        ran = {LAYER_PART}  # parts that an earlier state computed are found in `memory`, and cost nothing here
 
         def memo(key: tuple, compute: Callable[[], Any]) -> Any:
             if key not in memory:

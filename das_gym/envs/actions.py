@@ -35,9 +35,9 @@ class ActionMode(ABC):
     Attributes:
         space: The action space of one environment.
         feature_names: What is observed besides the layer statistics.
-        low, high: (n_features,) float32, the bounds of those features.
+        low, high: (n_features,) float32, the bounds of these features.
         masks: (m, n_layers) bool, what running episodes have skipped so far.
-        over: (m,) bool, episodes that wait for `begin`: at first all of them, later those that have ended.
+        ended: (m,) bool, episodes that wait for `begin`: at first all of them, later those that have ended.
     """
 
     name: ClassVar[str]
@@ -51,7 +51,7 @@ class ActionMode(ABC):
         self.n_layers = len(layer_names)
         self.low = self.high = np.zeros(0, dtype=np.float32)
         self.masks = np.zeros((rows, self.n_layers), dtype=bool)
-        self.over = np.ones(rows, dtype=bool)
+        self.ended = np.ones(rows, dtype=bool)
         self._current: tuple[np.ndarray, ...] | None = None  # what was computed of `masks`
         self.space = self._make_space()
 
@@ -65,7 +65,7 @@ class ActionMode(ABC):
     def begin(self, which: np.ndarray | None = None) -> None:
         """Start new episodes in those rows ((m,) bool); None starts all."""
         rows = slice(None) if which is None else which
-        self.masks[rows] = self.over[rows] = False
+        self.masks[rows] = self.ended[rows] = False
         self._current = None
 
     def features(self) -> np.ndarray:
@@ -82,23 +82,23 @@ class ActionMode(ABC):
 
     def get_state(self) -> dict[str, Any]:
         """Return the state of the episodes, JSON-able."""
-        return {"masks": self.masks.astype(int).tolist(), "over": self.over.tolist()}
+        return {"masks": self.masks.astype(int).tolist(), "over": self.ended.tolist()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         self.masks = read_array("masks", state["masks"], (self.rows, self.n_layers), bool)
-        self.over = read_array("over", state["over"], (self.rows,), bool)
+        self.ended = read_array("over", state["over"], (self.rows,), bool)
         self._current = None
 
     def _check_running(self) -> None:
-        if np.count_nonzero(self.over):
+        if np.count_nonzero(self.ended):
             raise gymnasium.error.ResetNeeded(
                 "no episode is running: call reset() before the first step, and after a step that ends an episode"
             )
 
     def _end_all(self, masks: np.ndarray) -> Moves:
         self._check_running()
-        self.over.fill(True)
-        return Moves(masks, self.over.copy(), {})
+        self.ended.fill(True)
+        return Moves(masks, self.ended.copy(), {})
 
 
 class MaskMode(ActionMode):
@@ -181,8 +181,8 @@ class SequenceMode(ActionMode):
         self.masks[rows[skips], chosen[skips]] = True
         self._current = None
         complete, _, valid, _ = self._state()
-        self.over = complete | (chosen == self.n_layers)
-        return Moves(self.masks.copy(), self.over.copy(), {"action_mask": valid.copy(), "invalid_action": invalid})
+        self.ended = complete | (chosen == self.n_layers)
+        return Moves(self.masks.copy(), self.ended.copy(), {"action_mask": valid.copy(), "invalid_action": invalid})
 
     def _step_single(self, action: int) -> Moves:
         """Take a step of a single episode. Its states are cached, which is three times as fast as `step`."""
@@ -194,9 +194,9 @@ class SequenceMode(ActionMode):
             self.masks[0, action] = True
         complete, _, valid, _ = self._state()
         # Writing into arrays of one row is faster than making new ones.
-        self.over[0] = complete[0] or action == self.n_layers
+        self.ended[0] = complete[0] or action == self.n_layers
         info = {"action_mask": valid.copy(), "invalid_action": np.array([invalid])}
-        return Moves(self.masks.copy(), self.over.copy(), info)
+        return Moves(self.masks.copy(), self.ended.copy(), info)
 
     def features(self) -> np.ndarray:
         return self._features() if self._cache is None else self._state()[3].copy()

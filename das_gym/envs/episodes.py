@@ -82,9 +82,9 @@ class Episodes:
     def reset_info_one(self) -> dict[str, Any]:
         return self.scorer.full_model_info() | first_row(self.mode.info())
 
-    def report_savings(self, costs: Sequence[str]) -> list[tuple[float, float]]:
-        """Have `info` hold the savings of these costs, and return the ranges of the reward and of each of them."""
-        self.scorer.report_savings(costs)
+    def add_savings_to_info(self, costs: Sequence[str]) -> list[tuple[float, float]]:
+        """Add the savings of these costs to `info`, and return (low, high) of the reward and of each saving."""
+        self.scorer.add_savings_to_info(costs)
         objective = self.scorer.objective
         # A mask outside the budget earns `low` minus its violation, which is at most 1.
         return [(objective.low - 1.0, objective.high), *(self.scorer.cost_of(name).range for name in costs)]

@@ -53,7 +53,7 @@ class VectorReward:
 
     def _announce(self) -> None:
         """Set what MO-Gymnasium's wrappers and MORL-Baselines read from `env.unwrapped`; `info` gets the savings."""
-        ranges = self.unwrapped.episodes.report_savings(self._names[1:])
+        ranges = self.unwrapped.episodes.add_savings_to_info(self._names[1:])
         # 0 is the reward within an episode, and what a mask off its budget saves.
         low = [min(0.0, *ends) for ends in ranges]
         high = [max(0.0, *ends) for ends in ranges]
@@ -109,7 +109,7 @@ class MultiObjectiveReward(VectorReward, gymnasium.Wrapper[np.ndarray, Any, np.n
     """Turns the reward of an environment into a vector: the reward of the mask, and the share that it saves of each cost.
 
     ## Description
-    As the environment's; without a budget unless one is given, since what to save is an objective here. Problems of a suite
+    As the environment's, but without a budget unless one is given, since savings are objectives here. Problems of a suite
     keep their budgets. The API is that of MO-Gymnasium (`reward_space`, `reward_dim`, a vector from `step`), whose wrappers
     and MORL-Baselines take it.
 

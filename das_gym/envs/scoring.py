@@ -37,8 +37,8 @@ class MaskScorer(ABC):
     Attributes:
         layer_names: Names of the skippable units, in mask order.
         macs_full: MACs of one example through the full model.
-        racing_examples: Number of reward examples if `score_examples` gives what decides the rewards of masks; None
-            otherwise.
+        racing_examples: Number of reward examples if rewards depend on `score_examples` alone, so that masks can race; else
+            None.
         layer_statistics: Layer statistics of the full model by name, (n_layers,) float64: those observed, and others on
             demand.
         observation_masks: Number of masks that are scored for the observed statistics.
@@ -212,7 +212,7 @@ class Scorer(MaskScorer):
 
     @property
     def n_layers(self) -> int:
-        """How many layers can be skipped."""
+        """Number of skippable layers."""
         return len(self.layer_names)
 
     @property
@@ -246,8 +246,8 @@ class Scorer(MaskScorer):
         self.position = (first + size) % self.total
         return (first + np.arange(size)) % self.total
 
-    def report_savings(self, costs: Iterable[str]) -> None:
-        """Have `info` hold the savings of these costs, keys of `SAVED`."""
+    def add_savings_to_info(self, costs: Iterable[str]) -> None:
+        """Add the savings of these costs, keys of `SAVED`, to `info`."""
         self.reported |= {name: self.cost_of(name) for name in costs if name != "macs_saved"}
 
     def restart(self, seed: int = 0) -> None:

@@ -157,7 +157,7 @@ class SuiteEpisodes(Episodes):
         rewards, info = self.score(moves, rng)
         return float(rewards[0]), first_row(info)
 
-    def report_savings(self, costs: Sequence[str]) -> list[tuple[float, float]]:
+    def add_savings_to_info(self, costs: Sequence[str]) -> list[tuple[float, float]]:
         saved = {name: self.suite.saved_of(name) for name in costs}
         for name, shares in saved.items():
             if np.isnan(shares).any():
@@ -188,7 +188,7 @@ class SuiteEpisodes(Episodes):
 
     def view(self, last: LastStep | None, row: int) -> View:
         """Return what `render` shows of an episode; one that ended is shown until the next step."""
-        if last is None and self.mode.over[row]:
+        if last is None and self.mode.ended[row]:
             raise gymnasium.error.ResetNeeded("no problem has been drawn: call reset() before render()")
         problem = self.suite.problems[int(self.which[row] if last is None else last.info["problem"])]
         return View(Architecture.from_table(problem.table), problem.budget.describe(), problem.name, self.height)
@@ -388,7 +388,7 @@ class SuiteSearchEnv(SuiteEnv, gymnasium.Env[Any, Any]):
         self._count += 1
         ended = self._count == self.evaluations
         # To its action mode every mask ends an episode; here the last one does.
-        self.mode.over[:] = ended
+        self.mode.ended[:] = ended
         scaled = float(np.clip(rewards[0], -1.0, 1.0))
         history = self._history
         history["masks"].reshape(self.evaluations, -1)[place] = moves.masks[0]

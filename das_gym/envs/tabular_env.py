@@ -143,8 +143,8 @@ class TableScorer(Scorer):
         self.evaluations += info["feasible"]
         return reward, {**info, "evaluations": self.evaluations}
 
-    def report_savings(self, costs: Iterable[str]) -> None:
-        super().report_savings(costs)
+    def add_savings_to_info(self, costs: Iterable[str]) -> None:
+        super().add_savings_to_info(costs)
         self._rows_known.clear()
         for name in ("_known", "_full_model_info", "_exact"):
             self.__dict__.pop(name, None)

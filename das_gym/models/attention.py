@@ -9,10 +9,10 @@ from torch.nn import functional as F  # noqa: N812
 
 
 class Attention(nn.Module):
-    """Multi-head attention with separate projections, without residual and LayerNorm; `dropout` is of its weights."""
+    """Multi-head attention with separate projections, without residual and LayerNorm; `dropout`, 0..1, is of its weights."""
 
     fold = False
-    """Whether a single query goes through the key matrix instead of all tokens, see `forward_pooled`; not when exported."""
+    """Whether `forward_pooled` takes its cheaper way; not in an exported model."""
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Attention(nn.Module):
         return self._split(self.key(y)), self._split(self.value(y))
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], attend: Tensor | None) -> Tensor:
-        """Return (batch, queries, hidden_size) of the queries `x`; a batch of 1 on one side fits any on the other."""
+        """Return (batch, queries, hidden_size) for the queries `x`; the batch of either side may be 1, and is expanded."""
         queries = self._split(self.query(x))
         keys, values = keys_values
         if queries.shape[0] != keys.shape[0]:
@@ -42,7 +42,7 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def forward_pooled(self, x: Tensor, y: Tensor, attend: Tensor | None) -> Tensor:
-        """Return (batch, 1, hidden_size) of the one query `x` over the tokens of `y`.
+        """Return (batch, 1, hidden_size) for the query `x`, (batch, 1, hidden_size), that attends to the tokens of `y`.
 
         With `fold`, one query goes through the key matrix and one mix of tokens through the value matrix, which is cheaper
         than keys and values of all tokens. The bias of the keys falls out of the softmax. LoRA's layers have no such matrix.

@@ -360,7 +360,7 @@ class VLP(nn.Module, ABC):
             raise ValueError(f"invalid mask: got shape {array.shape}, expected ({len(self.layers)},), one entry a layer")
         return array
 
-    def own_head(self) -> nn.Module | None:
+    def language_head(self) -> nn.Module | None:
         """Return the language-model head, from features to logits; None for a model whose tasks have heads."""
         return None
 

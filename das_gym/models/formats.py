@@ -286,7 +286,7 @@ def grid_side(positions: int) -> int:
 
 
 def adapter_widths(shapes: Shapes, parallel: str, skip: str) -> dict[str, int]:
-    """Return adapter widths, if the file has adapters."""
+    """Return `bottleneck` and `skip_bottleneck`, the first sizes of the tensors with these names, for those in the file."""
     found = {"bottleneck": shapes.get(parallel), "skip_bottleneck": shapes.get(skip)}
     return {field: shape[0] for field, shape in found.items() if shape}
 

@@ -22,7 +22,7 @@ from das_gym.models.adapters import Adapter, NoAdapter, SkipAdapter
 if TYPE_CHECKING:
     from das_gym.models.base import VLP, State
 
-OWN = "own"
+LAYER_PART = "own"
 """Name of the part of a layer that every run computes; other parts have the names that the layer gives its memo."""
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -135,7 +135,7 @@ class MacCounter:
     def layer(self, index: int, state: State, skipped: bool, pooled_only: bool) -> dict[str, int]:
         """Return the MACs of one run of a layer, part by part; only the shapes of the state before its stage matter.
 
-        `OWN` is what every run computes. Parts that runs share have the second entry of their memo key as name.
+        `LAYER_PART` is what every run computes. Parts that runs share have the second entry of their memo key as name.
         """
         return self.run_layer(index, state, skipped, pooled_only)[1]
 
@@ -153,7 +153,7 @@ class MacCounter:
             return result
 
         hidden, total = count_macs(lambda: self.twin.run_layer(index, without, skipped, memo, pooled_only))
-        self._found[key] = hidden, {OWN: total - sum(parts.values()), **parts}
+        self._found[key] = hidden, {LAYER_PART: total - sum(parts.values()), **parts}
         return self._found[key]
 
     def cost_key(self, index: int) -> Hashable:

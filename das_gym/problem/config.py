@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from das_gym.commands.commandline import format_command, setting_words
+from das_gym.commands.commandline import format_command, format_settings
 from das_gym.commands.settings import PositiveFloat, PositiveInt, Settings, choice
 from das_gym.commands.trust import REMOTE_CODE
 from das_gym.files import absolute_path, explain_damage, pickled_strings, read_json
@@ -319,15 +319,15 @@ def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in ("workers", "latency_again")}
 
 
-def problem_words(config: ProblemConfig, *more: str) -> str:
+def format_problem(config: ProblemConfig, *more: str) -> str:
     """Return model and data as typed after `with`: the named config, settings that are not the default, and more words."""
-    given = setting_words({name: value for name, value in config.env_kwargs.items() if name != "supernet"})
+    given = format_settings({name: value for name, value in config.env_kwargs.items() if name != "supernet"})
     return " ".join([find_environment(config.model, config.task).short, *given, *more])
 
 
 def supernet_command(config: ProblemConfig) -> str:
     """Return the command that trains a supernet."""
-    return format_command("adapt supernet", problem_words(config))
+    return format_command("adapt supernet", format_problem(config))
 
 
 def warn_at_chance(
@@ -354,6 +354,6 @@ def training_command(config: ProblemConfig) -> str:
     if not MODELS[config.model].reads_prompts:
         return f"`{supernet_command(config)}`, then give supernet=<the file it writes>"
     whole = replace(config, units=None, vision=None, skip=None, skip_rank=None)  # other units are not fine-tuned
-    train = format_command("adapt compare", problem_words(whole, "'methods=[\"lora\"]'"))
+    train = format_command("adapt compare", format_problem(whole, "'methods=[\"lora\"]'"))
     export = format_command("adapt export", "run=<id>", "method=lora", "out=FOLDER")
     return f"`{train}`, `{export}`, then give checkpoint=FOLDER"

@@ -111,10 +111,10 @@ def count_costs(
     kept, plain, skip = passes * kept, passes * plain, passes * skip
     full = base - added + outside + int(plain.sum())
     total = MaskCost(full, base + outside + int(kept.sum()), kept - skip, "macs_saved")
-    own_head: list[Tensor] = [] if head is None else [*own_parameters(vlp, head).values()]
+    head_weights: list[Tensor] = [] if head is None else [*own_parameters(vlp, head).values()]
     twins = with_adapters.twin, bare.twin
-    parameters, each_unit = _weight_cost(lambda some: sum(p.numel() for p in some), *twins, own_head, "parameters_saved")
-    memory, _ = _weight_cost(tensor_bytes, *twins, own_head, "memory_saved")
+    parameters, each_unit = _weight_cost(lambda some: sum(p.numel() for p in some), *twins, head_weights, "parameters_saved")
+    memory, _ = _weight_cost(tensor_bytes, *twins, head_weights, "memory_saved")
     return Costs(total, parameters, memory, base, plain, kept - plain, skip, *each_unit)
 
 

@@ -55,7 +55,7 @@ SECONDS = 20.0
 
 WARM_UP = 2
 
-DOUBTFUL = 0.1
+MAX_RELATIVE_ERROR = 0.1
 """The `error` from which figures are doubtful."""
 
 
@@ -146,7 +146,7 @@ def unit_latencies(problem: Problem, batch: int = 1, clock: Callable[[], float] 
 
     Its first `batch` examples that score masks are a forward pass; `clock` returns seconds on a CPU. The setting
     `latency_again` ignores what an earlier process measured. A line on standard error shows the age of figures that are not
-    new, and a UserWarning says that figures are doubtful (`DOUBTFUL`).
+    new, and a UserWarning says that figures are doubtful (`MAX_RELATIVE_ERROR`).
     """
     if batch < 1:
         raise ValueError(f"`latency_batch` is out of range: got {batch}, expected at least 1")
@@ -164,7 +164,7 @@ def unit_latencies(problem: Problem, batch: int = 1, clock: Callable[[], float] 
     timed_bare = None if bare is None else make_timed_forward(bare, problem.head, problem.task, examples)
     timer = UnitTimer(timed, timed_bare, n_layers, problem.vlp.device, clock)
     found = dataclasses.replace(measure_units(timer), measured=measured)
-    if found.error > DOUBTFUL:
+    if found.error > MAX_RELATIVE_ERROR:
         warnings.warn(
             "the measured latency is doubtful: the sum of its parts differs from that of whole forwards by "
             f"{found.error:.0%}. The machine may be busy. This process uses the figures, the next one measures again",
@@ -191,7 +191,7 @@ def read_latencies(path: Path, n_layers: int, again: bool) -> UnitLatencies | No
     except (OSError, ValueError, KeyError, TypeError):
         return None
     is_ours = written >= psutil.Process().create_time()
-    if len(cached.kept) != n_layers or (not is_ours and (again or cached.error > DOUBTFUL)):
+    if len(cached.kept) != n_layers or (not is_ours and (again or cached.error > MAX_RELATIVE_ERROR)):
         return None
     if not is_ours:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(written))

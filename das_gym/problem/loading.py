@@ -39,7 +39,7 @@ from das_gym.tasks.base import Task, check_task
 PAIRS_PER_BATCH = 128
 """Pairs that go through the mask tree at a time, unless `eval_batch_size` is given."""
 
-COUNTED = 16
+PAIR_SAMPLE = 16
 """Examples whose pairs are counted, to know how many an example has: some tasks have one for each option."""
 
 COST_SAMPLE = 1000
@@ -154,7 +154,7 @@ def problem_from_model(supernet: AdaptedModel, splits: Splits[Any], config: Prob
     walk = walk_bytes(supernet, sample[0], counter)
     room = int(config.tree_gib * 2**30) - _trunk_bytes(config)
     pairs = max(1, min(PAIRS_PER_BATCH, room // walk))
-    few = splits.reward[:COUNTED]
+    few = splits.reward[:PAIR_SAMPLE]
     batch_size = config.eval_batch_size or max(pairs * len(few) // len(supernet.task.pairs(few)), 1)
     evaluator = _make_evaluator(config, supernet, batch_size, counter)
     if config.skip == "linear":
@@ -330,7 +330,7 @@ def training_free_model(backbone: Backbone, task: str, splits: Splits[Any]) -> A
         raise ValueError(f"`checkpoint` is incomplete: it lacks {lacks}. Train a supernet first, or use a complete one.")
     labelled = kind(backbone.processor, kind.choose_labels(splits))
     head = _untrained_head(vlp, labelled)
-    if vlp.own_head() is None:
+    if vlp.language_head() is None:
         untrained = {name: tensor.clone() for name, tensor in head.state_dict().items()}
         labelled.init_head(head, backbone.heads)
         # `init_head` leaves the head as it is if no head of the checkpoint fits; then its weights are random.
@@ -365,7 +365,7 @@ def new_head(backbone: Backbone, task: Task) -> nn.Module:
 
 
 def _untrained_head(vlp: VLP, task: Task) -> nn.Module:
-    own = vlp.own_head()
+    own = vlp.language_head()
     return task.build_head(vlp.feature_size, vlp.head_size).to(vlp.device) if own is None else own
 
 

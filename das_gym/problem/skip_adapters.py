@@ -35,7 +35,7 @@ def calibration_states(evaluator: Evaluator, examples: Sequence[Any]) -> list[An
     size = max(1, min(evaluator.batch_size, len(examples) // 8))  # eight batches or more: one is held out
     chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
     with torch.no_grad():
-        return [evaluator.vlp.embed(evaluator.encoder(evaluator.task.pairs(chunk))) for chunk in chunks]
+        return [evaluator.vlp.embed(evaluator.encoder_cache(evaluator.task.pairs(chunk))) for chunk in chunks]
 
 
 def add_linear_skips(evaluator: Evaluator, base: str, train: Sequence[Any], count: int, rank: int | None) -> None:

@@ -97,7 +97,7 @@ def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
 
 
 def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> None:
-    """Raise a FloatingPointError for a layer with a non-finite output, which names layer and examples."""
+    """Raise a FloatingPointError if `values`, an array computed from the output of layer `index`, are not all finite."""
     if not np.isfinite(values).all():
         raise FloatingPointError(
             f"layer {vlp.layers[index].name} of the full model outputs NaN or infinite values, on "
@@ -133,7 +133,7 @@ def measure_sensitivity(evaluator: Evaluator, examples: Sequence[Any]) -> Sensit
         chunk = examples[start : start + evaluator.batch_size]
         targets = {name: t.to(vlp.device) for name, t in evaluator.task.targets(chunk).items()}
         with torch.no_grad():
-            state = vlp.embed(evaluator.encoder(evaluator.task.pairs(chunk)))
+            state = vlp.embed(evaluator.encoder_cache(evaluator.task.pairs(chunk)))
         found = _effects(evaluator, state, targets)
         totals[0] += found.sum(axis=1)
         totals[1] += (found**2).sum(axis=1)
@@ -189,7 +189,7 @@ def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, A
     counts = np.zeros(count)  # an example of retrieval is many rows
     for start in range(0, len(examples), evaluator.batch_size):
         chunk = examples[start : start + evaluator.batch_size]
-        state = vlp.embed(evaluator.encoder(evaluator.task.pairs(chunk)))
+        state = vlp.embed(evaluator.encoder_cache(evaluator.task.pairs(chunk)))
         chains: dict[str, list[int]] = defaultdict(list)  # the layers of each stream so far
         pooled: dict[str, list[Tensor]] = defaultdict(list)  # what each of them has read at the pooled token
         whole: dict[str, list[Tensor]] = defaultdict(list)  # and at every token, the last few

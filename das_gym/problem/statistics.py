@@ -70,26 +70,26 @@ def _depth(inputs: StatisticInputs) -> np.ndarray:
     return np.array([layer.stage / max(len(vlp.stages) - 1, 1) for layer in vlp.layers])
 
 
-MACS_SHARE = "MACs of the layer / MACs of the model"
-WEIGHTS_SHARE = "parameters of the layer / parameters of the model"
-TAYLOR = "E <dL/dh_out, h_skipped - h_out>: leave_one_out to first order, nats (arXiv 1906.10771)"
-FISHER = "root mean square over rows of <dL/dh_out, h_skipped - h_out>, nats (arXiv 1801.05787)"
-ALONE = "loss with the layer alone skipped - loss of the full model, nats (SLEB, arXiv 2402.09025)"
+MACS_FORMULA = "MACs of the layer / MACs of the model"
+SIZE_FORMULA = "parameters of the layer / parameters of the model"
+TAYLOR_FORMULA = "E <dL/dh_out, h_skipped - h_out>: leave_one_out to first order, nats (arXiv 1906.10771)"
+FISHER_FORMULA = "root mean square over rows of <dL/dh_out, h_skipped - h_out>, nats (arXiv 1801.05787)"
+REMOVAL_FORMULA = "loss with the layer alone skipped - loss of the full model, nats (SLEB, arXiv 2402.09025)"
 
 STATISTICS: dict[str, Statistic] = {
     statistic.name: statistic
     for statistic in (
         Statistic("stream", "0 for the text (or only) stream, 1 for the image stream", 0, 1, _stream),
         Statistic("depth", "stage / (number of stages - 1)", 0, 1, _depth),
-        Statistic("macs_share", MACS_SHARE, 0, 1, lambda m: m.costs.layer_macs / m.costs.macs_full),
-        Statistic("parameters_share", WEIGHTS_SHARE, 0, 1, lambda m: m.costs.layer_parameters / m.costs.parameters_full),
+        Statistic("macs_share", MACS_FORMULA, 0, 1, lambda m: m.costs.layer_macs / m.costs.macs_full),
+        Statistic("parameters_share", SIZE_FORMULA, 0, 1, lambda m: m.costs.layer_parameters / m.costs.parameters_full),
         _of_activity("block_influence_pooled", 2, "1 - E cos(h_in, h_out) at the pooled token (ShortGPT, arXiv 2403.03853)"),
         _of_activity("block_influence_tokens", 2, "1 - E cos(h_in, h_out) over real tokens (ShortGPT, arXiv 2403.03853)"),
         _of_activity("residual_norm", 100, "E |h_out - h_in| / |h_in| over real tokens (EvoPress, arXiv 2410.14649)"),
-        Statistic("leave_one_out", ALONE, -100, 100, lambda m: leave_one_out(m.removal_losses), leave_one_out),
+        Statistic("leave_one_out", REMOVAL_FORMULA, -100, 100, lambda m: leave_one_out(m.removal_losses), leave_one_out),
         _of_activity("angular", 1, "E arccos(cos(h_in, h_out)) / pi over real tokens (arXiv 2403.17887)"),
-        Statistic("taylor", TAYLOR, -100, 100, lambda m: m.sensitivity.taylor),
-        Statistic("fisher", FISHER, 0, 100, lambda m: m.sensitivity.fisher),
+        Statistic("taylor", TAYLOR_FORMULA, -100, 100, lambda m: m.sensitivity.taylor),
+        Statistic("fisher", FISHER_FORMULA, 0, 100, lambda m: m.sensitivity.fisher),
     )
 }
 

@@ -23,9 +23,9 @@ from das_gym.files import absolute_path
 from das_gym.shapes.scenes import (
     COLORS,
     SHAPES,
-    NewImages,
     Scene,
     SceneObject,
+    SeenImages,
     check_counts,
     encode_jpeg,
     pick,
@@ -228,7 +228,7 @@ def _pairs_of_names(scene: Scene) -> set[frozenset[ObjectName]]:
 
 
 def draw_split(
-    rng: np.random.Generator, count: int, unique: bool, images: NewImages
+    rng: np.random.Generator, count: int, unique: bool, images: SeenImages
 ) -> Iterator[tuple[Scene, bytes, list[SceneCaption]]]:
     """Yield scenes with new images, their JPEG files and captions; with `unique` a caption is true of one scene only."""
     # Training scenes may share captions, as those of real images do; in val and test each has to find its image.
@@ -283,7 +283,7 @@ def write_shapes_captions(folder: str | Path, seed: int = 0, scenes: Mapping[str
     check_counts(0, seed=seed)
     check_counts(MIN_SCENES, **{split: scenes.get(split, 0) for split in SCENES})
     entries: list[dict[str, Any]] = []
-    images = NewImages()
+    images = SeenImages()
     with writing_data_set(folder, "Shapes-captions", sum(scenes.values())) as (partial, bar):
         (partial / "images").mkdir()
         for rng, split in zip(np.random.default_rng(seed).spawn(len(SCENES)), SCENES, strict=True):

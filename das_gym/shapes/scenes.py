@@ -176,7 +176,7 @@ def encode_jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-class NewImages:
+class SeenImages:
     """Recognizes images that did not occur before by their bytes."""
 
     def __init__(self) -> None:

@@ -19,8 +19,8 @@ from das_gym.shapes.captions import CountFact, SceneCaption, sample_scene_captio
 from das_gym.shapes.scenes import (
     IMAGE_SIZE,
     MAX_RADIUS,
-    NewImages,
     Scene,
+    SeenImages,
     check_counts,
     encode_jpeg,
     pick,
@@ -93,7 +93,7 @@ def write_shapes_snli_ve(folder: str | Path, seed: int = 0, scenes: Mapping[str,
     folder = absolute_path(folder)
     check_counts(0, seed=seed)
     check_counts(1, **{part: scenes.get(part, 0) for part in SCENES})
-    images = NewImages()
+    images = SeenImages()
     number = 0
     with writing_data_set(folder, "Shapes-SNLI-VE", sum(scenes.values())) as (partial, bar):
         (partial / "flickr30k_images").mkdir()

@@ -13,9 +13,9 @@ from das_gym.files import absolute_path
 from das_gym.shapes.scenes import (
     COLORS,
     SHAPES,
-    NewImages,
     Scene,
     SceneObject,
+    SeenImages,
     check_counts,
     encode_jpeg,
     pick,
@@ -192,7 +192,7 @@ def write_shapes(folder: str | Path, seed: int = 0, train_scenes: int = TRAIN_SC
     folder = absolute_path(folder)
     check_counts(0, seed=seed)
     check_counts(1, train_scenes=train_scenes, val_scenes=val_scenes)
-    images = NewImages()
+    images = SeenImages()
     counts = {"train2014": train_scenes, "val2014": val_scenes}
     with writing_data_set(folder, "Shapes-VQA", train_scenes + val_scenes) as (partial, bar):
         # A generator for each split: val2014 does not depend on the number of training scenes.
@@ -201,7 +201,7 @@ def write_shapes(folder: str | Path, seed: int = 0, train_scenes: int = TRAIN_SC
     return folder
 
 
-def _write_split(folder: Path, split: str, count: int, rng: np.random.Generator, images: NewImages, bar: tqdm) -> None:
+def _write_split(folder: Path, split: str, count: int, rng: np.random.Generator, images: SeenImages, bar: tqdm) -> None:
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     (folder / split).mkdir()

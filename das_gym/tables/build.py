@@ -35,7 +35,7 @@ CHECKPOINT_FORMAT = "das_gym table checkpoint 2"
 SAVE_SECONDS = 30.0
 """Least time between two checkpoints within a batch: all masks of a large model take hours on a few examples."""
 
-COUNTED = tuple(name for name, kind in COST_KINDS.items() if kind.counted and name != "macs_saved")
+COUNTED_COSTS = tuple(name for name, kind in COST_KINDS.items() if kind.counted and name != "macs_saved")
 """Costs besides MACs that every table holds: they are the same on every machine."""
 
 EXAMPLES_MEASURED = 16
@@ -141,7 +141,7 @@ def build_table(
     identity |= {"max_skipped": max_skipped, "groups": groups}
     progress = _Progress(problem.task, examples, identity, masks, each, checkpoint)
     progress.score(problem.evaluator, save_seconds, on_scores or (lambda done: None))
-    costs = {setting: measure_cost(problem, setting).as_dict() for setting in COUNTED}
+    costs = {setting: measure_cost(problem, setting).as_dict() for setting in COUNTED_COSTS}
     if latency_batch is not None:
         costs |= latency_costs(unit_latencies(problem, latency_batch))
     config = problem.backbone.config

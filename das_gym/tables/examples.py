@@ -14,12 +14,12 @@ import numpy as np
 
 from das_gym.engine.scores import Scores
 
-LARGEST = float(np.finfo(np.float64).max)
+MAX_FLOAT64 = float(np.finfo(np.float64).max)
 
-MOST = float(np.finfo(np.float16).max)
+MAX_LOSS = float(np.finfo(np.float16).max)
 """Larger losses count as this many nats; infinite ones stay infinite."""
 
-MOST_VALUES = 256
+MAX_METRIC_VALUES = 256
 
 
 def check_array(
@@ -27,8 +27,8 @@ def check_array(
     array: Any,
     kinds: str,
     shape: tuple[int | None, ...],
-    low: float = -LARGEST,
-    high: float = LARGEST,
+    low: float = -MAX_FLOAT64,
+    high: float = MAX_FLOAT64,
     may_lack: bool = False,
 ) -> None:
     """Raise ValueError for an array of a file that would give wrong numbers.
@@ -82,11 +82,11 @@ class ExampleScores:
         """Add (n_masks, m) scores of examples from `first` on; return the result. ValueError for too many metric values."""
         where = slice(first, first + scores.losses.shape[1])
         losses = np.nan_to_num(scores.losses.T, nan=np.inf, posinf=np.inf)
-        self.losses[where] = np.where(np.isinf(losses), np.inf, np.clip(losses, 0.0, MOST))
+        self.losses[where] = np.where(np.isinf(losses), np.inf, np.clip(losses, 0.0, MAX_LOSS))
         found = scores.metrics.T.astype(np.float32)
         values = np.unique(np.concatenate((self.metric_values, found.ravel())))
-        if len(values) > MOST_VALUES:
-            raise ValueError(f"the metric takes more than {MOST_VALUES} different values: leave `each` out")
+        if len(values) > MAX_METRIC_VALUES:
+            raise ValueError(f"the metric takes more than {MAX_METRIC_VALUES} different values: leave `each` out")
         # New values move the places of earlier ones.
         self.metrics[:] = np.searchsorted(values, self.metric_values)[self.metrics] if len(self.metric_values) else 0
         self.metrics[where] = np.searchsorted(values, found)

@@ -44,13 +44,13 @@ COUNT_SHARES = (0.25, 0.4, 0.5, 0.6)
 SAVED_SHARES = (0.25, 0.5)
 """Budgets by cost: these shares of what skipping everything saves."""
 
-FEWEST_MASKS = 20
+MIN_MASKS = 20
 """A problem with fewer masks to choose from is left out."""
 
-LEAST_SPREAD = 1e-3
+MIN_GAIN = 1e-3
 """A problem whose best mask earns less than this more than a random mask is left out: there is nothing to find."""
 
-WORST = -1.0
+MIN_SCALED_REWARD = -1.0
 """The lowest scaled reward of a feasible mask."""
 
 
@@ -144,7 +144,7 @@ class SuiteProblem:
 
     def scaled(self, rewards: np.ndarray) -> np.ndarray:
         """Return (...) rewards as the environment gives them: 0 = the random mean, 1 = the optimum, at least -1."""
-        return np.maximum((rewards - self.random_mean) / (self.optimum - self.random_mean), WORST)
+        return np.maximum((rewards - self.random_mean) / (self.optimum - self.random_mean), MIN_SCALED_REWARD)
 
 
 def random_probabilities(masks: np.ndarray, kept: np.ndarray, useful: np.ndarray) -> np.ndarray:
@@ -182,7 +182,7 @@ def table_budgets(table: SubnetTable, kinds: Sequence[str]) -> Iterator[Budget]:
     for kind in kinds:
         if kind == "count":
             for skip_num in sorted({round(share * n) for share in COUNT_SHARES}):
-                if math.comb(n, skip_num) >= FEWEST_MASKS:
+                if math.comb(n, skip_num) >= MIN_MASKS:
                     yield Budget(n, skip_num)
             continue
         cost = table.costs[BUDGET_KINDS[kind]]
@@ -212,7 +212,7 @@ def table_problems(
     problems = []
     for budget in table_budgets(table, budgets):
         kept = budget.is_feasible(table.masks)
-        if kept.sum() < FEWEST_MASKS:
+        if kept.sum() < MIN_MASKS:
             continue
         if table.meta.max_skipped is None:
             chances = random_probabilities(table.masks, kept, budget.useful_layers)
@@ -221,7 +221,7 @@ def table_problems(
         for group, part in parts.items():
             mean = float(chances @ rewards[group])
             best = float(rewards[group][kept].max())
-            if best - mean >= LEAST_SPREAD:
+            if best - mean >= MIN_GAIN:
                 problems.append(SuiteProblem(source, group, budget, part, rewards[group], mean, best))
     return problems
 
@@ -278,7 +278,7 @@ class Suite:
         self.kept = off == 0
         self.raw = _joined([problem.rewards for problem in problems], sizes)
         scaled = _joined([problem.scaled(problem.rewards) for problem in problems], sizes)
-        self.scaled = np.where(self.kept, scaled, WORST - off)
+        self.scaled = np.where(self.kept, scaled, MIN_SCALED_REWARD - off)
         self.losses = _joined([problem.table.values("loss") for problem in problems], sizes)
         self.metrics = _joined([problem.table.values("metric") for problem in problems], sizes)
         self.saved = np.concatenate([problem.saved(problem.cost.setting) for problem in problems])

@@ -353,7 +353,7 @@ class SubnetTable:
     def _rows_within(self, masks: np.ndarray, within: np.ndarray) -> np.ndarray:
         rows = self.index(masks)
         if not within[rows].all():
-            raise ValueError("a mask violates the budget. Rank it without a budget, or with one that it satisfies")
+            raise ValueError("a mask violates the budget. Leave the budget out, or give one that every mask satisfies.")
         return rows
 
 

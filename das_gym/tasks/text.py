@@ -23,7 +23,7 @@ from das_gym.data.splits import LazySequence, Splits, fill_parts, split_off
 from das_gym.data.tables import open_table, plain_rows
 from das_gym.files import absolute_path, check_plain
 from das_gym.models.inputs import Passage
-from das_gym.tasks.answering.files import ALL, part_in_name
+from das_gym.tasks.answering.files import ALL_PARTS, part_in_name
 from das_gym.tasks.answering.tables import saved_shards, shards_in
 from das_gym.tasks.base import TokenTask, mean_by_prompt
 
@@ -84,7 +84,7 @@ def find_part_files(data_root: str | Path, suffixes: Sequence[str], formats: str
     if not root.exists():
         raise FileNotFoundError(f"`data_root` does not exist: got {str(data_root)!r}, expected {formats}")
     if root.is_file():
-        return root, {ALL: [root]}
+        return root, {ALL_PARTS: [root]}
     kinds: dict[str, Mapping[str, Sequence[Path]]] = {"save_to_disk": saved_shards(root)}
     # `save_to_disk` writes JSON files next to its tables.
     if not kinds["save_to_disk"]:
@@ -98,7 +98,7 @@ def find_part_files(data_root: str | Path, suffixes: Sequence[str], formats: str
     parts: dict[str, list[Path]] = {}
     for name, paths in shards.items():
         # Words such as `test` mean parts only if every name has one.
-        part = ALL if ALL in part_of_name.values() else part_of_name[name]
+        part = ALL_PARTS if ALL_PARTS in part_of_name.values() else part_of_name[name]
         parts.setdefault(part, []).extend(paths)
     return root, parts
 
@@ -258,7 +258,7 @@ class TextTask(TokenTask):
 
     @classmethod
     def format_of(cls, root: Path) -> str:
-        """Return the kind of tables in a folder, which other tasks read, too; empty for none."""
+        """Return the kind of tables in a folder (other tasks read them, too); empty if it has none."""
         kinds = {"parquet files": shards_in(root, ".parquet"), "a folder of `save_to_disk`": saved_shards(root)}
         return next((kind for kind, shards in kinds.items() if shards), "")
 

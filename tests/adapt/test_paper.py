@@ -3,8 +3,8 @@ import shlex
 
 import pytest
 from das_gym.adapt.commands import PROGRAM
-from das_gym.adapt.paper import OURS, PAPER, SOURCES, DASSettings, das_settings
-from das_gym.adapt.paper_command import NEEDED, PUBLISHED, TASKS, commands, count, main
+from das_gym.adapt.paper import PAPER, RECIPE_CHANGES, SOURCES, DASSettings, das_settings
+from das_gym.adapt.paper_command import NEEDED_FILES, PUBLISHED, TASKS, commands, count, main
 
 from das_gym.commands.runs import PluginSettings
 from das_gym.registration import named_environments
@@ -32,10 +32,10 @@ def test_published_settings():
 def test_paper_settings_have_sources_and_differences_reasons():
     assert SOURCES.keys() == FIELDS
     assert all(SOURCES.values())
-    assert OURS.keys() <= FIELDS
+    assert RECIPE_CHANGES.keys() <= FIELDS
     assert all(
         why == "as above" or any(value != getattr(settings, name) for settings in PAPER.values())
-        for name, (value, why) in OURS.items()
+        for name, (value, why) in RECIPE_CHANGES.items()
     )
 
 
@@ -82,7 +82,7 @@ def test_published_cells_have_commands():
     for model, tasks in TASKS.items():
         for task, changes in tasks.items():
             name = f"{model.lower()}_{task}"
-            assert task in NEEDED
+            assert task in NEEDED_FILES
             assert {word.removeprefix("das.").partition("=")[0] for word in changes} <= FIELDS
             das, compare = (shlex.split(command) for command in commands(model, task, 384))
             assert das[1:4] == ["das", "with", name]

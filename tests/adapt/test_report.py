@@ -12,15 +12,15 @@ from das_gym.adapt.evaluate import Evaluation
 from das_gym.adapt.finetune import without_layers
 from das_gym.adapt.report import (
     BASELINE,
-    EXAMPLES,
+    EXAMPLES_FILE,
     FULL_MODEL,
     SUBNET,
     THUMBNAIL_SIDE,
     TunedModelResult,
     compare_models,
-    read_examples,
+    read_example_answers,
     subnet_report,
-    write_examples,
+    write_example_answers,
 )
 from PIL import Image
 
@@ -146,8 +146,8 @@ def examples(tmp_path) -> list[NLVR2Example]:
 
 def test_examples_round_trip(examples, tmp_path):
     said = {"full model with adapters": ["True"] * 20, "subnet": ["True"] * 17 + ["False"] * 3}
-    write_examples(tmp_path, TASK, examples, said)
-    told = read_examples(tmp_path)
+    write_example_answers(tmp_path, TASK, examples, said)
+    told = read_example_answers(tmp_path)
     assert told.models == ["full model with adapters", "subnet"]
     assert told.about == "12 of 20 questions; the models differ on 3, which come first"
     assert [(question.text, question.reference, *answers) for question, answers in told.rows][2:4] == [
@@ -162,8 +162,8 @@ def test_examples_round_trip(examples, tmp_path):
 
 
 def test_damaged_file_is_named(examples, tmp_path):
-    write_examples(tmp_path, TASK, examples[:2], {"full model with adapters": ["True"] * 2, "subnet": ["True"] * 2})
-    kept = read_json(tmp_path / EXAMPLES)
-    write_json(tmp_path / EXAMPLES, kept | {"rows": [["q", ["a", "b"]]]})
+    write_example_answers(tmp_path, TASK, examples[:2], {"full model with adapters": ["True"] * 2, "subnet": ["True"] * 2})
+    kept = read_json(tmp_path / EXAMPLES_FILE)
+    write_json(tmp_path / EXAMPLES_FILE, kept | {"rows": [["q", ["a", "b"]]]})
     with pytest.raises(ValueError, match=r"examples.json is damaged .*remove it for a report without examples"):
-        read_examples(tmp_path)
+        read_example_answers(tmp_path)

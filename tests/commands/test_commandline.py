@@ -18,9 +18,9 @@ from das_gym.commands.commandline import (
     Program,
     UsageError,
     format_command,
+    format_settings,
     parse,
     read_settings,
-    setting_words,
     settings_text,
 )
 from das_gym.commands.runs import PluginSettings
@@ -95,7 +95,7 @@ def test_read_settings_returns_dotted_names():
     words = ["a.b=1", "paper", "a.c=x", "a={'d': 2}", "e=[1,2]", "f=1e-3"]
     assert read_settings(words) == ({"a.b": 1, "a.c": "x", "a.d": 2, "e": [1, 2], "f": 1e-3}, ["paper"])
     values = {"a": {"b": 1, "c": "x y"}, "e": [1, 2], "f": {}}
-    assert setting_words(values, {"a": {"b": 1}, "f": {}}) == ["'a.c=x y'", "'e=[1, 2]'"]
+    assert format_settings(values, {"a": {"b": 1}, "f": {}}) == ["'a.c=x y'", "'e=[1, 2]'"]
 
 
 def test_format_command(monkeypatch):

@@ -71,7 +71,7 @@ def log_file(monkeypatch) -> io.StringIO:
 
 
 def test_lines_print_counts_loss_and_times(log_file, monkeypatch):
-    monkeypatch.setattr("das_gym.commands.progress.PAUSE", 1e-9)
+    monkeypatch.setattr("das_gym.commands.progress.LINE_SECONDS", 1e-9)
     with progress(3, "comparing", unit="training") as outer:
         with progress(300, "fine-tuning, subnet", unit="step", initial=100) as bar:
             bar.set_postfix_str("loss 0.500", refresh=False)
@@ -84,7 +84,7 @@ def test_lines_print_counts_loss_and_times(log_file, monkeypatch):
 
 
 def test_lines_are_printed_by_the_main_process_only(log_file, monkeypatch):
-    monkeypatch.setattr("das_gym.commands.progress.PAUSE", 1e-9)
+    monkeypatch.setattr("das_gym.commands.progress.LINE_SECONDS", 1e-9)
     monkeypatch.setenv("RANK", "1")
     with progress(2, "searching") as bar:
         bar.update()

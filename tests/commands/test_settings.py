@@ -210,7 +210,7 @@ def test_nested_settings_are_flat_ones():
 def test_array_of_wrong_type_is_rejected(values):
     assert read_array("it", [1, 0.5, True], (3,)).tolist() == [1.0, 0.5, 1.0]
     assert read_array("it", [1, 0, True], (3,), bool).tolist() == [True, False, True]
-    with pytest.raises(ValueError, match=r"it has the shape|it holds values other|inhomogeneous"):
+    with pytest.raises(ValueError, match=r"it has the wrong shape|it holds values other|inhomogeneous"):
         read_array("it", values, (3,))
     with pytest.raises(ValueError, match="it holds values other than 0 and 1"):
         read_array("it", [0, 1, 2], (3,), bool)

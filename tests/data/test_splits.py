@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from das_gym.data.entries import BadExamples
 from das_gym.data.images import CellImage, ImageFile, NoiseImage
-from das_gym.data.splits import TAIL, content_keys, hash_order, linked_groups
+from das_gym.data.splits import TAIL_BYTES, content_keys, hash_order, linked_groups
 from das_gym.files import CACHE_VARIABLE
 from tests.arrow_tables import write_table
 
@@ -50,7 +50,7 @@ def _own_cache(tmp_path, monkeypatch) -> None:
 def write(path: Path, start: bytes, end: bytes = b"") -> ImageFile:
     """A file of three tails, whose first and last bytes are given."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(start.ljust(3 * TAIL - len(end), b"-") + end)
+    path.write_bytes(start.ljust(3 * TAIL_BYTES - len(end), b"-") + end)
     return ImageFile(path)
 
 

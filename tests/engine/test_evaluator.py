@@ -199,7 +199,7 @@ def test_memories_stay_within_their_bounds():
 def test_logits_of_a_wide_vocabulary_are_not_kept(meter, monkeypatch):
     kept = meter.evaluator()
     kept.evaluate(ONE_EACH[:1], meter.examples, divergences=True)
-    monkeypatch.setattr(engine, "LOGITS_BYTES", 100)
+    monkeypatch.setattr(engine, "MAX_LOGITS_BYTES", 100)
     evaluator = meter.evaluator()
     evaluator.evaluate(ONE_EACH[:1], meter.examples, divergences=True)
     for each in (kept, evaluator):

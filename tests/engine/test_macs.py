@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from das_gym.models.base import State
 from das_gym.models.inputs import meta_batch
-from das_gym.models.macs import OWN, MacCounter, head_macs
+from das_gym.models.macs import LAYER_PART, MacCounter, head_macs
 from das_gym.models.meter.model import METER
 from das_gym.models.meter.network import METERConfig
 from das_gym.problem.costs import count_costs
@@ -73,8 +73,8 @@ def test_macs_of_the_pooled_token_by_hand():
     parts = MacCounter(vlp).layer(5, State(hidden, dict.fromkeys(hidden)), skipped=False, pooled_only=True)
     square, adapter = 768**2, 2 * 768 * 96
     assert parts["self"] == 4 * square + 2 * 12 * 40 * 768 + adapter
-    assert parts[OWN] == 4 * square + 2 * 12 * 577 * 768 + 8 * square + 2 * adapter
-    assert parts.keys() == {"self", OWN}
+    assert parts[LAYER_PART] == 4 * square + 2 * 12 * 577 * 768 + 8 * square + 2 * adapter
+    assert parts.keys() == {"self", LAYER_PART}
 
 
 def test_macs_count_each_run_of_the_head():

@@ -29,7 +29,7 @@ def walk_bytes(evaluator: Evaluator, examples: Any) -> int:
     def logits(features: Tensor) -> Tensor:
         return head(evaluator.task.group_features(features))
 
-    encoded = evaluator.encoder(evaluator.task.pairs(examples))
+    encoded = evaluator.encoder_cache(evaluator.task.pairs(examples))
     return WalkMemory(evaluator.vlp, evaluator.counter).bytes(encoded, logits)
 
 

@@ -26,7 +26,7 @@ def test_sequence_ends_when_one_action_is_repeated(budget):
     sequence = mode(SequenceMode, budget)
     for action in range(sequence.space.n):
         sequence.begin()
-        ended = [sequence.step(action).ended[0] for _ in range(4) if not sequence.over[0]]
+        ended = [sequence.step(action).ended[0] for _ in range(4) if not sequence.ended[0]]
         assert ended[-1]
 
 
@@ -36,7 +36,7 @@ def test_sequence_takes_masked_actions_as_they_are_and_satisfies_the_budget(budg
     for _ in range(20):
         sequence.begin()
         chosen = []
-        while not sequence.over[0]:
+        while not sequence.ended[0]:
             chosen.append(int(rng.choice(np.flatnonzero(sequence.action_masks()[0]))))
             move = sequence.step(chosen[-1])
             assert not move.info["invalid_action"][0]

@@ -222,7 +222,7 @@ def prompts(tmp_path) -> Callable[[Row], dict[str, Any]]:
             for parameter in backbone.vlp.tunable_state().values():
                 torch.nn.init.normal_(parameter, std=0.1)
             Adaptation.from_model(
-                backbone.vlp, backbone.vlp.own_head(), task="answering", answers=(), base=backbone.base
+                backbone.vlp, backbone.vlp.language_head(), task="answering", answers=(), base=backbone.base
             ).save(path)
         return {**given, "supernet": str(path)}
 

@@ -14,7 +14,7 @@ class Counted:
     def __init__(self, key: str, size: tuple[int, int] = (64, 64)) -> None:
         self.key, self.size, self.opened = key, size, 0
 
-    def stamp(self) -> str:
+    def fingerprint(self) -> str:
         return self.key
 
     def open(self) -> Image.Image:

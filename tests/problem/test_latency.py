@@ -89,7 +89,7 @@ def test_without_adapters_shares_weights(small_problem):
 def test_latency_is_measured_once(small_problem, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
     monkeypatch.setattr(measure_units, "__defaults__", ((2, 2), 0.0, 1))
-    monkeypatch.setattr(latency, "DOUBTFUL", np.inf)
+    monkeypatch.setattr(latency, "MAX_RELATIVE_ERROR", np.inf)
     found = unit_latencies(small_problem)
     assert min(found.kept) > 0
     assert found.base > 0

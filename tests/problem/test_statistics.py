@@ -88,7 +88,7 @@ def test_measure_activity_scores_the_full_model(tiny_problem):
 def test_influence_is_of_the_pooled_token(tiny_problem, monkeypatch):
     """Each example's own last token, say: a causal model's first one has seen nothing."""
     vlp, examples = tiny_problem.vlp, tiny_problem.splits.reward[:3]
-    state = vlp.embed(tiny_problem.evaluator.encoder(tiny_problem.task.pairs(examples)))
+    state = vlp.embed(tiny_problem.evaluator.encoder_cache(tiny_problem.task.pairs(examples)))
     after = vlp.run_layer(0, state, skipped=False)
     monkeypatch.setattr(type(vlp), "pooled_tokens", lambda self, state, stream: torch.tensor([2, 1, 3]))
     rows = [torch.cosine_similarity(state.hidden["text"][i, at], after[i, at], dim=0) for i, at in enumerate((2, 1, 3))]
@@ -180,7 +180,7 @@ def test_sensitivity_agrees_with_finite_differences(tiny_problem, monkeypatch):
     evaluator, vlp = tiny_problem.evaluator, tiny_problem.vlp
     found = measure_sensitivity(evaluator, examples)
     run, targets = vlp.run_layer, evaluator.task.targets(examples)
-    encoded = evaluator.encoder(evaluator.task.pairs(examples))
+    encoded = evaluator.encoder_cache(evaluator.task.pairs(examples))
 
     @torch.no_grad()
     def losses(index: int, step: float) -> torch.Tensor:
@@ -234,7 +234,7 @@ def test_blocks_of_one_layer_agree_with_statistics(tiny_problem, blocks):
 def test_longer_blocks_agree_with_hidden_states(tiny_problem, blocks):
     vlp, evaluator = tiny_problem.vlp, tiny_problem.evaluator
     examples = tiny_problem.splits.reward[:6]
-    state = vlp.embed(evaluator.encoder(evaluator.task.pairs(examples)))
+    state = vlp.embed(evaluator.encoder_cache(evaluator.task.pairs(examples)))
     states = [state]
     for stage in range(6):
         states.append(vlp.advance(states[-1], stage, np.zeros(12, dtype=bool)))

@@ -15,7 +15,7 @@ from das_gym.shapes.captions import (
     sample_scene_caption,
     write_shapes_captions,
 )
-from das_gym.shapes.scenes import NewImages, Scene, sample_scene
+from das_gym.shapes.scenes import Scene, SeenImages, sample_scene
 from das_gym.tasks.retrieval import NUM_TEXTS, load_captions
 
 
@@ -81,7 +81,7 @@ def test_written_data_are_read_back(folder):
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_unique_captions_are_true_of_one_scene(alone):
-    drawn = list(draw_split(np.random.default_rng(0), 60, alone, NewImages()))
+    drawn = list(draw_split(np.random.default_rng(0), 60, alone, SeenImages()))
     shared = [
         (str(caption), other)
         for number, (_, _, own) in enumerate(drawn)

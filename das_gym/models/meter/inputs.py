@@ -13,7 +13,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation of red, green and blue over CLIP's training images. Source: as CLIP_MEAN."""
 
-STRIP = 16
+STRIP_ASPECT = 16
 """Longer over shorter side from which on only the middle of an image is resampled."""
 
 
@@ -26,7 +26,7 @@ def _centre(image: Image.Image, size: int) -> Image.Image:
     square = (left, top, left + size, top + size)
     if min(width, height) == size:
         return image.crop(square)
-    if max(shape) < STRIP * size:
+    if max(shape) < STRIP_ASPECT * size:
         return image.resize(shape, Image.Resampling.BICUBIC).crop(square)
     # The same up to rounding. The whole resampled strip can take gigabytes.
     x = width / shape[0]

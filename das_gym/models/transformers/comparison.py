@@ -38,10 +38,10 @@ ROUNDING_TOLERANCES = {**TOLERANCES, torch.float64: 2e-5, torch.float32: 2e-5}
 LARGE_BYTES = 2**28
 """Bytes of weights from which on only few layers run while a model is probed, see `Comparison.with_few_layers`."""
 
-ALIKE = 4
+LAYERS_PER_KIND = 4
 """How many of the layers that are built and called alike then run, if they are what is probed; otherwise one."""
 
-BEGINNING = "Read the question with care, answer it in a few words, and say nothing else."
+COMMON_PREFIX = "Read the question with care, answer it in a few words, and say nothing else."
 """Of every question, so that questions have a prefix in common in text models, too."""
 
 QUESTIONS = ("How many circles are there?", "What is this?", "Is anything else in it?")
@@ -78,13 +78,13 @@ class Comparison:
                 tower = VisionTower(self.model, TowerCapabilities(()))
                 pixels = self.pixels()
                 note_layer_parts(tower.stack, lambda: image_features(self.model, pixels))
-                idle = idle_layers(tower.stack, tower.record(pixels), ALIKE if vision else 1)
+                idle = idle_layers(tower.stack, tower.record(pixels), LAYERS_PER_KIND if vision else 1)
                 stack.enter_context(replace_forwards({layer: skip_forward(layer) for layer in idle}))
             except Exception:  # whatever transformers raises: it has no such tower, or all layers of it run
                 idle = []
             plain = VLM(self.model)
             with self.reject_on_error("its layers cannot be recorded"):
-                more = idle_layers(plain.stack, record(plain.stack, lambda: plain.run(encodings)), ALIKE)
+                more = idle_layers(plain.stack, record(plain.stack, lambda: plain.run(encodings)), LAYERS_PER_KIND)
             stack.enter_context(replace_forwards({layer: skip_forward(layer) for layer in more}))
             self.idle = {*idle, *more}
             try:
@@ -142,7 +142,7 @@ class Comparison:
         found = []
         for number in range(count):
             images = (NoiseImage(max(number - 1, 0)),) if self.processor.takes_images else ()
-            found.append(Prompt(f"{BEGINNING} {QUESTIONS[number]}", images, ANSWERS[number]))
+            found.append(Prompt(f"{COMMON_PREFIX} {QUESTIONS[number]}", images, ANSWERS[number]))
         return found
 
     def encodings(self, prompts: Sequence[Prompt]) -> list[Encoding]:
@@ -177,7 +177,7 @@ class Comparison:
 
     def layerwise_logits(self, vlm: VLM, removed: Sequence[int] = (), state: State | None = None) -> Tensor:
         """Return (answer tokens, vocabulary) logits, run layer by layer without the `removed` decoder layers."""
-        return vlm.own_head()(self.layerwise_features(vlm, removed, state))
+        return vlm.language_head()(self.layerwise_features(vlm, removed, state))
 
     def layerwise_features(self, vlm: VLM, removed: Sequence[int] = (), state: State | None = None) -> Tensor:
         """Return the hidden states from which the head computes `layerwise_logits`."""

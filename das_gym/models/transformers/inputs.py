@@ -87,7 +87,7 @@ class PromptProcessor:
         return text.strip()
 
     def identity(self) -> str:
-        """Return a string that changes with anything that a batch depends on besides its prompts."""
+        """Return a hash of all that a batch depends on besides its prompts: tokenizer, image processor and template."""
 
         def plain(value: Any) -> Mapping[str, Any] | str:
             return value.to_dict() if hasattr(value, "to_dict") else str(value)
@@ -102,11 +102,11 @@ class PromptProcessor:
         return replace(self, answer_type=answer_type, ahead={}, _kept=OrderedDict())
 
     def tokens(self, pairs: Sequence[Prompt]) -> dict[str, Tensor]:
-        """Return `input_ids` and `attention_mask`, (prompts, tokens) int64, and token types, padded at the right."""
+        """Return `input_ids`, `attention_mask` and token types if any, (prompts, tokens) int64, padded at the right."""
         return make_batch([self.encode(prompt)._replace(sizes={}) for prompt in pairs], 0)
 
     def encode(self, prompt: Prompt | Passage, pixels: bool = False) -> Encoding:
-        """Return the tokens of a prompt, remembered; with the pixels of its images where they are asked for."""
+        """Return the tokens of a prompt, cached, and with `pixels` its images; PromptError if it cannot be read."""
         if isinstance(prompt, Passage):
             return self._encode_passage(prompt)
         if not pixels and prompt in self._kept:
@@ -132,8 +132,8 @@ class PromptProcessor:
         with_images = [prompt for prompt in pairs if prompt.images]
         return {prompt: (prompt,) for prompt in with_images if prompt not in self._kept or not kept(prompt.image_key)}
 
-    def count_words(self, prompt: Prompt | Passage) -> int:
-        """Return how many tokens the text of a prompt has with its answer; its images are not opened."""
+    def count_tokens(self, prompt: Prompt | Passage) -> int:
+        """Return the number of tokens in the text of a prompt and its answer; its images are not opened."""
         if isinstance(prompt, Passage):
             return prompt.length
         self._check_images(prompt)

@@ -19,7 +19,7 @@ from das_gym.models.transformers.layer_removal import (
     reload_difference,
 )
 from das_gym.models.transformers.linear_skips import joins_next
-from das_gym.models.transformers.loading import ADAPTED
+from das_gym.models.transformers.loading import ADAPTERS_KEY
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_das_adapters import add_adapters
 from das_gym.models.transformers.stack import ATTENTION_NAMES, JOINT, MLP_NAMES, child, child_name, find_decoder, module_path
@@ -29,7 +29,7 @@ from das_gym.models.transformers.units import INPUT_NORMS, LAYER, insert_layer_a
 
 def has_adapters(model: Any) -> bool:
     """Return True if a model of transformers has adapters of DAS or linear maps."""
-    return hasattr(model.config, ADAPTED)
+    return hasattr(model.config, ADAPTERS_KEY)
 
 
 def insert_into_pruned(smaller: VLM, full: VLM, bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
@@ -82,7 +82,7 @@ def _is_removed_whole(full: VLM, index: int) -> bool:
 def _linear_maps(smaller: VLM, full: VLM, mask: np.ndarray) -> list[Any]:
     of_layers = iter(_skipped_layers(smaller))
     found = []
-    is_shared = getattr(smaller.model.config, ADAPTED)["shared"]
+    is_shared = getattr(smaller.model.config, ADAPTERS_KEY)["shared"]
     for index in np.flatnonzero(mask).tolist():
         if is_shared and joins_next(full, index, mask):
             found.append(nn.Identity())
@@ -111,7 +111,7 @@ def _positions(smaller: VLM, kept: list[int], removed: int) -> dict[str, Any]:
 
 def _add_and_note(smaller: VLM, settings: dict[str, Any]) -> None:
     add_adapters(smaller.model, settings)
-    setattr(smaller.model.config, ADAPTED, settings)
+    setattr(smaller.model.config, ADAPTERS_KEY, settings)
 
 
 def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
@@ -169,7 +169,7 @@ def exportable_subnet(subnet: VLM) -> VLM:
 
 def full_model_with_adapters(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
     """Return the full model with adapters, as a supernet; those that run under the mask get the smaller model's weights."""
-    settings = getattr(smaller.model.config, ADAPTED)
+    settings = getattr(smaller.model.config, ADAPTERS_KEY)
     if settings.get("form") == "linear":
         masked = full_model_with_parameters(full, smaller, mask)
         for index, linear in zip(np.flatnonzero(mask).tolist(), _linear_maps(smaller, full, mask), strict=True):

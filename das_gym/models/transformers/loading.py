@@ -33,16 +33,16 @@ from das_gym.names import first_line
 LAYER_COUNT_ENDINGS = ("layer", "layers", "depth", "depths", "blocks")
 """Ends of the names of settings that count layers."""
 
-ADAPTED = "das_adapters"
+ADAPTERS_KEY = "das_adapters"
 """Key of config.json for adapters in a model, which shrink saves with `recover=adapters` and `recover=linear`."""
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPE_KEYS = ("dtype", "torch_dtype")
 
-SUMS = "SHA256SUMS"
+CHECKSUM_FILE = "SHA256SUMS"
 """The file of the checksums of a folder's weights and code, as `sha256sum --check` reads it."""
 
-VARIANT = "trust_remote_code"
+WEIGHTS_VARIANT = "trust_remote_code"
 """In the names of such a folder's files of weights: `model.trust_remote_code.safetensors`.
 
 Without `trust_remote_code=True`, transformers would load its own class and fill weights that are missing with noise, of
@@ -52,7 +52,7 @@ which it only prints a report. It does not look for files of this name, so that 
 REMOVED = ("das_gym.models.transformers.modeling_removed_sublayers",)
 INSERTED = ("das_gym.models.transformers.modeling_das_adapters", "das_gym.models.adapters", *REMOVED)
 
-CLASS = '''
+CODE_TEMPLATE = '''
 
 from transformers import {base}  # noqa: E402
 
@@ -217,7 +217,7 @@ def _read_config(folder: Path, trust_remote_code: bool, only_runs: bool) -> Any:
         )
     changed = {
         SUBLAYERS: "lacks attentions or MLPs of single layers (`units=sublayers`)",
-        ADAPTED: "has adapters (`recover=adapters` or `linear`, or an export of `das`)",
+        ADAPTERS_KEY: "has adapters (`recover=adapters` or `linear`, or an export of `das`)",
     }
     for key, what in changed.items():
         if hasattr(config, key) and not (only_runs and trust_remote_code):
@@ -337,28 +337,28 @@ def write_checksums(folder: Path) -> None:
     """Write the checksums of all safetensors files and all code of a folder into it."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.py")])
     lines = [f"{checksum(path)}  {path.name}\n" for path in files]
-    write_text(folder / SUMS, "".join(lines))
+    write_text(folder / CHECKSUM_FILE, "".join(lines))
 
 
 def verify_checksums(folder: Path) -> bool:
     """Compare a folder's files with its checksums, and return True if it has any; ValueError where they differ."""
-    path = folder / SUMS
+    path = folder / CHECKSUM_FILE
     if not path.is_file():
         return False
     unknown = {code.name for code in folder.glob("*.py")}
-    advice = f"Copy the folder again; if you changed the file yourself, remove {SUMS}"
+    advice = f"Copy the folder again; if you changed the file yourself, remove {CHECKSUM_FILE}"
     for line in path.read_text("utf-8", "replace").splitlines():
         match = re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\\0]+)", line)
         if match is None:
             raise ValueError(f"{path} is damaged: got {line[:80]!r}, expected a checksum and a name. {advice}")
         file = folder / match[2]
         if not file.is_file():
-            raise ValueError(f"{folder} lacks {match[2]}, which {SUMS} names. {advice}")
+            raise ValueError(f"{folder} lacks {match[2]}, which {CHECKSUM_FILE} names. {advice}")
         if checksum(file) != match[1]:
             raise ValueError(f"{file} is damaged: its checksum differs from the recorded one. {advice}")
         unknown.discard(match[2])
     if unknown:
-        raise ValueError(f"{folder / min(unknown)} is code without a checksum in {SUMS}. {advice}")
+        raise ValueError(f"{folder / min(unknown)} is code without a checksum in {CHECKSUM_FILE}. {advice}")
     return True
 
 
@@ -375,7 +375,7 @@ class OwnCode(NamedTuple):
 
 
 KINDS = (
-    OwnCode(ADAPTED, INSERTED, "add_adapters", "WithAdapters"),
+    OwnCode(ADAPTERS_KEY, INSERTED, "add_adapters", "WithAdapters"),
     OwnCode(SUBLAYERS, REMOVED, "remove_sublayers", "WithoutSublayers"),
 )
 
@@ -391,7 +391,7 @@ def write_code(folder: Path, model: Any, code: OwnCode) -> None:
     name = f"{base}{code.ending}"
     file = folder / f"{code.modules[0].rpartition('.')[2]}.py"
     copy_code(folder, *code.modules)
-    text = CLASS.format(base=base, name=name, variant=VARIANT, **code._asdict())
+    text = CODE_TEMPLATE.format(base=base, name=name, variant=WEIGHTS_VARIANT, **code._asdict())
     write_text(file, file.read_text(encoding="utf-8") + text)
     config = read_json(folder / "config.json")
     config["architectures"] = [name]

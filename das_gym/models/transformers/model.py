@@ -39,7 +39,7 @@ from das_gym.models.transformers.stack import (
     zero_forward,
 )
 from das_gym.models.transformers.tower import ImageSlice, image_features, padded_images, replace_image_features
-from das_gym.models.transformers.units import ATTENTION, LAYER, MLP, PLAIN, ModelCapabilities, UnitModel
+from das_gym.models.transformers.units import ATTENTION, DEFAULT_CAPABILITIES, LAYER, MLP, ModelCapabilities, UnitModel
 
 
 @dataclass
@@ -108,7 +108,7 @@ class VLM(UnitModel):
         ['decoder.0', 'decoder.1']
     """
 
-    def __init__(self, model: Any, units: str = "layers", capabilities: ModelCapabilities = PLAIN) -> None:
+    def __init__(self, model: Any, units: str = "layers", capabilities: ModelCapabilities = DEFAULT_CAPABILITIES) -> None:
         super().__init__(model, units, capabilities)
         self.source_processor: Any = None
         self._image_macs: dict[Any, int] = {}
@@ -128,8 +128,9 @@ class VLM(UnitModel):
         """Move the model as in torch, unless `device_map` placed it."""
         return self if self.is_spread else super().to(*args, **kwargs)
 
-    def own_head(self) -> LanguageHead:
-        return LanguageHead(self.model.get_output_embeddings(), self.capabilities.softcap, self.capabilities.logit_scale)
+    def language_head(self) -> LanguageHead:
+        capabilities = self.capabilities
+        return LanguageHead(self.model.get_output_embeddings(), capabilities.logit_softcap, capabilities.logit_scale)
 
     def count_without_content(self) -> None:
         batch_experts(self.model)

@@ -143,7 +143,7 @@ def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCap
         for softcap in dict.fromkeys((None, *(getattr(vlm.text_config, name, None) for name in SOFTCAPS))):
             scale = _logit_scale(plain.double(), own.double(), softcap, vlm.text_config)
             if compare.same(LanguageHead(projection, softcap, scale)(features), own):
-                return replace(vlm.capabilities, logit_scale=scale, softcap=softcap)
+                return replace(vlm.capabilities, logit_scale=scale, logit_softcap=softcap)
     raise compare.unsupported(
         "run one by one, its layers do not reproduce its own forward, so it computes something between or after its layers "
         "that cannot be replayed."

@@ -62,8 +62,8 @@ def check_refit(full: VLM) -> None:
     """Raise a ValueError for a model that `refit_before_removed` cannot repair under any mask."""
     if any(unit.kind != LAYER for unit in full.layers) or full.tower is not None or full.capabilities.protected:
         raise ValueError(
-            "recover=refit needs whole decoder layers as units, all of them. Leave out `units` and `vision`, or use "
-            "recover=linear."
+            f"recover=refit needs all decoder layers as units: got units={full.unit_kind}, vision={full.tower is not None}, "
+            f"protected layers {list(full.capabilities.protected)}. Use recover=linear, or leave `units` and `vision` out."
         )
     for layer in full.stack.layers:
         last_linear(layer)

@@ -30,7 +30,7 @@ LIST_NAMES = ("layers", "h", "blocks", "layer")
 CACHES = ("cache", "past_key_values", "past_key_value")
 """Names of the argument for the cache of keys and values, in this and in earlier versions of transformers."""
 
-NOT_REPLAYED = (*CACHES, "use_cache", "cache_position", "output_attentions", "output_hidden_states")
+DROPPED_ARGUMENTS = (*CACHES, "use_cache", "cache_position", "output_attentions", "output_hidden_states")
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def skip_forward(layer: nn.Module, instead: Callable[[Tensor], Tensor] = lambda 
 
 
 class Call(NamedTuple):
-    """The arguments of a layer after its hidden states, without those in `NOT_REPLAYED`.
+    """The arguments of a layer after its hidden states, without those in `DROPPED_ARGUMENTS`.
 
     `made` is False if the model does not call the layer: Mllama leaves out cross-attention layers without an image.
     """
@@ -228,7 +228,7 @@ def record(stack: Stack, run: Callable[[], Any], additive_layers: Sequence[int] 
         # Some models pass hidden states by position, others by name. A stub returns zeros, so that whatever a later layer
         # reads besides zeros was added by the model between its layers.
         hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
-        kwargs = {name: value for name, value in kwargs.items() if name not in NOT_REPLAYED}
+        kwargs = {name: value for name, value in kwargs.items() if name not in DROPPED_ARGUMENTS}
         inputs[position] = hidden
         calls[position] = Call(*tree_map(_finite_mask, (tuple(rest), kwargs)))
         return as_layer_output(layers[position], torch.zeros_like(hidden))

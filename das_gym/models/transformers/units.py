@@ -67,7 +67,7 @@ class ModelCapabilities:
         supports_kv_only_last_layer: Whether the last layer can compute keys and values alone (`driver.run_at_answers`).
         answer_type: The token type of answers; None = that of the token before them.
         logit_scale: What products with the output embeddings are multiplied by.
-        softcap: Logits are `softcap * tanh(logits / softcap)`, unless it is None.
+        logit_softcap: If not None, logits are `logit_softcap * tanh(logits / logit_softcap)`.
         tower: How vision layers can be skipped; None = they are no units.
     """
 
@@ -78,20 +78,20 @@ class ModelCapabilities:
     supports_kv_only_last_layer: bool = True
     answer_type: int | None = None
     logit_scale: float = 1.0
-    softcap: float | None = None
+    logit_softcap: float | None = None
     tower: TowerCapabilities | None = None
 
 
-PLAIN = ModelCapabilities()
+DEFAULT_CAPABILITIES = ModelCapabilities()
 
 
 class UnitModel(VLP):
-    """A model of transformers as a list of units, without the way in which they run; see `VLM` for its arguments."""
+    """A transformers model as a list of units, which the subclass `VLM` runs; see `VLM` for the arguments."""
 
     tunable: tuple[str, ...] = ()  # until there are adapters
     promptless = "all positions of a batch lie flat in one stream"
 
-    def __init__(self, model: Any, units: str = "layers", capabilities: ModelCapabilities = PLAIN) -> None:
+    def __init__(self, model: Any, units: str = "layers", capabilities: ModelCapabilities = DEFAULT_CAPABILITIES) -> None:
         super().__init__()
         check_names([units], UNITS, "units")
         self.model = model.eval()
@@ -174,7 +174,7 @@ class UnitModel(VLP):
     def sites(self, index: int) -> tuple[Site, ...]:
         """See the base class."""
         if self.unit_kind != "layers":
-            raise ValueError("Sublayers cannot be fine-tuned. Leave out `units`.")
+            raise ValueError(f"`units` cannot be fine-tuned: got {self.unit_kind}, expected layers. Leave out `units`.")
         return decoder_sites(self.stack.layers[self.places[index]])
 
     def open_projector(self, reads: tuple[int, ...]) -> None:
@@ -204,7 +204,7 @@ class UnitModel(VLP):
     def prune(self, mask: Sequence[bool] | np.ndarray) -> None:
         """Delete the weights of skipped layers, not their positions, where skip adapters run; ValueError for sublayers."""
         if self.unit_kind != "layers":
-            raise ValueError("Sublayers are removed by `adapt shrink` alone. Search with `units=layers`.")
+            raise ValueError(f"only `adapt shrink` removes {self.unit_kind}: expected layers. Search with units=layers.")
         super().prune(mask)
         for index in np.flatnonzero(self.check_mask(mask)).tolist():
             layer: Any = self.module_of(index)

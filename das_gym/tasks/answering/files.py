@@ -24,7 +24,7 @@ DEPTH = 2
 MAX_FOLDERS = 256
 """If they are not there, the folders of the data root are searched, up to this depth and number."""
 
-MISSPELLED = "conversatons"
+MISSPELLED_KEY = "conversatons"
 """The field `conversations` in files of LLaVA-Med."""
 
 QUESTIONS = "questions"
@@ -45,7 +45,7 @@ PARTS = {
 }
 """Words in file names, and the part that they stand for."""
 
-ALL = "all"
+ALL_PARTS = "all"
 """The part of a file whose name has none of these words."""
 
 _PART_OF = {word: part for part, words in PARTS.items() for word in words}
@@ -59,7 +59,7 @@ class DataFile:
 
     Attributes:
         kind: One of `KINDS`, by the fields of the entries; empty for another structure.
-        part: The part of the data set that its name has, or `ALL`.
+        part: The part of the data set that its name has, or `ALL_PARTS`.
         rest: The other words of its name.
     """
 
@@ -88,7 +88,7 @@ def data_file(path: Path) -> DataFile:
         for _ in range(FIRST_ENTRIES):
             place = re.compile(r"[\s,]*").match(text, place).end()  # type: ignore[union-attr] # always matches
             entry, place = decoder.raw_decode(text, place)
-            keys = {"conversations" if key == MISSPELLED else key for key in entry} if isinstance(entry, dict) else set()
+            keys = {"conversations" if key == MISSPELLED_KEY else key for key in entry} if isinstance(entry, dict) else set()
             kind = kind or next((kind for kind, needed in KINDS.items() if needed <= keys), "")
     return DataFile(path, kind, part, rest)
 
@@ -99,7 +99,7 @@ def part_in_name(path: Path) -> tuple[str, tuple[str, ...]]:
     for number, word in enumerate(words):
         if word in _PART_OF:
             return _PART_OF[word], (*words[:number], *words[number + 1 :])
-    return ALL, tuple(words)
+    return ALL_PARTS, tuple(words)
 
 
 def group_by_part(files: Sequence[DataFile]) -> list[dict[str, DataFile]]:
@@ -109,23 +109,23 @@ def group_by_part(files: Sequence[DataFile]) -> list[dict[str, DataFile]]:
     words are one, and each file that names no part.
     """
     parts = Counter(file.part for file in files)
-    one = max(parts.values(), default=0) <= 1 and (ALL not in parts or len(parts) == 1)
+    one = max(parts.values(), default=0) <= 1 and (ALL_PARTS not in parts or len(parts) == 1)
     sets: defaultdict[tuple[str, ...], dict[str, DataFile]] = defaultdict(dict)
     for file in files:
-        name = (ALL, file.path.name) if file.part == ALL else file.rest
+        name = (ALL_PARTS, file.path.name) if file.part == ALL_PARTS else file.rest
         before = sets[() if one else name].setdefault(file.part, file)
         if before is not file:
             raise ValueError(
                 f"two files for {file.part}: got {before.path} and {file.path}. Remove one, or pass the other as `data_root`"
             )
-    return [{part: found[part] for part in (*PARTS, ALL) if part in found} for found in sets.values()]
+    return [{part: found[part] for part in (*PARTS, ALL_PARTS) if part in found} for found in sets.values()]
 
 
 def check_companions(found: Mapping[str, DataFile], others: Sequence[DataFile]) -> None:
     """Raise ValueError for a file that is named like a part of a data set but has another form."""
     rests = {file.rest for file in found.values()}
     for other in others:
-        if not other.kind and other.part not in (ALL, *found) and other.rest in rests:
+        if not other.kind and other.part not in (ALL_PARTS, *found) and other.rest in rests:
             known = next(iter(found.values())).path.name
             form = "has another structure" if other.path.stat().st_size > len("[]\n") else "is empty"
             raise ValueError(

@@ -53,7 +53,7 @@ from das_gym.tasks.answering.examples import (
     drop_broken,
     multiple_choice,
 )
-from das_gym.tasks.answering.files import IMAGE_FOLDERS, MISSPELLED, ImageFinder, plain_name, subfolders
+from das_gym.tasks.answering.files import IMAGE_FOLDERS, MISSPELLED_KEY, ImageFinder, plain_name, subfolders
 
 ROLES = ("human", "gpt")
 
@@ -130,8 +130,8 @@ def _id_of(entry: object) -> str:
 
 
 def _conversation(entry: Any, key: str, where: str, finder: ImageFinder) -> Conversation:
-    if isinstance(entry, dict) and MISSPELLED in entry:
-        entry = {"conversations": entry[MISSPELLED], **entry}
+    if isinstance(entry, dict) and MISSPELLED_KEY in entry:
+        entry = {"conversations": entry[MISSPELLED_KEY], **entry}
     check_fields(entry, {"conversations": list}, where)
     if entry.get("video"):
         raise ValueError(f"{where} has a `video`, which is not supported. Write frames of it as images")

@@ -37,7 +37,7 @@ FORMATS = (
 VQAV2 = "VQAv2"
 """The format whose parts have official names."""
 
-TRUTHS = ("true", "false")
+TRUTH_ANSWERS = ("true", "false")
 
 MAX_QUESTION_TYPES = 20
 """Examples are grouped by question type, or by answer type where there are more types than this (VQAv2 has 65)."""
@@ -225,6 +225,6 @@ def _judgement(example: NLVR2Example) -> AnswerExample:
         key=example.key,
         images=example.images,
         question=add_instruction(example.sentence, TRUE_OR_FALSE),
-        answer=TRUTHS[0] if example.label else TRUTHS[1],
-        options=TRUTHS,
+        answer=TRUTH_ANSWERS[0] if example.label else TRUTH_ANSWERS[1],
+        options=TRUTH_ANSWERS,
     )

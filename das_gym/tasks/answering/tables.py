@@ -28,7 +28,7 @@ from das_gym.tasks.answering.examples import (
     divide,
     drop_broken,
 )
-from das_gym.tasks.answering.files import ALL, ImageFinder, part_in_name, plain_name, subfolders
+from das_gym.tasks.answering.files import ALL_PARTS, ImageFinder, part_in_name, plain_name, subfolders
 from das_gym.tasks.answering.published import add_class_options
 
 COLUMNS: Mapping[str, Sequence[str]] = {
@@ -58,7 +58,7 @@ def shards_in(folder: Path, suffix: str) -> Shards:
         split = re.sub(r"[-_.]?\d+([-_]of[-_]\d+)?$", "", path.stem)
         found.setdefault(split, []).append(path)
     for inner in subfolders(folder):
-        if part_in_name(inner)[0] != ALL and (paths := sorted(inner.glob(f"*{suffix}"))):
+        if part_in_name(inner)[0] != ALL_PARTS and (paths := sorted(inner.glob(f"*{suffix}"))):
             found.setdefault(inner.name, []).extend(paths)
     return found
 
@@ -93,7 +93,7 @@ def load_tables(
     split_of: dict[str, str] = {}
     for split, paths in shards.items():
         part = part_in_name(Path(split))[0] if len(shards) > 1 else split
-        if part in parts or (len(shards) > 1 and part == ALL):
+        if part in parts or (len(shards) > 1 and part == ALL_PARTS):
             other = f"{split_of[part]} is {part} too" if part in parts else "the name has no `train`, `val` or `test`"
             raise ValueError(
                 f"{root}: the part of the split {split!r} is unknown: {other}. Pass the folder of one split as `data_root`"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from das_gym.adapt.compare import trials as module
 from das_gym.adapt.compare.record import Trial
-from das_gym.adapt.compare.trials import ComparisonContext, MethodVariant, cells_of, method_variants
+from das_gym.adapt.compare.trials import ComparisonContext, MethodVariant, comparison_cells, method_variants
 from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.settings import TrainingConfig
 from das_gym.agents.compare.runner import Comparison
@@ -41,7 +41,7 @@ def run_cells(variants: list[MethodVariant], rates: tuple[float, ...], done: lis
             return Trial(variant, seed, rate)
         return Trial(variant, seed, rate, reward=-abs(rate - best) if seed == 0 else 1e3 * rate, reward_loss=1.0)
 
-    comparison.run(cells_of(variants, rates, (0, 1), comparison, "accuracy"), 1, run_trial)
+    comparison.run(comparison_cells(variants, rates, (0, 1), comparison, "accuracy"), 1, run_trial)
     return trained
 
 

@@ -40,7 +40,7 @@ def with_random_adapters(full: VLM, mask: np.ndarray) -> VLM:
 
 @torch.no_grad()
 def logits_of(vlm: VLM, problem: Problem, examples: Any) -> torch.Tensor:
-    return vlm.own_head()(answer_states(vlm, problem.task, examples))
+    return vlm.language_head()(answer_states(vlm, problem.task, examples))
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def divergence(student: VLM, problem: Problem, wanted: torch.Tensor | None = Non
     """From the full model, whose states may be given, on examples that nothing trained on."""
     examples = problem.task.open_ended(problem.splits.test)
     wanted = states_of(problem.vlp, problem) if wanted is None else wanted
-    logits, expected = (problem.vlp.own_head()(states) for states in (states_of(student, problem), wanted))
+    logits, expected = (problem.vlp.language_head()(states) for states in (states_of(student, problem), wanted))
     return float(problem.task.divergences(logits, expected, problem.task.targets(examples)).mean())
 
 
@@ -362,6 +362,6 @@ def test_recovery_on_the_full_models_answers(problem_of, tmp_path):
 def test_default_steps_are_fewer_for_a_large_model_on_a_cpu(problem_of, monkeypatch):
     vlm: Any = problem_of("llava").vlp
     assert RecoveryConfig().for_model(vlm).steps == RecoveryConfig().num_steps == 800
-    monkeypatch.setattr(recovery_settings, "LARGE", 10)
+    monkeypatch.setattr(recovery_settings, "LARGE_MODEL_PARAMETERS", 10)
     assert RecoveryConfig().for_model(vlm).steps == 100
     assert RecoveryConfig(steps=7).for_model(vlm).steps == 7

@@ -92,7 +92,7 @@ def test_loss_of_names_examples_that_are_not_finite(monkeypatch):
     monkeypatch.setattr(measuring, "answer_states", lambda vlm, task, chunk: len(chunk))
     losses = lambda logits, targets: torch.tensor([0.5, math.nan, math.inf])[:logits]  # noqa: E731
     task: Any = SimpleNamespace(targets=lambda chunk: {}, losses=losses)
-    vlm: Any = SimpleNamespace(own_head=lambda: lambda features: features)
+    vlm: Any = SimpleNamespace(language_head=lambda: lambda features: features)
     examples = [SimpleNamespace(key=key) for key in "abc"]
     assert mean_loss(vlm, task, examples[:1], 3, "loss of the shrunk model") == 0.5
     with pytest.raises(FloatingPointError, match=r"loss of the shrunk model .*'b', 'c'"):

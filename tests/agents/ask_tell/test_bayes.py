@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from das_gym.agents import Bayes
 from das_gym.agents.ask_tell.baselines import RandomSearch
-from das_gym.agents.ask_tell.bayes import DRAWN, log_scores, normal_scores
+from das_gym.agents.ask_tell.bayes import STARTUP_MASKS, log_scores, normal_scores
 from landscapes import SPACES, rewards
 
 from das_gym.problem.budget import Budget
@@ -98,11 +98,11 @@ def test_bayes_drops_the_assumption_that_skipping_hurts():
 
 @pytest.mark.parametrize("count", [1, 9])
 def test_bayes_alternates_by_turns_not_by_masks(count):
-    """By masks, 9 a turn would leave every turn to the same process, and above `OFTEN` improve the same settings."""
+    """By masks, 9 a turn would leave every turn to the same process, and many observations improve the same settings."""
     agent = Bayes(MaskSpace(Budget(30, 8)), seed=0)
     asks = 0
     while len(agent.rewards) < 36:
         masks = agent.ask(count)
-        asks += len(agent.rewards) >= DRAWN
+        asks += len(agent.rewards) >= STARTUP_MASKS
         agent.tell(masks, masks[:, ::2].mean(axis=1))
     assert agent.turns == 1 + asks

@@ -5,7 +5,7 @@ import pytest
 from das_gym.agents import Agent, SearchConfig, search
 from das_gym.agents.compare.comparison import AgentResult, compare_agents, judge, run_agent
 from das_gym.agents.compare.oracle import TableOracle, make_oracle
-from das_gym.agents.compare_experiment import cells_of, plot_comparison, results_table
+from das_gym.agents.compare_experiment import plot_comparison, results_table, table_row
 
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 NONE = -np.inf
@@ -152,4 +152,4 @@ def test_results_before_the_first_answer(oracle, tmp_path):
         assert "over all evaluations from the first answer on" in table.notes[0]  # as `one.mean_regret` above
         plot_comparison(tmp_path / "compare.png", results)
         assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert cells_of(none, [1, 2, 4]) == ("-", "-", "-", "-", "-", "0 %", "-", "0", "-")
+    assert table_row(none, [1, 2, 4]) == ("-", "-", "-", "-", "-", "0 %", "-", "0", "-")

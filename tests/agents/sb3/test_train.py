@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from das_gym.agents import SearchConfig, search
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS
-from das_gym.agents.sb3.train import AGENT, Recorder, play_episode, train_sb3
+from das_gym.agents.sb3.train import MODEL_FILE, Recorder, play_episode, train_sb3
 from das_gym.agents.searching.record import CHECKPOINT, SearchResult
 from gymnasium.wrappers.vector import TransformReward
 from landscapes import rewards, write_table
@@ -62,7 +62,7 @@ def test_algorithm_defaults_find_one_of_the_two_best_masks(name):
 def test_saved_agent_answers_alike(env_kwargs, tmp_path):
     trained = train("maskable_ppo", env_kwargs, tmp_path)
     env = gymnasium.make_vec(ID, action=trained.action, **env_kwargs)
-    mask = play_episode(MaskablePPO.load(tmp_path / AGENT), env.unwrapped, seed=0)
+    mask = play_episode(MaskablePPO.load(tmp_path / MODEL_FILE), env.unwrapped, seed=0)
     assert mask.astype(int).tolist() == trained.policy["mask"]
     assert mask.sum() == 4
     assert SearchResult.load(tmp_path) == trained.result

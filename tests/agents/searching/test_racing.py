@@ -122,7 +122,7 @@ def test_search_records_the_share_of_each_mask_and_resumes_exactly(tmp_path):
 def test_progress_counts_whole_evaluations(tmp_path, monkeypatch):
     made_up_table(8, 3, examples=240).save(tmp_path / "table.npz")
     monkeypatch.setattr(sys, "__stderr__", io.StringIO())  # no terminal: lines
-    monkeypatch.setattr("das_gym.commands.progress.PAUSE", 1e-9)
+    monkeypatch.setattr("das_gym.commands.progress.LINE_SECONDS", 1e-9)
     env_kwargs = {"table": str(tmp_path / "table.npz"), "reward_examples": 240}
     settings = {"env_id": "DAS-METER-VQA-Tabular-v0", "skip_num": 3, "env_kwargs": env_kwargs, "evaluations": 12}
     run_search.run({**settings, "runs_dir": str(tmp_path / "runs")})

@@ -41,7 +41,7 @@ class Driven:
     def __init__(self, vlm: VLM, processor: PromptProcessor) -> None:
         self.vlm = vlm
         self.processor = processor
-        self.head = vlm.own_head()
+        self.head = vlm.language_head()
 
     @classmethod
     def load(cls, folder: Path, units: str = "layers") -> Driven:

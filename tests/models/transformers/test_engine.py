@@ -146,7 +146,7 @@ def test_image_features_are_kept_on_disk(driven, tmp_path):
 def test_alike_layers_have_the_macs_of_each_alone(driven, name):
     vlm = driven(name).vlm
     assert vlm.cost_key(0) == vlm.cost_key(1) or name != "llava"
-    state = evaluator_of(driven(name)).encoder(driven(name).prompts())
+    state = evaluator_of(driven(name)).encoder_cache(driven(name).prompts())
     together = MacCounter(vlm)
     for index in range(len(vlm.layers)):
         last = index == len(vlm.layers) - 1

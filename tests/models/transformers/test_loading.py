@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 
 from das_gym.models.inputs import load_tokenizer
 from das_gym.models.transformers.inputs import SPECIAL_TOKENS, load_processor
-from das_gym.models.transformers.loading import SUMS, load_vlm, loaded_dtype, source_dtype, verify_checksums
+from das_gym.models.transformers.loading import CHECKSUM_FILE, load_vlm, loaded_dtype, source_dtype, verify_checksums
 from das_gym.registration import ASSETS
 from tests.evil import Evil
 from tests.models.transformers import tiny
@@ -140,13 +140,13 @@ def test_checksums_are_compared_on_load(source, tmp_path):
     assert (verify_checksums(source), verify_checksums(smaller)) == (False, True)
     path = smaller / "model.safetensors"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (smaller / SUMS).read_text() == f"{digest}  model.safetensors\n"  # the form of sha256sum
+    assert (smaller / CHECKSUM_FILE).read_text() == f"{digest}  model.safetensors\n"  # the form of sha256sum
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged: its checksum .* remove SHA256SUMS"):
         load_vlm(smaller)
-    (smaller / SUMS).unlink()
+    (smaller / CHECKSUM_FILE).unlink()
     load_vlm(smaller)
 
 
@@ -154,7 +154,7 @@ def test_checksums_are_compared_on_load(source, tmp_path):
     ("name", "match"), [("../../etc/passwd", "expected a checksum"), ("missing.safetensors", "lacks missing.safetensors")]
 )
 def test_checksums_that_cannot_be_compared(tmp_path, name, match):
-    (tmp_path / SUMS).write_text(f"{'0' * 64}  {name}\n")
+    (tmp_path / CHECKSUM_FILE).write_text(f"{'0' * 64}  {name}\n")
     with pytest.raises(ValueError, match=match):
         verify_checksums(tmp_path)
 

@@ -188,7 +188,7 @@ def test_model_without_base_gives_its_heads_input():
     encoding = Encoding(torch.arange(4, 12), 6, {}, {}, {})
     hidden, logits = vlm.run([encoding]).last_hidden_state, vlm.run([encoding], with_head=True).logits
     assert hidden.shape == (1, 8, tiny.WIDTH)
-    torch.testing.assert_close(vlm.own_head()(hidden), logits)
+    torch.testing.assert_close(vlm.language_head()(hidden), logits)
 
 
 @pytest.mark.slow

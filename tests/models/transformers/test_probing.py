@@ -122,7 +122,7 @@ def test_float64_model_that_rounds_to_float32_is_supported(tmp_path):
 
 @pytest.mark.slow
 def test_softcap_under_another_name_is_found(tmp_path):
-    assert load_vlm(tiny.save_made(tiny.recurrent_gemma, tmp_path, torch.float64)).capabilities.softcap == 30.0
+    assert load_vlm(tiny.save_made(tiny.recurrent_gemma, tmp_path, torch.float64)).capabilities.logit_softcap == 30.0
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_images_that_are_numbered_within_their_batch_are_encoded_one_by_one(tmp_
 @pytest.mark.parametrize("name", tiny.cases(tiny.WORKING))
 def test_large_model_probed_by_few_layers_gives_the_same_capabilities(name, driven, monkeypatch):
     monkeypatch.setattr(comparison, "LARGE_BYTES", 0)
-    monkeypatch.setattr(comparison, "ALIKE", 2)
+    monkeypatch.setattr(comparison, "LAYERS_PER_KIND", 2)
     model = driven(name)
     assert probe_capabilities(model.vlm.model, model.processor) == model.vlm.capabilities
     assert not any("forward" in vars(layer) for layer in model.vlm.stack.layers)

@@ -17,7 +17,7 @@ def opened(model: Driven) -> Driven:
     other = copy.deepcopy(model)
     other.vlm.open_projector(find_tower_reads(other.vlm.capabilities, other.vlm.model, other.processor))
     other.vlm.freeze()
-    other.head = other.vlm.own_head()
+    other.head = other.vlm.language_head()
     return other
 
 

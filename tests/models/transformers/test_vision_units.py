@@ -91,7 +91,7 @@ def test_vision_feature_layer_is_renumbered(driven, layers, tmp_path):
 def test_vision_layers_that_do_not_run_are_compared(driven, monkeypatch):
     """Of a large tower only the first and last layers run; MLPs in the middle compute with the position of their layer."""
     monkeypatch.setattr(comparison, "LARGE_BYTES", 0)
-    monkeypatch.setattr(comparison, "ALIKE", 2)
+    monkeypatch.setattr(comparison, "LAYERS_PER_KIND", 2)
     model, _ = tiny.made(lambda: tiny.llava_of(vision_layers=9), torch.float64)
     for place, layer in enumerate(find_vision_tower(model).layers):
         layer.mlp.layer_idx = place
