@@ -238,7 +238,7 @@ TABLE_LINES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("perplexity", "perplexity", "{:,.2f}".format),
     ("trainable parameters", "trainable_parameters", lambda count: f"{count:,}" if count else NOT_MEASURED),
     ("parameters", "parameters", "{:,}".format),
-    ("bytes of the weights", "bytes", "{:,}".format),
+    ("bytes of the weights", "weight_bytes", "{:,}".format),
     ("MACs an example, M", "macs", lambda macs: f"{macs / 1e6:,.3f}"),
     ("MACs saved, %", "macs_saved", lambda share: f"{100 * share:.2f}"),
     ("KV cache, bytes a token", "kv_bytes", "{:,}".format),

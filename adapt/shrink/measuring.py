@@ -70,14 +70,14 @@ class ShrunkModelResult(Quality, ModelResult):
     """The measurements of one model: `full`, `shrunk` or `recovered`. Its record has times as [median, quartiles].
 
     Attributes:
-        bytes: Bytes of its weights as saved.
+        weight_bytes: Bytes of its weights as saved.
         kv_bytes: Bytes of keys and values in the cache per token, in the saved dtype.
         prefill_ms: Time to the first token of an answer, image included.
         decode_ms: Time of each further token.
         prefill_speedup, decode_speedup: Relative to the full model. None for the full model itself.
     """
 
-    bytes: int
+    weight_bytes: int
     kv_bytes: int
     prefill_ms: Spread
     decode_ms: Spread
@@ -157,7 +157,7 @@ def measure(
             name,
             parameters,
             **asdict(scored[name].quality),
-            bytes=parameters * (job.source_dtype if name == FULL else job.dtype).itemsize,
+            weight_bytes=parameters * (job.source_dtype if name == FULL else job.dtype).itemsize,
             macs=own_costs.macs(own_mask),
             macs_saved=own_costs.macs_saved(own_mask),
             kv_bytes=cached_values(vlm, processor, prompt) * job.dtype.itemsize,

@@ -70,7 +70,7 @@ def test_shrink_end_to_end(shrink, tmp_path, capsys, vision):
     full, shrunk, recovered = record["models"]
     assert [model["name"] for model in record["models"]] == ["full", "shrunk", "recovered"]
     assert full["parameters"] > shrunk["parameters"] == recovered["parameters"]
-    assert (full["bytes"], recovered["bytes"]) == (4 * full["parameters"], 2 * recovered["parameters"])
+    assert (full["weight_bytes"], recovered["weight_bytes"]) == (4 * full["parameters"], 2 * recovered["parameters"])
     assert recovered["macs_saved"] >= 0.1
     assert full["loss"] != shrunk["loss"] != recovered["loss"]
     assert full["low"] <= full["score"] <= full["high"]

@@ -41,7 +41,7 @@ def measured(*losses: float) -> Measured:
             score=0.5,
             low=0.4,
             high=0.6,
-            bytes=200,
+            weight_bytes=200,
             kv_bytes=cached,
             prefill_ms=duration,
             decode_ms=duration,
