@@ -210,7 +210,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def read_json(path: str | os.PathLike[str], object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Return the content of a JSON file; raise ValueError, which names it, where it is not valid JSON or not regular."""
+    """Return the content of a JSON file; ValueError with its name if it is not a regular file or not valid JSON."""
     return parse_json(read_bytes(path), path, "It may be truncated or damaged", object_hook)
 
 
@@ -285,7 +285,7 @@ def read_array(name: str, values: Any, shape: tuple[int, ...], kind: type[bool] 
 
 
 def check_new_folder(out: str | os.PathLike[str], source: Path | None = None) -> Path:
-    """Check that a folder can be written outside of the source's, and return it. A run that fills the disk resumes."""
+    """Return the setting `out` as a path; ValueError if it exists, cannot be written, or lies in the folder `source`."""
     out = expand_home(out)
     if out.exists() or out.is_symlink():
         raise ValueError(f"`out` exists: got {out}. Give a new folder.")
@@ -296,7 +296,7 @@ def check_new_folder(out: str | os.PathLike[str], source: Path | None = None) ->
 
 
 def check_file(out: str | os.PathLike[str] | None, may_exist: bool = False) -> None:
-    """Raise ValueError if the setting `out` is given and no file can be written there: what goes there may take hours.
+    """Raise ValueError if the setting `out` is given and no file can be written there, before hours of work.
 
     With `may_exist`, a file there is replaced.
     """

@@ -28,7 +28,7 @@ MAX_EVALUATIONS = 65_536
 class SuiteEpisodes(Episodes):
     """m episodes, each on its own problem.
 
-    To its action mode, it is the budget and the cost: those of the problems that the episodes are on now.
+    Its action mode uses it as the budget and the cost, since each episode has those of its problem.
 
     Attributes:
         mode: Turns actions into masks.
@@ -195,7 +195,7 @@ class SuiteEpisodes(Episodes):
 
     @cached_property
     def height(self) -> int:
-        """Pixels of the problem that needs most, so that all images have one size."""
+        """Largest height in pixels that a problem needs; all images have it."""
         tables = {id(problem.source): problem.table for problem in self.suite.problems}
         return max(height_of(Architecture.from_table(table)) for table in tables.values())
 
@@ -231,8 +231,8 @@ class SuiteEnv(MaskEnv, gymnasium.Env[Any, Any]):
     entries of all parts in this order.
 
     ## Rewards
-    Scaled by problem: 0 is what skipping units in a random order earns in the mean, 1 what the best mask earns, and -1 the
-    least for a mask that keeps its budget. One off its budget earns -1 less by how much it misses it (0..1).
+    Scaled for each problem: 0 is the mean reward of skipping units in a random order, 1 the reward of the best mask, and -1
+    the lowest reward within the budget. A mask outside the budget has -1 minus the share by which it misses it (0..1).
 
     ## Starting State
     The problem is drawn by the environment's generator, or is `options={"problem": number or name}`.
@@ -248,16 +248,16 @@ class SuiteEnv(MaskEnv, gymnasium.Env[Any, Any]):
     ## Arguments
     split: `train`, `valid` or `test`.
     action, flat: As above.
-    reward: What is scaled, see `das_gym.problem.rewards.REWARDS`. Tables hold divergences of all examples together alone, so
-        that with `neg_kl` groups give no problems.
+    reward: The reward that is scaled, see `das_gym.problem.rewards.REWARDS`. Tables hold divergences as means over all
+        examples, so with `neg_kl` there are no problems of groups.
     statistics: Names of the layer statistics to observe; None = `DEFAULT_STATISTICS`, for which no mask is scored.
     suite: Folder of a suite, see `python -m benchmarks.make_suite`; None = the bundled one.
     budgets: Kinds of budgets, one or several of `count`, `macs`, `latency`, `parameters` and `memory`. Problems of the last
         three come last, so that the others keep their numbers; they need tables with these costs, such as the bundled ones.
     max_units: Number of units to which actions and observations are padded; models with more are left out. 30 adds the
         pretrained SmolLM2-135M and SmolVLM-135M to `test`, with three of 30 layers to skip.
-    problems: Draw from a random subset of this many problems; None = all.
-    problems_seed: Chooses them.
+    problems: Size of a random subset of the problems to draw from; None = all.
+    problems_seed: Seed of this subset.
     render_mode: `ansi`, `rgb_array` (all images of a split have one size) or None.
 
     ## Vectorized environment
@@ -318,19 +318,19 @@ class SuiteSearchEnv(SuiteEnv, gymnasium.Env[Any, Any]):
     """Search a problem drawn from a suite: each action is a mask, and masks and rewards so far are observed.
 
     ## Description
-    As `SuiteEnv`, but an episode has `evaluations` masks, and what counts is the best of them.
+    As `SuiteEnv`, but an episode has `evaluations` masks, of which the best counts.
 
     ## Action Space
     `action="scores"`: `Box(-1, 1, (16,))`, units are skipped from the highest score down until the budget is kept;
     `action="mask"`: `MultiBinary(16)`, 1 = skip.
 
     ## Observation Space
-    As `SuiteEnv`'s, and of the masks so far, in their order, 0 for those to come: `masks` (evaluations x 16), `rewards`
-    (evaluations, scaled, -1 for one off its budget), `scored` (evaluations: 1 for those so far), `best` (1).
+    As `SuiteEnv`'s, followed by the masks so far in order, 0 for later ones: `masks` (evaluations x 16), `rewards`
+    (evaluations, scaled, -1 outside the budget), `scored` (evaluations: 1 for masks so far), `best` (1).
 
     ## Rewards
-    By how much a mask is better than the best before it, scaled as in `SuiteEnv`; the best before the first is 0, the
-    random mean. So an episode earns 0..1, and 1 if it finds the optimum.
+    The improvement over the best reward so far, scaled as in `SuiteEnv`; before the first mask, the best reward is 0, the
+    random mean. The rewards of an episode add up to 0..1, and to 1 if it finds the optimum.
 
     ## Episode End
     After `evaluations` masks.
@@ -339,8 +339,8 @@ class SuiteSearchEnv(SuiteEnv, gymnasium.Env[Any, Any]):
     As `SuiteEnv`'s, of the last mask, its `scaled_reward`, `best` and `evaluations`.
 
     ## Arguments
-    evaluations: Masks an episode, 1 to 65,536.
-    The others are `SuiteEnv`'s.
+    evaluations: Number of masks per episode, 1 to 65,536.
+    Other arguments are those of `SuiteEnv`.
     """
 
     def __init__(self, evaluations: int = 30, action: str = "scores", **settings: Any) -> None:

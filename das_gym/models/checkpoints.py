@@ -51,8 +51,8 @@ class LoadReport:
     Attributes:
         path: The file or folder.
         title: Its format.
-        missing: Our parameters (and requested heads) that it lacks; parameters start as the reference starts them.
-        unknown: Its tensors that have no place in the model.
+        missing: Parameters of the model, and requested heads, that the file lacks; they are initialized as in the reference.
+        unknown: Tensors of the file that the model does not use.
     """
 
     path: Path
@@ -112,8 +112,8 @@ def load_checkpoint(
             adapters that the file lacks. Heads are assumed to be 64 wide if the model's width is 512 or more.
 
     Raises:
-        FileNotFoundError: there is nothing to load.
-        ValueError: a file that is damaged, in no known format, or incomplete; a shape that does not fit; a wrong setting.
+        FileNotFoundError: The file or folder does not exist.
+        ValueError: A file is damaged, incomplete or in no known format, a shape does not fit, or a setting is wrong.
 
     Example:
         >>> from das_gym.registration import ASSETS
@@ -171,8 +171,8 @@ def save_checkpoint(
     as `{"vqa_classifier": head.state_dict()}`. Parameters in `leave_out` count as missing when the file is loaded.
 
     Raises:
-        TypeError: the model is of no family whose checkpoints are written.
-        FileExistsError: the folder exists and is not empty.
+        TypeError: The model is of no family whose checkpoints are written.
+        FileExistsError: The folder exists and is not empty.
     """
     path = expand_home(path)
     family = find_family(vlp)

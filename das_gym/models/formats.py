@@ -204,12 +204,12 @@ class Format:
 
     Attributes:
         title: Its name in messages.
-        marks: Tensors that every such file has and no other format has.
+        marks: Names of tensors by which the format is recognized: all its files have them, other formats do not.
         rules: Pattern of a full name, and our name for it. Several names take equal parts of a packed tensor; None means
             that the original code does not use it either. The first match counts.
         sizes: Returns config fields from shapes and config.json (empty if there is none). Raises ValueError for a file
             that it cannot read.
-        prefix: What some files put before every name; marks, rules and sizes do without it.
+        prefix: Prefix of all names in some files; marks, rules and sizes are without it.
     """
 
     title: str

@@ -137,12 +137,12 @@ class PromptError(ValueError):
 
 @dataclass(frozen=True)
 class Processor:
-    """Turns pairs into a batch.
+    """Makes a batch of tensors from pairs.
 
     Attributes:
         tokenizer: A transformers tokenizer.
         transform: Takes an RGB image, a size and a patch size in pixels, and returns (3, height, width) float32.
-        image_size, patch_size: Those sizes.
+        image_size, patch_size: The sizes in pixels that `transform` gets.
         max_text_length: Longest text in tokens; longer ones are truncated.
         ahead: Images that another process has read already, by key, see `requests`.
     """
@@ -166,7 +166,7 @@ class Processor:
         return self.read(source, augment) if found is None else found
 
     def requests(self, pairs: Sequence[Pair], augment: tuple[int, int] | None, kept: Callable[[Any], bool]) -> Requests:
-        """Return the images to read for some pairs, but those whose encoder output is cached already, as `kept` says."""
+        """Return the images of the pairs to read, by key and augmentation seed; none for keys that are `kept` in a cache."""
         sources = {pair.image_key: pair.image for pair in pairs if not kept(pair.image_key)}
         seeds = {key: None if augment is None else augmentation_seed(*augment, key) for key in sources}
         return {(key, seeds[key]): (source, seeds[key]) for key, source in sources.items()}
@@ -205,7 +205,7 @@ class Processor:
 
         Args:
             pairs: At least one.
-            augment: Seed and step from which each image draws its own augmentation; None for none.
+            augment: Seed and training step that augmentations are drawn with; None = no augmentation.
 
         Returns:
             `image` (batch, 3, height, width) float32, smaller images padded with zeros at their right and bottom,
@@ -220,7 +220,7 @@ class Processor:
         return {"image": torch.stack(padded), "image_types": types, **self.tokens(pairs)}
 
     def identity(self) -> str:
-        """Return a text that changes with anything that a batch depends on besides its pairs."""
+        """Return a text that identifies all that a batch depends on besides its pairs: tokenizer, transform and sizes."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         words = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         vocabulary = hashlib.sha256(words.encode()).hexdigest()

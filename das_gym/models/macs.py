@@ -97,7 +97,7 @@ def head_macs(head: nn.Module, features: Tensor) -> int:
 
 
 class MacCounter:
-    """Counts the parts of one model, with its parallel adapters or without, at the shapes at which they run, once each.
+    """Counts the MACs of the parts of one model, with or without parallel adapters, once for each shape.
 
     Layers that `prune` removed can be counted as well.
     """

@@ -109,7 +109,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
 
 
 def checksum(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
-    """Return 64 hex digits that change with any tensor, contiguous and on the CPU, and with the config."""
+    """Return a SHA-256, 64 hex digits, of tensors, contiguous and on the CPU, and of the config."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):  # safetensors orders them by dtype and name when it writes
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode("utf-8", "surrogatepass"))

@@ -40,8 +40,8 @@ class Adaptation:
         answers: The answer vocabulary, in the order of the head's logits; empty if the task has none.
         base: `fingerprint` of the model it was trained on.
         mask: The mask it was trained for, 0 or 1 a layer; None for a supernet.
-        info: How it was made: plain JSON values.
-        method: The method that was trained, if it is another than the model's own adapters; None for those.
+        info: How the parameters were trained, as plain JSON values.
+        method: The method of fine-tuning; None if the model's own adapters were trained.
     """
 
     tensors: Mapping[str, Tensor]
@@ -100,7 +100,7 @@ class Adaptation:
             raise ValueError(f"{path} is a damaged adaptation file ({error}); write it again") from error
 
     def apply(self, vlp: VLP, head: nn.Module, base: str) -> None:
-        """Copy the parameters into a model with fingerprint `base`; a subnet's mask is pruned."""
+        """Copy the parameters into a model with fingerprint `base`; if they are of a subnet, prune the model by its mask."""
         self.check_base(base)
         if self.method is not None:
             raise ValueError(f"the file is of the method {self.method.name}. Load it with das_gym.adapt.load_subnet.")

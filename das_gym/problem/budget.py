@@ -36,10 +36,10 @@ class MaskCost:
     """The cost of any mask, by one measure.
 
     Attributes:
-        full: The full model without adapters: the baseline of savings.
-        unskipped: The full model with its adapters.
-        savings: (n_layers,) int64 or float64, what skipping each unit takes off `unskipped`.
-        setting: The key of `SAVED` that asks for a share of it.
+        full: Cost of the full model without adapters, to which savings are relative.
+        unskipped: Cost of the full model with its adapters.
+        savings: (n_layers,) int64 or float64, the cost that skipping each unit takes off `unskipped`.
+        setting: Its key in `SAVED`, such as `macs_saved`.
     """
 
     full: float
@@ -56,7 +56,7 @@ class MaskCost:
         return self.unskipped - masks.astype(np.int64) @ self.savings
 
     def saved(self, masks: np.ndarray) -> np.ndarray:
-        """Return (m,) float64: the share of `full` that each mask saves, negative where adapters cost more than it skips.
+        """Return the share of `full` that each mask saves, (m,) float64; negative if adapters cost more than is skipped.
 
         Divided last, so that a mask that saves 20 of 100 MACs satisfies a budget of 0.2: 1 - 80 / 100 is a little less.
         """
@@ -313,7 +313,7 @@ def pick_budget(
 
 
 def satisfies_budget(budget: Mapping[str, Any], mask: Sequence[int], macs_saved: float) -> bool:
-    """Return True if a scored mask, 1 = skipped, satisfies an environment's budget; costs besides MACs are in `costs`."""
+    """Return True if a mask, 0 or 1 per layer, satisfies the budget in an environment's arguments (with `costs`)."""
     if budget.get("skip_num") is not None and sum(mask) != budget["skip_num"]:
         return False
     for name in SAVED:

@@ -81,7 +81,7 @@ def download_hint(value: str, setting: str) -> str:
 
 
 def check_device(device: str) -> None:
-    """Raise for a word that cannot be a device of torch. Whether this machine has it shows when it is used."""
+    """Raise ValueError for a name that no device of torch has. Whether this machine has the device is not checked."""
     kind = device.partition(":")[0]
     # Packages such as `torch_npu` register further types by this entry point, which torch loads on import.
     is_type = kind in ("auto", *DEVICE_TYPES) or entry_points(group="torch.backends")
@@ -315,7 +315,7 @@ def require_ray() -> None:
 
 
 def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as a record keeps them: without those of how, not what, is computed: it can be replayed anywhere."""
+    """Return settings as a record keeps them: without those of this machine, so that it can be replayed anywhere."""
     return {name: value for name, value in settings.items() if name not in ("workers", "latency_again")}
 
 

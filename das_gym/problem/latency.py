@@ -56,7 +56,7 @@ SECONDS = 20.0
 WARM_UP = 2
 
 MAX_RELATIVE_ERROR = 0.1
-"""The `error` from which figures are doubtful."""
+"""Largest `UnitLatencies.error` without a warning that the latencies are doubtful."""
 
 
 class Spread(NamedTuple):
@@ -120,7 +120,7 @@ class UnitLatencies:
         kept: Each unit that is kept, with its parallel adapters.
         skipped: What replaces each unit.
         error: Median difference between forwards under random masks and the sums of their parts, as a share of the model's.
-        measured: What the figures hold for: machine, device, threads, model, number format, batch.
+        measured: Conditions of the measurement: machine, device, threads, model, number format, batch.
     """
 
     full: float
@@ -146,7 +146,7 @@ def unit_latencies(problem: Problem, batch: int = 1, clock: Callable[[], float] 
 
     Its first `batch` examples that score masks are a forward pass; `clock` returns seconds on a CPU. The setting
     `latency_again` ignores what an earlier process measured. A line on standard error shows the age of figures that are not
-    new, and a UserWarning says that figures are doubtful (`MAX_RELATIVE_ERROR`).
+    new, and a UserWarning says if their error is above `MAX_RELATIVE_ERROR`.
     """
     if batch < 1:
         raise ValueError(f"`latency_batch` is out of range: got {batch}, expected at least 1")

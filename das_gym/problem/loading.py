@@ -230,7 +230,7 @@ def reads_tokens(task: type[Task]) -> bool:
 
 
 def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
-    """Return the frozen model of a configuration, on its device; `settings` of the model replace the checkpoint's.
+    """Return the frozen model of a configuration, on its device; `settings`, such as `dropout`, replace the checkpoint's.
 
     Warns of parameters that the checkpoint lacks (adapters excepted), and of those that are not used.
     """
@@ -268,7 +268,7 @@ def accepts_setting(model: str, setting: str) -> bool:
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the device of that name, `auto` = a GPU if there is one; ValueError for one that this machine does not have."""
+    """Return the device with a name, `auto` = a GPU if there is one; ValueError if this machine does not have it."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -59,7 +59,7 @@ def skipped_names(layer_names: Iterable[str], mask: Iterable[Any]) -> list[str]:
 
 
 def flipped(mask: Masks, layers: npt.NDArray[np.intp]) -> Masks:
-    """Return (m, n_layers): a mask with each row of (m, any) layers flipped; a layer that is named twice, once."""
+    """Return (m, n_layers) bool masks: `mask` with the layers in each row of `layers`, (m, any), flipped once."""
     masks = np.repeat(mask[None], len(layers), axis=0)
     np.put_along_axis(masks, layers, ~mask[layers], axis=1)
     return masks
@@ -188,7 +188,7 @@ class MaskSpace:
 
 
 def front_rows(saved: Floats, losses: Floats) -> npt.NDArray[np.intp]:
-    """Return the rows of (m,) shares saved and losses on the front, from the least saved up; of equal ones the first."""
+    """Return the indices of the masks on the Pareto front of (m,) shares saved and losses, by rising share saved."""
     # From the largest saving down, a mask is on the front if its loss is below that of all before it.
     order = np.lexsort((losses, -saved))
     ordered = np.where(np.isfinite(losses), losses, np.inf)[order]
@@ -197,7 +197,7 @@ def front_rows(saved: Floats, losses: Floats) -> npt.NDArray[np.intp]:
 
 
 def hypervolume(saved: Floats, losses: Floats, reference: tuple[float, float]) -> float:
-    """Return the exact area, share saved times nats, between the front and a reference point of share saved and loss."""
+    """Return the exact area between the Pareto front and a reference point (share saved, loss), in nats."""
     rows = front_rows(saved, losses)
     rows = rows[(saved[rows] > reference[0]) & (losses[rows] < reference[1])]
     widths = np.diff(saved[rows], prepend=reference[0])
@@ -215,7 +215,7 @@ def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
 def dominated_volume(points: Floats, reference: npt.ArrayLike = 0.0) -> float:
     """Return the exact volume between a reference point and (m, dimensions) points, two dimensions or more.
 
-    More is better in each. A point that is not above the reference in all of them, or is NaN in one, covers nothing.
+    More is better in each dimension. A point that is not above the reference in all, or is NaN in one, adds nothing.
     """
     points = points - np.asarray(reference)
     points = points[(points > 0).all(axis=1)]
@@ -228,7 +228,7 @@ def dominated_volume(points: Floats, reference: npt.ArrayLike = 0.0) -> float:
 
 
 def undominated_rows(points: Floats) -> npt.NDArray[np.intp]:
-    """Return the rows of the (m, dimensions) points that no other dominates, of equal ones the first; NaN is lowest."""
+    """Return the indices of (m, dimensions) points that no other dominates, the first of equal ones; NaN is lowest."""
     points = np.where(np.isnan(points), -np.inf, points)
     left = np.lexsort(-points.T[::-1])  # what dominates a point comes before it
     found: list[int] = []

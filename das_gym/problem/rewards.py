@@ -150,7 +150,7 @@ class Objective:
         budget: The constraint on a mask.
         reward: The reward of a feasible mask.
         macs: The MACs of masks.
-        macs_price: What saving all MACs of the full model would be worth, in units of the reward, at least 0.
+        macs_price: Reward for saving all MACs of the full model, at least 0; see `PRICE_FORMULA`.
     """
 
     budget: Budget
@@ -175,8 +175,8 @@ class Objective:
     def rewards(self, masks: np.ndarray, scores: Scores) -> np.ndarray:
         """Return (m,) float64: the rewards of (m, n_layers) masks; never NaN, but the lowest where one cannot be computed.
 
-        A mask off the budget earns less than every feasible one, and the less the further off, so that an agent that starts
-        far away finds its way.
+        A mask outside the budget has a lower reward than every feasible one. The reward falls with the distance, so that an
+        agent that starts far away finds its way.
         """
         violations = self.budget.violations(masks)
         with np.errstate(over="ignore"):

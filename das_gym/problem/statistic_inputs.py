@@ -40,7 +40,7 @@ class Activity:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The effect of skipping each layer on the loss, to first order: (n_layers,) each, nats; see `TAYLOR` and `FISHER`."""
+    """First-order effect of skipping each layer on the loss, nats, (n_layers,) each; see `STATISTICS` for the formulas."""
 
     taylor: np.ndarray
     fisher: np.ndarray

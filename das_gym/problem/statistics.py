@@ -115,8 +115,8 @@ def register_statistic(statistic: Statistic) -> None:
     """Add a layer statistic: environments observe it by name, and new tables hold it.
 
     Raises:
-        TypeError: not a `Statistic`.
-        ValueError: a name that is not allowed or taken, or bounds that are not finite and rising.
+        TypeError: `statistic` is not a `Statistic`.
+        ValueError: The name is not allowed or already registered, or the bounds are not finite numbers with low < high.
 
     Complete example: `examples/own_statistic.py`.
     """
@@ -124,7 +124,7 @@ def register_statistic(statistic: Statistic) -> None:
 
 
 def check_statistics(names: str | Iterable[str]) -> tuple[Statistic, ...]:
-    """Return the statistics of those names, one or more."""
+    """Return the statistics with the given names, one or more; ValueError for unknown ones or none."""
     names = (names,) if isinstance(names, str) else tuple(names)
     if not names:
         raise ValueError(f"`statistics` is empty: expected one or more of {', '.join(STATISTICS)}, or None")
@@ -139,6 +139,6 @@ def masks_needed(names: Iterable[str], n_layers: int) -> int:
 
 
 def compute_statistics(statistics: Sequence[Statistic], inputs: StatisticInputs) -> np.ndarray:
-    """Return (n_layers, n_statistics) float32 within the bounds of each statistic."""
+    """Return the values of statistics, (n_layers, n_statistics) float32, within their bounds."""
     columns = [s.bounded(s.compute(inputs)) for s in statistics]
     return np.stack(columns, axis=1).astype(np.float32)

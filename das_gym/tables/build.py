@@ -115,18 +115,18 @@ def build_table(
     latency_batch: int | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> tuple[SubnetTable, Spending]:
-    """Score every mask, or every one of few skipped layers, on the reward and the test split, batch by batch.
+    """Score every mask, or every mask of at most `max_skipped` layers, on the reward and the test split.
 
     Args:
         problem: Model, task and data.
-        env_id: Its environment.
-        reward_examples: How many examples of the reward split to use, None = all.
-        test_examples: The same of the test split.
+        env_id: Id of the problem's environment.
+        reward_examples: Number of examples of the reward split to use, None = all.
+        test_examples: Number of examples of the test split to use, None = all.
         checkpoint: File to write after every batch, and within one, and to resume from if it exists; the table is the same,
             bit for bit, as one that was not interrupted.
-        on_scores: Called with the number of examples done, first with those of the checkpoint; a share of the masks on some
-            examples counts as that share of these.
-        max_skipped: Masks of more skipped layers are left out; None = none are.
+        on_scores: Called with the number of examples done, first with those of the checkpoint. A batch of which a share of
+            the masks is scored counts as that share.
+        max_skipped: Masks that skip more layers are left out; None = no mask is left out.
         each: Keep the scores of each example (format 2).
         latency_batch: Number of examples per forward pass when measuring the latency of units; None measures none.
         save_seconds: Least time between two checkpoints within a batch. Workers of Ray report whole batches.

@@ -59,7 +59,7 @@ class ExampleScores:
         metrics: (n_examples, n_masks) uint8, indices into `metric_values`.
         metric_values: (n_values,) float32.
         groups: (n_examples,) int16, indices into the table's `meta.groups`.
-        images: (n_examples,) int32: examples on the same first image have the same number, one on no image its own.
+        images: (n_examples,) int32, the number of an example's first image; an example without one has a unique number.
         keys: (n_examples,) text: the data set's own names.
     """
 

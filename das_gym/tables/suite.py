@@ -60,7 +60,7 @@ class SuiteTable:
 
     Attributes:
         file: Name of its file in the folder of the index, or the id of a bundled table, a key of `CHECKPOINT_TABLES`.
-        split: Whose problems it gives.
+        split: Split of the suite that its problems belong to.
         model, task: As in `ProblemConfig`.
         name: Name of the model whose masks it scores.
     """
@@ -94,7 +94,7 @@ class SuiteProblem:
         source: Its table's entry.
         group: The group of examples that score its masks; empty = all.
         budget: The constraint on its masks.
-        table: Their scores, as means over these examples.
+        table: The scores of its masks, as means over these examples.
         rewards: (n_masks,) float64 raw rewards, in the order of the table's rows.
         random_mean: Mean reward of skipping units in a random order until the budget is satisfied.
         optimum: Reward of the best mask.

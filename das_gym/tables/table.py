@@ -45,20 +45,20 @@ MAX_MACS = 2**53
 
 @dataclass(frozen=True)
 class TableMeta:
-    """The origin of a table.
+    """How a table was made.
 
     Attributes:
         env_id: The environment whose masks it scores.
         layer_names: Names of the layers, in mask order.
         metric_name: What `metrics` measures.
-        macs_full: MACs of the model without adapters, an example.
-        reward_examples, test_examples: How many examples of the splits were used.
+        macs_full: MACs of the model without adapters, per example.
+        reward_examples, test_examples: Number of examples of each split.
         statistics: Names of the columns of `statistics`, which were measured on the reward examples.
-        hashes: What must be the same for the table to hold: `model`, `supernet`, `reward_data`, `test_data`.
+        hashes: Hashes of `model`, `supernet`, `reward_data`, `test_data`; if one differs, the scores are not valid.
         versions: Of Python and the libraries that made it.
-        max_skipped: Masks of more skipped layers are not in it; None = every mask is.
-        costs: What masks cost besides MACs, as `das_gym.problem.budget.given_costs` takes it. Latency has `measured`: the
-            machine, threads, type, and examples at a time.
+        max_skipped: Largest number of layers that a mask in it skips; None = every mask is in it.
+        costs: Costs of masks besides MACs, as `das_gym.problem.budget.given_costs` takes them. Latency has `measured`: the
+            machine, threads, number format, and examples per forward pass.
         groups: Names of the groups of examples, as `SubnetTable.examples` numbers them; empty in a table of means.
         settings: `ProblemConfig.score_settings` of the problem.
     """

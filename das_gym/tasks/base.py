@@ -234,7 +234,7 @@ def check_task(task: object, name: str) -> None:
 
 
 def load_head(head: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Load the tensors of a checkpoint's head into a new one, by their names in that, or warn where their shapes differ."""
+    """Load the tensors of a checkpoint's head, by name, into a new head; warn if a name or shape differs."""
     shapes, loaded = ({key: tuple(t.shape) for key, t in some.items()} for some in (head.state_dict(), tensors))
     if shapes == loaded:
         head.load_state_dict(dict(tensors))
@@ -248,7 +248,7 @@ def load_head(head: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None
 
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
-    """Return the labels in a JSON list of two or more different texts, else ValueError; the index is the class."""
+    """Return the labels in a JSON list, in the order of the classes; ValueError unless it has two or more, all different."""
     labels = read_json(path)
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"{path} is not an answer vocabulary: got {labels!r:.60}, expected a list of texts")
@@ -308,7 +308,7 @@ class ClassificationTask(Task):
         return F.cross_entropy(logits, targets["label"], reduction="none")
 
     def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """Return 1 where the largest logit is that of the label, else 0; (batch,)."""
+        """Return (batch,) 1 where the largest logit is that of the label, else 0."""
         return (logits.argmax(-1) == targets["label"]).to(logits)
 
     def chance(self, examples: Sequence[Any]) -> float:

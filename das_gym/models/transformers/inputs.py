@@ -53,14 +53,14 @@ class Encoding(NamedTuple):
 
 @dataclass
 class PromptProcessor:
-    """Makes batches for a model that answers in words, by its own processor and chat template.
+    """Makes batches for a model that answers in words, with its own processor and chat template.
 
     Attributes:
         processor: transformers' processor, or the tokenizer of a text model.
         ends: Ids of the tokens that end an answer; the first is added if the chat template has none.
         max_length: Longest prompt with its answer, in tokens.
         answer_type: The token type of the answer's tokens; None = that of the token before them.
-        ahead: What another process has read already, by prompt, see `requests`.
+        ahead: Encodings that another process has read already, by prompt, see `requests`.
     """
 
     processor: Any

@@ -135,7 +135,7 @@ def pruned_capabilities(vlm: VLM) -> Any:
 
 
 def check_reloads(model: Any) -> None:
-    """Reject a model that its configuration does not describe, so that it would not load again as it is."""
+    """Raise ValueError for a model that its configuration does not describe, since it would be another one when reloaded."""
     difference = reload_difference(model)
     if difference is not None:
         raise ValueError(
@@ -297,7 +297,7 @@ def _drop_layer_types(module: Any) -> None:
 
 
 def reload_difference(model: Any) -> str | None:
-    """Return how a model that is built from this one's configuration differs from it; None = it does not."""
+    """Return how a model built from this one's configuration differs from this one; None if it does not."""
     try:
         config = type(model.config).from_dict(model.config.to_dict())  # as reading it does: some change what they are given
         with without_content():

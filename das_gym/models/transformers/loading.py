@@ -93,7 +93,7 @@ def load_vlm(
     projector: bool = False,
     only_runs: bool = False,
 ) -> VLM:
-    """Load a model of transformers from its folder, and find out how its layers can be skipped.
+    """Load a transformers model from its folder, and find out how its layers can be skipped.
 
     `units`, `vision`, `dtype`, `device_map`, `trust_remote_code` and `tokenizer` are those of
     `das_gym.problem.config.ProblemConfig`. Units that are layers have adapters, until a search without training takes them

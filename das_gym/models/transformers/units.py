@@ -60,13 +60,13 @@ class ModelCapabilities:
     """How the layers of a model can be run one by one.
 
     Attributes:
-        additive_layers: Before which decoder layers the model adds something to the hidden states.
+        additive_layers: Positions of decoder layers before which the model adds something to the hidden states.
         protected: Positions of layers that are never skipped, with the reason.
         caches_images: Whether image features can be kept and given to the model again.
-        shares_prefix: Whether prompts on the same images can share what they begin with (`driver.run_with_prefixes`).
+        shares_prefix: Whether prompts on the same images can share their common prefix (`driver.run_with_prefixes`).
         supports_kv_only_last_layer: Whether the last layer can compute keys and values alone (`driver.run_at_answers`).
         answer_type: The token type of answers; None = that of the token before them.
-        logit_scale: What products with the output embeddings are multiplied by.
+        logit_scale: Factor of the products with the output embeddings.
         logit_softcap: If not None, logits are `logit_softcap * tanh(logits / logit_softcap)`.
         tower: How vision layers can be skipped; None = they are no units.
     """

@@ -44,7 +44,7 @@ class AnswerExample:
         rounds: Earlier questions and answers of the same conversation.
         kind: The data set's own group, such as `count` or `CLOSED`; may be empty.
         question_id: The number of the question on the data set's evaluation server, if any.
-        is_cut: Whether `answer` was generated and goes on after its last token.
+        is_cut: Whether `answer` was generated and cut off, so that no end token follows.
     """
 
     key: str

@@ -175,12 +175,12 @@ class AnsweringTask(TokenTask):
 
 
 def normalize_for_comparison(text: str) -> str:
-    """Return an answer normalized as in VQA; but `A`, which VQA takes for an article and removes, is `a`."""
+    """Return an answer normalized as in VQA, except that `A`, which VQA removes as an article, becomes `a`."""
     return normalize_answer(text) or text.strip(" \t\n.,:;!?()\"'").lower() or text.strip()
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """Return 1.0 where two answers are the same after normalization, else 0.0; an empty one matches nothing."""
+    """Return 1.0 if two answers are the same after normalization, else 0.0; an empty answer matches nothing."""
     given = normalize_for_comparison(answer)
     return float(bool(given) and given == normalize_for_comparison(reference))
 
