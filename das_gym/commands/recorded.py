@@ -488,6 +488,7 @@ class RunFolder(FileStorageObserver):
         self.reopen = reopen
         self.on_started = on_started
         self.lock: FileLock | None = None
+        self.logged: set[str] = set()
         self.keeps_traceback = True
         self.run_entry: dict[str, Any] = {}  # Sacred reports the failure of a run whose folder could not be made here
 
@@ -496,7 +497,6 @@ class RunFolder(FileStorageObserver):
             if self.reopen is None:
                 super()._make_run_dir(_id)
             else:
-                (self.reopen / "metrics.json").unlink(missing_ok=True)  # the run logs them again
                 self.dir = str(self.reopen)
         except OSError as error:
             raise not_writable(self.basedir, error) from None
@@ -542,6 +542,15 @@ class RunFolder(FileStorageObserver):
         """Write the output as Sacred does, also where file names in it are not UTF-8."""
         self.cout = self.cout.encode("utf-8", "replace").decode("utf-8")
         super().save_cout()
+
+    def log_metrics(self, metrics_by_name: dict[str, Any], info: Any) -> None:
+        """Add values to the metrics as Sacred does. What a stopped run logged stays, unless it is logged again."""
+        path = Path(self.dir) / "metrics.json"
+        again = metrics_by_name.keys() - self.logged
+        if self.reopen is not None and again and path.is_file():
+            self.save_json({name: logged for name, logged in read_json(path).items() if name not in again}, path.name)
+        self.logged |= again
+        super().log_metrics(metrics_by_name, info)
 
     def save_json(self, obj: Any, filename: str) -> None:
         """Write a file atomically and as plain JSON: tuples become lists. On a full disk, `run.json` is overwritten."""

@@ -128,6 +128,24 @@ def test_resumed_run_continues_in_its_folder_with_its_settings(command, tmp_path
     assert read_json(tmp_path / "1" / "metrics.json")["step"]["steps"] == [0, 1, 2]
 
 
+def test_resumed_run_keeps_metrics_that_it_does_not_log_again(tmp_path):
+    def train_next(settings: Settings, run: Run) -> None:
+        """Log one of two trainings, as a comparison does, which does not repeat the first one after a resume."""
+        done = run_folder(run) / "first"
+        run.log_scalar("second" if done.exists() else "first", 1.0, 5)
+        run.log_scalar("both", 2.0 if done.exists() else 1.0, 5)
+        if not done.exists():
+            done.touch()
+            raise KeyboardInterrupt
+
+    command = RecordedCommand("agents trial", Settings, train_next)
+    with pytest.raises(KeyboardInterrupt):
+        command.run({"runs_dir": str(tmp_path)})
+    resume(command, tmp_path / "1")
+    metrics = read_json(tmp_path / "1" / "metrics.json")
+    assert {name: logged["values"] for name, logged in metrics.items()} == {"first": [1.0], "second": [1.0], "both": [2.0]}
+
+
 def test_resumed_run_rejects_other_settings_and_commands(command, stopped):
     before = (stopped / "run.json").read_bytes()
     with pytest.raises(RunError, match="run 1 was started with number=1 and cannot be resumed with number=3"):
