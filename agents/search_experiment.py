@@ -119,7 +119,7 @@ def search_in_run(
 
     With `resumed`, a search that was stopped continues from its checkpoint in the folder. `problem` is the loaded problem of
     its environment; None loads it. `prefix` is that of the names of the logged series. `ended` is the result of a search
-    that ended before its run was stopped: its turns are logged again, since Sacred keeps no log from before a resume.
+    that ended before its run was stopped: its turns are logged again, since a kill loses the last ones.
     """
     # Here already, since the log needs the budget of masks; `search` finds the costs given.
     config = with_costs(config, folder if resumed else None, problem)
@@ -140,8 +140,7 @@ def search_in_run(
     print("\n  ".join([f"{config.agent}, seed {config.seed}:", *lines]))
     if folder is not None:
         draw_search(folder, result, facts)
-        for name in (FIGURE, RECORD):
-            run.add_artifact(folder / name)
+        _add_artifacts(run, folder, FIGURE, RECORD)
         print(f"record: {folder / RECORD}")
     return result
 
@@ -237,8 +236,18 @@ def _search_with_sb3(
             "the budget; action=sequence and action=scores always keep it"
         )
     if folder is not None:
-        run.add_artifact(folder / MODEL_FILE)
+        _add_artifacts(run, folder, MODEL_FILE)
     return trained.result
+
+
+def _add_artifacts(run: Run, folder: Path, *names: str) -> None:
+    """Add files of a search as artifacts, by their paths in the run's folder: Sacred would copy them there by their names.
+
+    Of a comparison, the record of one of its searches would look like that of the run.
+    """
+    of_run = run_folder(run) or folder
+    for name in names:
+        run.add_artifact(folder / name, (folder / name).relative_to(of_run).as_posix())
 
 
 class _Log:

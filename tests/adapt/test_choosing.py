@@ -12,7 +12,8 @@ from das_gym.agents.run_commands import search as search_command
 from das_gym.agents.searching.scorer import open_scorer
 from das_gym.agents.settings import SearchConfig
 
-from das_gym.commands.recorded import RunError
+from das_gym.commands.recorded import RecordedCommand, Run, RunError, required_folder
+from das_gym.commands.runs import RunSettings
 from das_gym.files import ASSETS, read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.registration import DEFAULT_ENV
@@ -36,7 +37,12 @@ def test_other_settings_of_the_search_are_not_ignored(other):
 
 def test_a_search_that_ended_before_its_run_was_killed_is_drawn_logged_and_printed_again(tmp_path, capsys):
     logged: list[list[Any]] = [[], []]
-    runs = [SimpleNamespace(log_scalar=lambda *args, to=to: to.append(args), add_artifact=to.append) for to in logged]
+    runs = [
+        SimpleNamespace(
+            observers=[], log_scalar=lambda *args, to=to: to.append(args), add_artifact=lambda *args, to=to: to.append(args)
+        )
+        for to in logged
+    ]
     config = SearchConfig("DAS-METER-VQA-Tabular-v0", skip_num=4, agent="random", evaluations=7)
     result = search_first(config, runs[0], tmp_path, False, None)
     printed = capsys.readouterr().out
@@ -46,6 +52,19 @@ def test_a_search_that_ended_before_its_run_was_killed_is_drawn_logged_and_print
     assert logged[1] == logged[0]
     assert len(logged[0]) == 3 * 4 + 2
     assert capsys.readouterr().out == printed
+
+
+def test_searches_of_a_comparison_keep_their_files_in_their_folders(tmp_path):
+    def search_twice(settings: RunSettings, run: Run) -> None:
+        for name in ("search_1", "search_2"):
+            config = SearchConfig("DAS-METER-VQA-Tabular-v0", skip_num=int(name[-1]), agent="random", evaluations=3)
+            search_first(config, run, required_folder(run) / name, False, None)
+
+    RecordedCommand("agents trial", RunSettings, search_twice).run({"runs_dir": str(tmp_path)})
+    files = [f"{folder}/{name}" for folder in ("search_1", "search_2") for name in ("search.png", "search.json")]
+    assert read_json(tmp_path / "1" / "run.json")["artifacts"] == files
+    assert not list((tmp_path / "1").glob("search.*"))  # as if the run were one search
+    assert read_json(tmp_path / "1" / "search_1" / "search.json")["n_skipped"] == 1
 
 
 def test_an_unknown_setting_of_a_search_on_a_loaded_problem():
