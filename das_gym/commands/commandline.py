@@ -242,7 +242,10 @@ def format_settings(
     words = []
     for name, value in flat.items():
         if name not in known or known[name] != value:
-            words.append(shlex.quote(f"{name if cls is None else shortest_name(cls, name)}={value}"))
+            text = str(value)
+            if not isinstance(value, str) and '"' not in text:
+                text = text.replace("'", '"')  # a shell's quotes go around it
+            words.append(shlex.quote(f"{name if cls is None else shortest_name(cls, name)}={text}"))
     return words
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -96,6 +97,16 @@ def test_read_settings_returns_dotted_names():
     assert read_settings(words) == ({"a.b": 1, "a.c": "x", "a.d": 2, "e": [1, 2], "f": 1e-3}, ["paper"])
     values = {"a": {"b": 1, "c": "x y"}, "e": [1, 2], "f": {}}
     assert format_settings(values, {"a": {"b": 1}, "f": {}}) == ["'a.c=x y'", "'e=[1, 2]'"]
+
+
+def test_settings_are_quoted_readably():
+    assert format_settings({"methods": ["head", "das"], "name": "it's"}) == [
+        '\'methods=["head", "das"]\'',
+        "'name=it'\"'\"'s'",
+    ]
+    values = {"quotes": ["it's", 'a "b"'], "texts": ["a b", "c"], "settings": {"x": {"y": ["z"]}}}
+    words = [word for quoted in format_settings(values) for word in shlex.split(quoted)]
+    assert read_settings(words)[0] == {"quotes": values["quotes"], "texts": values["texts"], "settings.x.y": ["z"]}
 
 
 def test_format_command(monkeypatch):
