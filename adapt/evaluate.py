@@ -192,6 +192,9 @@ def evaluation_main(settings: EvaluateSettings) -> None:
     subnet, examples, data_root = load(settings)
     if not subnet.task.is_labelled(examples):
         raise ValueError(f"split={settings.split} has no answers to compare with: use `adapt predict`")
+    if settings.metric is not None and not subnet.task.generates:
+        reason = f"scores answers in words, which {subnet.task.name} does not have"
+        raise ValueError(f"`metric` {reason}: got {settings.metric}. Leave it out.")
     found = evaluate(subnet, examples, "evaluating", rank_images=settings.rank_images)
     if settings.metric is not None:
         found.predictions[:] = _generated_scores(settings, subnet, examples)
@@ -206,8 +209,6 @@ def _generated_scores(settings: EvaluateSettings, subnet: AdaptedModel, examples
     task = subnet.task
     metric = settings.metric
     assert metric is not None
-    if not task.generates:
-        raise ValueError(f"`metric` scores answers in words, which {task.name} does not have: got {metric}. Leave it out.")
     texts = generate_texts(subnet, task.pairs(task.open_ended(examples)), "answering", settings.max_new_tokens)
     scores = score_texts(metric, examples, texts)
     return [

@@ -13,6 +13,7 @@ from das_gym.data.splits import Splits
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_splits
+from das_gym.registration import register_metric
 
 MASK = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1], dtype=bool)
 
@@ -80,6 +81,14 @@ def test_evaluate_names_a_damaged_record_of_shrink(tmp_path, content):
 def test_an_unwritable_out_is_named_before_the_model_is_loaded(folder, settings, others):
     with pytest.raises(ValueError, match="`out` is not writable: got /proc/x"):
         settings(run=str(folder), out="/proc/x", **others)
+
+
+@pytest.mark.usefixtures("own_metrics")
+def test_evaluate_rejects_a_metric_of_answers_in_words_before_it_scores(folder, monkeypatch):
+    register_metric("mine", lambda example, text: 1.0)
+    monkeypatch.setattr("das_gym.adapt.evaluate.evaluate", lambda *_, **__: pytest.fail("it evaluated"))
+    with pytest.raises(ValueError, match="`metric` scores answers in words, which vqa does not have: got mine"):
+        evaluation_main(EvaluateSettings(run=str(folder), metric="mine", limit=2))
 
 
 def test_evaluate_prints_a_ceiling_only_where_answers_are_missing(folder, config, tmp_path, capsys):
