@@ -415,6 +415,11 @@ class VLP(nn.Module, ABC):
         self.pruned_mask = array
         self._pruned = tuple(array.tolist())
 
+    def put_back(self) -> None:
+        """Insert what `prune` removed, without its weights, so that its cost can be counted."""
+        for index in range(len(self.layers)):
+            self.skippable_layer(index).put_back()
+
     def remove_adapters(self) -> None:
         """Remove all adapters: kept layers are as in the checkpoint, and skipped ones have no replacement."""
         without_adapters(self)

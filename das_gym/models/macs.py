@@ -104,8 +104,7 @@ class MacCounter:
 
     def __init__(self, vlp: VLP, adapters: bool = True) -> None:
         self.twin = meta_twin(vlp)
-        for index in range(len(vlp.layers)):
-            self.twin.skippable_layer(index).put_back()
+        self.twin.put_back()
         if not adapters:
             without_adapters(self.twin)
         self.twin.eval()

@@ -212,6 +212,13 @@ class UnitModel(VLP):
                 parts.clear()  # the object stays: transformers has hooks on it that record its outputs
             layer.forward = skip_forward(layer)
 
+    def put_back(self) -> None:
+        """See the base class. A layer is run from its place in the model, where `prune` left one without weights."""
+        super().put_back()
+        for index in np.flatnonzero(self.check_mask(None)).tolist():
+            layer: Any = self.skippable_layer(index).layer
+            self.stack_of(index).layers[self.places[index]] = layer
+
     def skipped_kinds(self, mask: Sequence[bool] | np.ndarray, stream: str) -> dict[int, str]:
         """Return what a mask skips of each layer that it changes, `layer`, `attention` or `mlp`, by position."""
         found: dict[int, str] = {}

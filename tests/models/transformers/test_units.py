@@ -1,5 +1,6 @@
 """DAS's adapters in models of transformers: their formulas, what trains, and what is left after pruning."""
 
+import dataclasses
 from typing import Any
 
 import accelerate
@@ -14,6 +15,7 @@ from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_das_adapters import SkippedLayer
 from das_gym.models.transformers.units import default_widths
+from das_gym.problem.costs import Costs, count_costs
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 
@@ -105,6 +107,18 @@ def test_prune_keeps_skip_adapters(model):
     with torch.no_grad():
         pruned, masked = (vlm.make_forward(model.processor, model.prompts())(each) for each in (None, mask))
     torch.testing.assert_close(pruned, masked)
+
+
+def test_pruning_does_not_change_costs(model):
+    def costs() -> Costs:
+        return count_costs(model.vlm, model.vlm.cost_example(model.processor, model.prompts(), MacCounter(model.vlm)))
+
+    before = costs()
+    model.vlm.prune([False, True, False, True])
+    after = costs()
+    assert after.macs_full == before.macs_full
+    for field in dataclasses.fields(before):
+        assert str(getattr(after, field.name)) == str(getattr(before, field.name)), field.name
 
 
 @pytest.mark.parametrize("settings", [{"bottleneck": 0}, {"skip_bottleneck": -1}, {"dropout": 0.1}])
