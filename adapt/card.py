@@ -12,7 +12,7 @@ TRUST_ARGUMENT = ", trust_remote_code=True"
 
 
 def model_card(front: str, title: str, about: Sequence[str], example: str, results: Table | None, checked: str) -> str:
-    """Return the text of a card: after the lines for hubs, `about` describes how the folder was made, `example` loads it."""
+    """Return the Markdown text of a card. `front` are its first lines, of `front_matter`, and `about` its paragraphs."""
     versions = ", ".join(f"{library} {version}" for library, version in library_versions().items())
     return "\n\n".join(
         [

@@ -132,7 +132,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
         print_estimate(chain(searching, phases(context, variants, rates, seeds)))
         return None
     count = len(variants) * len(seeds) + (len(rates) - 1) * sum(each.rate_of is None for each in variants)
-    print(f"{context.about}\n{format_count(count, 'training')}; reduce train.steps, seeds or methods for fewer")
+    print(f"{context.description}\n{format_count(count, 'training')}; reduce train.steps, seeds or methods for fewer")
     metric = context.metric_name.replace("_", " ")
     recorded = recorded_settings(dataclasses.asdict(problem))
     about = {"problem": recorded, "model_settings": {}, "metric": context.metric_name}

@@ -216,7 +216,7 @@ def resolve_defaults(config: Config, model: AdaptedModel) -> tuple[Config, str]:
 
 
 def check_training(backbone: Backbone, task: Task, hardware: Hardware, itm_weight: float) -> None:
-    """Check settings before a search or training starts."""
+    """Raise ValueError before a search or training if the model, the task or the device does not support the settings."""
     if backbone.vlp.untrainable:
         raise ValueError(f"This model cannot be trained: {backbone.vlp.untrainable} Search it without training.")
     if itm_weight:

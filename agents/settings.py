@@ -297,7 +297,7 @@ class CompareSettings(EnvironmentSettings, BudgetSettings, group="Comparison"):
             check_agent_name(name)
         for name in self.agent_kwargs.keys() - set(self.agents):
             raise ValueError(
-                f"agent_kwargs.{name} is given, but {name!r} is not compared; agents are {', '.join(self.agents)}"
+                f"agent_kwargs.{name} is given, but {name!r} is not in `agents`: got {', '.join(self.agents)}. Leave it out."
             )
         check_distinct("agents", self.agents)
         for name in self.agents:

@@ -76,7 +76,7 @@ def best_trials(trials: Iterable[Trial]) -> list[Trial]:
 def kept_trial(folder: Path, record: Any, method: str | None) -> Trial:
     """Return the training of a comparison whose model is kept, of a variant such as `lora`, `das_4` or `random_4`."""
     if not isinstance(record, dict) or not {"trials", "metric"} <= record.keys():
-        raise ValueError(f"{folder} is not a run of `{format_command('adapt compare')}`.")
+        raise ValueError(f"{folder} is not a run of `{format_command('adapt compare')}`. Give another run.")
     trials = best_trials(trials_in(record, folder / COMPARISON, Trial))
     kept = {trial.variant: trial for trial in trials if kept_file(folder, trial.variant).is_file()}
     if method is None:

@@ -91,7 +91,7 @@ class ComparisonContext:
         self.plain = baseline_model(self.base)
         self.task = self.base.task
         vlp = self.base.backbone.vlp
-        self.recipe, self.about = resolve_defaults(recipe, self.base)
+        self.recipe, self.description = resolve_defaults(recipe, self.base)
         self.encoder_cache = EncoderCache(vlp, self.task.processor, int(recipe.encoder_cache_gib * 2**30))
         self.n_layers = len(vlp.layers)
         self.metric_name = self.task.metric_name

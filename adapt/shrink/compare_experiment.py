@@ -97,7 +97,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     if not measured:
         failures = "; ".join(trial.failure for trial in done[1:])
         raise ValueError(f"no method found a mask that can be removed: {failures}. Give a smaller budget.")
-    comparison.finish(run, comparison_table(_title(settings, len(trials.test)), done))
+    comparison.finish(run, comparison_table(_title(settings, len(trials.test_examples)), done))
     losses = [trial.before.loss for trial in measured if trial.before is not None]
     for trial, loss in zip(measured, losses, strict=True):
         run.log_scalar(f"{trial.variant}.loss", loss)
@@ -124,7 +124,7 @@ class MethodTrials:
         self.comparison = comparison
         self.folder = required_folder(run)
         self.full = as_vlm(problem)
-        self.test = shuffled(problem.task, problem.splits.test, settings.test_examples)
+        self.test_examples = shuffled(problem.task, problem.splits.test, settings.test_examples)
         self._teachers: dict[int, Teacher | None] = {}
 
     def run_trial(self, variant: str, seed: int) -> MethodTrial:
@@ -135,7 +135,7 @@ class MethodTrials:
             task = self.problem.task
             count = self.settings.search.reward_examples or task.reward_examples
             self.problem.evaluator.losses(nothing[None], shuffled(task, self.problem.splits.reward, count))
-            quality = score_model(self.full, self.problem.task, self.test, FULL_MODEL, self.settings.metric).quality
+            quality = score_model(self.full, self.problem.task, self.test_examples, FULL_MODEL, self.settings.metric).quality
             return MethodTrial(variant, seed, tuple(nothing.astype(int).tolist()), before=quality)
         place = self.folder / f"{variant}_{seed}"
         is_new = not place.is_dir()
@@ -175,7 +175,7 @@ class MethodTrials:
             drawn=draw_mask(full, mask),
             macs_saved=float(problem.costs.macs_saved(mask)),
             kv_saved=1 - cached / max(cached_of_full, 1),
-            before=score_once(file, smaller, problem.task, self.test, trial.variant, settings.metric).quality,
+            before=score_once(file, smaller, problem.task, self.test_examples, trial.variant, settings.metric).quality,
         )
         if config.recover == "none":
             return trial
@@ -189,7 +189,7 @@ class MethodTrials:
         trained = recover(smaller, problem, config, checkpoint, teacher)
         with temporarily_merged(smaller, full, config, trained, self.folder):
             title = f"{trial.variant}, recovered"
-            after = score_model(smaller, problem.task, self.test, title, settings.metric).quality
+            after = score_model(smaller, problem.task, self.test_examples, title, settings.metric).quality
         checkpoint.unlink(missing_ok=True)
         return replace(trial, after=after, recovery_seconds=time.perf_counter() - started)
 

@@ -108,7 +108,7 @@ class Blocks:
 
 
 def distance(rows: Sequence[Sequence[float | None]], layer: int, length: int) -> float | None:
-    """Return the distance of the block of `length` layers that starts at `layer`; None if it does not exist."""
+    """Return the entry of `Blocks.angular` or `cosine` for `length` layers from `layer` on; None if there is none."""
     row = rows[layer]
     return row[length - 1] if length <= len(row) else None
 

@@ -50,7 +50,7 @@ def test_a_stopped_comparison_repeats_no_trial(made_up_table, tmp_path, monkeypa
     [
         ({"seeds": 0}, "`seeds` is out of range"),
         ({"live": True}, "'table'"),
-        ({"agent_kwargs": {"bayse": {}}}, "agent_kwargs.bayse is given, but 'bayse' is not compared"),
+        ({"agent_kwargs": {"bayse": {}}}, "agent_kwargs.bayse is given, but 'bayse' is not in `agents`"),
         ({"agents": ["bayes", "random", "bayes"]}, "`agents` has duplicates"),
         ({"macs_saved": 0.9}, "`macs_saved` is out of reach"),
         ({"agents": ["ppo"], "agent_kwargs": {"ppo": {"gama": 1}}}, "did you mean 'gamma'"),
