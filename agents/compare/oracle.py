@@ -155,15 +155,12 @@ class LiveOracle(Oracle):
 
 
 def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs: Mapping[str, Any] | None = None) -> Oracle:
-    """Make the oracle of an environment: of its table, of a problem of the suite, or of its model.
+    """Make the oracle of a das_gym environment, which reads its table or suite, or runs its model; ValueError for others.
 
     Args:
         env_id: Id of the environment.
         budget: `skip_num`, or a share to save such as `macs_saved`. A problem of a suite has its own.
         env_kwargs: Other settings of the environment. For `DAS-Suite-v0` also `problem`, a number or name, and `split`.
-
-    Raises:
-        ValueError: A setting is not allowed, or the environment is not one of das_gym.
 
     Example:
         >>> from das_gym.agents import make_oracle

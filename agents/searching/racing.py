@@ -69,8 +69,7 @@ class Race:
         scorer: Scores masks on single examples; its `racing_examples` is not None.
         space: The masks within the budget.
         stages: Rising shares of the examples, below 1.
-        z: Standard errors by which a dropped mask is worse, see the module.
-        least: Fewest examples of a stage.
+        z, least: See `STANDARD_ERRORS` and `MIN_EXAMPLES`.
     """
 
     def __init__(

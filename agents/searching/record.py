@@ -143,8 +143,7 @@ class SearchResult:
             than MACs, `costs` holds the measured costs, so that the same masks satisfy it on any machine.
         mask: The answer, 0/1 per layer: the better of the agent's answer and the best mask that it asked for.
         loss, metric, reward: Scores of `mask`: in nats, 0..1, and in the reward's unit; None if not finite.
-        macs, macs_full: MACs per example under `mask`, and of the full model.
-        macs_saved: Share of MACs that `mask` saves, 0..1, relative to the model without adapters.
+        macs, macs_full, macs_saved: MACs per example under `mask`, of the model without adapters, and the share saved.
         evaluations: Masks that were scored, `statistic_masks` and `answer_masks` among them. Masks scored on a fraction of
             the examples count as that fraction, and the sum is rounded up.
         statistic_masks: Masks that the model scored for layer statistics that the agent read (`leave_one_out`).

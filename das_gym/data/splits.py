@@ -50,9 +50,7 @@ class Splits(Generic[Example]):
     they are, with a warning.
 
     Attributes:
-        train: Examples to train on.
-        reward: Examples to score masks on.
-        test: Examples for the scores that are reported.
+        train, reward, test: Examples to train on, to score masks on, and for the scores that are reported.
         left_out: Lines about the bad entries that `on_bad_example="skip"` skipped.
     """
 

@@ -82,10 +82,9 @@ class TableMeta:
 class SubnetTable:
     """Scores of every mask, or of every mask of at most `most_skipped` layers, on the reward and the test split.
 
-    Methods share some arguments. `by` is `loss` (nats), `divergence` (nats), the name of a reward (`metric`, `exp_neg_loss`,
-    ...) or an `Objective`, and `split` is `reward` or `test`. As a budget, they take `skip_num` (exact number of skipped
-    layers) or `macs_saved` (least share of MACs saved); without one, the objective's budget applies, or none. A name that is
-    unknown or not in the table is a ValueError.
+    Methods share some arguments. `by` is `loss` or `divergence` (nats), the name of a reward or an `Objective`; `split` is
+    `reward` or `test`. A budget is `skip_num` (exact number of skipped layers) or `macs_saved` (least share of MACs saved);
+    without one, the objective's applies, or none. A name that the table does not have is a ValueError.
 
     Attributes:
         meta: The environment, layers, examples and versions that it was made with.
