@@ -38,12 +38,13 @@ def tables() -> list[Table]:
     rewards = [(reward.name, reward.formula, reward.range) for reward in REWARDS.values()]
     statistics = [(known.name, known.formula, f"{known.low:g}..{known.high:g}") for known in STATISTICS.values()]
     with_agent = format_command("agents", "<name>", "agent_kwargs.<setting>=...")
+    price = f"With env_kwargs.macs_price=...: {PRICE_FORMULA}."
     contents = [
         (f"environments: {format_command('agents', '<short>')}", ("id", "short", "its table"), environments, notes),
         (f"agents: {with_agent}", ("name", "settings", "what it is"), agents, ()),
         (f"algorithms of SB3: {with_agent}", ("name", "class", "action spaces"), algorithms, ()),
-        ("rewards: reward=<name>", ("name", "formula", "range"), rewards, (f"With macs_price=...: {PRICE_FORMULA}.",)),
-        ("layer statistics: env_kwargs.statistics='[<name>, ...]'", ("name", "formula", "range"), statistics, ()),
+        ("rewards: reward=<name>", ("name", "formula", "range"), rewards, (price,)),
+        ("layer statistics: env_kwargs.statistics='[\"<name>\", ...]'", ("name", "formula", "range"), statistics, ()),
     ]
     return [Table(columns, tuple(rows), title, notes, (0, 1, 2)) for title, columns, rows, notes in contents]
 

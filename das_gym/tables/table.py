@@ -237,7 +237,8 @@ class SubnetTable:
         """Return a layer statistic, (n_layers,) float32, that the table holds or that follows from its losses."""
         if name in self.meta.statistics:
             return self.statistics[:, self.meta.statistics.index(name)]
-        check_names([name], (*self.meta.statistics, *statistics_of_removals()), "statistic of this table")
+        known = dict.fromkeys((*self.meta.statistics, *statistics_of_removals()))
+        check_names([name], known, "statistic of this table")
         statistic = STATISTICS[name]
         assert statistic.of_removals is not None
         return statistic.bounded(statistic.of_removals(self.removal_losses)).astype(np.float32)

@@ -1,3 +1,6 @@
+import ast
+import re
+
 from das_gym.agents.ask_tell.base import AGENTS
 from das_gym.agents.commands import PROGRAM
 from das_gym.agents.listing import tables
@@ -14,6 +17,15 @@ def test_list_prints_all_names(capsys):
     assert PROGRAM.run(["list"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in (*names, "meter_vqa", "DAS-METER-VQA-MO-v0"))
+
+
+def test_list_says_what_a_command_takes():
+    """Settings of rewards and statistics with their group, and lists with quotes."""
+    told = "\n".join(line for table in tables() for line in (table.title, *table.notes))
+    named = set(re.findall(r"(\S+)=", told))
+    assert named == {"reward", "env_kwargs.macs_price", "env_kwargs.statistics", "agent_kwargs.<setting>"}
+    words = [word.replace(", ...", "") for word in re.findall(r"env_kwargs\.statistics='(.*)'", told)]
+    assert [ast.literal_eval(word) for word in words] == [["<name>"]]
 
 
 def test_list_names_registered_tables_of_bundled_data_alone():
