@@ -321,7 +321,7 @@ def conclusion(rows: Mapping[str, TunedModelResult]) -> str:
         if subnet.speedup.is_measurable:
             what += f" and runs {numbers} times as fast as the baseline"
         else:
-            what += f" and is not measurably faster than the baseline ({numbers} times as fast)"
+            what += f" and is not measurably faster than the baseline: {numbers} times as fast"
     what += f"; it scores {100 * evaluation.metric:.1f} % {evaluation.metric_name.replace('_', ' ')} on test"
     reference = next((rows[name] for name in (FULL_MODEL, BASELINE) if name in rows and rows[name].evaluation), None)
     if reference is not None and reference.evaluation is not None:
