@@ -66,7 +66,7 @@ def test_summary_matches_the_table(small_table, capsys):
     ("update", "text"),
     [
         ({"reward_examples": 0}, "reward_examples"),
-        ({"problem": {"precision": "bfloat16"}}, "`precision`: got 'bfloat16'"),
+        ({"problem": {"precision": "bfloat16"}}, "`precision` is not supported for tables: got bfloat16"),
         ({"out": "."}, "`out` is a folder"),
         ({"out": "/proc/x"}, "`out` is not writable"),
         ({"max_skipped": 7}, "max_skipped"),
