@@ -41,7 +41,7 @@ def test_fine_tuned_checkpoint_brings_its_head_and_leaves_skipped_layers_out(met
     theirs = load_checkpoint(fine_tuned).heads["vqa_classifier"]
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in meter.head.state_dict().items())
     vlp, examples = meter.vlp, meter.splits.reward[:6]
-    state = vlp.embed(meter.evaluator.encoder(meter.task.pairs(examples)))
+    state = vlp.embed(meter.evaluator.encoder_cache(meter.task.pairs(examples)))
     with torch.no_grad():
         assert torch.equal(vlp.run_layer(0, state, skipped=True), state.hidden["text"])
     assert meter.costs.parallel_macs.sum() == meter.costs.skip_macs.sum() == 0
