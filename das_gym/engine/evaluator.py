@@ -240,9 +240,9 @@ class Evaluator:
             array = array.reshape(0, len(self.vlp.layers))
         if array.ndim != 2 or array.shape[1] != len(self.vlp.layers):
             raise ValueError(f"invalid masks: got shape {array.shape}, expected (number of masks, {len(self.vlp.layers)})")
-        known = np.isin(array, (0, 1))
-        if not known.all():
-            raise ValueError(f"invalid masks: got the value {array[~known][0]}, expected 0 (keep) or 1 (skip)")
+        if array.dtype != bool and not np.isin(array, (0, 1)).all():
+            wrong = array[~np.isin(array, (0, 1))][0]
+            raise ValueError(f"invalid masks: got the value {wrong}, expected 0 (keep) or 1 (skip)")
         if not len(examples):
             raise ValueError("got no examples to score masks on, expected at least one")
         return array.astype(bool)
