@@ -26,6 +26,9 @@ from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS, TASKS, env_e
 COST_SETTINGS = {word: setting for setting, word in SAVED.items()}
 """The setting that asks for a share of each cost."""
 
+FRONT_REWARD = {"reward": "neg_loss", "macs_price": 0.0}
+"""Arguments of the environment whose front of loss and cost is searched."""
+
 COMPARED_AGENTS = tuple(name for name in AGENTS if name != "exhaustive")
 """The agents that are compared by default: all of ours but the one that scores every mask."""
 
@@ -216,7 +219,7 @@ class ParetoSettings(EnvironmentSettings, group="Search"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in {"reward_batches": "fixed", "reward": "neg_loss", "macs_price": 0.0}.items():
+        for name, value in {"reward_batches": "fixed", **FRONT_REWARD}.items():
             given = self.env_kwargs.get(name, value)
             if given != value:
                 raise ValueError(f"`{name}` is not supported for a front: got {given!r}. Leave it out.")
@@ -233,7 +236,7 @@ class ParetoSettings(EnvironmentSettings, group="Search"):
             seed=self.seed,
             masks_per_turn=self.masks_per_turn,
             reward_examples=self.reward_examples,
-            env_kwargs={"reward": "neg_loss", "macs_price": 0.0, **self.env_kwargs},
+            env_kwargs={**self.env_kwargs, **FRONT_REWARD},
             **budget,
         )
 
