@@ -193,8 +193,9 @@ def evaluation_main(settings: EvaluateSettings) -> None:
     if not subnet.task.is_labelled(examples):
         raise ValueError(f"split={settings.split} has no answers to compare with: use `adapt predict`")
     if settings.metric is not None and not subnet.task.generates:
-        reason = f"scores answers in words, which {subnet.task.name} does not have"
-        raise ValueError(f"`metric` {reason}: got {settings.metric}. Leave it out.")
+        raise ValueError(
+            f"`metric` scores answers in words, which {subnet.task.name} does not have: got {settings.metric}. Leave it out."
+        )
     found = evaluate(subnet, examples, "evaluating", rank_images=settings.rank_images)
     if settings.metric is not None:
         found.predictions[:] = _generated_scores(settings, subnet, examples)

@@ -136,7 +136,7 @@ class EvaluateSettings(SubnetSettings):
             check_names([self.split], TASKS[task].parts, f"split of {task}")
 
     def data_setting(self, name: str) -> Any:
-        """Return `data_root`, `columns` or `context` as given; if `data_root` is not given, else as in the run's record."""
+        """Return `data_root`, `columns` or `context`: as given, or the run's own if neither it nor `data_root` is given."""
         given = getattr(self, name)
         return self.finished.problem(self.task).get(name) if given is None and self.data_root is None else given
 

@@ -70,7 +70,7 @@ RATE_HIDDEN_SIZE = 80
 (`python -m benchmarks.recovery`). Rates fall with the root of the width, which leads to what is usual for billions of
 parameters: Shortened LLaMA and Minitron take 1e-4 at 4,096."""
 
-SEARCHES = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
+COMPARED = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
 """Agents that are compared by default: `bayes`, random search, rules and searches of papers, see `docs/comparison.md`."""
 
 
@@ -266,7 +266,7 @@ class CompareSettings(AnsweringSettings, group="Comparison"):
         search: Further settings of the searches, as in `reward_examples=100`. `python -m agents --help` lists them.
     """
 
-    methods: tuple[str, ...] = choice(SEARCHES, AGENTS, others=True)
+    methods: tuple[str, ...] = choice(COMPARED, AGENTS, others=True)
     evaluations: PositiveInt = 120
     seeds: PositiveInt = 1
     search: SearchConfig = nested(

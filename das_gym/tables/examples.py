@@ -16,7 +16,7 @@ from das_gym.engine.scores import Scores
 
 MAX_FLOAT64 = float(np.finfo(np.float64).max)
 
-MAX_LOSS = float(np.finfo(np.float16).max)
+MAX_FLOAT16 = float(np.finfo(np.float16).max)
 """Larger losses count as this many nats; infinite ones stay infinite."""
 
 MAX_METRIC_VALUES = 256
@@ -82,7 +82,7 @@ class ExampleScores:
         """Add (n_masks, m) scores of examples from `first` on; return the result. ValueError for too many metric values."""
         where = slice(first, first + scores.losses.shape[1])
         losses = np.nan_to_num(scores.losses.T, nan=np.inf, posinf=np.inf)
-        self.losses[where] = np.where(np.isinf(losses), np.inf, np.clip(losses, 0.0, MAX_LOSS))
+        self.losses[where] = np.where(np.isinf(losses), np.inf, np.clip(losses, 0.0, MAX_FLOAT16))
         found = scores.metrics.T.astype(np.float32)
         values = np.unique(np.concatenate((self.metric_values, found.ravel())))
         if len(values) > MAX_METRIC_VALUES:
