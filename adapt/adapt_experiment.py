@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.choosing import Choice, choose, scored_problem, search_choice, search_first
-from das_gym.adapt.finetune import Start, finetune, load_reference, load_start, without_layers
+from das_gym.adapt.finetuning import Start, finetune, load_reference, load_start, without_layers
 from das_gym.adapt.finished_runs import RECORD
 from das_gym.adapt.report import (
     BASELINE,

@@ -31,13 +31,13 @@ from das_gym.adapt.compare.record import (
     mean_test,
 )
 from das_gym.adapt.compare.trials import ComparisonContext, comparison_cells, method_variants, phases
-from das_gym.adapt.finetune import copy_model, with_new_head
+from das_gym.adapt.finetuning import copy_model, with_new_head
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.phases import search_first_phases
 from das_gym.adapt.settings import CompareSettings
 from das_gym.adapt.step_loss import check_training
-from das_gym.agents.compare.runner import Comparison
+from das_gym.agents.comparing.runner import Comparison
 from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.commandline import format_command

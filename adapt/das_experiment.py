@@ -17,9 +17,9 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from das_gym.adapt.das import JointTurn, Training, finetune_subnet, joint_search, new_model, phases
-from das_gym.adapt.finetune import copy_model
+from das_gym.adapt.finetuning import copy_model
 from das_gym.adapt.finished_runs import JOINT_RECORD
+from das_gym.adapt.joint_search import JointTurn, Training, finetune_subnet, joint_search, new_model, phases
 from das_gym.adapt.phases import evaluation_phases
 from das_gym.adapt.report import (
     BASELINE,

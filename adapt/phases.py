@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.choosing import Choice, scored_problem
 from das_gym.adapt.evaluate import BATCH_PAIRS, evaluate
-from das_gym.adapt.finetune import Start, find_reference, without_layers
+from das_gym.adapt.finetuning import Start, find_reference, without_layers
 from das_gym.adapt.report import BASELINE, FULL_MODEL, example_forward, limit_test
 from das_gym.adapt.settings import AdaptSettings
 from das_gym.adapt.step_loss import StepLoss, make_loss_and_trainer, resolve_defaults, training_batch

@@ -93,15 +93,15 @@ supernet = RecordedCommand(
 )
 shrink: RecordedCommand[Any] = RecordedCommand(
     "adapt shrink",
-    "das_gym.adapt.shrink.settings:ShrinkSettings",
+    "das_gym.adapt.shrinking.settings:ShrinkSettings",
     "das_gym.adapt.shrink_experiment:shrink",
     lambda: {**answering_configs(), **agent_configs()},
     check_choice,
 )
 shrink_compare = RecordedCommand(
     "adapt shrink compare",
-    "das_gym.adapt.shrink.settings:CompareSettings",
-    "das_gym.adapt.shrink.compare_experiment:compare",
+    "das_gym.adapt.shrinking.settings:CompareSettings",
+    "das_gym.adapt.shrinking.compare_experiment:compare",
     answering_configs,
     check_shrink_comparison,
 )

@@ -16,10 +16,10 @@ from pathlib import Path
 from das_gym.adapt.choosing import Choice, choose, search_choice, search_first
 from das_gym.adapt.phases import search_first_phases
 from das_gym.adapt.run_report import REPORT, run_report
-from das_gym.adapt.shrink.checks import as_vlm, check_config, check_loaded, fallback_if_not_removable, weights_folder
-from das_gym.adapt.shrink.job import ShrinkJob, finish_saved
-from das_gym.adapt.shrink.phases import checking_phases, measuring_phases, random_mask, recovery_phases
-from das_gym.adapt.shrink.settings import RECORD, ShrinkSettings
+from das_gym.adapt.shrinking.checks import as_vlm, check_config, check_loaded, fallback_if_not_removable, weights_folder
+from das_gym.adapt.shrinking.job import ShrinkJob, finish_saved
+from das_gym.adapt.shrinking.phases import checking_phases, measuring_phases, random_mask, recovery_phases
+from das_gym.adapt.shrinking.settings import RECORD, ShrinkSettings
 
 from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, required_folder, run_folder

@@ -13,9 +13,9 @@ _PLACES = {
     "MaskSpace": "das_gym.problem.mask_space",
     "SearchConfig": "das_gym.agents.settings",
     "SearchResult": "das_gym.agents.searching.record",
-    "compare_agents": "das_gym.agents.compare.comparison",
+    "compare_agents": "das_gym.agents.comparing.comparison",
     "make_agent": "das_gym.agents.ask_tell.base",
-    "make_oracle": "das_gym.agents.compare.oracle",
+    "make_oracle": "das_gym.agents.comparing.oracle",
     "register_agent": "das_gym.agents.ask_tell.base",
     "search": "das_gym.agents.searching.loop",
 }
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from das_gym.agents.ask_tell.base import make_agent as make_agent
     from das_gym.agents.ask_tell.base import register_agent as register_agent
     from das_gym.agents.ask_tell.bayes import Bayes as Bayes
-    from das_gym.agents.compare.comparison import compare_agents as compare_agents
-    from das_gym.agents.compare.oracle import make_oracle as make_oracle
+    from das_gym.agents.comparing.comparison import compare_agents as compare_agents
+    from das_gym.agents.comparing.oracle import make_oracle as make_oracle
     from das_gym.agents.searching.loop import search as search
     from das_gym.agents.searching.record import SearchResult as SearchResult
     from das_gym.agents.settings import SearchConfig as SearchConfig

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from das_gym.agents.compare.comparison import (
+from das_gym.agents.comparing.comparison import (
     AgentResult,
     SearchTrial,
     check_agent,
@@ -30,8 +30,8 @@ from das_gym.agents.compare.comparison import (
     quantile,
     run_trial,
 )
-from das_gym.agents.compare.oracle import Oracle, make_oracle
-from das_gym.agents.compare.runner import Comparison, format_mean, grid_cells
+from das_gym.agents.comparing.oracle import Oracle, make_oracle
+from das_gym.agents.comparing.runner import Comparison, format_mean, grid_cells
 from das_gym.agents.search_experiment import search_phases
 from das_gym.agents.searching.loop import check_search
 from das_gym.agents.searching.scorer import open_scorer

@@ -26,11 +26,11 @@ from typing import Any, ClassVar
 import numpy as np
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import Method, register_method
-from das_gym.adapt.shrink.checks import as_vlm
-from das_gym.adapt.shrink.measuring import mean_loss
-from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
-from das_gym.adapt.shrink.repairing import repaired_copy
-from das_gym.adapt.shrink.settings import LINEAR, REFIT, RecoveryConfig
+from das_gym.adapt.shrinking.checks import as_vlm
+from das_gym.adapt.shrinking.measuring import mean_loss
+from das_gym.adapt.shrinking.recovery import Teacher, make_teacher, recover, temporarily_merged
+from das_gym.adapt.shrinking.repairing import repaired_copy
+from das_gym.adapt.shrinking.settings import LINEAR, REFIT, RecoveryConfig
 from torch import nn
 
 from benchmarks.fidelity import spearman_with_interval

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import finetune, new_subnet, reference_file, relevant_settings
+from das_gym.adapt.finetuning import finetune, new_subnet, reference_file, relevant_settings
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import resolve_defaults

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from das_gym.adapt.evaluate import evaluate, with_mean_image
-from das_gym.adapt.finetune import new_subnet
+from das_gym.adapt.finetuning import new_subnet
 from PIL import Image
 
 from benchmarks.machine import make_parser

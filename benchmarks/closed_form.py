@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import finetune, load_reference, load_start, new_subnet, with_new_head, without_layers
+from das_gym.adapt.finetuning import finetune, load_reference, load_start, new_subnet, with_new_head, without_layers
 from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import resolve_defaults
 from torch import nn

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.shrink.checks import as_vlm
+from das_gym.adapt.shrinking.checks import as_vlm
 from torch import Tensor
 
 from benchmarks.machine import make_parser, memory_mib, restart_peak

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from das_gym.adapt.compare.trials import ComparisonContext
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import new_subnet, with_new_head
+from das_gym.adapt.finetuning import new_subnet, with_new_head
 from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import make_loss_and_trainer
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.compare.comparison import run_agent
-from das_gym.agents.compare.oracle import TableOracle
+from das_gym.agents.comparing.comparison import run_agent
+from das_gym.agents.comparing.oracle import TableOracle
 
 from benchmarks.machine import make_parser
 from das_gym.drawing.charts import new_figure, save_figure

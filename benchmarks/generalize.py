@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from das_gym.agents.compare.comparison import run_agent
-from das_gym.agents.compare.oracle import SuiteOracle
+from das_gym.agents.comparing.comparison import run_agent
+from das_gym.agents.comparing.oracle import SuiteOracle
 
 from benchmarks.machine import keep_arrays, make_parser
 from das_gym.commands.progress import progress

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class, check_agent_name
-from das_gym.agents.compare.comparison import AgentResult, quantile
+from das_gym.agents.comparing.comparison import AgentResult, quantile
 from das_gym.agents.listing import docstring_summary
 from das_gym.agents.sb3.algorithms import find_algorithm, is_algorithm
 from das_gym.agents.settings import COMPARED_AGENTS

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from das_gym.adapt.shrink.checks import as_vlm
+from das_gym.adapt.shrinking.checks import as_vlm
 from torch import Tensor, nn
 
 from benchmarks.machine import make_parser

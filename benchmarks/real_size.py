@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from das_gym.adapt.hardware import checkpointed_bytes, training_bytes
 from das_gym.adapt.methods.base import make_method
-from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE
-from das_gym.adapt.shrink.recovery import insert_trainable
+from das_gym.adapt.shrinking.memory import GENERATE_BATCH_SIZE
+from das_gym.adapt.shrinking.recovery import insert_trainable
 
 from benchmarks.machine import describe_machine, make_parser, memory_mib, restart_peak
 from benchmarks.models import llava_config

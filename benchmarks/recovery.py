@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.shrink.checks import as_vlm
-from das_gym.adapt.shrink.measuring import Quality, mean_loss, score_model
-from das_gym.adapt.shrink.recovery import make_teacher, recover, temporarily_merged
-from das_gym.adapt.shrink.settings import RecoveryConfig
+from das_gym.adapt.shrinking.checks import as_vlm
+from das_gym.adapt.shrinking.measuring import Quality, mean_loss, score_model
+from das_gym.adapt.shrinking.recovery import make_teacher, recover, temporarily_merged
+from das_gym.adapt.shrinking.settings import RecoveryConfig
 from das_gym.agents.searching.loop import search
 from das_gym.agents.settings import SearchConfig
 

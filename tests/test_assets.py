@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from das_gym.adapt.evaluate import evaluate, with_mean_image
-from das_gym.adapt.finetune import new_subnet
+from das_gym.adapt.finetuning import new_subnet
 
 from benchmarks.assets import check_table
 from das_gym.engine.ranking import recalls, score_pairs

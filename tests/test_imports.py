@@ -35,7 +35,7 @@ FAMILIES_MAY_BE_NAMED = (
     "das_gym.models.transformers",
     "das_gym.registration",
     "das_gym.adapt.paper",
-    "das_gym.adapt.shrink",  # which writes folders of transformers
+    "das_gym.adapt.shrinking",  # which writes folders of transformers
     "das_gym.adapt.export.answering",  # the same
 )
 

@@ -118,7 +118,7 @@ def test_tabular_environments_need_numpy_and_gymnasium_only(env_id):
 @pytest.mark.slow
 def test_sacred_is_imported_only_by_commands():
     code = (
-        "import sys, das_gym.agents, das_gym.adapt.finetune, gymnasium\n"
+        "import sys, das_gym.agents, das_gym.adapt.finetuning, gymnasium\n"
         "import das_gym.commands.runs, das_gym.commands.commandline\n"
         "import das_gym.agents.searching.loop, das_gym.agents.listing\n"
         "gymnasium.make('DAS-METER-VQA-Tabular-v0').reset(seed=0)\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.compare.runner import format_mean, trials_in
+from das_gym.agents.comparing.runner import format_mean, trials_in
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import COMPARISON

@@ -19,7 +19,7 @@ from das_gym.adapt.report import baseline_model, example_forward
 from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import StepLoss, make_loss_and_trainer, resolve_defaults
 from das_gym.adapt.training import Log, Trainer, add_prefix
-from das_gym.agents.compare.runner import Comparison
+from das_gym.agents.comparing.runner import Comparison
 
 from das_gym.commands.progress import Phase
 from das_gym.data.splits import Splits

@@ -8,9 +8,9 @@ import torch
 from das_gym.adapt.card import TRUST_ARGUMENT, display_name, front_matter, loading_example, model_card
 from das_gym.adapt.export.folder import ExportedFolder
 from das_gym.adapt.report import results_table
-from das_gym.adapt.shrink.checks import weights_folder
-from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
-from das_gym.adapt.shrink.verifying import (
+from das_gym.adapt.shrinking.checks import weights_folder
+from das_gym.adapt.shrinking.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
+from das_gym.adapt.shrinking.verifying import (
     Probes,
     VerificationError,
     compare_logits,

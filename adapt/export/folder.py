@@ -15,7 +15,7 @@ from das_gym.adapt.export.graph import FILE as ONNX_FILE
 from das_gym.adapt.export.graph import probe_batch, subnet_logits, transformers_batch, write_onnx
 from das_gym.adapt.finished_runs import require_onnx
 from das_gym.adapt.report import results_table
-from das_gym.adapt.shrink.saving import new_folder
+from das_gym.adapt.shrinking.saving import new_folder
 
 from das_gym.commands.progress import quiet_loading
 from das_gym.commands.runs import library_versions

@@ -55,7 +55,7 @@ class Method(Settings, ABC):
         remaining: Modules that stay in the model after `finish` and cannot be exported; empty = none.
         trains_weights: Whether it trains parameters of the model itself, not only those that it inserts.
         adds_code: Whether a folder of a recovered model needs das_gym's code to load.
-        recovery_rate: Peak learning rate of recovery, see `das_gym.adapt.shrink.settings.RATE_HIDDEN_SIZE`.
+        recovery_rate: Peak learning rate of recovery, see `das_gym.adapt.shrinking.settings.RATE_HIDDEN_SIZE`.
         poolers: Whether poolers, token types and other tunable parameters outside of layers train too.
     """
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from das_gym.agents.compare.oracle import Oracle
+from das_gym.agents.comparing.oracle import Oracle
 
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.mask_space import MaskSpace, flipped

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from das_gym.agents.compare.oracle import LiveOracle, Oracle, TableOracle
+from das_gym.agents.comparing.oracle import LiveOracle, Oracle, TableOracle
 
 from benchmarks.search.planted import EVALUATIONS as PLANTED_EVALUATIONS
 from benchmarks.search.planted import PlantedOracle

@@ -10,8 +10,8 @@ from das_gym.agents import Agent
 from das_gym.agents.ask_tell.base import AGENTS, Seed, register_agent
 from das_gym.agents.ask_tell.bayes import Bayes
 from das_gym.agents.ask_tell.gaussian_process import NOISE_VARIANCES, GaussianProcess, PolynomialProcess
-from das_gym.agents.compare.comparison import AgentResult
-from das_gym.agents.compare.oracle import Oracle
+from das_gym.agents.comparing.comparison import AgentResult
+from das_gym.agents.comparing.oracle import Oracle
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace, flipped

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from das_gym.agents.compare.comparison import AgentResult, check_agent, judge, run_agent, search_config
+from das_gym.agents.comparing.comparison import AgentResult, check_agent, judge, run_agent, search_config
 from das_gym.agents.sb3.algorithms import is_algorithm
 
 import das_gym

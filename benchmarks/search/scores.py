@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
-from das_gym.agents.compare.comparison import AgentResult
-from das_gym.agents.compare.oracle import Oracle
+from das_gym.agents.comparing.comparison import AgentResult
+from das_gym.agents.comparing.oracle import Oracle
 
 from benchmarks.search.problems import SearchProblem
 from das_gym.intervals import t_interval

@@ -11,7 +11,7 @@ import torch
 from das_gym.adapt import load_subnet
 from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import new_subnet
+from das_gym.adapt.finetuning import new_subnet
 from das_gym.adapt.run_report import run_report
 
 from das_gym.models.base import fingerprint

@@ -11,8 +11,8 @@ import torch
 from das_gym.adapt.hardware import checkpointed_bytes, training_bytes
 from das_gym.adapt.run_commands import adapt, das, shrink, shrink_compare, supernet
 from das_gym.adapt.run_commands import compare as adapt_compare
-from das_gym.adapt.shrink.recovery import Teacher, checkpointed_layers, insert_trainable, recovery_loss
-from das_gym.adapt.shrink.settings import RecoveryConfig
+from das_gym.adapt.shrinking.recovery import Teacher, checkpointed_layers, insert_trainable, recovery_loss
+from das_gym.adapt.shrinking.settings import RecoveryConfig
 from das_gym.agents.run_commands import compare, pareto, search, table
 
 from das_gym.engine.tree import saved_bytes

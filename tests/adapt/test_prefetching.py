@@ -9,8 +9,8 @@ from functools import partial
 import psutil
 import pytest
 import torch
-from das_gym.adapt.das import Training, finetune_subnet, new_model
-from das_gym.adapt.finetune import with_new_head
+from das_gym.adapt.finetuning import with_new_head
+from das_gym.adapt.joint_search import Training, finetune_subnet, new_model
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.settings import Hardware, TrainingConfig

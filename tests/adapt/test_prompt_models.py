@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet, save
-from das_gym.adapt.das import Training, joint_search, new_model
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import finetune, new_subnet
+from das_gym.adapt.finetuning import finetune, new_subnet
+from das_gym.adapt.joint_search import Training, joint_search, new_model
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.settings import SupernetConfig, TrainingConfig
 from das_gym.adapt.supernet import train_supernet

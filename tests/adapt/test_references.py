@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import copy_model, load_reference, load_start, new_subnet, reference_file
+from das_gym.adapt.finetuning import copy_model, load_reference, load_start, new_subnet, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 from das_gym.adapt.settings import AdaptSettings
 from das_gym.adapt.step_loss import resolve_defaults

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from das_gym.adapt.evaluate import Evaluation
-from das_gym.adapt.finetune import without_layers
+from das_gym.adapt.finetuning import without_layers
 from das_gym.adapt.report import (
     BASELINE,
     EXAMPLES_FILE,

@@ -12,9 +12,9 @@ import torch
 from das_gym.adapt.evaluate import EvaluateSettings, evaluate, evaluation_main, load
 from das_gym.adapt.run_commands import shrink as ex
 from das_gym.adapt.shrink import checks, job, measuring, verifying
-from das_gym.adapt.shrink.checks import check_dtype
-from das_gym.adapt.shrink.settings import RecoveryConfig, ShrinkSettings
-from das_gym.adapt.shrink.verifying import VerificationError
+from das_gym.adapt.shrinking.checks import check_dtype
+from das_gym.adapt.shrinking.settings import RecoveryConfig, ShrinkSettings
+from das_gym.adapt.shrinking.verifying import VerificationError
 from PIL import Image
 from pyarrow import parquet
 

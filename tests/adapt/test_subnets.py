@@ -6,7 +6,7 @@ import pytest
 import torch
 from das_gym.adapt import load_subnet, save
 from das_gym.adapt.evaluate import evaluation_main
-from das_gym.adapt.finetune import new_subnet
+from das_gym.adapt.finetuning import new_subnet
 from das_gym.adapt.finished_runs import RECORD, SUBNET_FILE, EvaluateSettings, ExportSettings, PredictSettings
 
 from das_gym.data.splits import Splits

@@ -2,7 +2,7 @@ import re
 
 import numpy as np
 import pytest
-from das_gym.agents.compare.comparison import AgentResult, judge
+from das_gym.agents.comparing.comparison import AgentResult, judge
 
 from benchmarks.search import problems, runs
 from benchmarks.search.__main__ import main

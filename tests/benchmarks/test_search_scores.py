@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 from das_gym.agents import compare_agents
-from das_gym.agents.compare.comparison import AgentResult, judge
-from das_gym.agents.compare.oracle import TableOracle
+from das_gym.agents.comparing.comparison import AgentResult, judge
+from das_gym.agents.comparing.oracle import TableOracle
 
 from benchmarks.search.problems import SearchProblem
 from benchmarks.search.scores import NO_ANSWER, WORST, Scores, is_alike, regret_curves, sign_flip_p

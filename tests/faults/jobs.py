@@ -183,7 +183,7 @@ def answering_in(folder: Path) -> dict[str, Any]:
 def _shrink(folder: Path) -> Job:
     from das_gym.adapt.run_commands import shrink as ex
     from das_gym.adapt.shrink import job, measuring
-    from das_gym.adapt.shrink.verifying import Verification
+    from das_gym.adapt.shrinking.verifying import Verification
 
     checked = Verification(3, 0.0, ("with a cache",))
     without_process = patch.object(job, "verify", lambda *_: checked)  # it writes nothing
@@ -229,7 +229,7 @@ def _adapt_compare(folder: Path) -> Job:
 def _export(folder: Path) -> Job:
     import numpy as np
     from das_gym.adapt.export.folder import export
-    from das_gym.adapt.finetune import new_subnet
+    from das_gym.adapt.finetuning import new_subnet
     from das_gym.adapt.subnets import load_subnet, save
 
     from das_gym.problem.config import ProblemConfig

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.das import Training, joint_search, new_model
 from das_gym.adapt.evaluate import evaluate, predict
 from das_gym.adapt.hardware import ONE_DEVICE, make_accelerator
+from das_gym.adapt.joint_search import Training, joint_search, new_model
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.settings import SupernetConfig
 from das_gym.adapt.step_loss import StepLoss

@@ -15,9 +15,9 @@ import pytest
 import torch
 from das_gym.adapt.choosing import read_front
 from das_gym.adapt.compare.record import Trial
-from das_gym.adapt.shrink.compare_experiment import MethodTrial
+from das_gym.adapt.shrinking.compare_experiment import MethodTrial
 from das_gym.adapt.training import Trainer, adamw
-from das_gym.agents.compare.runner import read_trials
+from das_gym.agents.comparing.runner import read_trials
 from das_gym.agents.searching.record import SearchResult
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as t
-from das_gym.adapt.shrink.saving import save
+from das_gym.adapt.shrinking.saving import save
 
 from das_gym.files import read_json, write_json, write_text
 from das_gym.models.transformers.layer_removal import remove_parts

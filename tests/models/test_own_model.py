@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.das import new_model
-from das_gym.adapt.finetune import finetune, new_subnet
+from das_gym.adapt.finetuning import finetune, new_subnet
+from das_gym.adapt.joint_search import new_model
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.settings import JointSearchSettings, SupernetConfig, TrainingConfig

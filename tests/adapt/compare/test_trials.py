@@ -9,9 +9,9 @@ import pytest
 from das_gym.adapt.compare import trials as module
 from das_gym.adapt.compare.record import Trial
 from das_gym.adapt.compare.trials import ComparisonContext, MethodVariant, comparison_cells, method_variants
-from das_gym.adapt.finetune import with_new_head
+from das_gym.adapt.finetuning import with_new_head
 from das_gym.adapt.settings import TrainingConfig
-from das_gym.agents.compare.runner import Comparison
+from das_gym.agents.comparing.runner import Comparison
 
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone, load_splits

@@ -8,7 +8,7 @@ import pytest
 import torch
 from das_gym.adapt.export.answering import QUESTIONS, export_answering
 from das_gym.adapt.methods.base import make_method, trained_parameters
-from das_gym.adapt.shrink.verifying import Probes, replay_logits
+from das_gym.adapt.shrinking.verifying import Probes, replay_logits
 from transformers import AutoModelForImageTextToText
 
 from das_gym.data.images import NoiseImage

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.shrink.saving import save
+from das_gym.adapt.shrinking.saving import save
 from torch import Tensor, nn
 
 from das_gym.models.transformers.inserted_adapters import copy_with_linear_skips, full_model_with_adapters

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from das_gym.adapt.shrink.saving import save
+from das_gym.adapt.shrinking.saving import save
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 

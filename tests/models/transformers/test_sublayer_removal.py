@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as t
-from das_gym.adapt.shrink.saving import save
+from das_gym.adapt.shrinking.saving import save
 from safetensors import safe_open
 
 from das_gym.files import read_json

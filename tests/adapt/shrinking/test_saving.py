@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from das_gym.adapt.shrink.saving import new_folder, round_parameters, save, saved_dtype
+from das_gym.adapt.shrinking.saving import new_folder, round_parameters, save, saved_dtype
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from das_gym.files import read_json, write_json

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import transformers as t
-from das_gym.adapt.shrink.recovery import answer_states, recover, temporarily_merged
-from das_gym.adapt.shrink.saving import save
-from das_gym.adapt.shrink.settings import RecoveryConfig
-from das_gym.adapt.shrink.verifying import Probes, check_logits, replay_logits, run_in_subprocess
+from das_gym.adapt.shrinking.recovery import answer_states, recover, temporarily_merged
+from das_gym.adapt.shrinking.saving import save
+from das_gym.adapt.shrinking.settings import RecoveryConfig
+from das_gym.adapt.shrinking.verifying import Probes, check_logits, replay_logits, run_in_subprocess
 
 from das_gym.files import read_json, write_json
 from das_gym.models.adapters import Adapter
@@ -21,7 +21,7 @@ from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.loading import auto_class, load_vlm
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem
-from tests.adapt.shrink.test_recovery import divergence
+from tests.adapt.shrinking.test_recovery import divergence
 
 MASKS = {"llava": (0, 1, 0, 1), "smolvlm": (1, 1, 0, 0), "qwen2_vl": (0, 0, 1, 1), "qwen3_vl": (1, 0)}
 """Removed layers between kept ones, and at either end, of models of different kinds; two of Qwen3-VL's are protected."""

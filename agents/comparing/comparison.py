@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 from das_gym.agents.ask_tell.base import agent_class, answer, ask
-from das_gym.agents.compare.oracle import Oracle
+from das_gym.agents.comparing.oracle import Oracle
 from das_gym.agents.sb3.algorithms import is_algorithm
 from das_gym.agents.searching.loop import make_search_agent, search
 from das_gym.agents.settings import SearchConfig

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from das_gym.adapt.card import TRUST_ARGUMENT, display_name, front_matter, loading_example, model_card
 from das_gym.adapt.report import RELATIVE_NOTE, percent, results_table
-from das_gym.adapt.shrink.measuring import CONTROL, FULL, Measured, Quality, ShrunkModelResult
-from das_gym.adapt.shrink.settings import LINEAR, REFIT
-from das_gym.adapt.shrink.verifying import Verification, has_remote_code
+from das_gym.adapt.shrinking.measuring import CONTROL, FULL, Measured, Quality, ShrunkModelResult
+from das_gym.adapt.shrinking.settings import LINEAR, REFIT
+from das_gym.adapt.shrinking.verifying import Verification, has_remote_code
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import RunReport, Table
@@ -17,7 +17,7 @@ from das_gym.models.transformers.units import ATTENTION, MLP
 from das_gym.problem.mask_space import skipped_names
 
 if TYPE_CHECKING:
-    from das_gym.adapt.shrink.job import ShrinkJob
+    from das_gym.adapt.shrinking.job import ShrinkJob
 
 ADDED_CODE = (
     "The folder holds the code of its model, which is not one of transformers' own. Without `trust_remote_code=True`, "

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from das_gym.adapt.shrink.images import TowerOutputs, find_frozen_tower
-from das_gym.adapt.shrink.recovery import answer_states, insert_trainable
-from das_gym.adapt.shrink.settings import RecoveryConfig
+from das_gym.adapt.shrinking.images import TowerOutputs, find_frozen_tower
+from das_gym.adapt.shrinking.recovery import answer_states, insert_trainable
+from das_gym.adapt.shrinking.settings import RecoveryConfig
 
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.tower import find_projectors

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet
-from das_gym.adapt.das import JointTurn, Training, Turns, joint_search, new_model, reward_examples
 from das_gym.adapt.das_experiment import SUPERNET_FILE
+from das_gym.adapt.joint_search import JointTurn, Training, Turns, joint_search, new_model, reward_examples
 from das_gym.adapt.paper import DASSettings, das_settings
 from das_gym.adapt.run_commands import check_das
 from das_gym.adapt.run_commands import das as ex

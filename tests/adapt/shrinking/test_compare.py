@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from das_gym.adapt.run_commands import shrink_compare as ex
 from das_gym.adapt.shrink import compare_experiment, measuring
-from das_gym.adapt.shrink.compare_experiment import FULL_MODEL, MethodTrial, MethodTrials, Quality, comparison_table
+from das_gym.adapt.shrinking.compare_experiment import FULL_MODEL, MethodTrial, MethodTrials, Quality, comparison_table
 from das_gym.agents.ask_tell.heuristics import Heuristic
 
 from das_gym.commands.recorded import RunError

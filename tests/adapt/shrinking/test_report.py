@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.shrink import measuring
-from das_gym.adapt.shrink.measuring import (
+from das_gym.adapt.shrinking.measuring import (
     Measured,
     Quality,
     Scored,
@@ -19,7 +19,7 @@ from das_gym.adapt.shrink.measuring import (
     time_tokens,
     token_latencies,
 )
-from das_gym.adapt.shrink.report import conclusion, measured_table
+from das_gym.adapt.shrinking.report import conclusion, measured_table
 
 from das_gym.models.transformers.generation import greedy_settings
 from das_gym.problem.latency import Speedup, Spread

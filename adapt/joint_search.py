@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.finetune import with_new_head
+from das_gym.adapt.finetuning import with_new_head
 from das_gym.adapt.hardware import ONE_DEVICE
 from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.phases import training_phases

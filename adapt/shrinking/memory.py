@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from das_gym.adapt.shrink.settings import RecoveryConfig
+from das_gym.adapt.shrinking.settings import RecoveryConfig
 from das_gym.adapt.step_loss import USABLE_MEMORY
 
 from das_gym.models.transformers.generation import SPARE_TOKENS, pad_left, pad_token

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.hardware import training_bytes
-from das_gym.adapt.shrink.checks import as_vlm, make_budget, why_not_removable
-from das_gym.adapt.shrink.measuring import DECODED_TOKENS, LATENCY_BLOCKS, score_model, time_tokens
-from das_gym.adapt.shrink.recovery import RecoverySteps, Teacher, insert_trainable, training_rows
-from das_gym.adapt.shrink.repairing import repaired_copy
-from das_gym.adapt.shrink.settings import AnsweringSettings, RecoveryConfig
-from das_gym.adapt.shrink.verifying import NEW_TOKENS, PROMPTS
+from das_gym.adapt.shrinking.checks import as_vlm, make_budget, why_not_removable
+from das_gym.adapt.shrinking.measuring import DECODED_TOKENS, LATENCY_BLOCKS, score_model, time_tokens
+from das_gym.adapt.shrinking.recovery import RecoverySteps, Teacher, insert_trainable, training_rows
+from das_gym.adapt.shrinking.repairing import repaired_copy
+from das_gym.adapt.shrinking.settings import AnsweringSettings, RecoveryConfig
+from das_gym.adapt.shrinking.verifying import NEW_TOKENS, PROMPTS
 from das_gym.adapt.step_loss import training_batch
 
 from das_gym.commands.progress import Phase

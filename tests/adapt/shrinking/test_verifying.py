@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.shrink import subprocess_main, verifying
-from das_gym.adapt.shrink.recovery import recover, temporarily_merged
-from das_gym.adapt.shrink.saving import save
-from das_gym.adapt.shrink.settings import RecoveryConfig
-from das_gym.adapt.shrink.verifying import Probes, VerificationError, check_generation, verify
+from das_gym.adapt.shrinking.recovery import recover, temporarily_merged
+from das_gym.adapt.shrinking.saving import save
+from das_gym.adapt.shrinking.settings import RecoveryConfig
+from das_gym.adapt.shrinking.verifying import Probes, VerificationError, check_generation, verify
 
 from das_gym.data.images import NoiseImage
 from das_gym.models.inputs import Prompt

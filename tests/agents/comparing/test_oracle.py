@@ -2,7 +2,7 @@ import gymnasium
 import numpy as np
 import pytest
 from das_gym.agents import compare_agents, make_oracle
-from das_gym.agents.compare.oracle import LiveOracle
+from das_gym.agents.comparing.oracle import LiveOracle
 from das_gym.agents.run_commands import search
 
 from das_gym.tables.suite import load_suite

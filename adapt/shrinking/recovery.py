@@ -18,9 +18,9 @@ import torch
 from das_gym.adapt.hardware import checkpointed_bytes, free_bytes, process_share, training_bytes
 from das_gym.adapt.methods.base import Method, PrunedModel, copy_parameters
 from das_gym.adapt.prefetching import Prefetcher
-from das_gym.adapt.shrink.images import TowerOutputs, find_frozen_tower
-from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE, TrainingPlan, answers_at_a_time, plan_training
-from das_gym.adapt.shrink.settings import RecoveryConfig
+from das_gym.adapt.shrinking.images import TowerOutputs, find_frozen_tower
+from das_gym.adapt.shrinking.memory import GENERATE_BATCH_SIZE, TrainingPlan, answers_at_a_time, plan_training
+from das_gym.adapt.shrinking.settings import RecoveryConfig
 from das_gym.adapt.step_loss import training_batch
 from das_gym.adapt.training import SAVE_SECONDS, Log, StepResult, Trainer, adamw, learning_rate_factor
 from torch import Tensor, nn

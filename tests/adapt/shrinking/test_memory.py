@@ -5,10 +5,10 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
-from das_gym.adapt.shrink.checks import check_verification_memory
-from das_gym.adapt.shrink.memory import answers_at_a_time, plan_training
-from das_gym.adapt.shrink.settings import RecoveryConfig
-from das_gym.adapt.shrink.verifying import off_gpu
+from das_gym.adapt.shrinking.checks import check_verification_memory
+from das_gym.adapt.shrinking.memory import answers_at_a_time, plan_training
+from das_gym.adapt.shrinking.settings import RecoveryConfig
+from das_gym.adapt.shrinking.verifying import off_gpu
 
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.problem.loading import load_problem

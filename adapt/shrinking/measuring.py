@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from das_gym.adapt.hardware import free_bytes
 from das_gym.adapt.report import ModelResult
-from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE, answers_at_a_time, cached_values
-from das_gym.adapt.shrink.recovery import answer_states
+from das_gym.adapt.shrinking.memory import GENERATE_BATCH_SIZE, answers_at_a_time, cached_values
+from das_gym.adapt.shrinking.recovery import answer_states
 from torch import Tensor
 
 from das_gym.commands.progress import progress
@@ -31,7 +31,7 @@ from das_gym.registration import score_texts
 from das_gym.tasks.base import Task
 
 if TYPE_CHECKING:
-    from das_gym.adapt.shrink.job import ShrinkJob
+    from das_gym.adapt.shrinking.job import ShrinkJob
 
 FULL, CONTROL, SHRUNK, RECOVERED = "full", "control", "shrunk", "recovered"
 

@@ -3,9 +3,9 @@ import sys
 import numpy as np
 import pytest
 from das_gym.agents import Agent, SearchConfig, search
-from das_gym.agents.compare.comparison import AgentResult, compare_agents, judge, run_agent
-from das_gym.agents.compare.oracle import TableOracle, make_oracle
 from das_gym.agents.compare_experiment import plot_comparison, results_table, table_row
+from das_gym.agents.comparing.comparison import AgentResult, compare_agents, judge, run_agent
+from das_gym.agents.comparing.oracle import TableOracle, make_oracle
 
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 NONE = -np.inf

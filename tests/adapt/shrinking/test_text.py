@@ -10,9 +10,9 @@ import torch
 from das_gym.adapt.evaluate import EvaluateSettings, evaluation_main, load
 from das_gym.adapt.run_commands import shrink as ex
 from das_gym.adapt.shrink import measuring, recovery
-from das_gym.adapt.shrink.measuring import score_model
-from das_gym.adapt.shrink.recovery import Teacher, recover
-from das_gym.adapt.shrink.settings import RecoveryConfig
+from das_gym.adapt.shrinking.measuring import score_model
+from das_gym.adapt.shrinking.recovery import Teacher, recover
+from das_gym.adapt.shrinking.settings import RecoveryConfig
 from das_gym.agents.run_commands import search, table
 
 from das_gym.commands.recorded import RunError, run_folder

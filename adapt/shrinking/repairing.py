@@ -1,8 +1,8 @@
 """Repair a model whose layers were removed in closed form, before any training: `recover=linear` and `recover=refit`."""
 
 import numpy as np
-from das_gym.adapt.shrink.checks import as_vlm
-from das_gym.adapt.shrink.settings import LINEAR, RecoveryConfig
+from das_gym.adapt.shrinking.checks import as_vlm
+from das_gym.adapt.shrinking.settings import LINEAR, RecoveryConfig
 from torch import Tensor
 
 from das_gym.models.transformers.inserted_adapters import copy_with_linear_skips

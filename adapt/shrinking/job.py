@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.report import recorded_command, write_example_answers
-from das_gym.adapt.shrink.checks import as_vlm, weights_folder
-from das_gym.adapt.shrink.measuring import CONTROL, FULL, RECOVERED, SHRUNK, Measured, Scored, measure, score_once
-from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
-from das_gym.adapt.shrink.repairing import repaired_copy
-from das_gym.adapt.shrink.report import measured_table, shrink_report, shrunk_card
-from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
-from das_gym.adapt.shrink.settings import (
+from das_gym.adapt.shrinking.checks import as_vlm, weights_folder
+from das_gym.adapt.shrinking.measuring import CONTROL, FULL, RECOVERED, SHRUNK, Measured, Scored, measure, score_once
+from das_gym.adapt.shrinking.recovery import Teacher, make_teacher, recover, temporarily_merged
+from das_gym.adapt.shrinking.repairing import repaired_copy
+from das_gym.adapt.shrinking.report import measured_table, shrink_report, shrunk_card
+from das_gym.adapt.shrinking.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
+from das_gym.adapt.shrinking.settings import (
     CHECKPOINT,
     CONTROL_CHECKPOINT,
     LINEAR,
@@ -25,7 +25,7 @@ from das_gym.adapt.shrink.settings import (
     TEACHER_ANSWERS,
     ShrinkSettings,
 )
-from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, verify
+from das_gym.adapt.shrinking.verifying import Probes, Verification, has_remote_code, verify
 from das_gym.adapt.training import Log
 
 from das_gym.commands.past_runs import rerun_command

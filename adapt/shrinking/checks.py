@@ -13,9 +13,9 @@ import psutil
 import torch
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.hardware import free_bytes
-from das_gym.adapt.shrink.recovery import trainable_parts, training_rows
-from das_gym.adapt.shrink.settings import REFIT, AnsweringSettings
-from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logits, has_remote_code
+from das_gym.adapt.shrinking.recovery import trainable_parts, training_rows
+from das_gym.adapt.shrinking.settings import REFIT, AnsweringSettings
+from das_gym.adapt.shrinking.verifying import Probes, check_generation, check_logits, has_remote_code
 
 from das_gym.commands.progress import progress
 from das_gym.data.images import ImageFile, ImageSource, decode_errors, file_pixels

@@ -19,15 +19,15 @@ import numpy as np
 from das_gym.adapt.card import display_name
 from das_gym.adapt.choosing import search_choice, search_first
 from das_gym.adapt.phases import search_first_phases
-from das_gym.adapt.shrink.checks import as_vlm, check_config, check_loaded, fallback_if_not_removable
-from das_gym.adapt.shrink.measuring import Quality, score_model, score_once
-from das_gym.adapt.shrink.memory import cached_values
-from das_gym.adapt.shrink.phases import measuring_phases, random_mask, recovery_phases
-from das_gym.adapt.shrink.recovery import Teacher, make_teacher, recover, temporarily_merged
-from das_gym.adapt.shrink.repairing import repaired_copy
-from das_gym.adapt.shrink.settings import SCORED, TEACHER_ANSWERS, CompareSettings
-from das_gym.agents.compare.comparison import depends_on_seed
-from das_gym.agents.compare.runner import Comparison, format_mean, grid_cells
+from das_gym.adapt.shrinking.checks import as_vlm, check_config, check_loaded, fallback_if_not_removable
+from das_gym.adapt.shrinking.measuring import Quality, score_model, score_once
+from das_gym.adapt.shrinking.memory import cached_values
+from das_gym.adapt.shrinking.phases import measuring_phases, random_mask, recovery_phases
+from das_gym.adapt.shrinking.recovery import Teacher, make_teacher, recover, temporarily_merged
+from das_gym.adapt.shrinking.repairing import repaired_copy
+from das_gym.adapt.shrinking.settings import SCORED, TEACHER_ANSWERS, CompareSettings
+from das_gym.agents.comparing.comparison import depends_on_seed
+from das_gym.agents.comparing.runner import Comparison, format_mean, grid_cells
 from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.commands.progress import Phase, print_estimate

@@ -2,7 +2,7 @@
 
     python -P subprocess_main.py FOLDER INPUT OUTPUT
 
-INPUT and OUTPUT are files of `torch.save`, see `das_gym.adapt.shrink.verifying`. das_gym cannot be imported here. If
+INPUT and OUTPUT are files of `torch.save`, see `das_gym.adapt.shrinking.verifying`. das_gym cannot be imported here. If
 standard input is a pipe, the process ends with it, since the process that waits for the result may be killed.
 """
 

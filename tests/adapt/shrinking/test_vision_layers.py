@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from das_gym.adapt.choosing import Choice
-from das_gym.adapt.shrink.checks import fallback_if_not_removable
+from das_gym.adapt.shrinking.checks import fallback_if_not_removable
 
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem

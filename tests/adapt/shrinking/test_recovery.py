@@ -13,7 +13,7 @@ from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import Method, make_method
 from das_gym.adapt.methods.lora import LoRA, inject_lora, linear_names, merge_lora
 from das_gym.adapt.shrink import settings as recovery_settings
-from das_gym.adapt.shrink.recovery import (
+from das_gym.adapt.shrinking.recovery import (
     TARGET_TOKENS,
     Teacher,
     answer_states,
@@ -25,7 +25,7 @@ from das_gym.adapt.shrink.recovery import (
     trainable_parts,
     training_rows,
 )
-from das_gym.adapt.shrink.settings import RecoveryConfig
+from das_gym.adapt.shrinking.settings import RecoveryConfig
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.files import read_json, write_json
