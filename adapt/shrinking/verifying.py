@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from das_gym.adapt.shrink import subprocess_main
+from das_gym.adapt.shrinking import subprocess_main
 from torch import Tensor
 
 from das_gym.commands.runs import FailedResultError

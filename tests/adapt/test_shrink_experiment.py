@@ -11,7 +11,7 @@ import pytest
 import torch
 from das_gym.adapt.evaluate import EvaluateSettings, evaluate, evaluation_main, load
 from das_gym.adapt.run_commands import shrink as ex
-from das_gym.adapt.shrink import checks, job, measuring, verifying
+from das_gym.adapt.shrinking import checks, job, measuring, verifying
 from das_gym.adapt.shrinking.checks import check_dtype
 from das_gym.adapt.shrinking.settings import RecoveryConfig, ShrinkSettings
 from das_gym.adapt.shrinking.verifying import VerificationError

@@ -182,7 +182,7 @@ def answering_in(folder: Path) -> dict[str, Any]:
 
 def _shrink(folder: Path) -> Job:
     from das_gym.adapt.run_commands import shrink as ex
-    from das_gym.adapt.shrink import job, measuring
+    from das_gym.adapt.shrinking import job, measuring
     from das_gym.adapt.shrinking.verifying import Verification
 
     checked = Verification(3, 0.0, ("with a cache",))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from das_gym.adapt.run_commands import shrink_compare as ex
-from das_gym.adapt.shrink import compare_experiment, measuring
+from das_gym.adapt.shrinking import compare_experiment, measuring
 from das_gym.adapt.shrinking.compare_experiment import FULL_MODEL, MethodTrial, MethodTrials, Quality, comparison_table
 from das_gym.agents.ask_tell.heuristics import Heuristic
 

@@ -12,7 +12,7 @@ import transformers as t
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import Method, make_method
 from das_gym.adapt.methods.lora import LoRA, inject_lora, linear_names, merge_lora
-from das_gym.adapt.shrink import settings as recovery_settings
+from das_gym.adapt.shrinking import settings as recovery_settings
 from das_gym.adapt.shrinking.recovery import (
     TARGET_TOKENS,
     Teacher,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from das_gym.adapt.shrink import repairing
+from das_gym.adapt.shrinking import repairing
 from das_gym.adapt.shrinking.settings import RecoveryConfig
 
 from das_gym.files import CACHE_VARIABLE, cache_folder

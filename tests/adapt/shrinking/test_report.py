@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.shrink import measuring
+from das_gym.adapt.shrinking import measuring
 from das_gym.adapt.shrinking.measuring import (
     Measured,
     Quality,

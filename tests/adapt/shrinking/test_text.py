@@ -9,7 +9,7 @@ import pytest
 import torch
 from das_gym.adapt.evaluate import EvaluateSettings, evaluation_main, load
 from das_gym.adapt.run_commands import shrink as ex
-from das_gym.adapt.shrink import measuring, recovery
+from das_gym.adapt.shrinking import measuring, recovery
 from das_gym.adapt.shrinking.measuring import score_model
 from das_gym.adapt.shrinking.recovery import Teacher, recover
 from das_gym.adapt.shrinking.settings import RecoveryConfig

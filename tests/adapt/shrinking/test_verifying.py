@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.shrink import subprocess_main, verifying
+from das_gym.adapt.shrinking import subprocess_main, verifying
 from das_gym.adapt.shrinking.recovery import recover, temporarily_merged
 from das_gym.adapt.shrinking.saving import save
 from das_gym.adapt.shrinking.settings import RecoveryConfig
