@@ -205,7 +205,11 @@ DIFFERENCES = (
         "the configs say 0.5; METER's code takes it for a switch and adds the whole loss (das.itm_weight=1), ViLT's code "
         "adds none (das.itm_weight=0); there a pair of each example is drawn, here all 16 count as they would on average",
     ),
-    ("SNLI-VE", "METER's code has a config of it, 5 epochs, and no script: what it leaves open is VQA's; ViLT's has none"),
+    (
+        "SNLI-VE",
+        "METER's code has a config of it, 5 epochs, and no script: what it leaves open is VQA's; ViLT's has none. "
+        "das_gym has no such task",
+    ),
     ("preferences", "the code's printed labels of METER's text and image layers are swapped; the update is not"),
     ("MACs", "the abstract has -11.97 %, counting gives -12.00 % (two text and two image layers skipped)"),
     ("found layers", "the code prints them to be pasted into the fine-tuning command, whose default skips layers 0-3"),

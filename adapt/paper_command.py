@@ -43,13 +43,12 @@ TASKS: dict[str, dict[str, tuple[str, ...]]] = {
         "vqa": (),
         "nlvr2": (),
         "retrieval": (),
-        "snli_ve": (),
         "coco": ("das.learning_rate=5e-6", "das.train_on_reward=False", "das.reward_split=train"),
     },
     "ViLT": {"vqa": (), "nlvr2": (), "retrieval": (), "coco": ("das.train_on_reward=False",)},
 }
-"""Named configs of the code by model, with the settings in which COCO differs from Flickr30k. No table has scores of SNLI-VE
-and COCO. Source: the code's configs and data sets. Both train on COCO's train and restval splits; METER scores masks on
+"""Named configs of the code by model, with the settings in which COCO differs from Flickr30k. No table has scores of
+COCO. Source: the code's configs and data sets. Both train on COCO's train and restval splits; METER scores masks on
 restval, ViLT on val."""
 
 NEEDED_FILES = {
@@ -58,7 +57,6 @@ NEEDED_FILES = {
     "vqa": "VQAv2's questions, annotations and COCO images; test-dev answers of `adapt predict` go to the VQA server",
     "nlvr2": "NLVR2's JSON files and images",
     "retrieval": "Karpathy's dataset_flickr30k.json and the Flickr30k images",
-    "snli_ve": "SNLI-VE's snli_ve_{train,dev,test}.jsonl and the Flickr30k images",
     "coco": "Karpathy's dataset_coco.json and COCO's train2014 and val2014 images",
 }
 """Files that a cell needs and that the package does not contain."""

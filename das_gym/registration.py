@@ -193,9 +193,6 @@ TASKS: dict[str, TaskEntry] = {
             "retrieval", "F30K", "das_gym.tasks.retrieval:RetrievalTask", "Shapes captions (bundled), Karpathy's, arrow"
         ),
         TaskEntry(
-            "snli_ve", "SNLI-VE", "das_gym.tasks.snli_ve:SNLIVETask", "Shapes-SNLI-VE (bundled), SNLI-VE's files, arrow"
-        ),
-        TaskEntry(
             "answering",
             "Answering",
             "das_gym.tasks.answering.task:AnsweringTask",

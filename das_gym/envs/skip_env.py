@@ -195,7 +195,7 @@ class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
         reward_batches: Which examples a step uses: `fixed` (always the same), `cycle` (the next ones, starting again at
             the end of the reward split) or `resample` (drawn from `np_random`).
         model: `METER`, `ViLT`, or another key of `das_gym.registration.MODELS`; the id sets it.
-        task: `vqa`, `nlvr2`, `retrieval`, `snli_ve`, or another key of `das_gym.registration.TASKS`; the id sets it.
+        task: `vqa`, `nlvr2`, `retrieval`, or another key of `das_gym.registration.TASKS`; the id sets it.
         render_mode: `ansi` (the units of each stage in words), `rgb_array` (an image of the architecture) or
             None; `gymnasium.make` takes `human`, too.
         latency_batch: Examples per forward pass when latency is measured.

@@ -32,7 +32,6 @@ BUNDLED = {
     "vqa": BundledData("shapes-vqa-1", "Shapes-VQA", "das_gym.shapes.vqa:write_shapes"),
     "nlvr2": BundledData("shapes-nlvr2-1", "Shapes-NLVR2", "das_gym.shapes.nlvr2:write_shapes_nlvr2"),
     "captions": BundledData("shapes-captions-1", "Shapes-captions", "das_gym.shapes.captions:write_shapes_captions"),
-    "snli_ve": BundledData("shapes-snli-ve-1", "Shapes-SNLI-VE", "das_gym.shapes.snli_ve:write_shapes_snli_ve"),
 }
 """Every bundled data set by name. They take 10 to 40 MB, and seconds to a minute to write."""
 

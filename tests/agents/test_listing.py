@@ -32,4 +32,4 @@ def test_list_names_registered_tables_of_bundled_data_alone():
     environments = next(iter(tables()))
     named = {row[0]: row[2] for row in environments.rows if row[0] in ENVIRONMENTS}
     assert named["DAS-ViLT-F30K-v0"] == "DAS-ViLT-F30K-Tabular-v0"
-    assert named["DAS-ViLT-SNLI-VE-v0"] == "-"
+    assert named["DAS-VLM-Choices-v0"] == "-"

@@ -11,7 +11,6 @@ from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.base import read_labels
 from das_gym.tasks.nlvr2 import load_nlvr2
 from das_gym.tasks.retrieval import load_captions
-from das_gym.tasks.snli_ve import load_snli_ve
 from das_gym.tasks.vqa.files import read_questions
 from tests.tasks.answering.making import chat, llava_folder, write, write_lines
 
@@ -58,13 +57,6 @@ def karpathy(path: Path) -> None:
     write_images(*(path.parent / "images" / entry["filename"] for entry in entries))
 
 
-def snli_ve(path: Path) -> None:
-    for number, part in enumerate(("train", "dev", "test")):
-        entry = {"pairID": f"{number}", "Flickr30K_ID": f"{number}", "sentence2": "A bird.", "gold_label": "neutral"}
-        write_lines(path.with_name(f"snli_ve_{part}.jsonl"), [entry])
-        write_images(path.parent / "images" / f"{number}.jpg")
-
-
 def llava(path: Path) -> None:
     llava_folder(path.parent, train=4, val=2, test=2)
     more = {"id": "x", "conversations": chat("Which?", "A"), "options": ["A", "B"], "answer_type": "CLOSED"}
@@ -105,7 +97,6 @@ DATA_SETS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] =
     "vqa annotations": (ANNOTATIONS, vqa, read_vqa),
     "nlvr2": ("train.json", nlvr2, folder_of(load_nlvr2)),
     "karpathy": ("dataset_a.json", karpathy, folder_of(load_captions)),
-    "snli_ve": ("snli_ve_train.jsonl", snli_ve, folder_of(load_snli_ve)),
     "llava": ("train.json", llava, folder_of(load_answers)),
     "llava questions": ("asked.jsonl", llava_questions, lambda path: load_questions(path, path.parent)),
     "slake": ("train.json", slake, folder_of(load_answers)),

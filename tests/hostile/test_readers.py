@@ -35,7 +35,6 @@ from das_gym.tables.table import SubnetTable
 from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.nlvr2 import load_nlvr2
 from das_gym.tasks.retrieval import load_captions
-from das_gym.tasks.snli_ve import load_snli_ve
 from tests.hostile.data_sets import DATA_SETS
 from tests.tables.test_table import make_table, make_table_of_examples
 
@@ -256,7 +255,6 @@ NAMES = [
     [
         ("nlvr2", "directory", load_nlvr2),
         ("karpathy", "filename", load_captions),
-        ("snli_ve", "Flickr30K_ID", load_snli_ve),
         ("llava", "image", load_answers),
         ("slake", "img_name", load_answers),
         ("scienceqa problems", "image", load_answers),

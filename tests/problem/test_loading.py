@@ -100,7 +100,7 @@ def test_load_splits_warns_of_bad_examples(shapes_folder, tmp_path, monkeypatch)
         load_splits(ProblemConfig(data_root=str(folder), on_bad_example="skip"))
 
 
-@pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval", "snli_ve"])
+@pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval"])
 def test_data_of_another_format_name_who_reads_them(task, tmp_path):
     root = llava_folder(tmp_path / "mine", train=9)
     with pytest.raises(FileNotFoundError, match=r"like LLaVA's conversations, which the named config vlm_answering reads"):
@@ -152,7 +152,6 @@ def test_load_backbone_warns_of_missing_and_unknown_parameters(mini_folder, tmp_
         ("vqa", "vqa_classifier"),
         ("nlvr2", "nlvr2_classifier"),
         ("retrieval", "rank_output"),
-        ("snli_ve", "snli_classifier"),
     ],
 )
 def test_new_head_starts_from_the_checkpoint(task, head, mini_folder, tmp_path):

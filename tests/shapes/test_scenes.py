@@ -26,7 +26,6 @@ from das_gym.shapes.scenes import (
     render,
     sample_scene,
 )
-from das_gym.shapes.snli_ve import write_shapes_snli_ve
 from das_gym.shapes.vqa import write_shapes
 
 
@@ -71,7 +70,6 @@ KINDS: dict[str, tuple[Callable[..., Path], dict[str, Any], tuple[Any, ...]]] = 
     "vqa": (write_shapes, {"train_scenes": 20, "val_scenes": 10}, (0, 4, 4)),
     "nlvr2": (write_shapes_nlvr2, {"directories": 2, "directory_sets": 2, "test_sets": 3}, (0, 2, 1, 1)),
     "captions": (write_shapes_captions, {"scenes": FEW}, (0, FEW)),
-    "snli_ve": (write_shapes_snli_ve, {"scenes": {"train": 9, "dev": 2, "test": 2}}, (0, FEW)),
 }
 """What writes a data set, arguments of a small one, and defaults that write a tiny one."""
 
@@ -79,7 +77,6 @@ DIGESTS = {
     "shapes-vqa-1": "3be311e04ba8e4b4",
     "shapes-nlvr2-1": "37b76144b6ebeaf3",
     "shapes-captions-1": "0d21de7d2a0c565e",
-    "shapes-snli-ve-1": "e6b61dcbc1276f45",
 }
 """Digests of the texts and labels of a small data set, by the folder of the bundled one."""
 
@@ -107,7 +104,6 @@ def test_same_arguments_write_the_same_bytes(kind, tmp_path):
         ("vqa", "train_scenes", {"train_scenes": 0}),
         ("nlvr2", "directories", {"directories": 1}),
         ("captions", "test", {"scenes": {**FEW, "test": 3}}),
-        ("snli_ve", "dev", {"scenes": {"train": 1}}),
     ],
 )
 def test_numbers_out_of_range_are_named(kind, name, arguments, tmp_path):

@@ -1,4 +1,4 @@
-"""The arrow tables of four tasks: what their rows become, how they are divided, and bad rows."""
+"""The arrow tables of three tasks: what their rows become, how they are divided, and bad rows."""
 
 import re
 from collections.abc import Callable
@@ -11,25 +11,11 @@ from das_gym.data.images import CellImage
 from das_gym.data.splits import Splits
 from das_gym.tasks.nlvr2 import NLVR2Example, load_nlvr2
 from das_gym.tasks.retrieval import NUM_TEXTS, load_captions
-from das_gym.tasks.snli_ve import load_snli_ve
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
 from das_gym.tasks.vqa.files import OUT_OF_VOCABULARY, VQAExample, in_reward_split, load_vqa
-from tests.arrow_tables import caption_row, jpeg, nlvr2_row, vqa_row, write_captions, write_nlvr2, write_table, write_vqa
+from tests.arrow_tables import caption_row, nlvr2_row, vqa_row, write_captions, write_nlvr2, write_table, write_vqa
 
-VQA, NLVR2, CAPTIONS, SNLI = "vqav2_val", "nlvr2_test1", "f30k_caption_karpathy_val", "snli_dev"
-
-
-def snli_row(shade: int, **changes: Any) -> dict[str, Any]:
-    """An image with three hypotheses."""
-    sentences = [["A heron.", f" Hypothesis {n} of {shade}."] for n in range(3)]
-    return {"image": jpeg(shade), "sentences": sentences, "labels": [2, 0, 1]} | changes
-
-
-def write_snli(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    for part, shades in {"train": (1, 2), "dev": (3,), "test": (4,)}.items():
-        write_table(folder / f"snli_{part}.arrow", [snli_row(shade) for shade in shades])
-    return folder
+VQA, NLVR2, CAPTIONS = "vqav2_val", "nlvr2_test1", "f30k_caption_karpathy_val"
 
 
 def sizes(splits: Splits[Any]) -> list[int]:
@@ -101,14 +87,6 @@ def test_load_captions_trains_on_restval_too(tmp_path):
     assert (len(train), train[-1].caption) == (40, "Caption 4 of rest1.")
 
 
-def test_load_snli_ve(tmp_path):
-    splits = load_snli_ve(write_snli(tmp_path))
-    assert (sizes(splits), [example.label for example in splits.test]) == ([6, 3, 3], [2, 0, 1])
-    last = splits.train[-1]
-    assert (last.key, last.hypothesis) == ("train-1-2", "Hypothesis 2 of 2.")
-    assert last.image == CellImage(tmp_path / "snli_train.arrow", 1)
-
-
 Rows = Callable[..., list[dict[str, Any]]]
 READERS: dict[str, tuple[Callable[[Path], Path], Callable[..., Splits[Any]], Rows]] = {
     VQA: (write_vqa, load_vqa, lambda **c: [vqa_row(100), vqa_row(101) | c, *(vqa_row(102 + n) for n in range(10))]),
@@ -118,7 +96,6 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[..., Splits[Any]], Row
         load_captions,
         lambda **c: [caption_row(f"v{n}", **(c if n == 1 else {})) for n in range(6)],
     ),
-    SNLI: (write_snli, load_snli_ve, lambda **c: [snli_row(5), snli_row(6, **c)]),
 }
 """What writes the tables, what reads them, and rows for one of them of which the second is changed."""
 
@@ -136,8 +113,6 @@ BAD_ROWS: list[tuple[str, dict[str, Any], str, int]] = [
     (CAPTIONS, {"image_id": None}, r"row 1, entry 0 has no `image_id`", 5),
     (CAPTIONS, {"image_id": "train0.jpg"}, r"row 1 repeats `image_id` train0\.jpg of .*train\.arrow: row 0", 5),
     (CAPTIONS, {"caption": ["One.", " ", "Three."]}, r"row 1, entry 1: `caption` is empty", 3),
-    (SNLI, {"labels": [2, 3, 0]}, "row 1, entry 1: wrong `labels`: got 3", 1),
-    (SNLI, {"sentences": [["a", "b"], ["a"], ["a", "c"]]}, "row 1, entry 1: wrong `sentences`", 1),
 ]
 
 
