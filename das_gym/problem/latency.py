@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import torch
 from torch import nn
 from torch.utils.benchmark import Timer
@@ -57,6 +56,12 @@ WARM_UP = 2
 
 MAX_RELATIVE_ERROR = 0.1
 """Largest `UnitLatencies.error` without a warning that the latencies are doubtful."""
+
+MEASURED: dict[Path, UnitLatencies] = {}
+"""What this process measured, by file: a file's time cannot say who measured it, since clocks may be set back."""
+
+EARLIER: dict[Path, UnitLatencies] = {}
+"""What earlier processes measured and this one has read, by file."""
 
 
 class Spread(NamedTuple):
@@ -145,8 +150,8 @@ def unit_latencies(problem: Problem, batch: int = 1, clock: Callable[[], float] 
     """Return the latencies of a problem's units, from the cache folder if they were measured before.
 
     Its first `batch` examples that score masks are a forward pass; `clock` returns seconds on a CPU. The setting
-    `latency_again` ignores what an earlier process measured. A line on standard error shows the age of figures that are not
-    new, and a UserWarning says if their error is above `MAX_RELATIVE_ERROR`.
+    `latency_again` ignores what an earlier process measured. A line on standard error shows when such figures were measured,
+    and a UserWarning says if the error of new ones is above `MAX_RELATIVE_ERROR`.
     """
     if batch < 1:
         raise ValueError(f"`latency_batch` is out of range: got {batch}, expected at least 1")
@@ -157,9 +162,10 @@ def unit_latencies(problem: Problem, batch: int = 1, clock: Callable[[], float] 
     digest = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / "latency" / f"{digest}.json"
     config = problem.backbone.config
-    cached = read_latencies(path, n_layers, again=config is not None and config.latency_again)
-    if cached is not None:
-        return cached
+    again = config is not None and config.latency_again
+    known = MEASURED.get(path) or (None if again else read_latencies(path, n_layers))
+    if known is not None:
+        return known
     bare = without_adapters_sharing(problem.vlp)
     timed_bare = None if bare is None else make_timed_forward(bare, problem.head, problem.task, examples)
     timer = UnitTimer(timed, timed_bare, n_layers, problem.vlp.device, clock)
@@ -175,37 +181,30 @@ def unit_latencies(problem: Problem, batch: int = 1, clock: Callable[[], float] 
         "layers": problem.layer_names,
         "latencies": dataclasses.asdict(found),
     }
-    with contextlib.suppress(OSError):  # without a writable cache folder, latency is measured each time
+    MEASURED[path] = found
+    with contextlib.suppress(OSError):  # without a writable cache folder, each process measures
         write_json(path, record)
     return found
 
 
-def read_latencies(path: Path, n_layers: int, again: bool) -> UnitLatencies | None:
-    """Return the latencies in a file, and print their age; None for a missing or damaged file.
+def read_latencies(path: Path, n_layers: int) -> UnitLatencies | None:
+    """Return what an earlier process measured; None for a missing or damaged file, and for doubtful figures.
 
-    Doubtful figures, and with `again` all figures, of earlier processes are ignored.
+    Its date is printed, once.
     """
+    if path in EARLIER:
+        return EARLIER[path]
     try:
-        cached = build(UnitLatencies, read_json(path)["latencies"])
+        found = build(UnitLatencies, read_json(path)["latencies"])
         written = path.stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    is_ours = written >= psutil.Process().create_time()
-    if len(cached.kept) != n_layers or (not is_ours and (again or cached.error > MAX_RELATIVE_ERROR)):
+    if len(found.kept) != n_layers or found.error > MAX_RELATIVE_ERROR:
         return None
-    if not is_ours:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(written))
-        line = f"latency: measured {format_age(time.time() - written)} ago ({when}); latency_again=True measures again"
-        print(line, file=sys.stderr)
-    return cached
-
-
-def format_age(seconds: float) -> str:
-    """Return an age such as `5 min`, `3 h` or `12 d`."""
-    minutes = int(seconds // 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes // 60} h" if minutes < 24 * 60 else f"{minutes // (24 * 60)} d"
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(written))
+    print(f"latency: measured on {when}; latency_again=True measures again", file=sys.stderr)
+    EARLIER[path] = found
+    return found
 
 
 def make_timed_forward(vlp: VLP, head: nn.Module, task: Task, examples: Sequence[Any]) -> Timed:
