@@ -13,7 +13,7 @@ import numpy as np
 
 from das_gym.names import check_names
 from das_gym.problem.budget import Floats, Masks
-from das_gym.problem.rewards import add_bounded
+from das_gym.problem.rewards import MAX_LOSS, add_bounded
 
 if TYPE_CHECKING:
     from das_gym.problem.statistic_inputs import StatisticInputs
@@ -27,7 +27,7 @@ class Statistic:
         name: Its name in the setting `statistics`.
         formula: Its definition in one line, with the unit and the source.
         low, high: Its bounds; values outside are clipped to them.
-        compute: Maps `StatisticInputs` to (n_layers,) float values, one for each layer, always the same.
+        compute: Maps `StatisticInputs` to (n_layers,) finite float values, one for each layer, always the same.
         of_removals: Maps the (n_layers + 1,) losses of `single_removals`, in nats, to the values, if they depend on nothing
             else: a table then has the statistic without a model. None for other statistics.
     """
@@ -39,9 +39,28 @@ class Statistic:
     compute: Callable[[StatisticInputs], np.ndarray]
     of_removals: Callable[[Floats], Floats] | None = None
 
-    def bounded(self, values: np.ndarray) -> np.ndarray:
-        """Return (n_layers,) values as an environment observes them: clipped to the bounds, and 0 instead of NaN."""
-        return np.clip(np.nan_to_num(values), self.low, self.high)
+    def bounded(self, values: object, n_layers: int) -> Floats:
+        """Return what `compute` gave as an environment observes it, (n_layers,) float64, clipped to the bounds.
+
+        Raises:
+            ValueError: They are not `n_layers` finite numbers.
+        """
+        try:
+            checked = np.asarray(values, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"statistic {self.name!r} did not return numbers: got {values!r}. Return an array") from error
+        if checked.shape != (n_layers,):
+            raise ValueError(
+                f"statistic {self.name!r} returned the wrong shape: got {checked.shape}, expected ({n_layers},). "
+                "Return one number for each layer"
+            )
+        wrong = np.flatnonzero(~np.isfinite(checked))
+        if wrong.size:
+            raise ValueError(
+                f"statistic {self.name!r} is not finite for layers {wrong.tolist()}: got {checked[wrong].tolist()}. "
+                "Return finite numbers"
+            )
+        return np.clip(checked, self.low, self.high)
 
 
 def single_removals(n_layers: int) -> Masks:
@@ -50,9 +69,12 @@ def single_removals(n_layers: int) -> Masks:
 
 
 def leave_one_out(losses: Floats) -> Floats:
-    """Return (n_layers,) loss with one layer skipped minus that of the full model, from the losses of `single_removals`."""
-    with np.errstate(invalid="ignore"):  # losses may be infinite
-        return losses[1:] - losses[0]
+    """Return (n_layers,) loss with one layer skipped minus that of the full model, from the losses of `single_removals`.
+
+    Infinite losses count as `MAX_LOSS`.
+    """
+    finite = np.minimum(losses, MAX_LOSS)
+    return finite[1:] - finite[0]
 
 
 def _of_activity(name: str, high: float, formula: str) -> Statistic:
@@ -139,6 +161,7 @@ def masks_needed(names: Iterable[str], n_layers: int) -> int:
 
 
 def compute_statistics(statistics: Sequence[Statistic], inputs: StatisticInputs) -> np.ndarray:
-    """Return the values of statistics, (n_layers, n_statistics) float32, within their bounds."""
-    columns = [s.bounded(s.compute(inputs)) for s in statistics]
+    """Return the values of statistics, (n_layers, n_statistics) float32; ValueError as in `Statistic.bounded`."""
+    n_layers = len(inputs.evaluator.vlp.layers)
+    columns = [s.bounded(s.compute(inputs), n_layers) for s in statistics]
     return np.stack(columns, axis=1).astype(np.float32)

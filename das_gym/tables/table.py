@@ -241,7 +241,7 @@ class SubnetTable:
         check_names([name], known, "statistic of this table")
         statistic = STATISTICS[name]
         assert statistic.of_removals is not None
-        return statistic.bounded(statistic.of_removals(self.removal_losses)).astype(np.float32)
+        return statistic.bounded(statistic.of_removals(self.removal_losses), self.n_layers).astype(np.float32)
 
     @property
     def removal_losses(self) -> np.ndarray:

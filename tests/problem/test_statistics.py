@@ -9,6 +9,7 @@ import torch
 
 import das_gym.problem.statistics as statistics_module
 from das_gym.models.base import VLP, Layer, State
+from das_gym.problem.rewards import MAX_LOSS
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity, measure_blocks, measure_sensitivity
 from das_gym.problem.statistics import (
     DEFAULT_STATISTICS,
@@ -50,11 +51,28 @@ def test_masks_needed_counts_scored_masks(measured, name):
 
 
 def test_compute_statistics_clips_values(measured):
-    wild = dataclasses.replace(STATISTICS["depth"], compute=lambda _: np.array([-5.0, *range(10), np.inf]))
+    wild = dataclasses.replace(STATISTICS["depth"], compute=lambda _: np.array([-5.0, *range(10), 1e9]))
     values = compute_statistics([wild], measured)
     assert values.dtype == np.float32
     assert values.min() == 0
     assert values.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (np.ones(5), r"\(5,\), expected \(12,\)"),
+        (np.ones((12, 1)), r"\(12, 1\), expected \(12,\)"),
+        (None, r"\(\), expected \(12,\)"),
+        (["much"] * 12, "did not return numbers"),
+        ([0.0, np.nan, *range(8), np.inf, 1.0], r"layers \[1, 10\]: got \[nan, inf\]"),
+    ],
+    ids=["short", "matrix", "nothing", "words", "not finite"],
+)
+def test_statistics_of_users_are_checked(measured, given, said):
+    own = Statistic("own", "mine", 0.0, 1.0, lambda inputs: given)
+    with pytest.raises(ValueError, match=f"'own'.*{said}"):
+        compute_statistics([own], measured)
 
 
 def test_macs_share_is_of_the_full_model(measured):
@@ -205,7 +223,7 @@ def test_sensitivity_agrees_with_finite_differences(tiny_problem, monkeypatch):
 
 def test_leave_one_out_by_hand():
     assert single_removals(2).tolist() == [[False, False], [True, False], [False, True]]
-    np.testing.assert_allclose(leave_one_out(np.array([1.0, 3.0, 0.75, np.inf])), [2.0, -0.25, np.inf])
+    np.testing.assert_allclose(leave_one_out(np.array([1.0, 3.0, 0.75, np.inf])), [2.0, -0.25, MAX_LOSS - 1])
 
 
 def test_register_statistic_adds_it_or_rejects_it(monkeypatch):
