@@ -66,7 +66,7 @@ class PublishedRow(NamedTuple):
     """A row of the tables of the paper's laboratory.
 
     Attributes:
-        method: A key of `METHODS`; None for deep prompts, which are not implemented.
+        method: A key of `METHODS`; None for deep prompts, which das_gym does not have.
         parameters: Updated parameters in millions, without heads. None if not published.
         macs: MACs in billions beyond those of the pre-trained model. None if not published.
         scores: By column of `SCORE_COLUMNS`.

@@ -57,7 +57,7 @@ def fit_maps(model: AdaptedModel, examples: Sequence[object]) -> list[Ridge]:
     pairs: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in vlp.layers]
     for first in range(0, len(examples), BATCH):
         batch = model.backbone.processor(model.task.pairs(examples[first : first + BATCH]), None)
-        state = vlp.initial_state(vlp.encode(batch))
+        state = vlp.embed(vlp.encode(batch))
         for stage, indices in enumerate(vlp.stages):
             for index in indices:
                 stream = vlp.layers[index].stream

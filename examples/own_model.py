@@ -19,7 +19,6 @@ from das_gym.models.meter.inputs import meter_transform  # CLIP's pixels, which 
 
 class BridgeTower(VLP):
     tunable = ("skip_adapter", "cross_modal_text_pooler", "cross_modal_image_pooler")
-    promptless = "every stage adds the encoders' outputs to its tokens"
 
     def __init__(self, bridge, bottleneck):
         super().__init__()

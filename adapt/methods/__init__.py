@@ -7,7 +7,6 @@ METHODS: dict[str, Any] = {
     "head": "das_gym.adapt.methods.weights:Head",
     "bitfit": "das_gym.adapt.methods.weights:BitFit",
     "lora": "das_gym.adapt.methods.lora:LoRA",
-    "prompt": "das_gym.adapt.methods.prompt:Prompt",
     "adapter": "das_gym.adapt.methods.adapter:AdapterTuning",
     "parallel": "das_gym.adapt.methods.adapter:ScaledParallel",
     "das": "das_gym.adapt.methods.adapter:DAS",

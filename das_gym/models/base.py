@@ -66,8 +66,7 @@ class State:
         hidden: Per stream, (batch, tokens, hidden_size) float.
         attend: Per stream, bool, True = a token to attend to: (batch, 1, 1, tokens) if only padding is left out, (batch, 1,
             tokens, tokens) if a token sees only those before it; None = all.
-        extras: Whatever else layers read and no stage changes: image types, positions, rotary embeddings. Prompt tuning
-            makes `hidden` and `attend` longer, unless `VLP.promptless` rules that out.
+        extras: Whatever else layers read and no stage changes: image types, positions, rotary embeddings.
     """
 
     hidden: Mapping[str, Tensor]
@@ -164,9 +163,7 @@ class VLP(nn.Module, ABC):
         tunable: Parts of parameter names; a parameter with one of them trains, others are frozen.
         projector: Parts of the names of parameters between vision tower and decoder, with a separate learning rate.
         untrainable: Why the model cannot be trained, only searched without adapters; empty if it can.
-        promptless: Why prompt tuning cannot add learned tokens; empty if it can.
         gradient_checkpointing: Whether to use gradient checkpointing.
-        prompts: The module that adds learned tokens to the state before stage 0; None adds none.
         front: Number of stages before the one where `enter_stage` does something; results up to there are worth caching.
         streams_apart: Whether text and image enter stage 0 as separate streams, so that one image can serve many texts.
     """
@@ -178,7 +175,6 @@ class VLP(nn.Module, ABC):
     tunable: tuple[str, ...]
     projector: tuple[str, ...] = ()
     untrainable: str = ""
-    promptless: str = ""
     front: int = 0
     streams_apart: ClassVar[bool] = False
 
@@ -187,7 +183,6 @@ class VLP(nn.Module, ABC):
         self.pruned_mask: np.ndarray | None = None
         self._pruned: tuple[bool, ...] | None = None
         self.frozen = False
-        self.prompts: nn.Module | None = None
         self.gradient_checkpointing = False
 
     # ---- from texts and images to the state before stage 0
@@ -264,11 +259,6 @@ class VLP(nn.Module, ABC):
         image.
         """
 
-    def initial_state(self, encoded: State) -> State:
-        """Return the state before stage 0, with learned tokens if there are any."""
-        state = self.embed(encoded)
-        return state if self.prompts is None else self.prompts(state)
-
     # ---- through the stages
 
     @property
@@ -338,7 +328,7 @@ class VLP(nn.Module, ABC):
     ) -> Tensor:
         """Return pooled features, (batch, feature_size), as `forward` does, from the outputs of `encode`."""
         skips = self._skips(mask)
-        state = self.initial_state(encoded)
+        state = self.embed(encoded)
         for stage in range(len(self.stages)):
             state = self.advance(state, stage, skips, mark)
         return self.pool(state)
@@ -463,9 +453,8 @@ class VLP(nn.Module, ABC):
     @property
     def encoders_train(self) -> bool:
         """Whether a parameter of the encoders is trained, so that encoder outputs cannot be cached."""
-        parts = (self.prompts, *(self.skippable_layer(index) for index in range(len(self.layers))))
         # What comes before stage 0 trains if any other parameter does: layers and tunable parameters run after the cache.
-        free = {id(p) for part in parts if part is not None for p in part.parameters()}
+        free = {id(p) for index in range(len(self.layers)) for p in self.skippable_layer(index).parameters()}
         free |= {id(p) for p in self.tunable_state().values()}
         return any(p.requires_grad and id(p) not in free for p in self.parameters())
 

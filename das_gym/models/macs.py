@@ -125,7 +125,7 @@ class MacCounter:
 
     def embed(self, encoded: State) -> tuple[State, int]:
         """Return the state before stage 0, without content, and the MACs of `embed`."""
-        return self._once(("embed",), encoded, self.twin.initial_state)
+        return self._once(("embed",), encoded, self.twin.embed)
 
     def pool(self, state: State) -> tuple[Tensor, int]:
         """Return the pooled features of a state, without content, and the MACs of `pool`."""

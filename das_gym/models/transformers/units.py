@@ -89,7 +89,6 @@ class UnitModel(VLP):
     """A transformers model as a list of units, which the subclass `VLM` runs; see `VLM` for the arguments."""
 
     tunable: tuple[str, ...] = ()  # until there are adapters
-    promptless = "all positions of a batch lie flat in one stream"
 
     def __init__(self, model: Any, units: str = "layers", capabilities: ModelCapabilities = DEFAULT_CAPABILITIES) -> None:
         super().__init__()

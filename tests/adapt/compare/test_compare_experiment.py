@@ -49,12 +49,12 @@ def test_compare_searches_masks_and_chooses_rates(run_here, small_kwargs, monkey
 def test_compare_keeps_models_for_evaluate_predict_export_and_report(run_here, small_kwargs, monkeypatch, tmp_path):
     monkeypatch.setattr(trials, "measure_latency", partial(measure_latency, blocks=1, runs=1))
     given = [f"{name}={value}" for name, value in small_kwargs.items()]
-    quick = ("train.steps=2", "train.batch_size=4", "seeds=2", "learning_rates=[1e-2]", 'methods=["lora","prompt"]')
+    quick = ("train.steps=2", "train.batch_size=4", "seeds=2", "learning_rates=[1e-2]", 'methods=["lora","adapter"]')
     code, told = run_here("compare", "with", *given, *quick)
     assert code == 0, told
     assert "the best model of each row is kept there, too; one of them: " in told
     record = read_json(tmp_path / "runs/1/compare.json")
-    for trial in (best_of(record, method) for method in ("lora", "prompt")):
+    for trial in (best_of(record, method) for method in ("lora", "adapter")):
         code, told = run_here("evaluate", "with", "run=1", f"method={trial['variant']}")  # on the data of the run
         assert code == 0, told
         assert f"loss {trial['test_loss']:.4f} nats" in told
@@ -69,9 +69,9 @@ def test_compare_keeps_models_for_evaluate_predict_export_and_report(run_here, s
     assert "# METER, fine-tuned, for vqa" in card
     assert "A row of `python -m adapt compare`: LoRA, learning rate 0.01." in card
     assert f"| accuracy on test, % | {100 * best_of(record, 'lora')['test']:.1f} |" in card
-    code, told = run_here("export", "with", "run=1", "method=prompt", "out=prompt")
+    code, told = run_here("export", "with", "run=1", "method=adapter", "out=adapter")
     assert code == 1
-    assert "method=prompt cannot be exported" in told
+    assert "method=adapter cannot be exported" in told
     assert run_here("report", "1")[0] == 0
     assert "methods of fine-tuning compared" in (tmp_path / "runs/1/report.html").read_text()
     (tmp_path / "runs/1/compare.json").write_text('{"methods": []}')

@@ -44,14 +44,12 @@ FAMILIES = ("METER", "ViLT", "VLM")
 REFUSED = {
     ("VLM", "head"): "nothing would train, since a VLM has its own head",
     ("VLM", "bitfit"): "a LlamaDecoderLayer has no biases",
-    ("VLM", "prompt"): "prompt tuning is not supported by VLM",
 }
 HAVING = [(family, name) for family in FAMILIES for name in METHODS if (family, name) not in REFUSED]
 COUNTS = {
     "head": 0,
     "bitfit": 6 * (8 * 64 + 4 * 64 + 64 + 3 * 64),  # two attentions of four projections, feed-forward, three LayerNorms
     "lora": 6 * 2 * 2 * (2 * 64 * 4),
-    "prompt": 2 * 16 * 64,
     "adapter": 6 * 3 * (2 * 64 * 16 + 16 + 64),
     "parallel": 6 * (2 * 64 * 16 + 16 + 64),
     "das": 6 * 3 * (2 * 64 * 16 + 16 + 64 + 2 * 64),
@@ -160,7 +158,7 @@ def test_training_on_two_devices(worlds, name, monkeypatch):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("family", "name"), [("METER", "lora"), ("METER", "prompt"), ("VLM", "parallel")])
+@pytest.mark.parametrize(("family", "name"), [("METER", "lora"), ("METER", "adapter"), ("VLM", "parallel")])
 def test_inserted_modules_cost_macs_and_merged_lora_none(worlds, family, name):
     world = worlds[family]
     plain, model = world.model(), world.model()
@@ -282,21 +280,6 @@ def test_adaptation_of_a_method_is_not_a_supernet(worlds, tmp_path):
     model = worlds["METER"].model()
     with pytest.raises(ValueError, match="the method bitfit"):
         kept.apply(model.backbone.vlp, model.head, model.backbone.base)
-
-
-def test_prompts_keep_the_position_of_the_head(worlds):
-    """Prompts that nothing attends to change nothing: here because their keys cannot win."""
-    for family in ("METER", "ViLT"):
-        model = worlds[family].model()
-        make_method("prompt", {"tokens": 3}).apply(model)
-        vlp, encoded = model.backbone.vlp, model.task.processor(model.task.pairs(worlds[family].splits.train[:2]))
-        before = vlp.embed(vlp.encode(encoded))
-        after = vlp.initial_state(vlp.encode(encoded))
-        for stream, hidden in before.hidden.items():
-            assert torch.equal(after.hidden[stream][:, : hidden.shape[1]], hidden)
-            assert after.hidden[stream].shape[1] == hidden.shape[1] + 3
-            if before.attend[stream] is not None:
-                assert bool(after.attend[stream][..., -3:].all())
 
 
 @pytest.mark.slow

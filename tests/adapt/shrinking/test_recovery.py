@@ -157,11 +157,11 @@ def test_recovery_with_a_method_of_your_own(problem_of, monkeypatch):
     assert all("norm" in key for key in changed)
 
 
-@pytest.mark.parametrize("name", ["head", "prompt", "adapter", "parallel", "bitfit"])
+@pytest.mark.parametrize("name", ["head", "adapter", "parallel", "bitfit"])
 def test_check_recovery_rejects_methods_that_cannot_recover(problem_of, name):
     vlm = problem_of("llava").vlp
     before = dict(vlm.named_parameters())
-    with pytest.raises(ValueError, match=r"cannot recover|not supported|no biases"):
+    with pytest.raises(ValueError, match=r"cannot recover|no biases"):
         make_method(name).check_recovery(vlm, trainable_parts(vlm))
     assert all(p is before[key] for key, p in vlm.named_parameters())
 
