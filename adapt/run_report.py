@@ -26,8 +26,8 @@ from das_gym.agents.searching.scorer import make_scored
 from das_gym.agents.settings import SearchSettings
 from das_gym.agents.table_experiment import masks_table
 
-from das_gym.commands.past_runs import rerun_command, run_settings
-from das_gym.commands.runs import COMPARISON
+from das_gym.commands.commandline import rerun_command
+from das_gym.commands.runs import COMPARISON, run_settings
 from das_gym.commands.settings import build, settings_dict
 from das_gym.commands.trust import trusted_settings
 from das_gym.drawing.report import CostChart, Heat, RunReport, write_report

@@ -11,12 +11,6 @@ PROGRAM = Program(
         ),
         "table": Command("das_gym.agents.run_commands:table", "[with ...]", "score every mask: ground truth for searches"),
         "compare": Command("das_gym.agents.run_commands:compare", "[with ...]", "agents against each other on a table"),
-        "runs": Command(
-            "das_gym.commands.past_runs:main",
-            "[with ...]",
-            "past runs of every command, the newest first",
-            settings="das_gym.commands.past_runs:RunsSettings",
-        ),
         "list": Command(
             "das_gym.agents.listing:main",
             "[with plugins=...]",

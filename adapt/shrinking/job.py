@@ -28,7 +28,7 @@ from das_gym.adapt.shrinking.settings import (
 from das_gym.adapt.shrinking.verifying import Probes, Verification, has_remote_code, verify
 from das_gym.adapt.training import Log
 
-from das_gym.commands.past_runs import rerun_command
+from das_gym.commands.commandline import rerun_command
 from das_gym.commands.runs import library_versions
 from das_gym.commands.settings import settings_dict
 from das_gym.files import write_json, write_text

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 import das_gym
-from das_gym.commands.runs import USER_ERRORS, PluginSettings
+from das_gym.commands.runs import USER_ERRORS, PluginSettings, run_settings
 from das_gym.commands.settings import (
     build,
     defaults_of,
@@ -50,6 +50,9 @@ from das_gym.processes import (
 Config = TypeVar("Config")
 HELP = ("-h", "--help", "help")
 SCRIPTS = ("das-agents", "das-adapt")
+
+NOT_REPEATED = ("runs_dir", "resume", "plugins", "save_every")
+"""Settings that do not change the result of a run, or that `format_command` adds."""
 
 WIDTH = 80
 
@@ -247,6 +250,16 @@ def format_settings(
                 text = text.replace("'", '"')  # a shell's quotes go around it
             words.append(shlex.quote(f"{name if cls is None else shortest_name(cls, name)}={text}"))
     return words
+
+
+def rerun_command(folder: Path, command: str, cls: type, defaults: Mapping[str, Any], **changes: Any) -> str:
+    """Return the command with settings `cls` that repeats the run in `folder`, without settings that equal `defaults`.
+
+    `changes` replace the run's settings; None leaves one out.
+    """
+    known = {**run_settings(folder), **changes}
+    chosen = {name: value for name, value in known.items() if name not in NOT_REPEATED and value is not None}
+    return format_command(command, *format_settings(chosen, defaults, cls))
 
 
 def read_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

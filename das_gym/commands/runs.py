@@ -10,12 +10,14 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 from filelock import FileLock, Timeout
 
 import das_gym
 from das_gym.commands.settings import Settings
+from das_gym.files import read_json_object
 
 RUNS_DIR = "runs"
 CONFIG = "config.json"
@@ -68,6 +70,12 @@ class RunSettings(PluginSettings, group="Run"):
     resume: int | None = None
 
 
+def run_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of a run; empty if its folder has none."""
+    path = folder / CONFIG
+    return read_json_object(path) if path.is_file() else {}
+
+
 def runs_dir_setting(folder: Path) -> str:
     """Return `runs_dir=...` as typed on a command line to find the run in `folder`; empty for the default."""
     return "" if folder.parent == Path(RUNS_DIR) else shlex.quote(f"runs_dir={folder.parent}")
@@ -111,23 +119,6 @@ def lock_folder(folder: Path) -> FileLock:
             raise
         print(f"{folder.parent} does not support locks. Use {folder.name} in one process at a time", file=sys.stderr)
     return lock
-
-
-def is_locked(folder: Path) -> bool | None:
-    """Return True if a process has locked a folder; None if it cannot be known: no locks, no permission, or a link."""
-    if not (folder / LOCK).exists():
-        return False
-    if (folder / LOCK).is_symlink():
-        return None  # filelock 3.13 empties the file that it leads to
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    except (OSError, NotImplementedError):
-        return None
-    lock.release()
-    return False
 
 
 def library_versions() -> dict[str, str]:

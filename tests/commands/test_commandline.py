@@ -191,7 +191,7 @@ def test_command_imports_plugins_first(program, name, capsys):
         (ADAPT, ["with", "stepps=3"], 1, "unknown setting 'stepps'; did you mean 'steps'?"),
         (ADAPT, ["with", "train.seed=3"], 1, "Did you mean `seed`?"),
         (AGENTS, ["with", "precison=x"], 1, "did you mean 'precision'?"),
-        (AGENTS, ["runs", "with", "limit=-3"], 1, "`limit` is out of range"),
+        (AGENTS, ["runs"], 2, "unknown sub-command 'runs'"),
     ],
 )
 def test_program_reports_mistakes_in_a_paragraph(tmp_path, monkeypatch, capsys, program, words, code, says):
