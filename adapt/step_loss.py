@@ -18,7 +18,7 @@ from torch import Tensor
 from das_gym.engine.caches import EncoderCache
 from das_gym.engine.scores import format_examples, format_mask
 from das_gym.engine.tree import saved_bytes
-from das_gym.models.inputs import Requests
+from das_gym.models.inputs import Requests, to_device
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.loading import AdaptedModel, Backbone
 from das_gym.processes import is_main_process, world_size
@@ -156,7 +156,7 @@ class StepLoss:
 
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
         """Return the task's targets, on the model's device."""
-        return {name: tensor.to(self.vlp.device) for name, tensor in self.task.targets(examples).items()}
+        return {name: to_device(tensor, self.vlp.device) for name, tensor in self.task.targets(examples).items()}
 
     def activation_bytes(self) -> int:
         """Return how many bytes the forward pass of the first example keeps for the backward pass, without parameters."""

@@ -187,7 +187,7 @@ class Trainer:
         """Take one optimizer step and return its losses and metrics by name; arguments and errors are those of `run`."""
         accelerator = self.accelerator
         trained = list(self._trained.values())
-        sums = dict[str, float]()
+        totals = dict[str, Tensor]()
         self.optimizer.zero_grad()
         with accelerator.autocast():
             result = step_function(self.step)
@@ -200,22 +200,25 @@ class Trainer:
                 break
             accelerator.backward(part["loss"])
             for name, value in part.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
+                totals[name] = totals.get(name, 0.0) + value.detach().double()
+        values = torch.stack([*totals.values()])
         if world_size() > 1:
-            mean = accelerator.reduce(torch.tensor([*sums.values()]).to(trained[0]), "mean")
-            sums = dict(zip(sums, mean.tolist(), strict=True))
+            values = accelerator.reduce(values.to(trained[0]), "mean")
             self._average_gradients(trained)
+        norm_tensor = accelerator.clip_grad_norm_(trained, MAX_NORM)
+        # The only read of a step: until then, a GPU need not be waited for.
+        *losses, norm = torch.cat((values, norm_tensor.reshape(1).to(values))).tolist()
+        sums = dict(zip(totals, losses, strict=True))
         where = f"step {self.step}" + (f", {describe_step()}" if describe_step is not None else "")
         if not math.isfinite(sums["loss"]):
             raise FloatingPointError(f"The training diverged: loss {sums['loss']} at {where}. Try a lower learning rate.")
-        norm = accelerator.clip_grad_norm_(trained, MAX_NORM)
-        if not torch.isfinite(norm):
+        if not math.isfinite(norm):
             # With fp16 the scaler skips such a step and halves its scale; at a scale of 1 the scale is not to blame.
             self._overflows += 1
             if accelerator.scaler is None or accelerator.scaler.get_scale() <= 1 or self._overflows == self.steps:
                 advice = "" if accelerator.scaler is None else ", or mixed_precision=bf16"
                 raise FloatingPointError(
-                    f"The training diverged: gradient norm {norm.item()} at {where}. Try a lower learning rate{advice}."
+                    f"The training diverged: gradient norm {norm} at {where}. Try a lower learning rate{advice}."
                 )
         self.optimizer.step()
         self._scheduler.step()

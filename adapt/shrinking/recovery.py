@@ -113,7 +113,7 @@ class Teacher:
         with torch.no_grad(), progress(sum(map(len, batches)), "running the full model", unit="example") as bar:
             for batch in batches:
                 states = answer_states(self._full_model, self._task, batch)
-                counts = torch.bincount(self._task.targets(batch)["prompt"]).tolist()
+                counts = self._task.targets(batch)["lengths"].tolist()
                 for example, part in zip(batch, states.split(counts), strict=True):
                     self._states[example.key] = part.clone()
                 bar.update(len(batch))

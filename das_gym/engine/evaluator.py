@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,15 @@ from das_gym.engine.kept_sums import KeptSums
 from das_gym.engine.scores import Scores, Spending, warn_of_broken
 from das_gym.engine.tree import MaskTree, resolve_precision, with_bfloat16_layers
 from das_gym.models.base import VLP, State, tensor_bytes
+from das_gym.models.inputs import to_device
 from das_gym.models.macs import MacCounter, head_macs
 from das_gym.tasks.base import Task
 
 if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's OpenMP threads, and would wait for them
     os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
+
+LEAVES_PER_READ = 64
+"""Masks whose scores are read from a GPU at a time: each read waits until all that was launched before has run."""
 
 Watch = Callable[[Sequence[Any], int, State, Tensor], None]
 """`watch(batch, index, state, output)` sees each layer of the full model on each batch of examples."""
@@ -337,12 +342,12 @@ class Evaluator:
         full_logits: list[Tensor] | None = None,
         watch: Watch | None = None,
         first: int = 0,
-    ) -> Iterator[tuple[np.ndarray, slice, list[np.ndarray], Tensor | None]]:
+    ) -> Iterator[tuple[np.ndarray, slice, np.ndarray, Tensor | None]]:
         """Walk the tree of masks over the examples, batch by batch; `first` is the place of the first one in the trunk.
 
         Yields:
-            Rows of equal masks; which of the examples; their losses, metrics and, if requested, divergences, (n,) float64
-            each; and with the first rows of a batch the full model's logits, if divergences are requested.
+            Rows of equal masks; which of the examples; their losses, metrics and, if requested, divergences, (2 or 3, n)
+            float64; and with the first rows of a batch the full model's logits, if divergences are requested.
         """
         if self._runner is None:
             self._runner = self.vlp if self.precision == "float32" else with_bfloat16_layers(self.vlp)
@@ -353,26 +358,37 @@ class Evaluator:
             batch = (first + start, len(chunk))
             trunk = partial(self._trunk.get_or_compute, batch)
             state: State = trunk(-1, partial(self._begin, chunk))  # before targets: prompts are read here with their images
-            targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(chunk).items()}
-            full = None if full_logits is None else full_logits[number]
-            is_first = True
+            targets = {name: to_device(t, self.vlp.device) for name, t in self.task.targets(chunk).items()}
             known = partial(self._trunk.known, batch) if watch is None else None
-            for rows, features in tree.leaves(state, trunk, known, None if watch is None else partial(watch, chunk)):
-                logits = self._logits(features)
-                full = logits if full is None else full  # the first leaf is the full model
-                scores = [self.task.losses(logits, targets), self.task.metrics(logits, targets)]
-                if divergences:
-                    scores.append(self.task.divergences(logits.double(), full.double(), targets))
-                arrays = [values.double().cpu().numpy() for values in scores]
-                for values in arrays[:2]:
-                    if not np.isfinite(values).all():
-                        keys = [chunk[place].key for place in np.flatnonzero(~np.isfinite(values)).tolist()]
-                        broken.setdefault(int(rows[0]), []).extend(keys)
-                yield rows, slice(start, start + len(chunk)), arrays, full if divergences and is_first else None
-                is_first = False
+            leaves = tree.leaves(state, trunk, known, None if watch is None else partial(watch, chunk))
+            scored = self._score_leaves(leaves, targets, divergences, None if full_logits is None else full_logits[number])
+            while together := list(islice(scored, 1 if self.vlp.device.type == "cpu" else LEAVES_PER_READ)):
+                arrays = torch.stack([scores for _, scores, _ in together]).cpu().numpy()
+                for (rows, _, full), array in zip(together, arrays, strict=True):
+                    for values in array[:2]:
+                        if not np.isfinite(values).all():
+                            keys = [chunk[place].key for place in np.flatnonzero(~np.isfinite(values)).tolist()]
+                            broken.setdefault(int(rows[0]), []).extend(keys)
+                    yield rows, slice(start, start + len(chunk)), array, full
             if progress is not None:
                 progress(len(chunk))
         warn_of_broken(masks, broken)
+
+    def _score_leaves(
+        self,
+        leaves: Iterator[tuple[np.ndarray, Tensor]],
+        targets: dict[str, Tensor],
+        divergences: bool,
+        full: Tensor | None,
+    ) -> Iterator[tuple[np.ndarray, Tensor, Tensor | None]]:
+        """Yield what `_leaves` does for a batch, scores on the device. Without `full`, the first leaf is the full model."""
+        for number, (rows, features) in enumerate(leaves):
+            logits = self._logits(features)
+            full = logits if full is None else full
+            scores = [self.task.losses(logits, targets), self.task.metrics(logits, targets)]
+            if divergences:
+                scores.append(self.task.divergences(logits.double(), full.double(), targets))
+            yield rows, torch.stack([values.double() for values in scores]), full if divergences and number == 0 else None
 
     def _begin(self, examples: Sequence[Any]) -> State:
         encoded = self.encoder_cache(self.task.pairs(examples))

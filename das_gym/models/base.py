@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from das_gym.models.inputs import Processor, image_blocks, meta_batch, pad_and_stack, real_tokens, text_blocks
+from das_gym.models.inputs import Processor, image_blocks, meta_batch, pad_and_stack, real_tokens, text_blocks, to_device
 from das_gym.models.macs import MacCounter, meta_twin, without_adapters
 
 Stream = tuple[Tensor, Tensor | None]
@@ -222,7 +222,7 @@ class VLP(nn.Module, ABC):
         images = kept("image", {pair.image.key: pair.image for pair in pairs})
         hidden_text, attend_text = pad_and_stack([texts[pair.text] for pair in pairs])
         hidden_image, attend_image = pad_and_stack([images[pair.image.key] for pair in pairs])
-        types = torch.tensor([pair.image_type for pair in pairs], device=hidden_image.device)
+        types = to_device(torch.tensor([pair.image_type for pair in pairs]), hidden_image.device)
         attend = {"text": attend_text, "image": attend_image}
         return State({"text": hidden_text, "image": hidden_image}, attend, {"image_types": types})
 
@@ -239,7 +239,8 @@ class VLP(nn.Module, ABC):
         encode = self.text_stream if stream == "text" else self.image_stream
         blocks = text_blocks(processor.texts(values)) if stream == "text" else image_blocks(processor, values)
         for rows, batch in blocks:
-            hidden, attend = encode({name: tensor.to(self.device) for name, tensor in batch.items()})
+            hidden, attend = encode({name: to_device(tensor, self.device) for name, tensor in batch.items()})
+            attend = None if attend is None else attend.cpu()  # waited for once a block
             # of one row, so that each shape is counted once, whatever the number of rows
             macs = 0 if counter is None else counter.encoder(stream, {name: tensor[:1] for name, tensor in batch.items()})
             for position, row in enumerate(rows):
@@ -359,7 +360,7 @@ class VLP(nn.Module, ABC):
 
         `augment` holds the seed and the training step that augmentations of images are drawn with; None = no augmentation.
         """
-        batch = {name: tensor.to(self.device) for name, tensor in processor(pairs, augment).items()}
+        batch = {name: to_device(tensor, self.device) for name, tensor in processor(pairs, augment).items()}
         return lambda mask=None, mark=no_mark: self(batch, mask, mark)
 
     def make_timed_forward(self, processor: Any, pairs: Sequence[Any]) -> Forward:

@@ -35,6 +35,13 @@ MAGNITUDE = 9
 """RandAugment: operations per image, and their strength, 0..30. Source: ViLT (arXiv 2102.03334), section 4.1, and METER."""
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor; the host does not wait for a copy to a GPU, which reads from pinned memory."""
+    if device.type != "cuda" or not tensor.is_cpu:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def padded_length(tokens: int) -> int:
     """Return the next multiple of TEXT_BLOCK."""
     return -(-tokens // TEXT_BLOCK) * TEXT_BLOCK
@@ -261,8 +268,13 @@ def image_blocks(processor: Processor, sources: Sequence[ImageSource]) -> Iterat
 
 
 def real_tokens(hidden: Tensor, attend: Tensor | None, row: int) -> Tensor:
-    """Return (tokens, hidden_size) without padding: a copy, so that the memory of the batch can be freed."""
-    return (hidden if attend is None else hidden[attend[row, 0, 0]]).clone()
+    """Return (tokens, hidden_size) without padding: a copy, so that the memory of the batch can be freed.
+
+    `attend` lies on the CPU: on a GPU, the number of real tokens would have to be waited for.
+    """
+    if attend is None:
+        return hidden.clone()
+    return hidden[to_device(attend[row, 0, 0].nonzero()[:, 0], hidden.device)]
 
 
 def pad_and_stack(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -271,7 +283,7 @@ def pad_and_stack(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     longest = max(lengths)
     hidden = torch.stack([F.pad(part, (0, 0, 0, longest - len(part))) for part in parts])
     real = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
-    return hidden, None if bool(real.all()) else real[:, None, None].to(hidden.device)
+    return hidden, None if bool(real.all()) else to_device(real[:, None, None], hidden.device)
 
 
 def meta_batch(text_tokens: int, image_shape: Sequence[int]) -> dict[str, Tensor]:

@@ -331,19 +331,19 @@ def token_nats(logits: Tensor, labels: Tensor) -> Tensor:
 
 def sum_by_prompt(values: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
     """Return the (prompts,) sums of (tokens,) values; `targets` are those of a `TokenTask`."""
-    prompts = targets["prompt"]
-    return values.new_zeros(int(prompts[-1]) + 1).index_add(0, prompts, values)
+    return values.new_zeros(len(targets["lengths"])).index_add(0, targets["prompt"], values)
 
 
 def mean_by_prompt(values: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
     """Return the (prompts,) means of (tokens,) values; see `sum_by_prompt`."""
-    return sum_by_prompt(values, targets) / torch.bincount(targets["prompt"])
+    return sum_by_prompt(values, targets) / targets["lengths"]
 
 
 class TokenTask(Task):
     """The model predicts tokens. Logits are (tokens, vocabulary), prompt by prompt, from the model's own head.
 
-    Targets have `labels`, the tokens, and `prompt`, the prompt of each; both (tokens,) int64.
+    Targets have `labels`, the tokens, and `prompt`, the prompt of each, both (tokens,) int64; and `lengths`, how many tokens
+    each prompt has, (prompts,) int64, since the host would have to wait for a GPU to count them.
     """
 
     def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:

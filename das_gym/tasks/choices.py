@@ -226,7 +226,7 @@ class ChoicesTask(AnsweringTask):
         nats = token_nats(logits, targets["labels"])
         among = F.cross_entropy(self._likelihoods(nats, targets), targets["right"], reduction="none")
         alone = mean_by_prompt(nats, targets)[targets["reference"]]
-        return torch.where(torch.bincount(targets["example"]) > 1, among, alone)
+        return torch.where(targets["options"] > 1, among, alone)
 
     def metrics(self, logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return 1 where the right option has the largest likelihood, else 0; (batch,)."""
@@ -257,5 +257,8 @@ class ChoicesTask(AnsweringTask):
     def _likelihoods(nats: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return the log-likelihood of each option, (batch, options), -inf where an example has fewer options."""
         sums = -sum_by_prompt(nats, targets)
-        counts = torch.bincount(targets["example"]).tolist()
-        return pad_sequence(sums.split(counts), batch_first=True, padding_value=-torch.inf)
+        options = targets["options"]
+        example = targets["example"]
+        place = torch.arange(len(sums), device=sums.device) - (options.cumsum(0) - options)[example]
+        likelihoods = sums.new_full(targets["characters"].shape, -torch.inf)
+        return likelihoods.index_put((example, place), sums)

@@ -272,11 +272,12 @@ class TextTask(TokenTask):
         return [Passage(e.ids) for e in examples]
 
     def targets(self, examples: Sequence[WindowExample]) -> dict[str, Tensor]:
-        """Return `labels`, (tokens,) int64, the predicted tokens of all windows, and `prompt`, the window of each."""
+        """Return `labels`, (tokens,) int64, the predicted tokens of all windows, `prompt` and `lengths`: see `TokenTask`."""
         lengths = torch.tensor([len(e.ids) - 1 for e in examples])
         return {
             "labels": torch.tensor([token for e in examples for token in e.ids[1:]]),
             "prompt": torch.arange(len(examples)).repeat_interleave(lengths),
+            "lengths": lengths,
         }
 
     def metrics(self, logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from das_gym.models.inputs import Prompt, padded_length
+from das_gym.models.inputs import Prompt, padded_length, to_device
 from das_gym.models.transformers.inputs import Encoding
 from das_gym.models.transformers.stack import Call, LayerCache, Recording, keys_and_values, run_layer
 
@@ -173,7 +173,7 @@ def make_block(
         last_calls = before, record_part(rows, first, end).calls[-1]
     device = own.embedded.device
     read = [(n, at - start) for n, e in enumerate(encodings) for at in range(e.answer - 1, len(e.ids) - 1)]
-    row, token = torch.tensor(read, device=device).T.unbind()
+    row, token = to_device(torch.tensor(read), device).T.unbind()
     block = Block(
         groups=len(rows) // plan.each,
         each=plan.each,
@@ -182,8 +182,8 @@ def make_block(
         first=first - start,
         read=(row, token),
         # Of a text that is predicted from its beginning, the first token is a poor summary: its last one is pooled.
-        firsts=torch.tensor([e.answer - 1 if e.answer > 1 else len(e.ids) - 2 for e in encodings], device=device),
-        lengths=torch.tensor([len(e.ids) for e in encodings], device=device),
+        firsts=to_device(torch.tensor([e.answer - 1 if e.answer > 1 else len(e.ids) - 2 for e in encodings]), device),
+        lengths=to_device(torch.tensor([len(e.ids) for e in encodings]), device),
         prefix_calls=shared.calls if start else (),
         calls=own.calls,
         last_calls=last_calls,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.models.base import Forward, Kept, Mark, Memo, State, no_mark, no_memo
-from das_gym.models.inputs import Prompt
+from das_gym.models.inputs import Prompt, to_device
 from das_gym.models.macs import MacCounter, count_macs
 from das_gym.models.transformers import driver, linear_skips
 from das_gym.models.transformers.driver import Block, make_block, plan_blocks, run_blocks
@@ -175,7 +175,8 @@ class VLM(UnitModel):
 
     def to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move a batch to the model's device, floating point values in the dtype of its weights."""
-        return {n: t.to(self.device, self.model.dtype if t.is_floating_point() else t.dtype) for n, t in batch.items()}
+        dtype = self.model.dtype
+        return {n: to_device(t.to(dtype) if t.is_floating_point() else t, self.device) for n, t in batch.items()}
 
     def gather(self, processor: Any, pairs: Sequence[Any], kept: Kept) -> State:
         """Return the state before the first unit; `kept` gives what `encode_items` computes, by key of the images."""
@@ -225,7 +226,7 @@ class VLM(UnitModel):
             hidden.append(flat)
             read += [(row, place) for row, e in zip(plan.rows, own, strict=True) for place in range(e.answer, len(e.ids))]
         # Blocks take prompts out of order; features go back to it, since targets are in the order of the examples.
-        order = torch.tensor(sorted(range(len(read)), key=read.__getitem__), device=self.device)
+        order = to_device(torch.tensor(sorted(range(len(read)), key=read.__getitem__)), self.device)
         return State({JOINT: torch.cat(hidden, dim=1)}, {JOINT: None}, {"blocks": tuple(blocks), "order": order})
 
     def run(

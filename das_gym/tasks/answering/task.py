@@ -71,8 +71,8 @@ class AnsweringTask(TokenTask):
     def targets(self, examples: Sequence[AnswerExample]) -> dict[str, Tensor]:
         """Return the tokens of the answers, int64.
 
-        `labels` (tokens,); `prompt` (tokens,), the prompt of each; `example` (prompts,), the example of each; `reference`
-        (examples,), the prompt with the right answer.
+        `labels`, `prompt` and `lengths`, see `TokenTask`; `example` (prompts,), the example of each; `options` (examples,),
+        the number of its prompts; `reference` (examples,), the prompt with the right answer.
         """
         encodings: list[Any] = [self.processor.encode(prompt) for prompt in self.pairs(examples)]  # type: ignore[attr-defined]
         tokens = [encoding.ids[encoding.answer :] for encoding in encodings]
@@ -82,7 +82,9 @@ class AnsweringTask(TokenTask):
         return {
             "labels": torch.cat(tokens),
             "prompt": torch.arange(len(tokens)).repeat_interleave(lengths),
+            "lengths": lengths,
             "example": torch.arange(len(examples)).repeat_interleave(counts),
+            "options": counts,
             "reference": counts.cumsum(0) - counts + right,
         }
 
@@ -135,7 +137,7 @@ class AnsweringTask(TokenTask):
 
     def metrics(self, logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return 1 where the reference is the likeliest option, or, without options, the greedy answer; (batch,)."""
-        options = torch.bincount(targets["example"])
+        options = targets["options"]
         # Without options, the greedy answer is right if no token of the reference is missed: it is teacher-forced.
         wrong = (logits.argmax(-1) != targets["labels"]).to(logits)
         missed = sum_by_prompt(wrong, targets)[targets["reference"]]
@@ -156,9 +158,9 @@ class AnsweringTask(TokenTask):
         otherwise an approximation of it.
         """
         targets = {name: t.to(logits.device) for name, t in self.targets(examples).items()}
-        counts = torch.bincount(targets["example"])
+        counts = targets["options"]
         likelihoods = (-sum_by_prompt(token_nats(logits, targets["labels"]), targets)).split(counts.tolist())
-        tokens = logits.argmax(-1).split(torch.bincount(targets["prompt"]).tolist())
+        tokens = logits.argmax(-1).split(targets["lengths"].tolist())
         decode: Any = self.processor.tokenizer.decode
         rows: list[dict[str, Any]] = []
         for example, options, first in zip(examples, likelihoods, (counts.cumsum(0) - counts).tolist(), strict=True):
