@@ -12,6 +12,7 @@ Rivals:
 Both compute logits at the answers' tokens only. `--plain` of the masks are timed, spread evenly over the set, and their mean
 time is multiplied by the size of the set. The sets: a turn of 16 random masks with four skipped layers (after a first turn,
 like every turn of a search but the first), all masks with four, all masks. Losses of the timed masks are compared.
+The last line is the processor time of the turn while glibc keeps freed memory, as in commands, against its own thresholds.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from das_gym.models.transformers.tower import image_features
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import build_problem
 from das_gym.problem.mask_space import every_mask
+from das_gym.processes import keep_freed_memory
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.task import AnsweringTask
 
@@ -190,6 +192,24 @@ def measure(options: argparse.Namespace) -> None:
             f"{batched:5.1f} than (b) batched; losses differ by at most {difference:.1e}; {peak:,.0f} MiB more at most",
             flush=True,
         )
+        if name.startswith("turn"):
+            kept = engine, masks
+    compare_kept_memory(*kept, examples)
+
+
+def compare_kept_memory(engine: Evaluator, masks: np.ndarray, examples: Sequence[Any], turns: int = 3) -> None:
+    """Print the processor time of a turn after `keep_freed_memory`, as a ratio to the time before."""
+    seconds = []
+    for prepare in (lambda: None, keep_freed_memory):
+        prepare()
+        each = []
+        for _ in range(turns):
+            engine.forget()
+            started = time.process_time()
+            engine.evaluate(masks, examples)
+            each.append(time.process_time() - started)
+        seconds.append(min(each))
+    print(f"freed memory kept: {seconds[1]:.2f} s of processor time, {seconds[1] / seconds[0]:.2f} of {seconds[0]:.2f} s")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

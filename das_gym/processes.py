@@ -15,7 +15,9 @@ single process is the main process.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import signal
 import stat
 import sys
@@ -35,6 +37,10 @@ _is_installed = False
 
 BROKEN_PIPE = 141
 """Exit code of a command whose standard output was closed, as in `... | head`; shells use the same."""
+
+TRIM_THRESHOLD = -1, 2**30
+MMAP_THRESHOLD = -3, 2**28
+"""Number in glibc's malloc.h, and bytes: more free memory at the heap's end, or larger blocks, go back to the system."""
 
 STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
@@ -130,6 +136,17 @@ def prepare_streams() -> None:
     reconfigure = getattr(sys.stdout, "reconfigure", None)  # not every stand-in of a stream has it
     if reconfigure is not None:
         reconfigure(errors="replace", line_buffering=True)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the process's next tensors: handed back, each page is cleared and mapped again.
+
+    The environment variable `DAS_GYM_KEEP_MEMORY=0` turns it off; the system then gets freed memory back earlier.
+    """
+    if platform.libc_ver()[0] == "glibc" and os.environ.get("DAS_GYM_KEEP_MEMORY") != "0":
+        library = ctypes.CDLL(None)
+        library.mallopt(*TRIM_THRESHOLD)
+        library.mallopt(*MMAP_THRESHOLD)
 
 
 def silence_stdout() -> int:

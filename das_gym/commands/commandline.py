@@ -41,6 +41,7 @@ from das_gym.processes import (
     exit_code,
     ignore_signals,
     is_main_process,
+    keep_freed_memory,
     prepare_streams,
     raise_interrupts,
     silence_stdout,
@@ -134,6 +135,7 @@ class Program:
     def main(self, argv: Sequence[str] | None = None) -> None:
         """Run the command that the arguments, by default `sys.argv`, name, and end with its exit code."""
         end_on_signals()
+        keep_freed_memory()
         sys.exit(self.run((sys.argv if argv is None else argv)[1:]))
 
     def run(self, arguments: Sequence[str]) -> int:
