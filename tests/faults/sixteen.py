@@ -5,6 +5,7 @@ generates first is killed on the way, holding the lock that the others wait for.
 """
 
 import multiprocessing
+import multiprocessing.synchronize
 import os
 import signal
 import sys
