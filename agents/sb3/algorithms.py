@@ -17,6 +17,8 @@ import numpy as np
 
 from das_gym.names import check_names
 from das_gym.problem.budget import is_whole
+from das_gym.problem.config import check_device
+from das_gym.problem.loading import pick_device
 from das_gym.registration import find_class
 
 if TYPE_CHECKING:
@@ -148,6 +150,11 @@ def with_defaults(cls: type[BaseAlgorithm], known: Algorithm, given: Mapping[str
     values = {"policy": policy, "device": "cpu", **known.defaults, **given}
     if policies:
         check_names([values["policy"]], policies, f"policy of {known.name},")
+    try:
+        check_device(str(values["device"]))
+        pick_device(str(values["device"]))
+    except ValueError as error:
+        raise ValueError(f"setting of {known.name}: {error}") from error
     if known.rollout is not None:
         steps = values.setdefault("n_steps", max(2, known.rollout // n_envs))
         if not is_whole(steps):

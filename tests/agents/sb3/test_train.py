@@ -110,6 +110,8 @@ def test_train_with_an_unlisted_class(env_kwargs):
         ("stable_baselines3:PPOO", {}, "cannot be imported"),
         ("ppo", {"agent_kwargs": {"seed": 1}}, "'seed'"),
         ("ppo", {"agent_kwargs": {"clip_range": "wide"}}, "PPO cannot be made with"),
+        ("ppo", {"agent_kwargs": {"device": "gpu"}}, "setting of ppo: `device` is unknown: got gpu.* Did you mean cuda"),
+        ("ppo", {"agent_kwargs": {"device": "mtia"}}, "setting of ppo: `device` cannot be used here"),
         ("ppo", {"agent_kwargs": {"n_steps": "many"}}, "`n_steps` of ppo is not allowed: got 'many'"),
         ("stable_baselines3:DQN", {"action": "mask"}, "action"),
         ("ppo", {"env_kwargs": {"action": 1}}, "`action`"),
