@@ -115,8 +115,9 @@ def compare_models(
     whose trained weights came with das_gym.
     """
     # All models in turn, block by block: whatever slows the machine down for a while slows all of them down.
-    times = measure_latency({name: example_forward(model, splits) for name, model in models.items()})
     first = models[SUBNET]
+    forwards = {name: example_forward(model, splits) for name, model in models.items()}
+    times = measure_latency(forwards, first.backbone.vlp.device)
     costs = example_costs(first, splits)  # of any mask, although the subnet is pruned
     encoder_cache = EncoderCache(first.backbone.vlp, first.task.processor)
     results = {}

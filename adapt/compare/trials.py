@@ -156,7 +156,8 @@ class ComparisonContext:
         scored = evaluate(model, self.test_examples, f"{trial.variant}, test split", rank_images=1)
         if timed is None:
             models = {"own": model, "plain": self.plain}
-            times = measure_latency({name: example_forward(each, self.splits) for name, each in models.items()})
+            forwards = {name: example_forward(each, self.splits) for name, each in models.items()}
+            times = measure_latency(forwards, model.backbone.vlp.device)
             faster = tuple(speedup(times["own"], times["plain"]))
             timed = dataclasses.replace(trial, latency=tuple(Spread.from_values(times["own"])), speedup=faster)
         self.checkpoint(trial.variant, trial.rate, trial.seed).unlink(missing_ok=True)

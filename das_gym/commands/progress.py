@@ -213,8 +213,9 @@ def _now() -> float:
     """Return the time in seconds, when all work that is queued on GPUs is done."""
     import torch
 
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    for number in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
+        if torch.cuda.memory_allocated(number):  # waiting for a GPU that is not used would take memory there
+            torch.cuda.synchronize(number)
     return time.perf_counter()
 
 

@@ -40,6 +40,8 @@ from das_gym.problem.budget import MaskCost
 from das_gym.problem.loading import Problem, shuffled
 from das_gym.tasks.base import Task
 
+CPU = torch.device("cpu")
+
 BLOCKS = 15
 """Timed blocks of each call: they take turns, so that other load on the machine affects all calls alike."""
 
@@ -80,16 +82,23 @@ class Spread(NamedTuple):
 
 @torch.inference_mode()
 def measure_latency(
-    calls: Mapping[str, Callable[[], object]], blocks: int = BLOCKS, runs: int = RUNS
+    calls: Mapping[str, Callable[[], object]], device: torch.device = CPU, blocks: int = BLOCKS, runs: int = RUNS
 ) -> dict[str, np.ndarray]:
     """Return the wall-clock time of each call, by `torch.utils.benchmark`, on as many threads as torch uses.
+
+    Args:
+        calls: What is timed, by name.
+        device: Where the calls run; torch waits for this GPU.
+        blocks: Timed blocks of each call; the calls take turns.
+        runs: Runs in a block.
 
     Returns:
         Name to (blocks,) float64, milliseconds a run; entries of one index were measured one after the other.
     """
     threads = torch.get_num_threads()
     timers = {name: Timer("call()", globals={"call": call}, num_threads=threads) for name, call in calls.items()}
-    times = [[1000 * timer.timeit(runs).mean for timer in timers.values()] for _ in range(blocks)]
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        times = [[1000 * timer.timeit(runs).mean for timer in timers.values()] for _ in range(blocks)]
     return dict(zip(timers, np.array(times).T, strict=True))
 
 
@@ -260,6 +269,7 @@ class UnitTimer:
         self.timed = timed
         self.timed_bare = timed_bare
         self.n_layers = n_layers
+        self.device = device
         self.cuda = device.type == "cuda"
         self.clock = clock
         self.mark_clock = mark_clock
@@ -315,19 +325,19 @@ class UnitTimer:
 
     def _run(self, timed: Timed, mask: np.ndarray, mark: Mark = no_mark) -> float:
         if self.cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
         begin = self._now(self.clock)
         timed(mask, mark)
         end = self._now(self.clock)
         if self.cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
         return self._between(begin, end)
 
     def _now(self, clock: Callable[[], float]) -> Any:
         if not self.cuda:
             return clock()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def _between(self, one: Any, other: Any) -> float:

@@ -435,9 +435,11 @@ def _make_evaluator(
     from das_gym.engine.sharded import ShardedEvaluator
     from das_gym.problem.skip_adapters import skip_adapter_tensors
 
-    # Workers load what is frozen, and are sent what is trained. They must not choose another precision.
-    precision = resolve_precision(config.precision, model.backbone.vlp.device)
-    alone = replace(config, workers=None, eval_batch_size=batch_size, precision=precision)
+    # Workers load what is frozen, and are sent what is trained. They must not choose another precision, and Ray shows each
+    # of them one GPU alone, whose number is 0.
+    device = model.backbone.vlp.device
+    precision = resolve_precision(config.precision, device)
+    alone = replace(config, workers=None, eval_batch_size=batch_size, precision=precision, device=device.type)
 
     def recipe() -> Callable[[], Evaluator]:  # of the model in its current state
         entries = MODELS[config.model], TASKS[config.task]

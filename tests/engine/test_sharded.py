@@ -145,6 +145,7 @@ def test_workers_get_adapters_as_they_are_now(unconnected, small_kwargs, monkeyp
     for problem in (alone, unconnected):
         with torch.no_grad():
             problem.vlp.skippable_layer(0).skip_adapter.up.bias.add_(1.0)
+    assert unconnected.evaluator.recipe().args[2].device == "cpu"  # of the main process; `cuda:1` is `cuda` in a worker
     there = unconnected.evaluator.recipe()()
     assert type(there) is Evaluator
     np.testing.assert_array_equal(there.losses(MASKS, examples), alone.evaluator.losses(MASKS, examples))

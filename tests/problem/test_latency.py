@@ -65,6 +65,29 @@ def test_measure_units_compares_the_parts_with_whole_forwards():
     assert measure_units(machine.timer(), rounds=(3, 3)).error == pytest.approx(5.0 / (BASE + sum(KEPT)))
 
 
+def test_times_on_a_gpu_are_those_of_its_own_queue(monkeypatch):
+    """By default torch means the first GPU."""
+    seen = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream=None) -> None:
+            seen.append(stream)
+
+        def elapsed_time(self, other) -> float:
+            return 1.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: seen.append(str(device)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: str(device))
+    machine = Machine()
+    timer = UnitTimer(lambda mask, mark: machine.run(KEPT, mask, mark), None, 3, torch.device("cuda:1"))
+    measure_units(timer, rounds=(1, 1), warm_up=0)
+    assert set(seen) == {"cuda:1"}
+
+
 @torch.no_grad()
 def test_served_marks_each_unit(small_problem):
     vlp, task, examples = small_problem.vlp, small_problem.task, small_problem.splits.reward[:2]

@@ -82,7 +82,7 @@ def context_of(bare_kwargs: dict[str, str], folder: Path, **recipe: Any) -> Comp
 
 @pytest.mark.slow
 def test_context_trains_with_the_seed_of_the_trial(bare_kwargs, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "measure_latency", lambda calls: {"own": np.array([2.0]), "plain": np.array([3.0])})
+    monkeypatch.setattr(module, "measure_latency", lambda calls, device: {"own": np.array([2.0]), "plain": np.array([3.0])})
     context = context_of(bare_kwargs, tmp_path, seed=7)
     (variant,) = method_variants(["lora"], {}, {})
     trained, _, result = context.train(variant, 3e-3, 5)
