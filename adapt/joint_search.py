@@ -110,7 +110,7 @@ class Training:
                 for module, mode in zip(modules, modes, strict=True):
                     module.train(mode)
         targets = self.step_loss.targets(examples)
-        return np.array([float(self.step_loss.losses(examples, targets, mask)[0].double().mean()) for mask in masks])
+        return np.array([float(self.step_loss.losses(examples, targets, mask)[0].cpu().double().mean()) for mask in masks])
 
     def trainer(
         self, steps: int, checkpoint: Path | None, save_every: int, rate: float | None = None, turns: "Turns | None" = None

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import PreTrainedModel
 
+from das_gym.models import inputs
 from das_gym.models.transformers.stack import find_decoder, module_path
 
 DEVICE, OTHER_DEVICE = "lazy:0", "lazy:1"
@@ -93,6 +94,8 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     given: dict[str, Any]
     held, given = tree_map(_held, (args, kwargs))
     is_fake = place is not None and place.startswith("lazy")
+    if is_fake and "lazy" in inputs.NO_FLOAT64 and given.get("dtype") == torch.float64:
+        raise TypeError(f"{func}: the device has no float64")
     if device is not None and is_fake:
         given = {**given, "device": torch.device("cpu")}
     found = func(*held, **given)

@@ -21,6 +21,7 @@ from das_gym.commands.settings import build
 from das_gym.engine.scores import format_examples
 from das_gym.files import explain_damage, read_json, write_json
 from das_gym.intervals import difference_interval, mean_interval
+from das_gym.models.inputs import to_widest
 from das_gym.models.transformers.generation import generate, generate_batch, greedy_settings
 from das_gym.models.transformers.inputs import Encoding
 from das_gym.models.transformers.model import VLM
@@ -228,7 +229,7 @@ def mean_loss(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, ti
     """Return the mean loss of the reference answers by the model's own forward, nats. Examples are of `Task.open_ended`."""
     total = 0.0
     for _, _, losses in scored_batches(vlm, task, examples, batch_size, title):
-        total += float(losses.double().sum())
+        total += float(to_widest(losses).sum())
     return total / len(examples)
 
 

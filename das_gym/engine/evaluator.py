@@ -25,7 +25,7 @@ from das_gym.engine.kept_sums import KeptSums
 from das_gym.engine.scores import Scores, Spending, warn_of_broken
 from das_gym.engine.tree import MaskTree, resolve_precision, with_bfloat16_layers
 from das_gym.models.base import VLP, State, tensor_bytes
-from das_gym.models.inputs import to_device
+from das_gym.models.inputs import to_device, to_widest
 from das_gym.models.macs import MacCounter, head_macs
 from das_gym.tasks.base import Task
 
@@ -363,7 +363,7 @@ class Evaluator:
             leaves = tree.leaves(state, trunk, known, None if watch is None else partial(watch, chunk))
             scored = self._score_leaves(leaves, targets, divergences, None if full_logits is None else full_logits[number])
             while together := list(islice(scored, 1 if self.vlp.device.type == "cpu" else LEAVES_PER_READ)):
-                arrays = torch.stack([scores for _, scores, _ in together]).cpu().numpy()
+                arrays = torch.stack([scores for _, scores, _ in together]).cpu().double().numpy()
                 for (rows, _, full), array in zip(together, arrays, strict=True):
                     for values in array[:2]:
                         if not np.isfinite(values).all():
@@ -387,8 +387,8 @@ class Evaluator:
             full = logits if full is None else full
             scores = [self.task.losses(logits, targets), self.task.metrics(logits, targets)]
             if divergences:
-                scores.append(self.task.divergences(logits.double(), full.double(), targets))
-            yield rows, torch.stack([values.double() for values in scores]), full if divergences and number == 0 else None
+                scores.append(self.task.divergences(to_widest(logits), to_widest(full), targets))
+            yield rows, torch.stack([to_widest(values) for values in scores]), full if divergences and number == 0 else None
 
     def _begin(self, examples: Sequence[Any]) -> State:
         encoded = self.encoder_cache(self.task.pairs(examples))

@@ -30,6 +30,9 @@ TEXT_BLOCK = 16
 
 BLOCK = 8
 
+NO_FLOAT64 = ["mps"]
+"""Types of devices that have no float64."""
+
 NUM_OPS = 2
 MAGNITUDE = 9
 """RandAugment: operations per image, and their strength, 0..30. Source: ViLT (arXiv 2102.03334), section 4.1, and METER."""
@@ -40,6 +43,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or not tensor.is_cpu:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_widest(tensor: Tensor) -> Tensor:
+    """Return the tensor in float64, or in float32 on a device of `NO_FLOAT64`."""
+    return tensor.float() if tensor.device.type in NO_FLOAT64 else tensor.double()
 
 
 def padded_length(tokens: int) -> int:
@@ -352,7 +360,7 @@ def randaugment(image: Image, seed: int) -> Image:
     except ImportError as error:
         raise ImportError("RandAugment needs torchvision: run pip install 'das_gym[augment]'") from error
     with torch.random.fork_rng(devices=[]):  # RandAugment takes no generator
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the GPU too
         return RandAugment(NUM_OPS, MAGNITUDE)(image)
 
 

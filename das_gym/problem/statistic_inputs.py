@@ -13,6 +13,7 @@ from torch import Tensor
 from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.scores import format_examples
 from das_gym.models.base import VLP, State
+from das_gym.models.inputs import to_widest
 from das_gym.problem.budget import Floats
 from das_gym.problem.costs import Costs
 from das_gym.problem.statistics import single_removals
@@ -110,8 +111,8 @@ def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[tuple
     before = state.hidden[stream]
     after = output
     tokens = min(before.shape[1], after.shape[1])  # Qwen3-VL's vision layers prepend features to the tokens
-    before = before[:, -tokens:].double()
-    after = after[:, -tokens:].double()
+    before = to_widest(before[:, -tokens:])
+    after = to_widest(after[:, -tokens:])
     norm = before.norm(dim=-1).clamp_min(1e-12)  # padding may be zeros
     cosine = (before * after).sum(dim=-1) / (norm * after.norm(dim=-1).clamp_min(1e-12))
     residual = (after - before).norm(dim=-1) / norm
@@ -165,8 +166,8 @@ def _effects(evaluator: Evaluator, state: State, targets: dict[str, Tensor]) -> 
     for index, slope in enumerate(slopes):
         stream = vlp.layers[index].stream
         change = torch.zeros_like(kept[index]) if slope is None else slope * (skipped[index] - kept[index])
-        rows, attend = vlp.split_rows(states[index], stream, change.detach().double())
-        real = 1.0 if attend is None else attend[:, 0, -1, :, None].double()
+        rows, attend = vlp.split_rows(states[index], stream, to_widest(change.detach()))
+        real = 1.0 if attend is None else to_widest(attend[:, 0, -1, :, None])
         effects.append((rows * real).sum(dim=(1, 2)).cpu().numpy())
     return np.stack(effects)
 
@@ -202,16 +203,16 @@ def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, A
                 after, _ = vlp.split_rows(state, stream, outputs[stream])
                 place = torch.arange(len(before), device=before.device), vlp.pooled_tokens(state, stream)
                 chains[stream].append(index)
-                pooled[stream].append(before[place].double())
+                pooled[stream].append(to_widest(before[place]))
                 whole[stream] = [*whole[stream], before][-TOKEN_BLOCKS:]
                 for length, (first, read) in enumerate(zip(chains[stream][::-1], pooled[stream][::-1], strict=True)):
-                    cos = torch.cosine_similarity(read, after[place].double(), dim=-1).clamp(-1, 1)
+                    cos = torch.cosine_similarity(read, to_widest(after[place]), dim=-1).clamp(-1, 1)
                     sums["angular"][first, length] += float(torch.arccos(cos).sum()) / np.pi
                 real = torch.ones(before.shape[:2]) if attend is None else attend[:, 0, -1]
-                real = real.to(before.device).double()
+                real = to_widest(real.to(before.device))
                 tokens = real.sum(dim=1).clamp_min(1)  # a prompt without images has none in the vision tower
                 for length, (first, read) in enumerate(zip(chains[stream][::-1], whole[stream][::-1], strict=False)):
-                    apart = 1 - torch.cosine_similarity(read.double(), after.double(), dim=-1)
+                    apart = 1 - torch.cosine_similarity(to_widest(read), to_widest(after), dim=-1)
                     sums["cosine"][first, length] += float(((apart * real).sum(dim=1) / tokens).sum())
                     check_layer(vlp, index, sums["cosine"][first], chunk)
                 counts[index] += len(before)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from das_gym.models import inputs
 from das_gym.models.macs import MacCounter
 from das_gym.problem.costs import count_costs
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
@@ -31,6 +32,14 @@ def test_device_rejects_what_cuda_rejects():
         assert isinstance(weight.grad, FakeDeviceTensor)
 
 
+@pytest.fixture(params=["float64", "no float64"])
+def with_or_without_float64(request, monkeypatch) -> None:
+    """`mps` has none."""
+    if request.param == "no float64":
+        monkeypatch.setattr(inputs, "NO_FLOAT64", ["mps", "lazy"])
+
+
+@pytest.mark.usefixtures("with_or_without_float64")
 @pytest.mark.parametrize("model", ["METER", "ViLT"])
 def test_scores_are_those_of_the_cpu(new_world, model):
     world = new_world(model)
@@ -43,6 +52,7 @@ def test_scores_are_those_of_the_cpu(new_world, model):
     np.testing.assert_allclose(found.divergences, wanted.divergences, atol=1e-6)
 
 
+@pytest.mark.usefixtures("with_or_without_float64")
 @pytest.mark.parametrize("model", ["ViLT"])
 def test_statistics_run_on_the_device(new_world, model):
     def computed(world: World) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from das_gym.data.images import NoiseImage
 from das_gym.models.base import HALVES, State
-from das_gym.models.inputs import Prompt
+from das_gym.models.inputs import Prompt, to_widest
 from das_gym.models.macs import structure_key
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.model import VLM
@@ -207,8 +207,8 @@ class Comparison:
                 continue
             if not isinstance(its, Tensor) or mine.shape != its.shape:
                 return False
-            mine = mine.double()
-            its = its.double()
+            mine = to_widest(mine)
+            its = to_widest(its)
             differences = torch.where(mine == its, 0.0, mine - its)  # infinite where both forbid a token
             largest = its[its.isfinite()].abs().max() if its.isfinite().any() else its.new_zeros(())
             if its.numel() and not float(differences.abs().max()) <= tolerance * (float(largest) + 1e-6):  # false for NaN

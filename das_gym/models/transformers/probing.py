@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from das_gym.commands.progress import quiet_loading
+from das_gym.models.inputs import to_widest
 from das_gym.models.macs import MacCounter, share_copy
 from das_gym.models.transformers.comparison import ANSWERS, ROUNDING_TOLERANCES, TOLERANCES, Comparison
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
@@ -141,7 +142,7 @@ def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCap
             break  # it cannot cache images either
         plain = LanguageHead(projection)(features)
         for softcap in dict.fromkeys((None, *(getattr(vlm.text_config, name, None) for name in SOFTCAPS))):
-            scale = _logit_scale(plain.double(), own.double(), softcap, vlm.text_config)
+            scale = _logit_scale(to_widest(plain), to_widest(own), softcap, vlm.text_config)
             if compare.same(LanguageHead(projection, softcap, scale)(features), own):
                 return replace(vlm.capabilities, logit_scale=scale, logit_softcap=softcap)
     raise compare.unsupported(
