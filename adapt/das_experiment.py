@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from das_gym.adapt.finetuning import copy_model
 from das_gym.adapt.finished_runs import JOINT_RECORD
+from das_gym.adapt.hardware import accelerators_of, random_states, restore_random_states
 from das_gym.adapt.joint_search import JointTurn, Training, finetune_subnet, joint_search, new_model, phases
 from das_gym.adapt.phases import evaluation_phases
 from das_gym.adapt.report import (
@@ -64,11 +64,11 @@ LOG_NAMES = {SUBNET: "finetune", FULL_MODEL: "finetune_full_model"}
 
 @dataclass(frozen=True)
 class UntrainedModel:
-    """The untrained model, its data, and the random state from which its copies are trained."""
+    """The untrained model, its data, and the random states from which its copies are trained (`random_states`)."""
 
     model: AdaptedModel
     splits: Splits[Any]
-    random_state: Tensor
+    random_states: list[Tensor]
 
     @classmethod
     def load(cls, settings: JointSearchSettings) -> Self:
@@ -76,7 +76,7 @@ class UntrainedModel:
         pipeline = settings.pipeline
         splits = load_splits(settings.recipe_problem)
         model = new_model(settings.recipe_problem, splits, pipeline, settings.seed)
-        random_state = torch.get_rng_state()
+        states = random_states(accelerators_of([model.backbone.vlp]))
         n_layers = len(model.backbone.vlp.layers)
         if pipeline.skip_num > n_layers:
             raise ValueError(
@@ -85,12 +85,12 @@ class UntrainedModel:
         if pipeline.itm_weight:
             model.task.matching_loss(model.backbone.heads)
         check_prompts(model, splits)
-        return cls(model, splits, random_state)
+        return cls(model, splits, states)
 
     def copy(self) -> AdaptedModel:
-        """Return a copy of the model, and restore the random state."""
+        """Return a copy of the model, and restore the random states."""
         # Each training draws the random numbers that it would draw if it had loaded the model itself.
-        torch.set_rng_state(self.random_state)
+        restore_random_states(accelerators_of([self.model.backbone.vlp]), self.random_states)
         return copy_model(self.model)
 
 

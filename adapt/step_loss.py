@@ -8,7 +8,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from das_gym.adapt.hardware import ONE_DEVICE, check_precision, free_bytes, make_accelerator, process_share, training_bytes
+from das_gym.adapt.hardware import (
+    ONE_DEVICE,
+    check_precision,
+    free_bytes,
+    kept_random_states,
+    make_accelerator,
+    process_share,
+    training_bytes,
+)
 from das_gym.adapt.paper import PAPER
 from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.settings import Hardware, TrainingConfig
@@ -164,7 +172,7 @@ class StepLoss:
         augment = (self.seed, 0) if self.augment else None
         parameters = [*self.vlp.parameters(), *self.head.parameters()]
         # dropout must not draw from the random numbers of the training
-        with torch.random.fork_rng(devices=[self.vlp.device] if self.vlp.device.type == "cuda" else []):
+        with kept_random_states(self.vlp, self.head):
             return saved_bytes(lambda: self.losses(example, self.targets(example), None, augment), parameters)
 
     def choose_micro_batch_size(self, parameters: Iterable[Tensor], batch_size: int) -> None:

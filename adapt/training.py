@@ -4,17 +4,19 @@ import io
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from das_gym.adapt.hardware import ONE_DEVICE, make_accelerator
+from das_gym.adapt.hardware import ONE_DEVICE, accelerators_of, make_accelerator, random_states, restore_random_states
 from das_gym.adapt.prefetching import Prefetcher
 from torch import Tensor, nn
 
 from das_gym.commands.progress import progress
 from das_gym.files import write_bytes
+from das_gym.models.inputs import to_widest
 from das_gym.models.tensor_files import check_archive, check_finite
 from das_gym.processes import is_main_process, rank, world_size
 
@@ -86,7 +88,8 @@ class Trainer:
     """Runs training steps. A step depends only on its index, so that a resumed training gives bit-identical weights.
 
     Precision, scaling, clipping and the mean over processes are accelerate's. The models are not wrapped in
-    `DistributedDataParallel`: masks leave parameters without gradients, which it does not allow. Checkpoints are our own:
+    `DistributedDataParallel`: layers and heads are run one by one, but it averages only what its own `forward` computed, and
+    with `find_unused_parameters=True`, which masks need, it searches the graph in each step. Checkpoints are our own:
     accelerate's hold the frozen weights too, use pickle for random states, and a kill may leave half of their files.
 
     Example:
@@ -126,6 +129,7 @@ class Trainer:
             f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters() if p.requires_grad
         }
         device = next(iter(self._trained.values()), torch.empty(0)).device
+        self._devices = accelerators_of(modules.values())
         self.accelerator = accelerator or make_accelerator(ONE_DEVICE, device)
         # The plain scheduler: accelerate's takes a step for each process, while here all of them take one step together.
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
@@ -200,7 +204,7 @@ class Trainer:
                 break
             accelerator.backward(part["loss"])
             for name, value in part.items():
-                totals[name] = totals.get(name, 0.0) + value.detach().double()
+                totals[name] = totals.get(name, 0.0) + to_widest(value.detach())
         values = torch.stack([*totals.values()])
         if world_size() > 1:
             values = accelerator.reduce(values.to(trained[0]), "mean")
@@ -250,18 +254,19 @@ class Trainer:
                     f"The training diverged: {name} is not finite after step {self.step - 1}. Try a lower learning rate."
                 )
 
-    def _gather(self, state: Tensor) -> Tensor:
-        """Return the random state of each process, (processes, bytes)."""
-        if world_size() == 1:
-            return state[None]
-        return self.accelerator.gather(state[None].to(self.accelerator.device)).cpu()
+    def _gather(self, states: Sequence[Tensor]) -> Tensor | None:
+        """Return the random states of each process, (processes, states, bytes); None without any."""
+        if not states:
+            return None
+        stacked = torch.stack(list(states))[None]
+        return stacked if world_size() == 1 else self.accelerator.gather(stacked.to(self.accelerator.device)).cpu()
 
     def _save(self) -> None:
         if self.checkpoint is None:
             return
-        device = self.accelerator.device
-        rng = self._gather(torch.get_rng_state())
-        device_rng = self._gather(torch.cuda.get_rng_state(device)) if device.type == "cuda" else None
+        cpu, *others = random_states(self._devices)
+        rng = self._gather([cpu])
+        device_rng = self._gather(others)
         if not is_main_process():  # all take part in gathering, one writes
             return
         started = time.monotonic()
@@ -329,6 +334,14 @@ class Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         # Last of all: loading the state above must not draw from it.
-        torch.set_rng_state(state["rng"][rank()])
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.set_rng_state(state["device_rng"][rank()], self.accelerator.device)
+        own = random_states(self._devices)
+        (cpu,) = state["rng"][rank()]
+        others = [] if state["device_rng"] is None else list(state["device_rng"][rank()])
+        if [each.shape for each in others] != [each.shape for each in own[1:]]:
+            warnings.warn(
+                "the training goes on on other devices than it was stopped on: it keeps the step, the parameters and the "
+                "optimizer, but its dropout differs from that of an uninterrupted training",
+                stacklevel=2,
+            )
+            others = own[1:]
+        restore_random_states(self._devices, [cpu, *others])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
+from das_gym.adapt.hardware import kept_random_states
 from das_gym.adapt.methods import METHODS
 from torch import Tensor, nn
 
@@ -97,7 +98,7 @@ class Method(Settings, ABC):
         vlp = model.backbone.vlp
         vlp.requires_grad_(False)
         # What a method draws for its modules must not change the order of the training that follows.
-        with torch.random.fork_rng(devices=[]):
+        with kept_random_states(vlp):
             torch.manual_seed(seed)
             inserted = self.insert(vlp)
         shared = vlp.shared_parameters()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from das_gym.adapt.hardware import checkpointed_bytes, free_bytes, process_share, training_bytes
+from das_gym.adapt.hardware import checkpointed_bytes, free_bytes, kept_random_states, process_share, training_bytes
 from das_gym.adapt.methods.base import Method, PrunedModel, copy_parameters
 from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.shrinking.images import TowerOutputs, find_frozen_tower
@@ -332,7 +332,7 @@ class RecoverySteps:
         lengths = [sum(len(processor.encode(prompt).ids) for prompt in self.task.pairs([example])) for example in batch]
         longest = [batch[lengths.index(max(lengths))]]
         # Dropout must not draw from the random numbers of the training.
-        with torch.random.fork_rng(devices=[student.device] if student.device.type == "cuda" else []):
+        with kept_random_states(student):
             self.plan = TrainingPlan(1, False, 0)
             activations = saved_bytes(lambda: self.losses(longest)["loss"], student.parameters())
         state = max(lengths) * student.feature_size * student.model.dtype.itemsize

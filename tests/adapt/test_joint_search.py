@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet
-from das_gym.adapt.das_experiment import SUPERNET_FILE
+from das_gym.adapt.das_experiment import SUPERNET_FILE, UntrainedModel
 from das_gym.adapt.joint_search import JointTurn, Training, Turns, joint_search, new_model, reward_examples
 from das_gym.adapt.paper import DASSettings, das_settings
 from das_gym.adapt.run_commands import check_das
@@ -20,6 +20,7 @@ from das_gym.adapt.step_loss import make_loss_and_trainer, training_batch
 from torch import nn
 
 from das_gym.commands.recorded import Run, RunError
+from das_gym.commands.settings import build
 from das_gym.files import read_json
 from das_gym.models.attention import Attention
 from das_gym.problem.adaptation import Adaptation
@@ -258,6 +259,19 @@ def test_a_run_that_was_stopped_after_its_search_logs_it_again(bare_kwargs, tmp_
     assert logged.keys() == {"search.loss", "search.accuracy"}
     assert all(again[name]["values"] == series["values"] for name, series in logged.items())
     assert read_json(tmp_path / "1" / "found.json") == found
+
+
+def test_each_training_starts_from_the_same_random_states(bare_kwargs):
+    """Also on a GPU, from whose numbers dropout is drawn there."""
+    problem = {**bare_kwargs, "image_size": 96}
+    settings = build(JointSearchSettings, {"problem": problem, "das": SHORT})
+    untrained = UntrainedModel.load(settings)
+    device = untrained.model.backbone.vlp.device
+    drawn = []
+    for _ in range(2):
+        untrained.copy()
+        drawn.append(torch.rand(3, device=device).tolist())
+    assert drawn[0] == drawn[1]
 
 
 def test_das_rejects_adapter_widths_of_another_checkpoint(small_kwargs, tmp_path):

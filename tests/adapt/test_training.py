@@ -1,4 +1,5 @@
 import math
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -72,6 +73,46 @@ def test_resume_rejects_a_checkpoint_of_another_number_of_processes(checkpoint):
     torch.save({**state, "rng": torch.cat((state["rng"], state["rng"]))}, checkpoint)
     with pytest.raises(ValueError, match="saved by 2 processes, expected 1"):
         make_trainer(checkpoint)[1].resume()
+
+
+def test_resume_on_another_kind_of_device(checkpoint):
+    """A GPU's random state has another size: the training goes on, and says that its dropout differs."""
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save({**state, "device_rng": torch.zeros(1, 1, 16, dtype=torch.uint8)}, checkpoint)
+    _, trainer = make_trainer(checkpoint)
+    with pytest.warns(UserWarning, match="on other devices"):
+        trainer.resume()
+    assert trainer.step == 12
+    assert torch.equal(torch.get_rng_state(), state["rng"][0, 0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize(("first", "then"), [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")])
+def test_resume_on_a_gpu(tmp_path, first, then):
+    def training(device: str, stop: int | None = None) -> list[float]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1)).to(device)
+        trainer = Trainer({"m": model}, torch.optim.SGD(model.parameters(), 0.1), 8, lambda _: 1.0, tmp_path / "c.pt", 4)
+        losses = []
+
+        def take(index: int) -> dict[str, torch.Tensor]:
+            if index == stop:
+                raise KeyboardInterrupt
+            loss = model(torch.ones(4, 3, device=device)).square().mean()
+            losses.append(float(loss.detach()))
+            return {"loss": loss}
+
+        trainer.run(take, "training")
+        return losses
+
+    whole = training(then)
+    (tmp_path / "c.pt").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        training(first, stop=6)
+    with nullcontext() if first == then else pytest.warns(UserWarning, match="on other devices"):
+        left = training(then)
+    assert len(left) == 4
+    assert (left == whole[4:]) == (first == then)
 
 
 @pytest.mark.parametrize("name", ["parameters", "optimizer", "rng"])

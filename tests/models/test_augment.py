@@ -25,3 +25,10 @@ def test_randaugment_is_torchvisions_and_seeded(image):
     assert len(set(changed)) >= 6
     torch.manual_seed(7)
     assert changed[7] == RandAugment(2, 9)(image).tobytes()
+
+
+def test_randaugment_leaves_all_random_states(image, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("dropout on a GPU would follow the images"))
+    before = torch.get_rng_state()
+    randaugment(image, 3)
+    assert torch.equal(torch.get_rng_state(), before)
