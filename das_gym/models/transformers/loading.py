@@ -54,7 +54,7 @@ INSERTED = ("das_gym.models.transformers.modeling_das_adapters", "das_gym.models
 
 CODE_TEMPLATE = '''
 
-from transformers import {base}  # noqa: E402
+from transformers import {auto}, {base}  # noqa: E402
 
 
 class {name}({base}):
@@ -73,6 +73,12 @@ class {name}({base}):
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         # transformers translates names of weights to older ones, and back for its own classes alone
         super().save_pretrained(*args, **{{"variant": "{variant}", "save_original_format": False, **kwargs}})
+
+
+# Pipelines print an error for a class that is not registered. It must not be registered for the configuration's own class:
+# transformers would load every other model of this type with it.
+_Config = type({name}.config_class.__name__, ({name}.config_class,), {{}})
+{auto}.register(_Config, {name}, exist_ok=True)
 '''
 """The end of the folder's code."""
 
@@ -391,9 +397,10 @@ def write_code(folder: Path, model: Any, code: OwnCode) -> None:
     name = f"{base}{code.ending}"
     file = folder / f"{code.modules[0].rpartition('.')[2]}.py"
     copy_code(folder, *code.modules)
-    text = CODE_TEMPLATE.format(base=base, name=name, variant=WEIGHTS_VARIANT, **code._asdict())
+    auto = auto_class(model.config).__name__
+    text = CODE_TEMPLATE.format(auto=auto, base=base, name=name, variant=WEIGHTS_VARIANT, **code._asdict())
     write_text(file, file.read_text(encoding="utf-8") + text)
     config = read_json(folder / "config.json")
     config["architectures"] = [name]
-    config["auto_map"] = {auto_class(model.config).__name__: f"{file.stem}.{name}"}
+    config["auto_map"] = {auto: f"{file.stem}.{name}"}
     write_json(folder / "config.json", config, indent=2)
