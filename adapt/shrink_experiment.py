@@ -16,10 +16,20 @@ from pathlib import Path
 from das_gym.adapt.choosing import Choice, choose, search_choice, search_first
 from das_gym.adapt.phases import search_first_phases
 from das_gym.adapt.run_report import REPORT, run_report
-from das_gym.adapt.shrinking.checks import as_vlm, check_config, check_loaded, fallback_if_not_removable, weights_folder
+from das_gym.adapt.shrinking.checks import (
+    as_vlm,
+    check_config,
+    check_loaded,
+    fallback_if_not_removable,
+    processor_folder,
+    weights_folder,
+)
 from das_gym.adapt.shrinking.job import ShrinkJob, finish_saved
 from das_gym.adapt.shrinking.phases import checking_phases, measuring_phases, random_mask, recovery_phases
+from das_gym.adapt.shrinking.report import print_left_out
+from das_gym.adapt.shrinking.saving import check_source_files
 from das_gym.adapt.shrinking.settings import RECORD, ShrinkSettings
+from das_gym.adapt.shrinking.verifying import has_remote_code
 
 from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, required_folder, run_folder
@@ -50,6 +60,8 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
     check_loaded(settings, problem, choice)
     if choice is not None:
         choice = fallback_if_not_removable(choice, problem)
+    source = weights_folder(config), processor_folder(config)
+    print_left_out(check_source_files(as_vlm(problem), *source, has_remote_code(as_vlm(problem))))
     if settings.estimate:
         print_estimate(phases(settings, problem, choice))
         return None

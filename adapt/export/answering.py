@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from das_gym.adapt.card import TRUST_ARGUMENT, display_name, front_matter, loading_example, model_card
+from das_gym.adapt.card import TRUST_ARGUMENT, display_name, loading_example, model_card, source_front_matter
 from das_gym.adapt.export.folder import ExportedFolder
 from das_gym.adapt.report import results_table
-from das_gym.adapt.shrinking.checks import weights_folder
+from das_gym.adapt.shrinking.checks import processor_folder, weights_folder
 from das_gym.adapt.shrinking.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrinking.verifying import (
     Probes,
@@ -55,8 +55,8 @@ def export_answering(
     adapted = has_adapters(smaller.model)
     given = Probes(smaller, task_processor, prompts).subprocess_input(adapted)
     with new_folder(out) as part:
-        processor = Path(config.tokenizer) if config.tokenizer else source
-        save(smaller.model, part, source, processor, dtype, has_remote_code(vlm), wanted_dtype != "auto")
+        processor = processor_folder(config)
+        left_out = save(smaller.model, part, source, processor, dtype, has_remote_code(vlm), wanted_dtype != "auto")
         found = run_in_subprocess(part, given)
         coarser = max((dtype, dtypes[1]), key=lambda each: LOGIT_TOLERANCES.get(each, 0.1))
         claim = "the logits of the folder differ from the fine-tuned model's"
@@ -70,6 +70,7 @@ def export_answering(
             sum(p.numel() for p in smaller.model.parameters()),
             max(float((a.float() - b.float()).abs().max()) for a, b in zip(found["logits"], wanted, strict=True)),
             dtype=describe_dtype(*dtypes, "dtype"),
+            left_out=tuple(left_out),
         )
         write_text(part / "README.md", _card(source, exported, adapted, vlm, record))
     return exported
@@ -88,7 +89,7 @@ def _card(source: Path, exported: ExportedFolder, adapted: bool, vlm: VLM, recor
     if adapted:
         about.append("Adapters of DAS (arXiv 2309.01479) are inserted instead, and next to the remaining layers.")
     return model_card(
-        front_matter(source, auto, ()),
+        source_front_matter(source, auto, ()),
         f"{name}, fine-tuned",
         [" ".join(about)],
         loading_example(auto, TRUST_ARGUMENT if adapted or remote else "", TRUST_ARGUMENT if remote else ""),

@@ -15,6 +15,7 @@ from das_gym.adapt.export.folder import ExportedFolder, export
 from das_gym.adapt.export.graph import FILE
 from das_gym.adapt.finished_runs import ExportSettings
 from das_gym.adapt.methods import METHODS
+from das_gym.adapt.shrinking.report import print_left_out
 from das_gym.adapt.subnets import load_finished
 
 from das_gym.files import expand_home
@@ -65,6 +66,7 @@ def main(settings: ExportSettings) -> None:
     print(f"{written.folder}: {written.parameters:,} parameters, loads with {written.loads_with}")
     if written.dtype:
         print(f"weights: {written.dtype}")
+    print_left_out(written.left_out)
     print(f"logits of the folder and of the masked model differ by at most {written.difference:.2g}")
     if written.onnx_difference is not None:
         print(f"{FILE}: any batch and text length; onnxruntime's logits differ by at most {written.onnx_difference:.2g}")

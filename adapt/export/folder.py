@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from das_gym.adapt.card import TRUST_ARGUMENT, model_card
+from das_gym.adapt.card import TRUST_ARGUMENT, front_matter, model_card
 from das_gym.adapt.export.graph import FILE as ONNX_FILE
 from das_gym.adapt.export.graph import probe_batch, subnet_logits, transformers_batch, write_onnx
 from das_gym.adapt.finished_runs import require_onnx
@@ -46,6 +46,7 @@ class ExportedFolder:
         parameters: Number of parameters.
         difference, onnx_difference: Largest difference of a logit from the subnet's.
         dtype: Which dtype was saved and why; empty for models that have no choice.
+        left_out: Files of the model's folder that were not copied: see `models.source_files.source_files`.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class ExportedFolder:
     difference: float
     onnx_difference: float | None = None
     dtype: str = ""
+    left_out: tuple[Path, ...] = ()
 
 
 def export(
@@ -169,7 +171,7 @@ def _subnet_card(
     layers = ", ".join(f"{layer.name} {kind}" for layer, kind in zip(vlp.layers, kinds, strict=True))
     onnx = "" if exported.onnx_difference is None else f", those of `model.onnx` by {exported.onnx_difference:.2g}"
     return model_card(
-        f"---\nlibrary_name: transformers\ntags: [layer-skipping, {model.config['model_type']}, {subnet.task.name}]\n---",
+        front_matter(("layer-skipping", model.config["model_type"], subnet.task.name)),
         f"{title}, for {subnet.task.name}",
         [
             f"Made by `python -m adapt export` of das_gym. {how}",

@@ -118,6 +118,11 @@ def weights_folder(problem: ProblemConfig) -> Path:
     return folder
 
 
+def processor_folder(problem: ProblemConfig) -> Path:
+    """Return the folder of the processor or tokenizer: `tokenizer`, or that of the weights."""
+    return weights_folder(problem) if problem.tokenizer is None else Path(problem.tokenizer)
+
+
 def check_config(problem: ProblemConfig) -> None:
     """Check what can be checked without loading the model."""
     source = weights_folder(problem)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.report import recorded_command, write_example_answers
-from das_gym.adapt.shrinking.checks import as_vlm, weights_folder
+from das_gym.adapt.shrinking.checks import as_vlm, processor_folder, weights_folder
 from das_gym.adapt.shrinking.measuring import CONTROL, FULL, RECOVERED, SHRUNK, Measured, Scored, measure, score_once
 from das_gym.adapt.shrinking.recovery import Teacher, make_teacher, recover, temporarily_merged
 from das_gym.adapt.shrinking.repairing import repaired_copy
@@ -91,7 +91,7 @@ class ShrinkJob:
         probes = Probes.from_examples(self.full, task, self.test)
         # Card and record are written while the folder has its hidden name: a model that exists has both.
         with new_folder(self.out) as part:
-            processor = self.source if self.choice.problem.tokenizer is None else Path(self.choice.problem.tokenizer)
+            processor = processor_folder(self.choice.problem)
             names_dtype = self.settings.save_dtype != "auto"
             with temporarily_merged(final, self.full, self.recovery, trained, self.folder):
                 round_parameters(final.model, self.dtype)  # so that what is measured is what is saved

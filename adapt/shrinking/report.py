@@ -1,9 +1,11 @@
 """Report what shrinking did: the table of models, a conclusion, and the card of the saved folder."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from das_gym.adapt.card import TRUST_ARGUMENT, display_name, front_matter, loading_example, model_card
+from das_gym.adapt.card import TRUST_ARGUMENT, display_name, loading_example, model_card, source_front_matter
 from das_gym.adapt.report import RELATIVE_NOTE, percent, results_table
 from das_gym.adapt.shrinking.measuring import CONTROL, FULL, Measured, Quality, ShrunkModelResult
 from das_gym.adapt.shrinking.settings import LINEAR, REFIT
@@ -11,9 +13,11 @@ from das_gym.adapt.shrinking.verifying import Verification, has_remote_code
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import RunReport, Table
+from das_gym.models.source_files import MAX_LEGAL_TEXT
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.stack import IMAGE
 from das_gym.models.transformers.units import ATTENTION, MLP
+from das_gym.names import escape_control_chars
 from das_gym.problem.mask_space import skipped_names
 
 if TYPE_CHECKING:
@@ -54,6 +58,13 @@ def shrink_report(job: "ShrinkJob", measured: Measured) -> RunReport:
         mask=job.mask.astype(int).tolist(),
         table=measured_table(measured, job.data),
     )
+
+
+def print_left_out(paths: Sequence[Path]) -> None:
+    """Print which files of a model's folder are not copied, if any."""
+    if paths:
+        names = ", ".join(escape_control_chars(str(path)) for path in paths)
+        print(f"not copied: {names} (a link, or not a plain text of at most {MAX_LEGAL_TEXT // 1024} KB)")
 
 
 def conclusion(measured: Measured) -> str:
@@ -122,7 +133,7 @@ def shrunk_card(job: "ShrinkJob", measured: Measured, verified: Verification, pa
         compared = "recovered model in memory, run layer by layer"
     how = "with greedy decoding" if job.problem.task.generates else "by likelihood"
     return model_card(
-        front_matter(job.source, auto, ("pruned",)),
+        source_front_matter(job.source, auto, ("pruned",)),
         f"{name}, without {counts}",
         [
             f"Made from `{name}` by das_gym: {which} (counted from 0) were deleted ({job.origin}). {training}",

@@ -1,8 +1,8 @@
 """Write a model as a folder that transformers loads. An interrupted or failed save leaves no folder."""
 
 import errno
-import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +14,9 @@ from torch import Tensor
 from das_gym.commands.progress import bars_on_terminals
 from das_gym.files import read_json, replacing_folder, write_json
 from das_gym.models.formats import remove_code_settings
+from das_gym.models.source_files import MODEL_FILES, is_processor_file, source_files
+from das_gym.models.transformers.inputs import load_folder_tokenizer
 from das_gym.models.transformers.loading import (
-    CHECKSUM_FILE,
     DTYPE_KEYS,
     WEIGHTS_VARIANT,
     own_code,
@@ -23,22 +24,10 @@ from das_gym.models.transformers.loading import (
     write_checksums,
     write_code,
 )
+from das_gym.models.transformers.model import VLM
 
-WEIGHT_SUFFIXES = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".onnx_data", ".msgpack", ".h5", ".npz"),
-    ".index.json",
-)
-NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.json", CHECKSUM_FILE.lower())
-
-COPIED_NAMES = re.compile(
-    # settings, and words of tokenizers
-    r"(generation_config|tokenizer_config|processor_config|preprocessor_config|video_preprocessor_config"
-    r"|special_tokens_map|chat_template|tokenizer|added_tokens|vocab|tekken)\.json"
-    r"|.*\.(jinja|model|spm|tiktoken|bpe|txt)"
-    # legal texts
-    r"|(licen[cs]e|notice|copying|copyright|use_policy)[^/]*(?<!\.py)"
-)
-"""Names, in lower case, of the files that are copied from a folder whose code is not trusted: nothing else can name code."""
+SAMPLE_TEXT = "How many cats are there? 12 of them, na\u00efve ones."
+"""A text on which a copied tokenizer is compared with the source's."""
 
 
 def saved_dtype(source: torch.dtype, computed: torch.dtype, wanted: str = "auto") -> torch.dtype:
@@ -96,12 +85,10 @@ def save(
     dtype: torch.dtype,
     has_remote_code: bool = False,
     names_dtype: bool = False,
-) -> None:
-    """Write configuration, weights and code with checksums, and other files of the folders of source and processor.
+) -> list[Path]:
+    """Write configuration, weights and code with checksums, and copy other files; see `copy_source_files`.
 
-    A folder with code of das_gym is loaded with trust_remote_code=True, which runs all code that the folder names. So unless
-    the source's code is trusted (`has_remote_code`), only files of known names are copied, and settings that name code are
-    left out. With `names_dtype` the configuration names `dtype`, not the source's dtype.
+    With `names_dtype` the configuration names `dtype`, not the source's dtype. Return the files that were not copied.
     """
     code = own_code(model)
     own: dict[str, Any] = {}
@@ -114,17 +101,69 @@ def save(
     for path in weight_files(folder):  # safetensors makes files that their owner alone can read
         path.chmod((folder / "config.json").stat().st_mode & 0o777)
     _set_config_dtype(folder, source, dtype, names_dtype)
-    for origin in dict.fromkeys((source, processor)):
-        for path in _other_files(origin, has_remote_code):
-            target = folder / path.relative_to(origin)
-            if origin == processor or not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
-    if not has_remote_code:
-        remove_code_settings(folder)
+    left_out = copy_source_files(folder, source, processor, has_remote_code)
     if code is not None:
         write_code(folder, model, code)
     write_checksums(folder)
+    return left_out
+
+
+def check_source_files(vlm: VLM, source: Path, processor: Path, has_remote_code: bool = False) -> list[Path]:
+    """Check what `save` will copy, before a search or a training; return the files that will be left out.
+
+    Args:
+        vlm: The model that was loaded from these folders.
+        source: The folder of its configuration and weights.
+        processor: The folder of its processor or tokenizer, which may be `source`.
+        has_remote_code: Whether the source's code is trusted, and copied.
+
+    Raises:
+        ValueError: A file cannot be copied, or the tokenizer needs a file of an unknown name.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        vlm.model.config.save_pretrained(folder)
+        left_out = copy_source_files(folder, source, processor, has_remote_code)
+        if has_remote_code:
+            return left_out
+        try:
+            found = load_folder_tokenizer(folder)
+        except FileNotFoundError:
+            found = None
+    wanted = getattr(vlm.source_processor, "tokenizer", vlm.source_processor)
+    if found is None or len(found) != len(wanted) or found(SAMPLE_TEXT)["input_ids"] != wanted(SAMPLE_TEXT)["input_ids"]:
+        raise ValueError(
+            f"the tokenizer in {processor} needs files whose names transformers does not define. Save it in another form: "
+            f"`AutoProcessor.from_pretrained({str(processor)!r}).save_pretrained(NEW)`, and pass tokenizer=NEW."
+        )
+    return left_out
+
+
+def copy_source_files(folder: Path, source: Path, processor: Path, has_remote_code: bool = False) -> list[Path]:
+    """Copy the processor's files, legal texts and settings of generation into a folder; return files that are left out.
+
+    A folder with code of das_gym is loaded with trust_remote_code=True, which runs all code that the folder names. So unless
+    the source's code is trusted, only files of known names are copied, and settings that name code are removed.
+
+    Args:
+        folder: Where a model is saved.
+        source: The folder that the model came from.
+        processor: The folder of its processor or tokenizer, which may be `source`.
+        has_remote_code: Whether the source's code is trusted, and copied.
+    """
+    copied, left_out = source_files(source, has_remote_code)
+    targets = {path: path.relative_to(source) for path in copied if processor == source or not is_processor_file(path)}
+    if processor != source:
+        copied, others = source_files(processor, has_remote_code)
+        left_out += others
+        names = {path: path.relative_to(processor) for path in copied if path.name not in MODEL_FILES}
+        targets |= {path: name for path, name in names.items() if name not in targets.values()}
+    for path, name in targets.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+    if not has_remote_code:
+        remove_code_settings(folder)
+    return left_out
 
 
 def rounded_state(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -157,24 +196,3 @@ def _set_config_dtype(folder: Path, source: Path, dtype: torch.dtype, names_dtyp
         elif mine is not config:  # otherwise it would be the dtype of the computation
             mine.pop("dtype", None)
     write_json(folder / "config.json", config, indent=2)
-
-
-def _other_files(folder: Path, has_remote_code: bool, inner: bool = False) -> list[Path]:
-    """Return the files of a model's folder except weights, including those in sub-folders.
-
-    Hidden files, caches and linked folders are left out, and so are sub-folders with weights, which are other models.
-    Without trusted code, files are those of `COPIED_NAMES`.
-    """
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__pycache__")))
-    files = [path for path in paths if path.is_file()]
-    others = [path for path in files if not path.name.lower().endswith(WEIGHT_SUFFIXES)]
-    if inner and len(others) < len(files):
-        return []
-    if not has_remote_code:
-        found = [path for path in others if COPIED_NAMES.fullmatch(path.name.lower())]
-    else:
-        found = [path for path in others if inner or path.name.lower() not in NOT_COPIED]
-    for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            found += _other_files(path, has_remote_code, inner=True)
-    return found

@@ -28,9 +28,6 @@ SETTINGS_FILES = (
 CODE_SETTINGS = ("auto_map", "auto_mapping", "custom_pipelines", "custom_generate", "audio_tokenizer")
 """Settings by which transformers 5.24 and peft 0.19 import modules, or load another folder with the same trust."""
 
-FOREIGN_CODE = re.compile(r"\S*--\S*\.\w+")
-"""A class of another folder or repository: `owner/name--module.Class`."""
-
 _IMPORT = re.compile(r"from das_gym\.models\.(?:\w+\.)*(\w+) import")
 
 Target = str | tuple[str, ...] | None
@@ -167,7 +164,10 @@ def copy_code(folder: Path, *modules: str) -> None:
 
 
 def remove_code_settings(folder: Path) -> None:
-    """Remove every setting that names code, or kernels of the Hub, from a folder's files, and from those in sub-folders."""
+    """Remove every setting that names code, or kernels of the Hub, from the settings in a folder and its sub-folders.
+
+    ValueError for NaN or infinity in a file that has to be written again.
+    """
     for path in sorted(folder.rglob("*.json")):
         if path.name not in SETTINGS_FILES:
             continue
@@ -177,8 +177,15 @@ def remove_code_settings(folder: Path) -> None:
             path.unlink()
             continue
         plain = _without_code(content)
-        if plain != content:
+        if plain == content:
+            continue
+        try:
             write_json(path, plain, indent=2)
+        except ValueError as error:
+            raise ValueError(
+                f"{path.relative_to(folder)} of the model's folder names code, which has to be removed, and holds NaN or "
+                "infinity, which JSON does not have. Replace them by a number or null."
+            ) from error
 
 
 def _without_code(value: Any) -> Any:
@@ -195,7 +202,15 @@ def _names_code(name: str, value: Any) -> bool:
     if name.endswith(("_implementation", "_implementation_internal")):  # a kernel, also by part of the model
         return "/" in json.dumps(value)
     texts = value if isinstance(value, list) else [value]
-    return any(isinstance(text, str) and FOREIGN_CODE.fullmatch(text) for text in texts)
+    return any(isinstance(text, str) and _is_foreign_class(text) for text in texts)
+
+
+def _is_foreign_class(text: str) -> bool:
+    """Return True for a class of another folder or repository, `owner/name--module.Class`; any of these may have spaces."""
+    place, dashes, reference = text.rpartition("--")
+    parts = [part.strip() for part in reference.split(".")]
+    is_template = "{" in text  # of a chat
+    return bool(place and dashes) and len(parts) == 2 and all(parts) and not is_template
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from das_gym.data.images import ImageSource, OneImage
 from das_gym.files import check_bundled, check_plain
+from das_gym.models.source_files import check_links
 from das_gym.names import first_line
 
 if TYPE_CHECKING:
@@ -306,6 +307,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
     folder = Path(folder)
     check_plain(folder.glob("*"))
+    check_links(folder)
     check_bundled(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
         raise FileNotFoundError(

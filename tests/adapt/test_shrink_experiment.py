@@ -1,6 +1,7 @@
 """`python -m adapt shrink`: from a folder to a smaller one, and settings that are rejected at the start."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -188,8 +189,9 @@ def test_shrink_refits_mlps_and_saves_a_plain_folder(shrink, tmp_path):
 def test_shrink_without_recovery(shrink, given, tmp_path, capsys):
     cached = tmp_path / "models--Acme--Tiny-LLaVA" / "snapshots" / "0a1b2c3d"  # the Hub's cache
     cached.mkdir(parents=True)
-    for path in Path(given["checkpoint"]).iterdir():
-        (cached / path.name).symlink_to(path)
+    shutil.copytree(given["checkpoint"], cached.parents[1] / "blobs")
+    for path in (cached.parents[1] / "blobs").iterdir():
+        (cached / path.name).symlink_to(f"../../blobs/{path.name}")
     run = shrink(mask=(0, 1, 0, 0), recover="none", checkpoint=str(cached))
     record = read_json(run_folder(run) / "shrink.json")
     card = (tmp_path / "runs" / "1" / "model" / "README.md").read_text()

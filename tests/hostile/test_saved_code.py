@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as t
+from das_gym.adapt.card import kept_fields
 from das_gym.adapt.shrinking.saving import save
 
 from das_gym.files import read_json, write_json, write_text
@@ -59,6 +60,12 @@ FORGED: dict[str, dict[str, Any]] = {
     "upper case": {"License.py": "EVIL", "EVIL.PY": "EVIL", "evil.pth": "EVIL", "evil.so": "EVIL"},
     "exported program": {"export_manifest.json": {"export_format": "ExportedProgram"}, "program.pt2": "EVIL"},
     "broken settings": {"inner/processor_config.json": "{'auto_map': evil"},
+    "other letter case": {
+        "Tokenizer_Config.json": {"auto_map": {"AutoTokenizer": [AWAY, AWAY]}},
+        "PROCESSOR_CONFIG.JSON": {"auto_map": {"AutoProcessor": AWAY}},
+    },
+    "spaces": {"processor_config.json": {"helper": "a folder/evil--e vil.E vil"}},
+    "names of licenses": {"license.so": "EVIL", "license.pyc": "EVIL", "copyright.sh": "EVIL", "NOTICE.pth": "EVIL"},
 }
 
 
@@ -127,13 +134,48 @@ def test_saved_folder_names_our_code_alone(source, tmp_path, evil, name):
     load_everything(out)
     loaded = t.AutoModelForImageTextToText.from_pretrained(out, trust_remote_code=True)
     assert type(loaded).__name__.endswith("WithoutSublayers")
-    assert [path.name for path in out.rglob("*") if path.suffix.lower() in (".py", ".so", ".pth", ".pt2")] == [
-        "modeling_removed_sublayers.py"
-    ]
+    assert [
+        path.name for path in out.rglob("*") if path.suffix.lower() in (".py", ".so", ".pth", ".pt2", ".pyc", ".sh")
+    ] == ["modeling_removed_sublayers.py"]
     texts = {path: path.read_text("utf-8") for path in out.rglob("*.json")}
     assert not [path for path, text in texts.items() if "evil" in text.lower() and path.name != "config.json"]
     assert read_json(out / "config.json")["auto_map"] == OWN
     assert texts[out / "config.json"].count("auto_map") == 1
+
+
+LINKED = ("LICENSE", "use_policy.md", "merges.txt", "sub/NOTICE.txt", "chat_template.jinja", "generation_config.json")
+
+
+def test_saved_folder_has_no_content_of_links(source, tmp_path):
+    """The folder is built by hand here: loading rejects it."""
+    private, folder, out = tmp_path / "id_rsa", tmp_path / "model", tmp_path / "out"
+    private.write_text("SECRET")
+    shutil.copytree(source, folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    for name in (*LINKED, "README.md"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(private)
+    (folder / "linked").symlink_to(tmp_path, target_is_directory=True)
+    out.mkdir()
+    model = without_mlp(source)
+    left_out = save(model, out, folder, folder, model.dtype)
+    assert {str(path.relative_to(folder)) for path in left_out} == {*LINKED}
+    assert not [path for path in out.rglob("*") if path.is_file() and b"SECRET" in path.read_bytes()]
+    assert kept_fields(folder) == {}
+    with pytest.raises(ValueError, match="is a link"):
+        load_vlm(folder)
+
+
+def test_pipeline_knows_the_class_of_the_folder(source, tmp_path, monkeypatch):
+    """transformers prints an error for a class that is not registered; other models of this type are loaded as before."""
+    model, errors = without_mlp(source), []
+    save(model, tmp_path, source, source, model.dtype)
+    monkeypatch.setattr(t.pipelines.base.logger, "error", errors.append)
+    pipeline = t.pipeline("image-text-to-text", model=str(tmp_path), trust_remote_code=True)
+    assert type(pipeline.model).__name__.endswith("WithoutSublayers")
+    assert not errors
+    assert type(t.AutoModelForImageTextToText.from_pretrained(source)) is t.LlavaForConditionalGeneration
 
 
 def test_forged_folders_execute_code_without_protection(source, tmp_path, evil):

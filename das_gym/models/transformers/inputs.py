@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from das_gym.files import check_bundled, check_plain, read_json
 from das_gym.models.inputs import Passage, Prompt, PromptError, Requests
+from das_gym.models.source_files import check_links
 from das_gym.names import first_line
 
 IMAGE_MARK = "<image>"
@@ -278,6 +279,7 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
     from transformers import AutoProcessor
 
     check_plain(folder.glob("*"))
+    check_links(folder, trust_remote_code)
     check_bundled(folder)
     for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
         settings = read_json(path) if path.is_file() else {}

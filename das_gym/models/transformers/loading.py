@@ -17,6 +17,7 @@ import torch
 from das_gym.commands.progress import bars_on_terminals
 from das_gym.files import check_bundled, check_plain, checksum, read_json, read_json_object, write_json, write_text
 from das_gym.models.formats import MAX_LAYERS, copy_code
+from das_gym.models.source_files import check_links
 from das_gym.models.tensor_files import check_finite, read_tensors, unreadable
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import VLM, prepare_experts
@@ -177,6 +178,7 @@ def check_is_model(folder: Path) -> None:
 def check_folder(folder: Path, trust_remote_code: bool) -> None:
     """Reject a folder by which transformers would load another one, kernels of the Hub (code), or layers without end."""
     check_plain(folder.rglob("*"))
+    check_links(folder, trust_remote_code)
     check_bundled(folder)
     path = folder / "config.json"
     for names, value in _settings(read_json(path)):

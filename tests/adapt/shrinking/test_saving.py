@@ -1,17 +1,18 @@
 """Saved folders have the source's dtype, shards and other files; an interrupted save leaves nothing."""
 
 import errno
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from das_gym.adapt.shrinking.saving import new_folder, round_parameters, save, saved_dtype
+from das_gym.adapt.shrinking.saving import check_source_files, new_folder, round_parameters, save, saved_dtype
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from das_gym.files import read_json, write_json
 from das_gym.models.transformers import prune
-from das_gym.models.transformers.loading import loaded_dtype, source_dtype, weight_files
+from das_gym.models.transformers.loading import load_vlm, loaded_dtype, source_dtype, weight_files
 from tests.models.transformers import tiny
 
 
@@ -107,12 +108,45 @@ def test_save_copies_sub_folders(source, model, tmp_path):
     (tmp_path / "private").mkdir()
     (tmp_path / "private" / "key").write_text("x")
     (origin / "linked").symlink_to(tmp_path / "private", target_is_directory=True)
-    (origin / "code" / "blob.txt").symlink_to(tmp_path / "private" / "key")  # as the hub's cache has every file
+    (origin / "code" / "LICENSE.txt").write_text("MIT")
     out.mkdir()
     save(model, out, origin, origin, torch.bfloat16)
     kept = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and path.parent != out}
-    assert kept == {inner[0], "code/blob.txt"}
+    assert kept == {inner[0], "code/LICENSE.txt"}
     assert (out / inner[0]).read_bytes() == b"{{ messages }}\r\n"
+
+
+def test_processor_of_another_folder(source, model, tmp_path):
+    """All files of the processor come from its folder, the others from the model's."""
+    other, out = tmp_path / "other", tmp_path / "out"
+    shutil.copytree(source, other, ignore=shutil.ignore_patterns("*.safetensors*", "chat_template.jinja"))
+    for name, content in (("LICENSE", "of the tokenizer"), ("generation_config.json", "{}"), ("NOTICE", "x")):
+        (other / name).write_text(content)
+    write_json(other / "tokenizer_config.json", {**read_json(source / "tokenizer_config.json"), "mine": 1})
+    out.mkdir()
+    save(model, out, source, other, torch.bfloat16)
+    assert (out / "LICENSE").read_text() == "MIT"
+    assert (out / "NOTICE").read_text() == "x"
+    assert read_json(out / "tokenizer_config.json")["mine"] == 1
+    assert (out / "generation_config.json").read_bytes() == (source / "generation_config.json").read_bytes()
+    assert not (out / "chat_template.jinja").exists()
+
+
+def test_check_source_files(tmp_path):
+    folder = tiny.save("llava", tmp_path / "model")
+    settings = read_json(folder / "tokenizer_config.json")
+    vlm = load_vlm(folder)
+    (folder / "LICENSE").write_bytes(b"\0")
+    assert check_source_files(vlm, folder, folder) == [folder / "LICENSE"]
+    for content in ({"auto_map": {}, "x": float("nan")}, {"auto_map": {}, "x": [float("-inf")]}):
+        (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **content}))
+        with pytest.raises(ValueError, match=r"tokenizer_config\.json .* NaN or infinity"):
+            check_source_files(vlm, folder, folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "x": float("nan")}))
+    check_source_files(vlm, folder, folder)
+    (folder / "tokenizer.json").rename(folder / "Tokenizer.json")
+    with pytest.raises(ValueError, match="tokenizer=NEW"):
+        check_source_files(vlm, folder, folder)
 
 
 def test_round_parameters_replaces_only_what_changes():
