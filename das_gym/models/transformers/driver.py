@@ -34,6 +34,10 @@ from das_gym.models.transformers.stack import Call, LayerCache, Recording, keys_
 SHORTEST_PREFIX = 8
 """Common tokens for which a separate pass is worth it."""
 
+OPERATORS_PER_LAYER = 30
+MACS_PER_LAUNCH = 5e8
+"""An assumption about GPUs, not measured: see `count_launch_tokens`."""
+
 
 # ---- plan
 
@@ -46,11 +50,49 @@ class Plan(NamedTuple):
     prefix: int
 
 
-def plan_blocks(prompts: Sequence[Prompt], encodings: Sequence[Encoding], image_tokens: Sequence[int] | None) -> list[Plan]:
+def plan_blocks(
+    prompts: Sequence[Prompt],
+    encodings: Sequence[Encoding],
+    image_tokens: Sequence[int] | None,
+    launch_tokens: float = 0.0,
+) -> list[Plan]:
     """Choose the prompts that run together: with images of one form or without, of like length, with as much in common.
 
-    `image_tokens` are ids of the tokens that stand for images; None = prompts on the same images share nothing.
+    Args:
+        prompts: A batch.
+        encodings: Their tokens.
+        image_tokens: Ids of the tokens that stand for images; None = prompts on the same images share nothing.
+        launch_tokens: What starting a layer costs, in tokens that run through it; see `count_launch_tokens`. Where it is not
+            0, prompts share images, and run together with longer ones, only if that is cheaper.
     """
+    if not launch_tokens:
+        return _plan(prompts, encodings, image_tokens, merged=False)
+    choices = [_plan(prompts, encodings, shared, merged) for shared in (image_tokens, None) for merged in (False, True)]
+
+    def cost(plans: Sequence[Plan]) -> float:
+        total = 0.0
+        for plan in plans:
+            longest = max(len(encodings[row].ids) for row in plan.rows)
+            tokens = len(plan.rows) * (longest - plan.prefix) + len(plan.rows) // plan.each * plan.prefix
+            total += tokens + launch_tokens * (2 if plan.prefix else 1)
+        return total
+
+    return min(choices, key=cost)
+
+
+def count_launch_tokens(layer: nn.Module, device: torch.device) -> float:
+    """Return through how many tokens a layer could run in the time in which its operators are launched; 0 on a CPU.
+
+    A launch is taken as MACS_PER_LAUNCH: 5 microseconds at 100 T MACs a second. A token takes a MAC for each parameter.
+    """
+    if device.type == "cpu":
+        return 0.0
+    return OPERATORS_PER_LAYER * MACS_PER_LAUNCH / sum(parameter.numel() for parameter in layer.parameters())
+
+
+def _plan(
+    prompts: Sequence[Prompt], encodings: Sequence[Encoding], image_tokens: Sequence[int] | None, merged: bool
+) -> list[Plan]:
     by_images: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for row, prompt in enumerate(prompts):
         by_images[prompt.image_key].append(row)
@@ -63,7 +105,7 @@ def plan_blocks(prompts: Sequence[Prompt], encodings: Sequence[Encoding], image_
             one = encodings[group[0]]
             longest = max(len(encodings[row].ids) for row in group)
             form = tuple(one.types), tuple(one.sizes), tuple((name, *value.shape[1:]) for name, value in one.pixels.items())
-            alike[prefix, len(group), padded_length(longest - prefix), form] += group
+            alike[prefix, len(group), merged or padded_length(longest - prefix), form] += group
     return [Plan(rows, each, prefix) for (prefix, each, *_), rows in alike.items()]
 
 

@@ -6,9 +6,10 @@ of masks, with the arguments of the record (`VLM.run_layer`); norm and head foll
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.models.base import Forward, Kept, Mark, Memo, State, no_mark, no_memo
-from das_gym.models.inputs import Prompt, to_device
+from das_gym.models.inputs import BLOCK, Prompt, to_device
 from das_gym.models.macs import MacCounter, count_macs
 from das_gym.models.transformers import driver, linear_skips
 from das_gym.models.transformers.driver import Block, make_block, plan_blocks, run_blocks
@@ -27,6 +28,7 @@ from das_gym.models.transformers.stack import (
     IMAGE,
     JOINT,
     PART_NAMES,
+    HostReads,
     Recording,
     cache_name,
     child,
@@ -38,7 +40,14 @@ from das_gym.models.transformers.stack import (
     run_layer,
     zero_forward,
 )
-from das_gym.models.transformers.tower import ImageSlice, image_features, padded_images, replace_image_features
+from das_gym.models.transformers.tower import (
+    ImageSlice,
+    divide_images,
+    image_features,
+    join_images,
+    padded_images,
+    replace_image_features,
+)
 from das_gym.models.transformers.units import ATTENTION, DEFAULT_CAPABILITIES, LAYER, MLP, ModelCapabilities, UnitModel
 
 
@@ -51,12 +60,23 @@ class DecoderInputs:
         prompts: The batch, one prompt a row.
         given: Pixels and sizes of a prompt's images, by `Prompt.image_key`.
         slices: Where a prompt's images lie in the vision tower's batch, by the same key.
+        groups: The keys of images that run together outside of layers.
+        tower_reads, decoder_reads: What vision tower and decoder read from the device, whatever the mask.
     """
 
     processor: PromptProcessor
     prompts: Sequence[Prompt]
     given: Mapping[Any, Mapping[str, Tensor]]
     slices: Mapping[Any, ImageSlice]
+    groups: Sequence[Sequence[Any]]
+    tower_reads: HostReads
+    decoder_reads: HostReads = field(default_factory=HostReads)
+
+
+def image_form(encoding: Encoding, pixels: Mapping[str, Tensor]) -> Any:
+    """Return what prompts have in common whose images can run together: sizes, and the shapes of their pixels."""
+    sizes = tuple((name, tuple(t.flatten().tolist())) for name, t in encoding.sizes.items())
+    return sizes, tuple((name, tuple(t.shape)) for name, t in pixels.items())
 
 
 class LanguageHead(nn.Module):
@@ -156,22 +176,32 @@ class VLM(UnitModel):
         self, processor: Any, stream: str, items: Mapping[Any, Prompt], counter: MacCounter | None
     ) -> Iterator[tuple[Any, Any, int]]:
         """Compute the image features of each prompt and their MACs; pixels and sizes if vision layers are units."""
-        for key, prompt in items.items():
-            encoding = processor.encode(prompt, pixels=True)
-            sizes = tuple((name, tuple(t.flatten().tolist())) for name, t in encoding.sizes.items())
-            shapes = self.trained_tower is None, sizes, tuple((name, t.shape) for name, t in encoding.pixels.items())
-            if counter is not None and shapes not in self._image_macs:
-                # counting uses other attention kernels, so that its output is not used
-                self._image_macs[shapes] = count_macs(partial(self._encode_images, encoding))[1]
-            with torch.no_grad():
-                features = self._encode_images(encoding)
-            yield key, features, 0 if counter is None else self._image_macs[shapes]
+        all_of = list(items)
+        for start in range(0, len(all_of), BLOCK):
+            encodings = {key: processor.encode(items[key], pixels=True) for key in all_of[start : start + BLOCK]}
+            forms = {key: image_form(encoding, encoding.pixels) for key, encoding in encodings.items()}
+            for keys in self._images_together(forms):
+                shapes = self.trained_tower is None, forms[keys[0]]
+                if counter is not None and shapes not in self._image_macs:
+                    # counting uses other attention kernels, so that its output is not used
+                    self._image_macs[shapes] = count_macs(partial(self._encode_images, [encodings[keys[0]]]))[1]
+                with torch.no_grad():
+                    features = self._encode_images([encodings[key] for key in keys])
+                macs = 0 if counter is None else self._image_macs[shapes]
+                yield from ((key, own, macs) for key, own in zip(keys, features, strict=True))
 
-    def _encode_images(self, encoding: Encoding) -> dict[str, Any]:
-        given = self.to_device(encoding.pixels | encoding.sizes)
+    def _images_together(self, forms: Mapping[Any, Any]) -> list[list[Any]]:
+        """Return the keys of images that run together: on a GPU those of one form. On a CPU nothing would be gained."""
+        alike: defaultdict[Any, list[Any]] = defaultdict(list)
+        for key, form in forms.items():
+            alike[key if self.device.type == "cpu" else form].append(key)
+        return list(alike.values())
+
+    def _encode_images(self, encodings: Sequence[Encoding]) -> list[dict[str, Any]]:
+        given = [self.to_device(encoding.pixels | encoding.sizes) for encoding in encodings]
         if self.trained_tower is not None:
-            return self.trained_tower.read_outputs(given)
-        return given if self.tower is not None else image_features(self.model, given)
+            return [self.trained_tower.read_outputs(one) for one in given]
+        return given if self.tower is not None else divide_images(image_features(self.model, join_images(given)), len(given))
 
     def to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move a batch to the model's device, floating point values in the dtype of its weights."""
@@ -184,8 +214,10 @@ class VLM(UnitModel):
         features = kept("image", wanted)
         if self.tower is not None:
             given = {key: features[key] for key in wanted}
-            hidden, batches, slices = self.tower.record_images(given)
-            later = DecoderInputs(processor, pairs, given, slices)
+            forms = {key: image_form(processor.encode(wanted[key]), pixels) for key, pixels in given.items()}
+            with HostReads() as reads:
+                hidden, batches, slices, groups = self.tower.record_images(given, self._images_together(forms))
+            later = DecoderInputs(processor, pairs, given, slices, groups, reads)
             return State({IMAGE: hidden}, {IMAGE: None}, {"images": batches, "decoder_inputs": later})
         if self.trained_tower is not None:
             features = {key: self.trained_tower.finish_features(outputs) for key, outputs in features.items()}
@@ -199,7 +231,7 @@ class VLM(UnitModel):
 
         def encode(_: str, wanted: Mapping[Any, Prompt]) -> dict[Any, Any]:
             given = {key: read.get(key) or processor.encode(prompt, pixels=True) for key, prompt in wanted.items()}
-            return {key: self._encode_images(encoding) for key, encoding in given.items()}
+            return {key: self._encode_images([encoding])[0] for key, encoding in given.items()}
 
         return self.gather(processor, prompts, encode)
 
@@ -216,11 +248,16 @@ class VLM(UnitModel):
             given = [features[prompts[row].image_key] for row in rows if prompts[row].images] if able.caches_images else []
             return record(self.stack, partial(self.run, own, given, span=(start, end)), able.additive_layers)
 
-        for plan in plan_blocks(prompts, encodings, image_tokens if able.shares_prefix else None):
+        shared = image_tokens if able.shares_prefix else None
+        launch_tokens = driver.count_launch_tokens(self.stack.layers[0], self.device)
+        for plan in plan_blocks(prompts, encodings, shared, launch_tokens):
             own = [encodings[row] for row in plan.rows]
             # recorded in parts, the model has to be given the images with the first part, and at no great cost
             at_answers = able.supports_kv_only_last_layer and not own[0].pixels
-            at_answers = at_answers and driver.images_end(own, image_tokens) <= driver.first_answer(own)
+            first = driver.first_answer(own)
+            at_answers = at_answers and driver.images_end(own, image_tokens) <= first
+            # the last layer is then called once more, for keys and values alone
+            at_answers = at_answers and len(own) * (first - plan.prefix) >= launch_tokens
             block, flat = make_block(plan, own, record_part, at_answers)
             blocks.append(block)
             hidden.append(flat)
@@ -309,8 +346,11 @@ class VLM(UnitModel):
         later = state.extras["decoder_inputs"]
 
         def enter_decoder() -> State:
-            features = tower.features(state.hidden[IMAGE], state.extras["images"], later.slices, later.given)
-            before = self._begin_decoder(later.processor, later.prompts, features)
+            images = state.extras["images"]
+            with later.tower_reads:
+                features = tower.features(state.hidden[IMAGE], images, later.slices, later.given, later.groups)
+            with later.decoder_reads:
+                before = self._begin_decoder(later.processor, later.prompts, features)
             return before.with_hidden({JOINT: self._run_fixed(before, before.hidden[JOINT], 0, self.places[0], False)})
 
         encodings = [later.processor.encode(prompt) for prompt in later.prompts]

@@ -331,11 +331,11 @@ def _tower_reads(compare: Comparison, given: Mapping[str, Tensor]) -> tuple[int,
 
 def _replay(compare: Comparison, able: TowerCapabilities, given: Mapping[str, Tensor], removed: Sequence[int]) -> dict:
     tower = VisionTower(compare.model, able)
-    hidden, images, slices = tower.record_images({"": given})
+    hidden, images, slices, groups = tower.record_images({"": given}, [[""]])
     for place in range(max(able.reads) + 1):
         run = None if place in removed else partial(run_layer, tower.stack.layers[place])
         hidden = tower.step(hidden, images, place, run)
-    return tower.features(hidden, images, slices, {"": given})[""]
+    return tower.features(hidden, images, slices, {"": given}, groups)[""]
 
 
 def _can_remove(compare: Comparison, able: TowerCapabilities, given: Mapping[str, Tensor], removed: Sequence[int]) -> bool:

@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+
+aten = torch.ops.aten
 
 JOINT, IMAGE = "joint", "image"
 """Streams: what decoder layers update, and what vision layers update."""
@@ -238,10 +241,51 @@ def record(stack: Stack, run: Callable[[], Any], additive_layers: Sequence[int] 
     if not calls or (additive_layers is None and len(calls) < len(layers)):
         raise ValueError(f"The model called {len(calls)} of its {len(layers)} layers.")
     if additive_layers is None:  # the layers give zeros, so that anything else was added by the model
-        additive_layers = [n for n in range(1, len(layers)) if bool(inputs[n].any())]
+        later = range(1, len(layers))
+        any_added = torch.stack([inputs[n].any() for n in later]).tolist() if later else []
+        additive_layers = [n for n, is_added in zip(later, any_added, strict=True) if is_added]
     added = {n: inputs[n] for n in additive_layers if n in inputs}
     not_made = Call((), {}, made=False)
     return Recording(inputs[min(inputs)], tuple(calls.get(n, not_made) for n in range(len(layers))), added)
+
+
+class HostReads(TorchDispatchMode):
+    """Keeps what functions read from the device within its block, and replays it in the next one, which waits for nothing.
+
+    For functions whose reads depend on inputs that are the same in each block: sizes, tokens, which pixels are padding.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: list[tuple[Any, Any]] = []
+        self._place = 0
+
+    def __enter__(self) -> "HostReads":
+        self._place = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is aten.index.Tensor:  # the places of a mask of bools are counted on the device: a read
+            places = [self._read(aten.nonzero.default, i).unbind(1) if _is_mask(i) else (i,) for i in args[1]]
+            return function(args[0], [index for parts in places for index in parts])
+        given = [each.type for each in (*args, *kwargs.values()) if isinstance(each, torch.device)]
+        to_host = given == ["cpu"] and isinstance(args[0], Tensor) and not args[0].is_cpu
+        # in inference mode, torch passes `item` and `is_nonzero` on as they are
+        if to_host or function.overloadpacket in (aten.nonzero, aten.item, aten.is_nonzero, aten._local_scalar_dense):
+            return self._read(function, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    def _read(self, function: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        what = function, tensor.shape
+        if self._place == len(self._known) or self._known[self._place][0] != what:
+            self._known[self._place :] = [(what, function(tensor, *args, **kwargs))]
+        self._place += 1
+        return self._known[self._place - 1][1]
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype == torch.bool
 
 
 def _finite_mask(value: Any) -> Any:

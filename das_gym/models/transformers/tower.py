@@ -108,24 +108,34 @@ class VisionTower:
         self.stack = find_vision_tower(model)
 
     def record_images(
-        self, given: Mapping[Any, Mapping[str, Tensor]]
-    ) -> tuple[Tensor, tuple[ImageBatch, ...], dict[Any, ImageSlice]]:
-        """Record how the tower runs on images, given as pixels and sizes by key.
+        self, given: Mapping[Any, Mapping[str, Tensor]], groups: Sequence[Sequence[Any]]
+    ) -> tuple[Tensor, tuple[ImageBatch, ...], dict[Any, ImageSlice], list[Sequence[Any]]]:
+        """Record how the tower runs on images.
+
+        Args:
+            given: Pixels and sizes by key.
+            groups: Keys of images of one form, which run together where no argument of a layer depends on an image.
 
         Returns:
-            What its first layer reads, the batches of images, and where each key's images lie.
+            What its first layer reads, the batches of images, where each key's images lie, and the groups that ran together.
         """
         hidden: list[Tensor] = []
         batches: list[ImageBatch] = []
         slices: dict[Any, ImageSlice] = {}
         by_shape: dict[tuple[int, ...], int] = {}
-        for key, one in given.items():
-            recording = self.record(one)
+        recorded: list[Sequence[Any]] = []
+        waiting = list(groups)
+        while waiting:
+            keys = waiting.pop(0)
+            recording = self.record(join_images([given[key] for key in keys]))
             embedded = recording.embedded
             arguments = [(call.args, call.kwargs) for call in recording.calls]
             calls = tuple(Call(*tree_map(IntegerTensor.wrap, each)) for each in arguments)
             # images that no argument depends on run together with others of their shape
             joins = embedded.dim() == 3 and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(arguments))
+            if len(keys) > 1 and not joins:
+                waiting = [*([key] for key in keys), *waiting]
+                continue
             number = by_shape.setdefault(tuple(embedded.shape[1:]), len(batches)) if joins else len(batches)
             if number == len(batches):
                 hidden.append(embedded)
@@ -135,11 +145,15 @@ class VisionTower:
                 start = len(hidden[number])
                 hidden[number] = torch.cat((hidden[number], embedded))
                 batches[number] = ImageBatch(tuple(hidden[number].shape), calls)
-            slices[key] = ImageSlice(number, slice(start, start + len(embedded)) if joins else None)
+            each = len(embedded) // len(keys)
+            for place, key in zip(range(start, start + len(embedded), each), keys, strict=True):
+                slices[key] = ImageSlice(number, slice(place, place + each) if joins else None)
+            recorded.append(keys)
         if not hidden:
             parameter = next(self.stack.layers.parameters())
-            return parameter.new_empty(1, 0, parameter.shape[-1]), (), {}
-        return torch.cat([part.reshape(1, -1, part.shape[-1]) for part in hidden], dim=1), tuple(batches), slices
+            return parameter.new_empty(1, 0, parameter.shape[-1]), (), {}, []
+        flat = torch.cat([part.reshape(1, -1, part.shape[-1]) for part in hidden], dim=1)
+        return flat, tuple(batches), slices, recorded
 
     def record(self, given: Mapping[str, Tensor]) -> Recording:
         """Record the calls of layers for the images of a prompt; ValueError if hidden states change between layers."""
@@ -169,6 +183,7 @@ class VisionTower:
         batches: Sequence[ImageBatch],
         slices: Mapping[Any, ImageSlice],
         given: Mapping[Any, Mapping[str, Tensor]],
+        groups: Sequence[Sequence[Any]],
     ) -> dict[Any, dict[str, Any]]:
         """Compute the features of the images of each key from the stream after the last layer that is read.
 
@@ -177,12 +192,16 @@ class VisionTower:
         if hidden.is_meta:
             hidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=next(self.stack.layers.parameters()).device)
         sizes = [batch.tokens for batch in batches]
-        found = {}
+        found: dict[Any, dict[str, Any]] = {}
         outputs = [part.split(sizes, dim=1) for part in hidden.split(sum(sizes), dim=1)] if batches else []
-        for key, (number, rows) in slices.items():
+        for keys in groups:
+            number, rows = slices[keys[0]]
             own = [part[number].view(batches[number].shape) for part in outputs]
-            own = own if rows is None else [part[rows] for part in own]
-            found[key] = self.features_of_outputs(given[key], dict(zip(self.capabilities.reads, own, strict=True)))
+            if rows is not None:
+                own = [part[rows.start : rows.start + len(keys) * (rows.stop - rows.start)] for part in own]
+            by_layer = dict(zip(self.capabilities.reads, own, strict=True))
+            features = self.features_of_outputs(join_images([given[key] for key in keys]), by_layer)
+            found |= zip(keys, divide_images(features, len(keys)), strict=True)
         return found
 
     def read_outputs(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -276,6 +295,28 @@ def image_features(model: Any, given: Mapping[str, Tensor]) -> dict[str, Any]:
         return {"": _as_lists(output)}
     kept = {name: _as_lists(value) for name, value in output.items() if name not in UNUSED and value is not None}
     return kept or {UNUSED[0]: _as_lists(output[UNUSED[0]])}  # Llama 4's projector reads that itself
+
+
+def join_images(given: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """Return pixels and sizes of several inputs of one form as one input."""
+    return given[0] if len(given) == 1 else {name: torch.cat([one[name] for one in given]) for name in given[0]}
+
+
+def divide_images(features: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """Return the features of each of the `count` inputs that `join_images` joined: the inverse of `_concatenate`."""
+
+    def divide(value: Any) -> list[Any]:
+        if isinstance(value, Tensor):
+            return [part.clone() for part in value.unflatten(0, (count, -1))]
+        if value and isinstance(value[0], list):
+            return [list(parts) for parts in zip(*map(divide, value), strict=True)]
+        each = len(value) // count
+        return [value[number * each : (number + 1) * each] for number in range(count)]
+
+    if count == 1:
+        return [features]
+    divided = {name: divide(value) for name, value in features.items()}
+    return [{name: parts[number] for name, parts in divided.items()} for number in range(count)]
 
 
 def _as_lists(value: Any) -> Any:
