@@ -83,8 +83,6 @@ def run_turns(
     config: SearchConfig, scorer: MaskScorer, folder: Path | None, on_turn: OnTurn | None, resume: bool
 ) -> tuple[Agent, list[Turn]]:
     """Run the turns of a `search` until its budget is spent or the agent is done; return the agent and all turns."""
-    if folder is not None:
-        scorer.checkpoint_sums(folder)
     scorer.warn_at_chance()
     with progress(1, "measuring layer statistics", unit="step") as bar:
         agent = _agent_of(config, scorer, scorer.layer_statistics)

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.engine.caches import MAX_LOGITS_BYTES, EncoderCache, Score, ScoreMemory, TrunkMemory
-from das_gym.engine.kept_sums import KeptSums
 from das_gym.engine.scores import Scores, Spending, warn_of_broken
 from das_gym.engine.tree import MaskTree, resolve_precision, with_bfloat16_layers
 from das_gym.models.base import VLP, State, tensor_bytes
@@ -63,9 +62,6 @@ class Evaluator:
     Raises:
         ValueError: The precision is unknown, or `bfloat16` on hardware without it.
 
-    Attributes:
-        kept_sums: Where `evaluate` keeps its results so far, if it is given; not with divergences, nor in workers.
-
     Example:
         >>> import numpy as np
         >>> from das_gym import ProblemConfig, load_problem
@@ -93,7 +89,6 @@ class Evaluator:
         self.batch_size = batch_size
         self.precision = resolve_precision(precision, vlp.device)
         self.counter = counter or MacCounter(vlp)
-        self.kept_sums: KeptSums | None = None
         self._spent = Spending()
         self.encoder_cache = EncoderCache(vlp, task.processor, cache_bytes, cache_folder, self.counter, self._spent)
         self._memory = ScoreMemory([*vlp.tunable_state().values(), *head.parameters(), *head.buffers()])
@@ -305,31 +300,16 @@ class Evaluator:
         Logits of more than `MAX_LOGITS_BYTES` are None: the full model then runs again in the next call.
         If divergences are requested without `full_logits`, the full model must be among the masks.
         """
-        file = None if divergences else self.kept_sums
-        sums, first = (np.zeros((3, len(masks))), 0) if file is None else file.begin(masks, examples, self.batch_size)
-        done = first
+        sums = np.zeros((3, len(masks)))
         kept: list[Tensor] | None = []
-
-        def report(count: int) -> None:
-            nonlocal done
-            done += count
-            if file is not None:
-                file.write(sums, done)
-            if progress is not None:
-                progress(count)
-
         with np.errstate(invalid="ignore"):  # inf may meet -inf
-            for rows, _, scores, full in self._leaves(
-                masks, examples[first:], report, divergences, full_logits, first=first
-            ):
+            for rows, _, scores, full in self._leaves(masks, examples, progress, divergences, full_logits):
                 for column, values in enumerate(scores):
                     sums[column, rows] += float(values.sum())  # in float64, batch by batch: other orders round differently
                 if full is not None and kept is not None:
                     kept.append(full)
                     if tensor_bytes(kept) > MAX_LOGITS_BYTES:
                         kept = None
-        if file is not None:
-            file.path.unlink(missing_ok=True)
         return sums / len(examples), kept
 
     @torch.inference_mode()

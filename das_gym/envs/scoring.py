@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import cache, cached_property
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -74,9 +73,6 @@ class MaskScorer(ABC):
     def statistic_names(self) -> Collection[str]:
         """Names of the layer statistics that an agent can read; none is measured for them."""
         return self.layer_statistics.keys()
-
-    def checkpoint_sums(self, folder: Path) -> None:  # noqa: B027 - a table is quick, and other packages' scorers are unknown
-        """Keep what is scored so far of a call of `score` in a file of the folder, for a search that is killed."""
 
     def warn_at_chance(self) -> None:  # noqa: B027 - the scores of a table or of another package are what they are
         """Score the full model, and warn where it is no better than chance on the reward examples."""

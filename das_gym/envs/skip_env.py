@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -12,7 +11,6 @@ from gymnasium.vector import VectorEnv
 
 from das_gym.commands.settings import build
 from das_gym.drawing.architecture import Architecture
-from das_gym.engine.kept_sums import KeptSums
 from das_gym.engine.scores import Scores
 from das_gym.envs.episodes import ScoredEnv, ScoredVectorEnv
 from das_gym.envs.scoring import Scorer
@@ -60,11 +58,7 @@ class EngineScorer(Scorer):
         self.fixed_examples = self._examples(np.arange(self.batch_size))
 
     def close(self) -> None:
-        self.problem.evaluator.kept_sums = None
         self.problem.evaluator.close()
-
-    def checkpoint_sums(self, folder: Path) -> None:
-        self.problem.evaluator.kept_sums = KeptSums(folder / "scoring.json")
 
     def warn_at_chance(self) -> None:
         score = self.full_model_info()["metric"]
