@@ -6,13 +6,11 @@ complete, as the configuration of a run; its observers, options and captured out
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import logging
 import os
 import pkgutil
-import re
 import shutil
 import sys
 import textwrap
@@ -74,9 +72,6 @@ from das_gym.processes import is_main_process, run_on_main_process, world_size
 
 Settings = TypeVar("Settings", bound=RunSettings)
 NamedConfigs = Mapping[str, Mapping[str, Any]]
-
-MONGODB_TIMEOUT = 5_000
-"""Milliseconds after which a MongoDB server that does not answer is an error."""
 
 COMMANDS = ("print_config", "print_named_configs")
 """Actions of a recorded command besides running, by the word that replaces `with` or precedes it."""
@@ -173,7 +168,6 @@ class RecordedCommand(Generic[Settings]):
             folder = options.pop("--file_storage", None)
             if folder is not None:
                 given["runs_dir"] = folder  # over a setting of that name
-            check_mongodb(options.get("--mongo_db"))
             values, reopen = self.resolve(given, named_configs)
             if reopen is not None and is_main_process():
                 lock = lock_run(reopen)
@@ -403,27 +397,6 @@ def required_folder(run: Run) -> Path:
     if folder is None:
         raise ValueError("this command keeps checkpoints and results in its run folder: leave --unobserved (-u) out")
     return folder
-
-
-def check_mongodb(place: str | None) -> None:
-    """Raise a ValueError for a MongoDB server that does not answer. Sacred would wait three times 30 seconds."""
-    if place is None:
-        return
-    if importlib.util.find_spec("pymongo") is None:
-        raise ValueError("--mongo_db needs pymongo. Run pip install 'das_gym[mongo]'")
-    import pymongo
-    from sacred.observers.mongo import get_pattern, parse_mongo_db_arg
-
-    try:
-        if re.match(get_pattern(), place) is None:
-            raise ValueError("it has another form")
-        url = parse_mongo_db_arg(place).get("url")
-        client: pymongo.MongoClient[Any] = pymongo.MongoClient(url, serverSelectionTimeoutMS=MONGODB_TIMEOUT)
-        with client:
-            client.server_info()
-    except (ValueError, pymongo.errors.PyMongoError) as error:
-        reason = re.split(r",| \(configured", str(error))[0]
-        raise ValueError(f"`--mongo_db` cannot be opened: got {place!r} ({reason}), expected host:port:database") from error
 
 
 class _PlainLoader(yaml.SafeLoader):
