@@ -17,7 +17,7 @@ from das_gym.commands.settings import build
 from das_gym.commands.trust import trusted_settings
 from das_gym.files import explain_damage, read_json
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem
+from das_gym.problem.problem import Problem
 from das_gym.processes import run_on_main_process
 from das_gym.registration import CHECKPOINT_TABLES, MODELS, env_entry
 
@@ -132,7 +132,7 @@ def scored_problem(search: SearchConfig, problem: Problem | None) -> Problem | N
     """Return the loaded problem if it scores the masks of a search; None if a table does, or another model or other data."""
     if problem is None or search.env_id != search.problem.env_id or search.env_kwargs.keys() & vars(search.problem).keys():
         return None
-    return problem if problem.backbone.config == search.problem else None
+    return problem if problem.backbone.origin.config == search.problem else None
 
 
 def search_first(

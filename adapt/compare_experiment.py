@@ -50,17 +50,9 @@ from das_gym.models.base import VLP
 from das_gym.names import format_count
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig, recorded_settings
-from das_gym.problem.loading import (
-    AdaptedModel,
-    Problem,
-    check_prompts,
-    find_supernet,
-    load_backbone,
-    load_splits,
-    problem_from_model,
-    supernet_model,
-)
+from das_gym.problem.loading import AdaptedModel, check_prompts, find_supernet, load_backbone, load_splits, supernet_model
 from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.problem import Problem, problem_from_model
 from das_gym.processes import is_main_process, run_on_main_process
 from das_gym.registration import find_environment
 

@@ -24,15 +24,13 @@ from das_gym.problem.config import COMPUTE_SETTINGS, ProblemConfig
 from das_gym.problem.loading import (
     AdaptedModel,
     Backbone,
-    Problem,
     load_backbone,
-    load_problem,
     load_splits,
     new_head,
-    problem_from_model,
     task_class,
     training_free_model,
 )
+from das_gym.problem.problem import Problem, load_problem, problem_from_model
 from das_gym.registration import MODELS
 
 WITHOUT_EFFECT = (

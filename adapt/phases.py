@@ -25,8 +25,9 @@ from das_gym.data.splits import Splits
 from das_gym.engine.caches import EncoderCache
 from das_gym.problem.budget import pick_budget
 from das_gym.problem.latency import BLOCKS, RUNS
-from das_gym.problem.loading import AdaptedModel, Problem
+from das_gym.problem.loading import AdaptedModel
 from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.problem import Problem
 
 COUNTED = 20_000
 """Examples whose distinct images are counted; more have as many in proportion."""
@@ -134,7 +135,7 @@ def adapt_phases(settings: AdaptSettings, start: Start, choice: Choice | None, s
         found, mask = search_first_phases(search, start.problem)
     subnet = without_layers(start.model, mask)
     config, _ = resolve_defaults(settings.train, subnet)
-    problem = start.model.backbone.config or settings.problem
+    problem = start.model.backbone.origin.config or settings.problem
     references = [FULL_MODEL, BASELINE] if settings.references else []
     trained = 1 + sum(find_reference(problem, config, name, subnet.task.labels) is None for name in references)
     step_loss, trainer = make_loss_and_trainer(subnet, start.splits.train, replace(config, trackers=()), None)

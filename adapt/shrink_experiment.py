@@ -35,7 +35,7 @@ from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, required_folder, run_folder
 from das_gym.drawing.report import write_report
 from das_gym.files import check_new_folder, explain_damage, read_json
-from das_gym.problem.loading import Problem, load_problem
+from das_gym.problem.problem import Problem, load_problem
 from das_gym.processes import run_on_main_process
 from das_gym.registration import MODELS
 

@@ -198,7 +198,8 @@ class StepLoss:
 
 def resolve_defaults(config: Config, model: AdaptedModel) -> tuple[Config, str]:
     """Return the settings with learning rates and batch size filled in, and a line that describes them."""
-    name = "" if model.backbone.config is None else model.backbone.config.model
+    origin = model.backbone.origin.config
+    name = "" if origin is None else origin.model
     # The paper's values are for models of its size alone.
     paper = PAPER.get((name, model.task.name)) if model.backbone.vlp.size == "base" else None
     defaults: dict[str, Any] = dict.fromkeys(("learning_rate", "head_learning_rate"), config.default_learning_rate)

@@ -191,14 +191,15 @@ def save(
     folder = expand_home(folder)
     if backbone.vlp.pruned_mask is None:
         raise ValueError("No layer was removed from this model: it is a supernet. Use `subnet.adaptation().save(file)`.")
-    if backbone.config is None:
+    config = backbone.origin.config
+    if config is None:
         raise ValueError("The model's checkpoint is not known. Load it by `das_gym.problem.loading.load_backbone`.")
     folder.mkdir(parents=True, exist_ok=True)
     subnet.adaptation(**(info or {})).save(folder / SUBNET_FILE)
     content = {
         "format": FORMAT,
-        "problem": recorded_settings(dataclasses.asdict(backbone.config)),
-        "model_settings": dict(backbone.settings),
+        "problem": recorded_settings(dataclasses.asdict(config)),
+        "model_settings": dict(backbone.origin.settings),
         **(record or {}),
         "plugins": imported_plugins(),
         "versions": library_versions(),

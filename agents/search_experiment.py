@@ -40,7 +40,7 @@ from das_gym.envs.scoring import MaskScorer
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.files import replacing
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, given_costs, satisfies_budget
-from das_gym.problem.loading import Problem
+from das_gym.problem.problem import Problem
 from das_gym.problem.statistic_inputs import measure_activity
 from das_gym.problem.statistics import single_removals
 from das_gym.registration import MODELS, TASKS, env_entry, is_tabular
@@ -53,7 +53,7 @@ def search_phases(scorer: MaskScorer, config: SearchConfig) -> list[Phase]:
     if not isinstance(scorer, EngineScorer):
         return []
     problem = scorer.problem
-    if problem.backbone.config is not None and problem.backbone.config.workers is not None:
+    if problem.scoring.workers is not None:
         return []
     examples = scorer.fixed_examples
     evaluator = problem.evaluator.with_empty_caches()

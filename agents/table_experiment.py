@@ -28,8 +28,8 @@ from das_gym.files import expand_home, write_json
 from das_gym.intervals import spearman
 from das_gym.names import format_count
 from das_gym.problem.budget import DEFAULT_SKIP_NUM
-from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import masks_up_to, skipped_names
+from das_gym.problem.problem import Problem, load_problem
 from das_gym.problem.statistic_inputs import measure_activity, measure_sensitivity
 from das_gym.registration import find_environment
 from das_gym.tables.build import build_table, table_examples
@@ -44,7 +44,7 @@ TIMED_MASKS = 20
 
 def phases(settings: TableSettings, problem: Problem) -> list[Phase]:
     """Return the phases of making a table; none if Ray's workers score it."""
-    if problem.backbone.config is None or problem.backbone.config.workers is not None:
+    if problem.scoring.workers is not None:
         return []
     examples = table_examples(problem, "reward", settings.reward_examples)
     batch = problem.evaluator.batch_size

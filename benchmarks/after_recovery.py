@@ -40,8 +40,9 @@ from das_gym.files import read_json, write_json
 from das_gym.models.base import VLP
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, build_problem, load_splits, shuffled
+from das_gym.problem.loading import load_splits, shuffled
 from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.problem import Problem, build_problem
 from das_gym.problem.statistic_inputs import measure_activity
 
 BATCH = 8

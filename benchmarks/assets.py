@@ -27,7 +27,8 @@ from das_gym.commands.settings import build
 from das_gym.envs.tabular_env import blocks_file, load_table
 from das_gym.files import ASSETS, CHECKSUMS, checksum, write_json
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, load_backbone, load_problem, load_splits
+from das_gym.problem.loading import load_backbone, load_splits
+from das_gym.problem.problem import Problem, load_problem
 from das_gym.problem.statistic_inputs import measure_blocks
 from das_gym.registration import ENVIRONMENTS
 from das_gym.tables.build import problem_hashes, table_examples

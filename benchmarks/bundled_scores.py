@@ -23,7 +23,7 @@ from PIL import Image
 from benchmarks.machine import make_parser
 from das_gym.models.transformers.generation import generate
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, load_problem
+from das_gym.problem.problem import Problem, load_problem
 from das_gym.registration import ENVIRONMENTS, MODELS
 from das_gym.shapes import bundled_root
 from das_gym.tasks.answering.examples import AnswerExample

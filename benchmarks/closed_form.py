@@ -32,7 +32,8 @@ from das_gym.models.adapters import LinearSkipAdapter, rms_norm
 from das_gym.models.base import VLP
 from das_gym.models.transformers.linear_skips import Ridge, fit_ridge
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, load_backbone, load_problem, problem_from_model, shuffled
+from das_gym.problem.loading import AdaptedModel, load_backbone, shuffled
+from das_gym.problem.problem import load_problem, problem_from_model
 
 SKIPPED = 4
 BATCH = 32

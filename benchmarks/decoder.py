@@ -37,8 +37,8 @@ from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.probing import probe_capabilities
 from das_gym.models.transformers.tower import image_features
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import build_problem
 from das_gym.problem.mask_space import every_mask
+from das_gym.problem.problem import build_problem
 from das_gym.processes import keep_freed_memory
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.task import AnsweringTask

@@ -66,7 +66,7 @@ def predictors(table: SubnetTable, masks: np.ndarray) -> dict[str, np.ndarray]:
 
 def fine_tuned(context: ComparisonContext, mask: np.ndarray, start: str, config: TrainingConfig) -> AdaptedModel:
     """Fine-tune the subnet of a mask."""
-    problem = context.base.backbone.config
+    problem = context.base.backbone.origin.config
     assert problem is not None
     if start == "supernet":
         subnet = new_subnet(problem, mask)

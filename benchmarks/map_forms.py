@@ -27,7 +27,7 @@ from das_gym.models.base import State
 from das_gym.models.transformers.linear_skips import fit_ridge, stream_tokens
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, build_problem
+from das_gym.problem.problem import Problem, build_problem
 from das_gym.problem.skip_adapters import calibration_examples, calibration_states
 
 TOKENS = 1024

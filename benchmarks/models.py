@@ -14,7 +14,7 @@ from das_gym.models.inputs import Processor, load_tokenizer
 from das_gym.models.meter.inputs import meter_transform
 from das_gym.models.meter.model import METER
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_problem
+from das_gym.problem.problem import load_problem
 from das_gym.registration import ASSETS
 from das_gym.tasks.base import Task
 from das_gym.tasks.vqa.files import VQAExample

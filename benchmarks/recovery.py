@@ -27,7 +27,8 @@ from benchmarks.machine import make_parser
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_problem, shuffled
+from das_gym.problem.loading import shuffled
+from das_gym.problem.problem import load_problem
 
 BATCH = 8
 

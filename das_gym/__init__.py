@@ -16,6 +16,7 @@ from das_gym.registration import (
 _PLACES = {
     "Budget": "das_gym.problem.budget",
     "Pair": "das_gym.models.inputs",
+    "Problem": "das_gym.problem.problem",
     "ProblemConfig": "das_gym.problem.config",
     "Reward": "das_gym.problem.rewards",
     "SkipEnv": "das_gym.envs.skip_env",
@@ -26,7 +27,7 @@ _PLACES = {
     "TabularEnv": "das_gym.envs.tabular_env",
     "Task": "das_gym.tasks.base",
     "VLP": "das_gym.models.base",
-    "load_problem": "das_gym.problem.loading",
+    "load_problem": "das_gym.problem.problem",
     "make_sb3_vec_env": "das_gym.envs.sb3_vec_env",
     "register_reward": "das_gym.problem.rewards",
     "register_statistic": "das_gym.problem.statistics",
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from das_gym.models.inputs import Pair as Pair
     from das_gym.problem.budget import Budget as Budget
     from das_gym.problem.config import ProblemConfig as ProblemConfig
-    from das_gym.problem.loading import load_problem as load_problem
+    from das_gym.problem.problem import Problem as Problem
+    from das_gym.problem.problem import load_problem as load_problem
     from das_gym.problem.rewards import Reward as Reward
     from das_gym.problem.rewards import register_reward as register_reward
     from das_gym.problem.statistics import Statistic as Statistic

@@ -226,6 +226,9 @@ DEFAULT_TASK = "vqa"
 DEFAULT_ENV = "DAS-METER-VQA-v0"
 """The defaults of commands and functions."""
 
+LIVE_ENV = "DAS-v0"
+"""The environment of a `das_gym.Problem` that is passed to it."""
+
 DATA_SETS = dict.fromkeys(("llava_slake", "llava_aid20", "llava_aid50", "scienceqa"), "DAS-VLM-Answering-v0") | {
     "meter_coco": "DAS-METER-F30K-v0",
     "vilt_coco": "DAS-ViLT-F30K-v0",

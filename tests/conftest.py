@@ -10,7 +10,8 @@ import torch
 from das_gym.commands.trust import IMPORTED_PLUGINS
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, build_problem, load_backbone
+from das_gym.problem.loading import load_backbone
+from das_gym.problem.problem import Problem, build_problem
 from das_gym.registration import ASSETS, METRICS
 from das_gym.shapes.vqa import write_shapes
 from das_gym.tables.build import build_table

@@ -11,7 +11,7 @@ from benchmarks.assets import check_table
 from das_gym.engine.ranking import recalls, score_pairs
 from das_gym.envs.tabular_env import bundled_table
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_problem
+from das_gym.problem.problem import load_problem
 from das_gym.registration import ASSETS, ENVIRONMENTS
 from das_gym.tables.build import table_examples
 from das_gym.tables.table import SubnetTable

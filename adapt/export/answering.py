@@ -37,7 +37,7 @@ def export_answering(
 ) -> ExportedFolder:
     """Write a fine-tuned model of transformers; VerificationError if a fresh process loads another one from the folder."""
     vlm = subnet.backbone.vlp
-    config = subnet.backbone.config
+    config = subnet.backbone.origin.config
     if not isinstance(vlm, VLM) or config is None:
         raise TypeError(f"export needs a transformers model here: got {type(vlm).__name__}, expected a VLM.")
     smaller = exportable_subnet(vlm)

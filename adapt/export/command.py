@@ -38,7 +38,8 @@ def run_export(settings: ExportSettings) -> ExportedFolder:
     record = {} if settings.finished.record is None else settings.finished.content
     if settings.finished.trial is not None:
         record = _compared(record, settings.finished.trial)
-    if subnet.backbone.config is None or not MODELS[subnet.backbone.config.model].reads_prompts:
+    config = subnet.backbone.origin.config
+    if config is None or not MODELS[config.model].reads_prompts:
         return export(subnet, out, settings.onnx, record)
     from das_gym.adapt.export.answering import export_answering
 

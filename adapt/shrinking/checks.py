@@ -30,7 +30,8 @@ from das_gym.models.transformers.stack import IMAGE, JOINT
 from das_gym.models.transformers.units import MLP
 from das_gym.problem.budget import Budget, measure_cost, pick_budget
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, pick_device, shuffled
+from das_gym.problem.loading import pick_device, shuffled
+from das_gym.problem.problem import Problem
 from das_gym.registration import MODELS
 from das_gym.tasks.base import Task
 

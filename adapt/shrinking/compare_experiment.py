@@ -36,7 +36,8 @@ from das_gym.drawing.report import Table
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.names import format_count
 from das_gym.problem.budget import SAVED
-from das_gym.problem.loading import Problem, load_problem, shuffled
+from das_gym.problem.loading import shuffled
+from das_gym.problem.problem import Problem, load_problem
 
 FULL_MODEL = "full model"
 """The row that all others are compared with."""

@@ -42,7 +42,8 @@ from das_gym.names import escape_control_chars
 from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.problem.config import recorded_settings, warn_at_chance
 from das_gym.problem.costs import Costs
-from das_gym.problem.loading import AdaptedModel, Problem, example_costs, shuffled
+from das_gym.problem.loading import AdaptedModel, example_costs, shuffled
+from das_gym.problem.problem import Problem
 from das_gym.processes import is_main_process, run_on_main_process
 
 

@@ -17,8 +17,9 @@ from das_gym.commands.progress import Phase
 from das_gym.models.transformers.generation import greedy_settings
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.model import VLM
-from das_gym.problem.loading import Problem, shuffled
+from das_gym.problem.loading import shuffled
 from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.problem import Problem
 
 SUBPROCESS_SECONDS = 6.0
 """Time in which a fresh process loads a small model and answers: imports alone take 5 s of a 2-core machine's processor."""
@@ -73,9 +74,8 @@ def recovery_phases(problem: Problem, mask: np.ndarray, config: RecoveryConfig) 
     """Return the phases of a repair in closed form, and of a recovery by training."""
     full = as_vlm(problem)
     found = []
-    calibration = problem.backbone.config
-    if config.closed_form is not None and calibration is not None:
-        size = min(calibration.calibration_examples, len(problem.splits.train))
+    if config.closed_form is not None:
+        size = min(problem.scoring.calibration_examples, len(problem.splits.train))
         found = [Phase("repair", size, lambda count: repaired_copy(problem, mask, config, count), size)]
     if config.method is None or not len(problem.splits.train):
         return found

@@ -37,7 +37,7 @@ from das_gym.models.transformers.layer_removal import decoder_path
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import replace_forwards
 from das_gym.models.transformers.tower import find_projectors
-from das_gym.problem.loading import Problem
+from das_gym.problem.problem import Problem
 from das_gym.processes import world_size
 from das_gym.tasks.base import Task
 

@@ -10,7 +10,7 @@ from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.linear_skips import fit_skip_adapters, put_skip_adapters
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.refitting import refit_before_removed
-from das_gym.problem.loading import Problem
+from das_gym.problem.problem import Problem
 from das_gym.problem.skip_adapters import calibration_examples, calibration_states, fitted_once, skip_adapter_tensors
 
 
@@ -25,26 +25,26 @@ def repaired_copy(problem: Problem, mask: np.ndarray, recovery: RecoveryConfig, 
         recovery: How to recover.
         count: Number of calibration examples; None is that of the problem.
     """
-    config = problem.backbone.config
+    scoring = problem.scoring
     full = as_vlm(problem)
     smaller = pruned_copy(full, mask)
-    if recovery.closed_form is None or config is None:
+    if recovery.closed_form is None:
         return smaller
     evaluator = problem.evaluator
-    examples = calibration_examples(evaluator, problem.splits.train, count or config.calibration_examples)
+    examples = calibration_examples(evaluator, problem.splits.train, count or scoring.calibration_examples)
     # Other searches of this process score masks with the adapters of `full`, which are fitted for all masks.
     with_maps = VLM(full.model, full.unit_kind, full.capabilities)
 
     def fit() -> dict[str, Tensor]:
         states = calibration_states(evaluator, examples)
         if recovery.closed_form == LINEAR:
-            fit_skip_adapters(with_maps, states, config.skip_rank, mask, recovery.share_maps)
+            fit_skip_adapters(with_maps, states, scoring.skip_rank, mask, recovery.share_maps)
             return skip_adapter_tensors(with_maps)
         refit_before_removed(full, smaller, mask, states)
         shared = set(map(id, full.model.parameters()))
         return {name: each.data for name, each in smaller.model.named_parameters() if id(each) not in shared}
 
-    settings = [recovery.closed_form, mask.astype(int).tolist(), config.skip_rank, recovery.share_maps]
+    settings = [recovery.closed_form, mask.astype(int).tolist(), scoring.skip_rank, recovery.share_maps]
     tensors = fit() if count else fitted_once(evaluator, problem.backbone.base, examples, settings, fit)
     if recovery.closed_form == LINEAR:
         put_skip_adapters(with_maps, tensors, mask, recovery.share_maps)

@@ -31,7 +31,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from das_gym.envs.episodes import ScoredVectorEnv
 from das_gym.envs.scoring import Scorer
 from das_gym.files import write_bytes
-from das_gym.problem.loading import Problem
+from das_gym.problem.problem import Problem
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm

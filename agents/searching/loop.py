@@ -20,8 +20,8 @@ from das_gym.commands.progress import progress
 from das_gym.envs.scoring import MaskScorer
 from das_gym.files import explain_damage
 from das_gym.problem.budget import Masks, pick_budget
-from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.problem import Problem
 
 
 def search(

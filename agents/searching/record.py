@@ -21,8 +21,8 @@ from das_gym.envs.scoring import MaskScorer
 from das_gym.files import explain_damage, read_json, write_json
 from das_gym.problem.budget import SAVED, Masks, satisfies_budget
 from das_gym.problem.config import recorded_settings
-from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import skipped_names
+from das_gym.problem.problem import Problem
 
 FORMAT = 1
 RECORD = "search.json"

@@ -16,7 +16,7 @@ from das_gym.envs.skip_env import EngineScorer, SkipEnv
 from das_gym.names import check_arguments
 from das_gym.problem.budget import BUDGET_SETTINGS, Floats, MaskCost, Masks
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem
+from das_gym.problem.problem import Problem
 from das_gym.registration import DEFAULT_ENV, SUITE_IDS, many_objectives
 
 SCORES = ("loss", "metric", "macs", "macs_saved")

@@ -24,7 +24,7 @@ from das_gym.commands.runs import lock_folder
 from das_gym.files import absolute_path, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import unit_latencies
-from das_gym.problem.loading import Problem, build_problem
+from das_gym.problem.problem import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import ENVIRONMENTS, EnvEntry, env_entry, find_environment
 from das_gym.shapes.captions import write_shapes_captions

@@ -30,8 +30,8 @@ from das_gym.envs.scoring import MaskScorer
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.budget import Budget, Floats, MaskCost, Masks
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import MaskSpace, every_mask
+from das_gym.problem.problem import Problem, load_problem
 
 MASKS = 120
 MASKS_PER_TURN = 3

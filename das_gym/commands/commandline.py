@@ -384,7 +384,9 @@ def settings_text(cls: type, values: Mapping[str, Any]) -> str:
         if field.metadata.get("listed"):
             inner = field.metadata["group"]
             lines += ["", f"{name}.NAME=VALUE", *_wrap(texts.get(name, ""), "      ")]
-            for each in group_fields(field).values():
+            known = group_fields(field)
+            order = [each for part in group_headings(inner).values() for each in part]  # that of a command of its own
+            for each in (known[own] for own in order if own in known):
                 typed = shortest_name(cls, f"{name}.{each.name}")
                 default = defaults[name][each.name]
                 lines += _setting_lines(inner, each, typed, values[name].get(each.name, default), default)

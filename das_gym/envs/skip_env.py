@@ -17,7 +17,7 @@ from das_gym.envs.scoring import Scorer
 from das_gym.names import check_arguments
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, MaskCost, given_costs, measure_cost, pick_budget
 from das_gym.problem.config import ProblemConfig, warn_at_chance
-from das_gym.problem.loading import Problem, load_problem
+from das_gym.problem.problem import Problem, load_problem
 from das_gym.problem.rewards import Objective, find_reward
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity, measure_blocks
 from das_gym.problem.statistics import DEFAULT_STATISTICS, check_statistics, compute_statistics, masks_needed
@@ -62,7 +62,7 @@ class EngineScorer(Scorer):
 
     def warn_at_chance(self) -> None:
         score = self.full_model_info()["metric"]
-        warn_at_chance(self.problem.backbone.config, self.problem.task, self.fixed_examples, score, "reward")
+        warn_at_chance(self.problem.backbone.origin.config, self.problem.task, self.fixed_examples, score, "reward")
 
     def cost_of(self, setting: str) -> MaskCost:
         if setting not in self._costs:

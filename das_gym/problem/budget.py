@@ -22,7 +22,7 @@ from das_gym.files import expand_home, read_json
 from das_gym.names import check_names
 
 if TYPE_CHECKING:
-    from das_gym.problem.loading import Problem
+    from das_gym.problem.problem import Problem
 
 DEFAULT_SKIP_NUM = 4
 """The paper's k: layers to skip unless a budget is given."""

@@ -91,8 +91,38 @@ def check_device(device: str) -> None:
         raise ValueError(f"`device` is unknown: got {device}, expected auto, cpu, cuda, cuda:1, mps, xpu, ...{hint}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scoring(Settings, group="Model and data"):
+    """Settings of how masks are scored, whatever the model came from.
+
+    Attributes:
+        precision: Number format of the skippable layers of METER and ViLT. Transformers models take `dtype` instead.
+        eval_batch_size: Examples that are evaluated at a time. None chooses it by the task, and by `tree_gib`.
+        tree_gib: Memory for all tensors that exist while masks are scored, besides weights and encoder outputs, in GiB. A
+            third of it keeps hidden states of the full model between turns.
+        encoder_cache: Folder that keeps outputs of the frozen encoders between runs. None keeps them in memory only.
+        latency_again: Whether to measure the latency of units again, and not to read what an earlier process measured.
+        skip: What replaces a skipped unit of a transformers model: nothing (`delete`, the default), or a linear map that is
+            fitted on examples of the train split without training (`linear`).
+        skip_rank: Rank of the linear maps of `skip=linear`. None is full rank.
+        calibration_examples: Number of examples of the train split to fit the linear maps on.
+        workers: `ray` distributes masks over a Ray cluster: a worker for each CPU, or for each GPU if the model is on one.
+            None scores them in this process.
+    """
+
+    precision: str = choice("float32", PRECISIONS)
+    eval_batch_size: PositiveInt | None = None
+    tree_gib: PositiveFloat = 3.0
+    encoder_cache: str | None = None
+    latency_again: bool = False
+    skip: str | None = choice(None, SKIPS)
+    skip_rank: PositiveInt | None = None
+    calibration_examples: PositiveInt = 256
+    workers: str | None = choice(None, ("ray",))
+
+
 @dataclass(frozen=True)
-class ProblemConfig(Settings, group="Model and data"):
+class ProblemConfig(Scoring, group="Model and data"):
     """Settings of model, task and data, and of how masks are scored on them. The defaults load bundled ones.
 
     Attributes:
@@ -116,18 +146,6 @@ class ProblemConfig(Settings, group="Model and data"):
             or the one column of a text. None finds them by their usual names.
         on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
         device_map: How `from_pretrained` of transformers places the model on devices, such as `auto`.
-        precision: Number format of the skippable layers of METER and ViLT. Transformers models take `dtype` instead.
-        eval_batch_size: Examples that are evaluated at a time. None chooses it by the task, and by `tree_gib`.
-        tree_gib: Memory for all tensors that exist while masks are scored, besides weights and encoder outputs, in GiB. A
-            third of it keeps hidden states of the full model between turns.
-        encoder_cache: Folder that keeps outputs of the frozen encoders between runs. None keeps them in memory only.
-        latency_again: Whether to measure the latency of units again, and not to read what an earlier process measured.
-        skip: What replaces a skipped unit of a transformers model: nothing (`delete`, the default), or a linear map that is
-            fitted on examples of the train split without training (`linear`).
-        skip_rank: Rank of the linear maps of `skip=linear`. None is full rank.
-        calibration_examples: Number of examples of the train split to fit the linear maps on.
-        workers: `ray` distributes masks over a Ray cluster: a worker for each CPU, or for each GPU if the model is on one.
-            None scores them in this process.
 
     Raises:
         ValueError: A setting is not allowed, or not supported by the model.
@@ -152,15 +170,6 @@ class ProblemConfig(Settings, group="Model and data"):
     columns: str | None = None
     on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
     device_map: str | None = None
-    precision: str = choice("float32", PRECISIONS)
-    eval_batch_size: PositiveInt | None = None
-    tree_gib: PositiveFloat = 3.0
-    encoder_cache: str | None = None
-    latency_again: bool = False
-    skip: str | None = choice(None, SKIPS)
-    skip_rank: PositiveInt | None = None
-    calibration_examples: PositiveInt = 256
-    workers: str | None = choice(None, ("ray",))
 
     def __post_init__(self) -> None:
         if hint := download_hint(str(self.model), "checkpoint"):
@@ -218,6 +227,11 @@ class ProblemConfig(Settings, group="Model and data"):
                     return None
                 most += int(tower_layers)
         return range(least, most + 1)
+
+    @property
+    def weights(self) -> Path:
+        """The folder or file of the weights; ValueError if none is given or bundled."""
+        return Path(self.checkpoint) if self.checkpoint else self.bundled_path("")
 
     @property
     def supernet_path(self) -> str | Path | None:

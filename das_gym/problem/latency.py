@@ -37,7 +37,8 @@ from das_gym.intervals import bootstrap_interval
 from das_gym.models.base import VLP, Mark, no_mark
 from das_gym.models.macs import share_copy, without_adapters
 from das_gym.problem.budget import MaskCost
-from das_gym.problem.loading import Problem, shuffled
+from das_gym.problem.loading import shuffled
+from das_gym.problem.problem import Problem
 from das_gym.tasks.base import Task
 
 CPU = torch.device("cpu")
@@ -170,9 +171,7 @@ def unit_latencies(problem: Problem, batch: int = 1, clock: Callable[[], float] 
     measured = {**_conditions(problem.vlp, timed, len(examples)), "clock": clock.__name__}
     digest = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / "latency" / f"{digest}.json"
-    config = problem.backbone.config
-    again = config is not None and config.latency_again
-    known = MEASURED.get(path) or (None if again else read_latencies(path, n_layers))
+    known = MEASURED.get(path) or (None if problem.scoring.latency_again else read_latencies(path, n_layers))
     if known is not None:
         return known
     bare = without_adapters_sharing(problem.vlp)

@@ -1,46 +1,31 @@
-"""A validation problem: a frozen model with its supernet, a task and its data, ready to be scored.
-
-`load_problem` is the way in: data, backbone, supernet, costs and evaluator of a configuration.
-"""
+"""The parts of a problem, loaded by its configuration: backbone, data, supernet, and the MACs of an example."""
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from das_gym.data.splits import Splits
-from das_gym.engine.evaluator import Evaluator
-from das_gym.engine.tree import WalkMemory, resolve_precision
 from das_gym.models.base import VLP, State, check_model, fingerprint
 from das_gym.models.inputs import Processor, PromptError
-from das_gym.models.macs import MacCounter, meta_twin
+from das_gym.models.macs import MacCounter
 from das_gym.names import escape_control_chars
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemConfig, require_ray, supernet_command
+from das_gym.problem.config import ProblemConfig, supernet_command
 from das_gym.problem.costs import Costs, count_costs
+from das_gym.problem.origin import Origin
 from das_gym.registration import (
     ENVIRONMENTS,
     MODELS,
     TASKS,
-    ModelEntry,
-    TaskEntry,
     find_class,
-    register_model,
-    register_task,
 )
 from das_gym.tasks.base import Task, check_task
-
-PAIRS_PER_BATCH = 128
-"""Pairs that go through the mask tree at a time, unless `eval_batch_size` is given."""
-
-PAIR_SAMPLE = 16
-"""Examples whose pairs are counted, to know how many an example has: some tasks have one for each option."""
 
 COST_SAMPLE = 1000
 """MACs are counted at the longest text of this many reward examples."""
@@ -54,8 +39,7 @@ class Backbone:
         vlp, processor: The model, and what makes its batches.
         base: Its fingerprint.
         heads: Heads that came with the checkpoint, from which tasks may start theirs.
-        config: What it was loaded from; None for one put together in Python.
-        settings: Settings of the model that `config` lacks, such as `dropout`.
+        origin: Where it came from.
         untrained: Parameters that the checkpoint lacks, adapters aside.
     """
 
@@ -63,8 +47,7 @@ class Backbone:
     processor: Processor
     base: str
     heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    config: ProblemConfig | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
     untrained: tuple[str, ...] = ()
 
 
@@ -82,110 +65,12 @@ class AdaptedModel:
         return Adaptation.from_model(self.backbone.vlp, self.head, **fields)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Everything that a score depends on.
-
-    Attributes:
-        backbone: Model, processor and fingerprint; the model holds the supernet's adapters.
-        head: The supernet's head.
-        task: The task, with the supernet's labels.
-        splits: Train, reward and test examples.
-        costs: MACs and parameters at the longest text of the data.
-        evaluator: Scores masks of this model.
-        walk_bytes: The most bytes that scoring holds for one pair of that text; see `das_gym.engine.tree`.
-    """
-
-    backbone: Backbone
-    head: nn.Module
-    task: Task
-    splits: Splits[Any]
-    costs: Costs
-    evaluator: Evaluator
-    walk_bytes: int
-
-    @property
-    def vlp(self) -> VLP:
-        """The model."""
-        return self.backbone.vlp
-
-    @property
-    def layer_names(self) -> tuple[str, ...]:
-        """Names of the skippable layers, in mask order."""
-        return tuple(layer.name for layer in self.vlp.layers)
-
-
-def load_problem(config: ProblemConfig) -> Problem:
-    """Return the problem of a configuration from a process-wide cache; do not train or change it.
-
-    It is loaded again if a path of the configuration, or a file directly in the folder of its model, changes. After other
-    changes, such as of an image, start a new process. A checkpoint, supernet or data set that does not exist raises a
-    FileNotFoundError, one that cannot be read or does not fit a ValueError.
-
-    Example:
-        >>> import numpy as np
-        >>> problem = load_problem(ProblemConfig(model="METER", task="vqa"))
-        >>> masks = np.eye(12, dtype=bool)
-        >>> losses = problem.evaluator.losses(masks, problem.splits.reward[:16])
-    """
-    return _load_problem(config, _versions(config))
-
-
-@lru_cache(maxsize=4)
-def _load_problem(config: ProblemConfig, versions: tuple[int, ...]) -> Problem:
-    del versions  # part of the cache's key: a supernet that was trained again is loaded again
-    return build_problem(config)
-
-
-def build_problem(config: ProblemConfig) -> Problem:
-    """Load a problem, as `load_problem`, that shares nothing with other problems."""
-    pick_device(config.device)  # both fail before data are read
-    found = find_supernet(config)
-    splits = load_splits(config)
-    return problem_from_model(supernet_model(config, found, splits, load_backbone(config)), splits, config)
-
-
-def problem_from_model(supernet: AdaptedModel, splits: Splits[Any], config: ProblemConfig) -> Problem:
-    """Return the problem of scoring masks of a loaded model, which is not trained any more."""
-    backbone = supernet.backbone
-    supernet.head.eval().requires_grad_(False)
-    counter = MacCounter(backbone.vlp)
-    sample = encode_cost_example(supernet, splits, counter)
-    walk = walk_bytes(supernet, sample[0], counter)
-    room = int(config.tree_gib * 2**30) - _trunk_bytes(config)
-    pairs = max(1, min(PAIRS_PER_BATCH, room // walk))
-    few = splits.reward[:PAIR_SAMPLE]
-    batch_size = config.eval_batch_size or max(pairs * len(few) // len(supernet.task.pairs(few)), 1)
-    evaluator = _make_evaluator(config, supernet, batch_size, counter)
-    if config.skip == "linear":
-        from das_gym.problem.skip_adapters import add_linear_skips
-
-        add_linear_skips(evaluator, backbone.base, splits.train, config.calibration_examples, config.skip_rank)
-        counter = evaluator.counter = MacCounter(backbone.vlp)  # with the new adapters
-    return Problem(backbone, supernet.head, supernet.task, splits, _costs_of(supernet, sample, counter), evaluator, walk)
-
-
-def walk_bytes(model: AdaptedModel, encoded: State, counter: MacCounter) -> int:
-    """Return the most bytes that a walk down the tree of masks holds for one pair, with logits of the model's head."""
-    head = meta_twin(model.head)
-    passes = model.task.passes
-
-    def logits(features: Tensor) -> Tensor:
-        return head(model.task.group_features(torch.cat([features] * passes)))
-
-    return WalkMemory(model.backbone.vlp, counter).bytes(encoded, logits)
-
-
-def _trunk_bytes(config: ProblemConfig) -> int:
-    return int(config.tree_gib * 2**30 / 3)
-
-
 def load_splits(config: ProblemConfig) -> Splits[Any]:
     """Return the examples of a configuration; warns of those that were left out."""
     task = task_class(config.task)
     options = reader_options(task, {"columns": config.columns, "context": config.context})
     if reads_tokens(task):
-        folder = config.tokenizer or config.checkpoint or config.bundled_path("")
+        folder = config.tokenizer or config.weights
         load = find_class(MODELS[config.model].tokenizer)
         options["tokenizer"] = load(Path(folder), bool(config.trust_remote_code))
     try:
@@ -235,7 +120,7 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     Warns of parameters that the checkpoint lacks (adapters excepted), and of those that are not used.
     """
     entry = MODELS[config.model]
-    checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled_path("")
+    checkpoint = config.weights
     given = settings | {name: value for name, value in config.options.items() if name in entry.options}
     for name, value in given.items():
         if not accepts_setting(config.model, name):
@@ -258,7 +143,7 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     base = fingerprint(vlp)
     heads = {} if is_alone else loaded.heads
     untrained = () if report is None else tuple(name for name in report.missing if "adapter" not in name)
-    return Backbone(vlp.to(pick_device(config.device)), processor, base, heads, config, settings, untrained)
+    return Backbone(vlp.to(pick_device(config.device)), processor, base, heads, Origin(config, settings), untrained)
 
 
 def accepts_setting(model: str, setting: str) -> bool:
@@ -374,23 +259,14 @@ def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:
         raise ValueError(f"{path} was trained for task {adaptation.task!r}, not {task!r}. Pass one trained for it")
 
 
-def _versions(config: ProblemConfig) -> tuple[int, ...]:
-    given = (config.checkpoint, config.supernet, config.tokenizer, config.data_root)
-    found = [Path(path).stat().st_mtime_ns for path in given if path is not None]
-    for folder in (Path(path) for path in given[:3] if path is not None and Path(path).is_dir()):
-        # A file that is written again in place leaves its folder's time. Links may lead nowhere.
-        for file in sorted(path for path in folder.iterdir() if path.is_file()):
-            found += [file.stat().st_mtime_ns, file.stat().st_size]
-    return tuple(found)
-
-
 def example_costs(model: AdaptedModel, splits: Splits[Any]) -> Costs:
     """Return MACs and parameters of one example through the model and its head."""
     counter = MacCounter(model.backbone.vlp)
-    return _costs_of(model, encode_cost_example(model, splits, counter), counter)
+    return costs_of_encoded(model, encode_cost_example(model, splits, counter), counter)
 
 
-def _costs_of(model: AdaptedModel, sample: tuple[State, int], counter: MacCounter) -> Costs:
+def costs_of_encoded(model: AdaptedModel, sample: tuple[State, int], counter: MacCounter) -> Costs:
+    """Return MACs and parameters of the example that `encode_cost_example` returned."""
     task = model.task
     return count_costs(model.backbone.vlp, sample, model.head, task.group_features, task.passes, counter=counter)
 
@@ -408,63 +284,10 @@ def encode_cost_example(model: AdaptedModel, splits: Splits[Any], counter: MacCo
 
 def check_prompts(model: AdaptedModel, splits: Splits[Any]) -> None:
     """Raise the ValueError of `encode_cost_example` where the model reads prompts."""
-    config = model.backbone.config
-    if config is not None and MODELS[config.model].reads_prompts:
+    if model.backbone.vlp.language_head() is not None:
         encode_cost_example(model, splits, MacCounter(model.backbone.vlp))
 
 
 def shuffled(task: Task, examples: Sequence[Any], count: int | None = None) -> tuple[Any, ...]:
     """Return the examples, or the first `count` of them, in `Task.shuffled_order`."""
     return tuple(examples[i] for i in task.shuffled_order(examples)[:count].tolist())
-
-
-def _make_evaluator(
-    config: ProblemConfig, model: AdaptedModel, batch_size: int, counter: MacCounter | None = None
-) -> Evaluator:
-    settings: dict[str, Any] = {
-        "counter": counter,
-        "batch_size": batch_size,
-        "cache_folder": config.encoder_cache,
-        "trunk_bytes": _trunk_bytes(config),
-        "precision": config.precision,
-    }
-    parts = (model.backbone.vlp, model.head, model.task)
-    if config.workers is None:
-        return Evaluator(*parts, **settings)
-    require_ray()
-    from das_gym.engine.sharded import ShardedEvaluator
-    from das_gym.problem.skip_adapters import skip_adapter_tensors
-
-    # Workers load what is frozen, and are sent what is trained. They must not choose another precision, and Ray shows each
-    # of them one GPU alone, whose number is 0.
-    device = model.backbone.vlp.device
-    precision = resolve_precision(config.precision, device)
-    alone = replace(config, workers=None, eval_batch_size=batch_size, precision=precision, device=device.type)
-
-    def recipe() -> Callable[[], Evaluator]:  # of the model in its current state
-        entries = MODELS[config.model], TASKS[config.task]
-        skips = skip_adapter_tensors(model.backbone.vlp) if config.skip == "linear" else None
-        return partial(_worker_evaluator, *entries, alone, model.adaptation(), skips)
-
-    return ShardedEvaluator(*parts, recipe=recipe, **settings)
-
-
-def _worker_evaluator(
-    model_entry: ModelEntry,
-    task_entry: TaskEntry,
-    config: ProblemConfig,
-    adaptation: Adaptation,
-    skips: Mapping[str, Tensor] | None,
-) -> Evaluator:
-    register_model(model_entry)  # entries are sent along, since those of users are not registered on the worker
-    register_task(task_entry)
-    backbone = load_backbone(config)
-    if config.supernet_path is None:
-        backbone.vlp.remove_adapters()
-    model = restore(backbone, adaptation, config.task, config.supernet or "the supernet")
-    model.head.eval().requires_grad_(False)
-    evaluator = _make_evaluator(config, model, cast(int, config.eval_batch_size))
-    if skips is not None:  # after the encoder cache, whose folder is named after the model, as in the main process
-        backbone.vlp.put_skip_adapters(skips)
-        evaluator.counter = MacCounter(backbone.vlp)
-    return evaluator

@@ -22,8 +22,9 @@ from das_gym.engine.scores import Scores, Spending
 from das_gym.files import parse_json, read_arrays, write_bytes
 from das_gym.problem.budget import COST_KINDS, measure_cost
 from das_gym.problem.latency import UnitLatencies, unit_latencies
-from das_gym.problem.loading import Problem, shuffled
+from das_gym.problem.loading import shuffled
 from das_gym.problem.mask_space import masks_up_to
+from das_gym.problem.problem import Problem
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import STATISTICS, check_statistics, compute_statistics
 from das_gym.tables.examples import ExampleScores
@@ -63,10 +64,10 @@ def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any],
     tensors = {f"vlp.{name}": tensor for name, tensor in problem.vlp.tunable_state().items()}
     tensors |= {f"head.{name}": tensor for name, tensor in problem.head.named_parameters()}
     task = problem.task
-    config = problem.backbone.config
+    scoring = problem.scoring
     words = [*task.labels]
-    if config is not None and config.skip == "linear":
-        words += [f"skip=linear, rank {config.skip_rank}, {config.calibration_examples} examples"]
+    if scoring.skip == "linear":
+        words += [f"skip=linear, rank {scoring.skip_rank}, {scoring.calibration_examples} examples"]
     hashes = {
         "model": problem.backbone.base,
         "supernet": hash_tensors(words, tensors),
@@ -144,7 +145,7 @@ def build_table(
     costs = {setting: measure_cost(problem, setting).as_dict() for setting in COUNTED_COSTS}
     if latency_batch is not None:
         costs |= latency_costs(unit_latencies(problem, latency_batch))
-    config = problem.backbone.config
+    config = problem.backbone.origin.config
     meta = TableMeta(
         env_id=env_id,
         layer_names=problem.layer_names,

@@ -8,7 +8,7 @@ import pytest
 from das_gym.adapt.commands import PROGRAM
 
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, load_problem
+from das_gym.problem.problem import Problem, load_problem
 from tests.models.transformers import tiny
 
 MASK = np.array([False, True, False, True])

@@ -25,7 +25,8 @@ from das_gym.files import read_json
 from das_gym.models.attention import Attention
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_problem, load_splits
+from das_gym.problem.loading import load_splits
+from das_gym.problem.problem import load_problem
 from das_gym.shapes.captions import write_shapes_captions
 from das_gym.tasks.retrieval import matching_losses
 from tests.adapt.choosers import paper_bandit

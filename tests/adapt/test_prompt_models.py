@@ -17,7 +17,8 @@ from das_gym.adapt.settings import SupernetConfig, TrainingConfig
 from das_gym.adapt.supernet import train_supernet
 
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import build_problem, load_splits
+from das_gym.problem.loading import load_splits
+from das_gym.problem.problem import build_problem
 from tests.adapt.choosers import paper_bandit
 from tests.models.transformers import tiny
 from tests.tasks.answering.making import llava_folder, write_lines

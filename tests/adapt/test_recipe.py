@@ -32,7 +32,7 @@ def test_defaults_are_ours_for_small_models_and_the_papers_for_base_size(model, 
 
 
 def test_micro_batch_size_is_what_fits_in_memory(model, monkeypatch, capsys):
-    splits = load_splits(model.backbone.config)
+    splits = load_splits(model.backbone.origin.config)
     step_loss, trainer = make_loss_and_trainer(model, splits.train, TrainingConfig(batch_size=16), None)
     assert step_loss.micro_batch_size is None
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]

@@ -51,7 +51,7 @@ def test_load_subnet_returns_what_was_saved(subnet, splits, folder):
         np.testing.assert_array_equal(again.backbone.vlp.pruned_mask, MASK)
         assert again.task.labels == subnet.task.labels
         assert torch.equal(logits(again, splits), logits(subnet, splits))
-        assert again.backbone.config == subnet.backbone.config
+        assert again.backbone.origin.config == subnet.backbone.origin.config
 
 
 def test_evaluate_names_missing_data_before_it_loads_the_model(folder):

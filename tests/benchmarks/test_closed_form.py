@@ -3,7 +3,8 @@ import copy
 import numpy as np
 
 from benchmarks.closed_form import fit_maps, put_maps
-from das_gym.problem.loading import AdaptedModel, problem_from_model
+from das_gym.problem.loading import AdaptedModel
+from das_gym.problem.problem import problem_from_model
 
 
 def test_fitted_maps_come_closer_to_the_layers_than_leaving_them_out(small_problem):
@@ -14,7 +15,7 @@ def test_fitted_maps_come_closer_to_the_layers_than_leaving_them_out(small_probl
     errors = []
     for given in (maps, None):
         put_maps(backbone.vlp, given)
-        evaluator = problem_from_model(model, small_problem.splits, backbone.config).evaluator
+        evaluator = problem_from_model(model, small_problem.splits, backbone.origin.config).evaluator
         examples = small_problem.splits.reward[:8]
         full = evaluator.losses(~masks[:1] & masks[:1], examples)
         errors.append(np.abs(evaluator.losses(masks, examples) - full).mean())

@@ -12,7 +12,7 @@ from das_gym.commands.runs import lock_folder
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.latency import measure_units
-from das_gym.problem.loading import build_problem
+from das_gym.problem.problem import build_problem
 from das_gym.registration import ASSETS
 from das_gym.shapes.vqa import write_shapes
 from das_gym.tables.table import SubnetTable

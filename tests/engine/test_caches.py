@@ -5,7 +5,7 @@ import torch
 
 from das_gym.engine.caches import EncoderCache
 from das_gym.models.inputs import Pair
-from das_gym.problem.loading import Problem
+from das_gym.problem.problem import Problem
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.scores import Scores
 from das_gym.files import CACHE_VARIABLE
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, build_problem
+from das_gym.problem.problem import Problem, build_problem
 from das_gym.tables.build import build_table
 from das_gym.tables.table import SubnetTable
 

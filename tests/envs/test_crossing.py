@@ -16,7 +16,8 @@ from das_gym.envs.scoring import INFO_KEYS, REWARD_BATCHES
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, load_backbone, load_problem
+from das_gym.problem.loading import load_backbone
+from das_gym.problem.problem import Problem, load_problem
 from das_gym.problem.rewards import REWARDS
 from das_gym.registration import find_environment
 from das_gym.tables.build import build_table

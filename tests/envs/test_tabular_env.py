@@ -12,8 +12,8 @@ from das_gym.engine.scores import Scores
 from das_gym.envs.scoring import INFO_KEYS, Scorer
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.envs.tabular_env import TableScorer
-from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.problem import Problem
 from das_gym.problem.rewards import REWARDS
 from das_gym.problem.statistics import DEFAULT_STATISTICS
 from das_gym.registration import CHECKPOINT_TABLES, REWARD_THRESHOLDS, find_environment
@@ -76,7 +76,7 @@ def test_tabular_env_loads_no_model(small_table_file, monkeypatch):
     def refuse(*args, **kwargs):
         raise RuntimeError("the tabular environment has loaded a model")
 
-    monkeypatch.setattr("das_gym.problem.loading.load_backbone", refuse)
+    monkeypatch.setattr("das_gym.problem.problem.load_backbone", refuse)
     monkeypatch.setattr("torch.nn.Module.__call__", refuse)
     env = gymnasium.make(ID, table=small_table_file, skip_num=2)
     env.reset(seed=0)

@@ -25,8 +25,9 @@ from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, build_problem, load_splits
+from das_gym.problem.loading import AdaptedModel, load_splits
 from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.problem import build_problem
 from das_gym.problem.statistic_inputs import measure_activity, measure_blocks
 
 HUGE = 3e38  # a number of float32 and of bfloat16; ten of them are none

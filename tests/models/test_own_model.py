@@ -19,7 +19,8 @@ from das_gym.adapt.supernet import train_supernet
 from das_gym import ModelEntry, register_model
 from das_gym.models.base import Site, check_model
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.loading import ProblemConfig, build_problem, load_backbone, load_splits, restore
+from das_gym.problem.loading import ProblemConfig, load_backbone, load_splits, restore
+from das_gym.problem.problem import build_problem
 from tests.registered import as_before
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"

@@ -10,19 +10,12 @@ import pytest
 import torch
 from pyarrow import parquet
 
-import das_gym.problem.loading
+import das_gym.problem.problem
 from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.tensor_files import read_tensors, write_safetensors, write_tensors
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import (
-    build_problem,
-    load_backbone,
-    load_problem,
-    load_splits,
-    new_head,
-    pick_device,
-    task_class,
-)
+from das_gym.problem.loading import load_backbone, load_splits, new_head, pick_device, task_class
+from das_gym.problem.problem import build_problem, load_problem
 from das_gym.registration import ASSETS, MODELS
 from tests.small_world import load_supernet
 from tests.tasks.answering.making import llava_folder
@@ -71,7 +64,7 @@ def test_load_splits_share_no_image(tiny_kwargs):
 
 
 def test_build_problem_checks_the_supernet_first(monkeypatch, tmp_path, tiny_kwargs):
-    monkeypatch.setattr(das_gym.problem.loading, "load_splits", lambda config: pytest.fail("data were read"))
+    monkeypatch.setattr(das_gym.problem.problem, "load_splits", lambda config: pytest.fail("data were read"))
     with pytest.raises(ValueError, match="was trained for task 'vqa', not 'nlvr2'"):
         build_problem(ProblemConfig(task="nlvr2", supernet=tiny_kwargs["supernet"]))
     monkeypatch.setitem(MODELS, "METER", replace(MODELS["METER"], assets=tmp_path))

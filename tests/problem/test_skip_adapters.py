@@ -8,7 +8,7 @@ import pytest
 
 from das_gym.files import CACHE_VARIABLE, cache_folder
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import build_problem
+from das_gym.problem.problem import build_problem
 from das_gym.problem.skip_adapters import MAX_CACHED_BYTES, calibration_examples, skip_adapter_tensors
 from das_gym.tables.build import problem_hashes
 

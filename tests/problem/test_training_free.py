@@ -12,7 +12,7 @@ from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
 from das_gym.models.tensor_files import read_tensors, write_tensors
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, build_problem
+from das_gym.problem.problem import Problem, build_problem
 from das_gym.registration import ASSETS
 
 

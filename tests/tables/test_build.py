@@ -9,7 +9,7 @@ import torch
 from benchmarks.assets import check_table
 from das_gym.envs.tabular_env import TabularEnv
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import build_problem
+from das_gym.problem.problem import build_problem
 from das_gym.problem.statistics import STATISTICS
 from das_gym.tables.build import build_table, hash_tensors, problem_hashes, table_examples, with_statistics
 from das_gym.tables.table import SubnetTable

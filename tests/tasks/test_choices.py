@@ -15,7 +15,8 @@ from pyarrow import parquet
 
 from das_gym.models.transformers import prune
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, build_problem, load_problem
+from das_gym.problem.loading import AdaptedModel
+from das_gym.problem.problem import build_problem, load_problem
 from das_gym.tasks.choices import load_choices
 from tests.arrow_tables import jpeg
 from tests.models.transformers import tiny

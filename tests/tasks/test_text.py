@@ -16,7 +16,8 @@ from das_gym.data.splits import Splits
 from das_gym.engine.scores import Scores
 from das_gym.models.transformers.inputs import load_folder_tokenizer
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import build_problem, load_splits
+from das_gym.problem.loading import load_splits
+from das_gym.problem.problem import build_problem
 from das_gym.problem.rewards import find_reward
 from das_gym.tables.build import build_table
 from das_gym.tasks.text import Document, TextTask, load_documents, prefix_tokens, split_into_sections, split_into_windows

@@ -20,7 +20,7 @@ from das_gym.models.transformers.inserted_adapters import full_model_with_adapte
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.loading import auto_class, load_vlm
 from das_gym.models.transformers.model import VLM
-from das_gym.problem.loading import Problem
+from das_gym.problem.problem import Problem
 from tests.adapt.shrinking.test_recovery import divergence
 
 MASKS = {"llava": (0, 1, 0, 1), "smolvlm": (1, 1, 0, 0), "qwen2_vl": (0, 0, 1, 1), "qwen3_vl": (1, 0)}

@@ -11,7 +11,7 @@ from das_gym.adapt.shrinking.settings import RecoveryConfig
 from das_gym.adapt.shrinking.verifying import off_gpu
 
 from das_gym.models.transformers.layer_removal import pruned_copy
-from das_gym.problem.loading import load_problem
+from das_gym.problem.problem import load_problem
 from tests.adapt.conftest import MASK
 from tests.fake_device import DEVICE, fake_device
 
@@ -59,7 +59,7 @@ def test_answers_at_a_time(problem_of):
 def test_models_leave_the_gpu_for_the_process_that_verifies(problem_of):
     plain = problem_of("llava")
     with fake_device():
-        problem = load_problem(replace(plain.backbone.config, device=DEVICE))
+        problem = load_problem(replace(plain.backbone.origin.config, device=DEVICE))
         full, smaller = problem.vlp, pruned_copy(problem.vlp, MASK)
         with off_gpu([full, smaller]):
             tensors = [*full.parameters(), *full.buffers(), *smaller.parameters(), *smaller.buffers()]

@@ -1,5 +1,6 @@
 """Shrinking a text model: scores by likelihood, and recovery on all tokens."""
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from das_gym.commands.recorded import RunError, run_folder
 from das_gym.files import read_json
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, load_problem
+from das_gym.problem.problem import Problem, load_problem
 from tests.models.transformers.tiny import WIDTH, text_folder
 
 MASK = np.array([False, True, False, True])
@@ -55,7 +56,9 @@ def test_recovery_learns_every_token_from_a_teacher_that_keeps_no_states(problem
     torch.testing.assert_close(teacher.states(examples), kept)
     student = pruned_copy(problem.vlp, MASK)
     before = score_model(student, problem.task, examples, "")[0].loss
-    recover(student, replace(problem, splits=replace(problem.splits, train=examples)), config, teacher=teacher)
+    smaller = copy.copy(problem)
+    smaller.splits = replace(problem.splits, train=examples)
+    recover(student, smaller, config, teacher=teacher)
     assert score_model(student, problem.task, examples, "")[0].loss < before
 
 

@@ -19,7 +19,7 @@ from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
-from das_gym.problem.loading import Problem
+from das_gym.problem.problem import Problem
 from tests.adapt.conftest import MASK
 from tests.models.transformers import tiny
 

@@ -8,7 +8,7 @@ from das_gym.adapt.choosing import Choice
 from das_gym.adapt.shrinking.checks import fallback_if_not_removable
 
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, load_problem
+from das_gym.problem.problem import Problem, load_problem
 
 MASK = np.array([False, True, False, False, False, True, False])
 
@@ -23,7 +23,7 @@ def problem(folder_of, data) -> Problem:
 def test_selection_takes_the_best_removable_mask(problem):
     """Masks may skip the whole tower, and be the best; a model without any tower cannot be saved."""
     every = np.array([False] * 4 + [True] * 3)
-    best = Choice(every, problem.backbone.config, "a remark", (every | MASK, MASK & False, MASK))
+    best = Choice(every, problem.backbone.origin.config, "a remark", (every | MASK, MASK & False, MASK))
     found = fallback_if_not_removable(best, problem)
     np.testing.assert_array_equal(found.mask, MASK)
     assert found.remark.startswith("a remark\n")

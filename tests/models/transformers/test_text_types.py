@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from das_gym.models.transformers.model import prepare_experts
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import build_problem
+from das_gym.problem.problem import build_problem
 from tests.models.transformers import tiny
 from tests.models.transformers.tiny import text_folder
 

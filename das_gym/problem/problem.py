@@ -1,0 +1,266 @@
+"""A validation problem: a frozen model with its supernet, a task and its data, ready to be scored.
+
+`Problem.from_model` makes one of objects in memory, `Problem.from_pretrained` of folders or of what is bundled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from das_gym.commands.settings import build
+from das_gym.data.splits import Splits
+from das_gym.engine.evaluator import Evaluator
+from das_gym.engine.tree import WalkMemory, resolve_precision
+from das_gym.models.base import VLP, State
+from das_gym.models.macs import MacCounter, meta_twin
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.config import ProblemConfig, Scoring, require_ray
+from das_gym.problem.costs import Costs
+from das_gym.problem.loading import (
+    AdaptedModel,
+    Backbone,
+    costs_of_encoded,
+    encode_cost_example,
+    find_supernet,
+    load_backbone,
+    load_splits,
+    pick_device,
+    restore,
+    shuffled,
+    supernet_model,
+)
+from das_gym.registration import MODELS, TASKS, ModelEntry, TaskEntry, register_model, register_task
+from das_gym.tasks.base import Task
+
+PAIRS_PER_BATCH = 128
+"""Pairs that go through the mask tree at a time, unless `eval_batch_size` is given."""
+
+PAIR_SAMPLE = 16
+"""Examples whose pairs are counted, to know how many an example has: some tasks have one for each option."""
+
+
+class Problem:
+    """Everything that a score of a mask depends on.
+
+    Attributes:
+        backbone: Model, processor, fingerprint and origin; the model holds the supernet's adapters.
+        head: The supernet's head, or the model's own.
+        task: The task, with the supernet's labels.
+        splits: Train, reward and test examples.
+        costs: MACs and parameters at the longest text of the data.
+        evaluator: Scores masks of this model.
+        walk_bytes: The most bytes that scoring holds for one pair of that text; see `das_gym.engine.tree`.
+        scoring: How masks are scored.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        task: Task,
+        splits: Splits[Any],
+        costs: Costs,
+        evaluator: Evaluator,
+        walk_bytes: int,
+        scoring: Scoring,
+    ) -> None:
+        self.backbone = backbone
+        self.head = head
+        self.task = task
+        self.splits = splits
+        self.costs = costs
+        self.evaluator = evaluator
+        self.walk_bytes = walk_bytes
+        self.scoring = scoring
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str, task: str, *, checkpoint: str | None = None, data_root: str | None = None, **settings: Any
+    ) -> Self:
+        """Return the problem of a model and data in folders. The same arguments return the same object.
+
+        Args:
+            model: Kind of model: `METER`, `ViLT`, `VLM`, or another key of `das_gym.registration.MODELS`.
+            task: A task that the model has: `vqa`, `answering`, ..., a key of `das_gym.registration.TASKS`.
+            checkpoint: Folder or file of the weights. None is the bundled model.
+            data_root: Folder of the data. None is the bundled data.
+            settings: Further settings of `das_gym.ProblemConfig`, such as `device` and `units`.
+
+        Raises:
+            FileNotFoundError: A path does not exist.
+            ValueError: A setting is unknown or not allowed, or a file cannot be read.
+        """
+        given = {"model": model, "task": task, "checkpoint": checkpoint, "data_root": data_root, **settings}
+        return cast(Self, load_problem(build(ProblemConfig, given)))
+
+    @property
+    def vlp(self) -> VLP:
+        """The model."""
+        return self.backbone.vlp
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the skippable layers, in mask order."""
+        return tuple(layer.name for layer in self.vlp.layers)
+
+    @property
+    def reward_examples(self) -> tuple[Any, ...]:
+        """The validation examples that score a mask by default: a fair sample in the order of the task."""
+        return shuffled(self.task, self.splits.reward, self.task.reward_examples)
+
+    def losses(self, masks: Any) -> np.ndarray:
+        """Return the (m,) float64 mean losses in nats of (m, n_layers) masks, True = skipped, on `reward_examples`."""
+        self.backbone.origin.check_unchanged()
+        return self.evaluator.losses(masks, self.reward_examples)
+
+    def __copy__(self) -> Self:
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Gymnasium copies the arguments of an environment into its spec and out of it; the model stays in memory once.
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Problem cannot be pickled or copied to another process. Make it there: Problem.from_pretrained(...)"
+        )
+
+
+def load_problem(config: ProblemConfig) -> Problem:
+    """Return the problem of a configuration from a process-wide cache; do not train or change it.
+
+    It is loaded again if a path of the configuration, or a file directly in the folder of its model, changes. After other
+    changes, such as of an image, start a new process. A checkpoint, supernet or data set that does not exist raises a
+    FileNotFoundError, one that cannot be read or does not fit a ValueError.
+
+    Example:
+        >>> import numpy as np
+        >>> problem = load_problem(ProblemConfig(model="METER", task="vqa"))
+        >>> masks = np.eye(12, dtype=bool)
+        >>> losses = problem.evaluator.losses(masks, problem.splits.reward[:16])
+    """
+    return _load_problem(config, _versions(config))
+
+
+@lru_cache(maxsize=4)
+def _load_problem(config: ProblemConfig, versions: tuple[int, ...]) -> Problem:
+    del versions  # part of the cache's key: a supernet that was trained again is loaded again
+    return build_problem(config)
+
+
+def build_problem(config: ProblemConfig) -> Problem:
+    """Load a problem, as `load_problem`, that shares nothing with other problems."""
+    pick_device(config.device)  # both fail before data are read
+    found = find_supernet(config)
+    splits = load_splits(config)
+    return problem_from_model(supernet_model(config, found, splits, load_backbone(config)), splits, config)
+
+
+def problem_from_model(supernet: AdaptedModel, splits: Splits[Any], scoring: Scoring) -> Problem:
+    """Return the problem of scoring masks of a loaded model, which is not trained any more."""
+    backbone = supernet.backbone
+    supernet.head.eval().requires_grad_(False)
+    counter = MacCounter(backbone.vlp)
+    sample = encode_cost_example(supernet, splits, counter)
+    walk = walk_bytes(supernet, sample[0], counter)
+    room = int(scoring.tree_gib * 2**30) - _trunk_bytes(scoring)
+    pairs = max(1, min(PAIRS_PER_BATCH, room // walk))
+    few = splits.reward[:PAIR_SAMPLE]
+    batch_size = scoring.eval_batch_size or max(pairs * len(few) // len(supernet.task.pairs(few)), 1)
+    evaluator = _make_evaluator(scoring, supernet, batch_size, counter)
+    if scoring.skip == "linear":
+        from das_gym.problem.skip_adapters import add_linear_skips
+
+        add_linear_skips(evaluator, backbone.base, splits.train, scoring.calibration_examples, scoring.skip_rank)
+        counter = evaluator.counter = MacCounter(backbone.vlp)  # with the new adapters
+    costs = costs_of_encoded(supernet, sample, counter)
+    return Problem(backbone, supernet.head, supernet.task, splits, costs, evaluator, walk, scoring)
+
+
+def walk_bytes(model: AdaptedModel, encoded: State, counter: MacCounter) -> int:
+    """Return the most bytes that a walk down the tree of masks holds for one pair, with logits of the model's head."""
+    head = meta_twin(model.head)
+    passes = model.task.passes
+
+    def logits(features: Tensor) -> Tensor:
+        return head(model.task.group_features(torch.cat([features] * passes)))
+
+    return WalkMemory(model.backbone.vlp, counter).bytes(encoded, logits)
+
+
+def _trunk_bytes(scoring: Scoring) -> int:
+    return int(scoring.tree_gib * 2**30 / 3)
+
+
+def _versions(config: ProblemConfig) -> tuple[int, ...]:
+    given = (config.checkpoint, config.supernet, config.tokenizer, config.data_root)
+    found = [Path(path).stat().st_mtime_ns for path in given if path is not None]
+    for folder in (Path(path) for path in given[:3] if path is not None and Path(path).is_dir()):
+        # A file that is written again in place leaves its folder's time. Links may lead nowhere.
+        for file in sorted(path for path in folder.iterdir() if path.is_file()):
+            found += [file.stat().st_mtime_ns, file.stat().st_size]
+    return tuple(found)
+
+
+def _make_evaluator(scoring: Scoring, model: AdaptedModel, batch_size: int, counter: MacCounter | None = None) -> Evaluator:
+    settings: dict[str, Any] = {
+        "counter": counter,
+        "batch_size": batch_size,
+        "cache_folder": scoring.encoder_cache,
+        "trunk_bytes": _trunk_bytes(scoring),
+        "precision": scoring.precision,
+    }
+    parts = (model.backbone.vlp, model.head, model.task)
+    if scoring.workers is None:
+        return Evaluator(*parts, **settings)
+    require_ray()
+    from das_gym.engine.sharded import ShardedEvaluator
+    from das_gym.problem.skip_adapters import skip_adapter_tensors
+
+    config = model.backbone.origin.config
+    if config is None:
+        raise ValueError(f"`workers` needs a model in a folder: got {scoring.workers} for a live model. Leave it out.")
+    # Workers load what is frozen, and are sent what is trained. They must not choose another precision, and Ray shows each
+    # of them one GPU alone, whose number is 0.
+    device = model.backbone.vlp.device
+    same = {each.name: getattr(scoring, each.name) for each in fields(Scoring)}
+    same |= {"workers": None, "eval_batch_size": batch_size, "precision": resolve_precision(scoring.precision, device)}
+    alone = replace(config, **same, device=device.type)
+
+    def recipe() -> Callable[[], Evaluator]:  # of the model in its current state
+        entries = MODELS[config.model], TASKS[config.task]
+        skips = skip_adapter_tensors(model.backbone.vlp) if scoring.skip == "linear" else None
+        return partial(_worker_evaluator, *entries, alone, model.adaptation(), skips)
+
+    return ShardedEvaluator(*parts, recipe=recipe, **settings)
+
+
+def _worker_evaluator(
+    model_entry: ModelEntry,
+    task_entry: TaskEntry,
+    config: ProblemConfig,
+    adaptation: Adaptation,
+    skips: Mapping[str, Tensor] | None,
+) -> Evaluator:
+    register_model(model_entry)  # entries are sent along, since those of users are not registered on the worker
+    register_task(task_entry)
+    backbone = load_backbone(config)
+    if config.supernet_path is None:
+        backbone.vlp.remove_adapters()
+    model = restore(backbone, adaptation, config.task, config.supernet or "the supernet")
+    model.head.eval().requires_grad_(False)
+    evaluator = _make_evaluator(config, model, cast(int, config.eval_batch_size))
+    if skips is not None:  # after the encoder cache, whose folder is named after the model, as in the main process
+        backbone.vlp.put_skip_adapters(skips)
+        evaluator.counter = MacCounter(backbone.vlp)
+    return evaluator
