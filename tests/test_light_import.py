@@ -18,14 +18,14 @@ DOORS = (das_gym, das_gym.agents, das_gym.adapt)
 
 @pytest.mark.parametrize("package", ["das_gym", "das_gym.agents", "das_gym.adapt", "das_gym.problem.config"])
 def test_importing_the_package_is_light(package):
-    heavy = ("torch", "transformers", "sacred", "matplotlib", "stable_baselines3", "pyarrow")
+    heavy = ("torch", "transformers", "sacred", "matplotlib", "stable_baselines3", "datasets", "pyarrow")
     code = f"import sys, {package}; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
 @pytest.mark.parametrize("module", ["das_gym.agents.run_commands", "das_gym.adapt.run_commands"])
 def test_settings_are_checked_before_torch_is_imported(module):
-    heavy = ("torch", "transformers", "matplotlib", "stable_baselines3", "pyarrow")
+    heavy = ("torch", "transformers", "matplotlib", "stable_baselines3", "datasets")  # Sacred's pandas imports pyarrow
     code = (
         f"import sys, {module} as module\n"
         "for each in vars(module).values():\n"

@@ -1,20 +1,15 @@
-"""Entries of data sets: reading JSON files and arrow tables, checking each entry, and raising at or skipping bad ones.
-
-A data root may hold arrow tables as the scripts of ViLT and METER write them, for one or several tasks. They are read
-instead of original files. A single table may be the data root: a folder may hold two data sets of one task.
-"""
+"""Entries of data sets: reading JSON files, checking each entry, and raising at or skipping bad ones."""
 
 import codecs
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from das_gym.data.images import IMAGE_HINT, FolderListings, ImageFile, ImageSource, decode_errors
 from das_gym.data.splits import Splits, content_keys, warn_of_repeated_questions, warn_of_shared_images
-from das_gym.files import absolute_path, check_plain, expand_home, read_json
+from das_gym.files import absolute_path, check_plain, read_json
 
 Example = TypeVar("Example")
 
@@ -245,81 +240,3 @@ def find_file(root: Path, names: Sequence[str], folders: Sequence[str] = ("",)) 
 def describe_folder(folder: Path) -> str:
     """Return the first names in a folder, for errors."""
     return first_few(sorted(path.name for path in folder.iterdir())) or "an empty folder"
-
-
-@dataclass(frozen=True, slots=True)
-class ArrowFormat:
-    """How the arrow tables of a task are named, and the kinds of the columns that are read.
-
-    Attributes:
-        task: The task.
-        prefixes: How the file names begin; `_<split>.arrow` follows.
-        columns: See `das_gym.data.tables.open_table`.
-    """
-
-    task: str
-    prefixes: tuple[str, ...]
-    columns: Mapping[str, str]
-
-    def is_in(self, data_root: str | Path) -> bool:
-        """Return True if a data root is a table of this format, or a folder with one, by the names of files."""
-        root = expand_home(data_root)
-        return root.suffix == ".arrow" or any(any(root.glob(f"{prefix}_*.arrow")) for prefix in self.prefixes)
-
-    def find(self, data_root: str | Path) -> dict[str, Path]:
-        """Return the tables of a data root, or of the table that it is, by split; ValueError for several data sets."""
-        root = absolute_path(data_root)
-        folder = root.parent if root.suffix == ".arrow" else root
-        names = [root.name] if root.suffix == ".arrow" else [path.name for path in folder.glob("*.arrow")]
-        found = [prefix for prefix in self.prefixes if any(name.startswith(f"{prefix}_") for name in names)]
-        if len(found) > 1:
-            raise ValueError(f"{root} holds several data sets: got {' and '.join(found)}. Pass one table as `data_root`")
-        if not found:
-            patterns = " or ".join(f"{prefix}_<split>.arrow" for prefix in self.prefixes)
-            raise FileNotFoundError(f"{root} is or holds no table of {self.task}, expected {patterns}")
-        paths = sorted(folder.glob(f"{found[0]}_*.arrow"))
-        return {path.stem.removeprefix(f"{found[0]}_"): path for path in paths}
-
-    def read(
-        self, path: Path, make: Callable[[dict[str, Any], str], IllustratedExample], bad: BadExamples
-    ) -> list[IllustratedExample]:
-        """Return the examples that `make` makes of a table's entries and their places, if their images can be used."""
-        return bad.drop_broken(bad.parse(read_items(path, self.columns, bad), make), str(path))
-
-
-def require_table(tables: Mapping[str, Path], *splits: str) -> Path:
-    """Return the first table that exists of some splits; raise FileNotFoundError for none."""
-    for split in splits:
-        if split in tables:
-            return tables[split]
-    path = next(iter(tables.values()))
-    got = first_few([path.name for path in tables.values()])
-    raise FileNotFoundError(f"{path.parent} has no table of {' or '.join(splits)}: got {got}")
-
-
-def read_items(path: Path, columns: Mapping[str, str], bad: BadExamples) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the entries of a table whose rows are an image with lists of questions, answers or captions.
-
-    Columns of bytes are checked and left out. `bad` receives rows whose lists are empty or differ in length.
-
-    Yields:
-        The place of an entry, for errors, and its values: one of each list, those of the other columns, `row`, and its
-            `number` in the row.
-    """
-    from das_gym.data.tables import open_table, plain_rows  # other formats do not need it
-
-    table = open_table(path, [name for name, kind in columns.items() if kind != "bytes"], columns)
-    if not table.num_rows:
-        raise ValueError(f"{path} has no rows, expected one or more")
-    lists = [name for name, kind in columns.items() if kind.startswith("list")]
-    for row, values in enumerate(plain_rows(table)):
-        where = f"{path}: row {row}"
-        lengths = [len(values[name] or ()) for name in lists]
-        if not lengths[0] or len(set(lengths)) > 1:
-            got = ", ".join(f"{length} in {name}" for name, length in zip(lists, lengths, strict=True))
-            error = ValueError(f"{where}: lists of different lengths: got {got}, expected equal numbers of one or more")
-            bad.report(error)
-            continue
-        for number, entry in enumerate(zip(*(values[name] for name in lists), strict=True)):
-            one = {**values, **dict(zip(lists, entry, strict=True)), "row": row, "number": number}
-            yield f"{where}, entry {number}", one

@@ -171,7 +171,7 @@ def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
     """Read an image from a file or from bytes as `load_image` does; `name` stands for it in errors."""
     with _open(source, name) as (file, image):
         is_jpeg = image.format in ("JPEG", "MPO")
-        decoded = _to_rgb(image)
+        decoded = to_rgb(image)
         if is_jpeg:
             _check_jpeg(file)
     return decoded
@@ -221,7 +221,7 @@ def _check_jpeg(file: BinaryIO) -> None:
             raise OSError(message) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Decode to mode RGB. Transparent pixels become white; gray of 16 bits is scaled, which PIL would clip."""
     image.load()
     if image.mode == "F":
@@ -275,54 +275,12 @@ def content_digest(data: Any) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class CellImage:
-    """An image in a cell of a table, which is opened with the image.
+def plain_name(name: str) -> str:
+    """Return the name of an image in one spelling: `./a//b.jpg` is `a/b.jpg`."""
+    return Path(os.path.normpath(name)).as_posix()
 
-    `index` is its place in the cell. `digest` identifies the bytes, so that equal images of several rows have the same key;
-    it is empty where rows differ anyway.
-    """
 
-    path: Path
-    row: int
-    column: str = "image"
-    index: int = 0
-    digest: str = ""
-
-    @property
-    def key(self) -> str:
-        """The digest; or table, row and column."""
-        return f"image {self.digest}" if self.digest else f"{self.path}#{self.row}.{self.column}"
-
-    def fingerprint(self) -> str:
-        """Return size and modification time of the table; nothing with a digest, which changes with the image."""
-        return "" if self.digest else ImageFile(self.path).fingerprint()
-
-    @property
-    def name(self) -> str:
-        """Its place in the table, for errors."""
-        return f"{self.column} in row {self.row} of {self.path}"
-
-    def size(self) -> int:
-        """Return the size of the image file in bytes."""
-        return len(self._buffer())
-
-    def read(self, last: int | None = None) -> memoryview:
-        """Return the bytes of the image file, or at most the `last` ones; raise ValueError as `open` does."""
-        data = memoryview(self._buffer())
-        return data if last is None else data[-last:]
-
-    def open(self) -> Image.Image:
-        """Return the image, mode RGB; raise ValueError where table or cell is damaged, empty or has changed."""
-        return decode_image(io.BytesIO(self._buffer()), self.name)
-
-    def _buffer(self) -> Any:
-        from das_gym.data.tables import cell_images, open_table  # only tables need it
-
-        table = open_table(self.path, [self.column])
-        if self.row < table.num_rows:
-            found = cell_images(table[self.column][self.row], self.name)
-            image = found[self.index] if self.index < len(found) else b""
-            if not self.digest or content_digest(image) == self.digest:
-                return image
-        raise ValueError(f"{self.name} has changed since it was loaded. Start a new process.")
+def check_image_name(name: str, where: str) -> None:
+    """Raise ValueError for what cannot be the name of a local file, such as a URL."""
+    if not name.strip() or "://" in name or any(letter < " " or "\ud800" <= letter <= "\udfff" for letter in name):
+        raise ValueError(f"{where}: wrong name of an image: got {name!a:.60}, expected the name of a local file")

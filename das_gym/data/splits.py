@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
-from das_gym.data.images import CellImage, ImageFile, ImageSource, content_digest
+from das_gym.data.images import ImageFile, ImageSource, content_digest
+from das_gym.data.rows import CellImage
 from das_gym.files import cache_folder, read_json, write_json
 
 Example = TypeVar("Example", covariant=True)

@@ -5,8 +5,9 @@ A row has a question, a list of options and the right one, under the names that 
 and `label`. The right option is given by its position (from 0), its label or letter, or its text.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,12 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 
 from das_gym.data.entries import BadExamples, check_text, first_few, read_entries
-from das_gym.data.images import ImageSource
+from das_gym.data.rows import Table, table_of_file
 from das_gym.data.splits import Splits
-from das_gym.data.tables import open_table, plain_rows, read_schema
+from das_gym.data.tables import TABLE_SUFFIXES
 from das_gym.models.inputs import Passage, Prompt
 from das_gym.tasks.answering.examples import LETTERS, AnswerExample, Conversation, check_options, divide, drop_broken
-from das_gym.tasks.answering.files import ImageFinder, plain_name
-from das_gym.tasks.answering.tables import images_of_cell
+from das_gym.tasks.answering.files import ImageFinder
 from das_gym.tasks.answering.task import AnsweringTask
 from das_gym.tasks.base import mean_by_prompt, sum_by_prompt, token_nats
 from das_gym.tasks.text import find_part_files, prefix_tokens
@@ -53,55 +53,39 @@ def load_choices(data_root: str | Path, on_bad_example: str = "raise") -> Splits
     folder = root if root.is_dir() else root.parent
     read = {}
     for part, paths in parts.items():
-        found = [question for path in paths for question in _read(path, folder, bad)]
+        found = [question for path in paths for question in _read_file(path, folder, bad)]
         read[part] = drop_broken(found, str(paths[0].parent if len(paths) > 1 else paths[0]), bad)
     return divide(read, str(root), bad)
 
 
-def _read(path: Path, folder: Path, bad: BadExamples) -> list[Conversation]:
-    is_table = path.suffix in (".parquet", ".arrow")
-    rows = _rows_of_table(path, folder) if is_table else _rows_of_json(path, folder, bad)
-    name = path.relative_to(folder).as_posix()
-
-    def question(item: tuple[int, Row, Sequence[tuple[str, ImageSource]]], where: str) -> Conversation:
-        number, row, images = item
-        return _question(row, images, f"{name}/{number}", where)
-
-    return bad.parse(rows, question)
+def _read_file(path: Path, folder: Path, bad: BadExamples) -> list[Conversation]:
+    find = ImageFinder(path.parent, folder).find
+    if path.suffix in TABLE_SUFFIXES:
+        return read_choices(table_of_file(path, folder, find), bad)
+    table = Table((), str(path), path.relative_to(folder).as_posix(), path, find)  # of images that entries name
+    entries = ((where, (number, entry)) for number, (where, entry) in enumerate(read_entries(path, bad)))
+    return bad.parse(entries, partial(_question, table))
 
 
-def _rows_of_json(path: Path, folder: Path, bad: BadExamples) -> Iterator[tuple[str, Any]]:
-    """Yield the place of each entry, and its number, fields and named images."""
-    finder = ImageFinder(path.parent, folder)
-    for number, (where, entry) in enumerate(read_entries(path, bad)):
-        row = entry if isinstance(entry, dict) else {}
-        given = _first(row, IMAGES) or []
-        names = given if isinstance(given, list) else [given]
-        yield where, (number, row, [(plain_name(str(each)), finder.find(each, where)) for each in names])
+def read_choices(table: Table, bad: BadExamples) -> list[Conversation]:
+    """Return the questions in the rows of a table; `bad` receives bad rows."""
+    wanted = [name for name in (*QUESTIONS, *OPTIONS, *ANSWERS, *IMAGES, *HINTS, *KINDS) if name in table.columns]
+    return bad.parse(table.entries(wanted), partial(_question, table))
 
 
-def _rows_of_table(path: Path, folder: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the place of each row, and its number, values and named images."""
-    names = read_schema(path).names
-    image = next((name for name in IMAGES if name in names), None)
-    wanted = [name for name in (*QUESTIONS, *OPTIONS, *ANSWERS, *HINTS, *KINDS) if name in names]
-    finder = ImageFinder(path.parent, folder)
-    cells = None if image is None else open_table(path, [image])[image]
-    for number, row in enumerate(plain_rows(open_table(path, wanted))):
-        where = f"{path}: row {number}"
-        images = [] if cells is None else images_of_cell(cells[number], (path, number, str(image)), finder, where)
-        yield where, (number, row, images)
-
-
-def _question(row: Row, images: Sequence[tuple[str, ImageSource]], key: str, where: str) -> Conversation:
+def _question(table: Table, entry: tuple[int, Any], where: str) -> Conversation:
+    number, values = entry
+    row: Row = values if isinstance(values, dict) else {}
     question = check_text(_required(row, QUESTIONS, where), f"{where}: the question")
+    column = next((name for name in IMAGES if row.get(name) not in (None, "")), IMAGES[0])
+    images = table.images(number, column, row.get(column) or None, where)
     hint = str(_first(row, HINTS) or "").strip()
     options, labels = _options(_required(row, OPTIONS, where), where)
     answer = _answer(_required(row, ANSWERS, where), options, labels)
     check_options(answer, options, where)
     return Conversation(
         where=where,
-        key=key,
+        key=f"{table.key}/{number}",
         images=tuple(image for _, image in images),
         names=tuple(name for name, _ in images),
         rounds=((f"{hint}\n{question}" if hint else question, answer),),

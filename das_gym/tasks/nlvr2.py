@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from das_gym.data.arrow_format import ArrowFormat, require_table
 from das_gym.data.entries import (
-    ArrowFormat,
     BadExamples,
     Fields,
     check_fields,
@@ -33,9 +33,9 @@ from das_gym.data.entries import (
     data_folder,
     find_file,
     read_entries,
-    require_table,
 )
-from das_gym.data.images import CellImage, ImageFile, ImageSource, is_folder
+from das_gym.data.images import ImageFile, ImageSource, is_folder
+from das_gym.data.rows import CellImage
 from das_gym.data.splits import Splits, hash_order, rounded_share
 from das_gym.models.inputs import Pair
 from das_gym.shapes import bundled_root
@@ -54,13 +54,8 @@ FOLDERS = ("", "data", "nlvr2/data", "nlvr/nlvr2/data")
 TABLES = ArrowFormat(
     "nlvr2",
     prefixes=("nlvr2",),
-    columns={
-        "image_0": "bytes",
-        "image_1": "bytes",
-        "questions": "list of text",
-        "answers": "list of text",
-        "identifier": "text",
-    },
+    fields={"identifier": str},
+    lists={"questions": str, "answers": str},
 )
 
 _FIELDS: Fields = {"identifier": str, "sentence": str, "label": str}
@@ -155,7 +150,8 @@ def _read_table(path: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
     seen: dict[str, str] = {}
 
     def example(item: dict[str, Any], where: str) -> NLVR2Example:
-        pair = item["identifier"] or ""
+        check_fields(item, TABLES.lists, where)
+        pair = item["identifier"]
         sentence = item["questions"]
         label = item["answers"]
         image_set, _, number = pair.rpartition("-")

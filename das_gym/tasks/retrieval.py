@@ -28,19 +28,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from das_gym.data.arrow_format import ArrowFormat, require_table
 from das_gym.data.entries import (
-    ArrowFormat,
     BadExamples,
     Fields,
     check_fields,
     check_text,
     check_unique,
     describe_folder,
-    read_items,
     read_list,
-    require_table,
 )
-from das_gym.data.images import CellImage, FolderListings, ImageFile, ImageSource, OneImage
+from das_gym.data.images import FolderListings, ImageFile, ImageSource, OneImage
+from das_gym.data.rows import CellImage
 from das_gym.data.splits import Splits
 from das_gym.files import absolute_path
 from das_gym.models.inputs import Pair
@@ -57,7 +56,8 @@ FOLDERS = ("flickr30k-images", "images", "")
 TABLES = ArrowFormat(
     "retrieval",
     prefixes=("f30k_caption_karpathy", "coco_caption_karpathy"),
-    columns={"image": "bytes", "caption": "list of text", "image_id": "text"},
+    fields={"image_id": str},
+    lists={"caption": str},
 )
 
 _IMAGE_FIELDS: Fields = {"filename": str, "split": str, "imgid": int, "sentences": list}
@@ -236,14 +236,13 @@ def _load_tables(tables: Mapping[str, Path], bad: BadExamples) -> Splits[Retriev
     seen = dict[str, str]()
 
     def checked(item: dict[str, Any], where: str) -> dict[str, Any]:
-        if not item["image_id"]:
-            raise ValueError(f"{where} has no `image_id`, expected the name of its image")
+        check_fields(item, TABLES.lists, where)
         check_unique(seen, item["image_id"], "image_id", where.rpartition(",")[0])
         return {**item, "caption": " ".join(check_text(item["caption"], f"{where}: `caption`").split())}
 
     def images_in(path: Path) -> list[CaptionedImage]:
         images = []
-        for row, items in groupby(bad.parse(read_items(path, TABLES.columns, bad), checked), lambda item: item["row"]):
+        for row, items in groupby(bad.parse(TABLES.entries(path, bad), checked), lambda item: item["row"]):
             captions = tuple(item["caption"] for item in items)
             ids = tuple(next(caption_ids) for _ in captions)
             images.append(CaptionedImage(CellImage(path, row), next(image_ids), captions, ids, ((),) * len(captions)))

@@ -7,7 +7,7 @@ all others together are one set of documents, which is divided.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from das_gym.commands.progress import progress
 from das_gym.data.entries import BadExamples, check_characters, check_fields, read_entries
+from das_gym.data.rows import Table, table_of_file
 from das_gym.data.splits import LazySequence, Splits, fill_parts, split_off
-from das_gym.data.tables import open_table, plain_rows
+from das_gym.data.tables import TABLE_SUFFIXES
 from das_gym.files import absolute_path, check_plain
 from das_gym.models.inputs import Passage
 from das_gym.tasks.answering.files import ALL_PARTS, part_in_name
@@ -104,23 +105,26 @@ def find_part_files(data_root: str | Path, suffixes: Sequence[str], formats: str
 
 
 def _read(path: Path, folder: Path, column: str, bad: BadExamples) -> list[Document]:
-    if path.suffix in (".parquet", ".arrow"):
-        table = open_table(path, [column], {column: "text"})
-        entries: Iterator[tuple[str, object]] = ((f"{path}: row {n}", row) for n, row in enumerate(plain_rows(table)))
-    elif path.suffix == ".jsonl":
-        entries = read_entries(path, bad)
-    else:
-        entries = iter([(str(path), {column: _read_text(path)})])
+    if path.suffix in TABLE_SUFFIXES:
+        return read_documents(table_of_file(path, folder), column, bad)
+    entries = read_entries(path, bad) if path.suffix == ".jsonl" else iter([(str(path), {column: _read_text(path)})])
     name = path.relative_to(folder).as_posix()
+    numbered = ((where, (number, entry)) for number, (where, entry) in enumerate(entries))
+    return bad.parse(numbered, partial(_document, name, column))
 
-    def document(entry: tuple[int, object], where: str) -> Document | None:
-        number, values = entry
-        check_fields(values, {column: str}, where)
-        text: str = values[column]  # type: ignore[index]  # `check_fields` has seen that it is an object
-        check_characters(text, f"{where}: `{column}`")
-        return Document(f"{name}#{number}", text) if text.strip() else None
 
-    return bad.parse(((where, (number, entry)) for number, (where, entry) in enumerate(entries)), document)
+def read_documents(table: Table, column: str, bad: BadExamples) -> list[Document]:
+    """Return the texts in a column of a table that are not blank; `bad` receives bad rows. ValueError without the column."""
+    table.require(column)
+    return bad.parse(table.entries([column]), partial(_document, table.key, column))
+
+
+def _document(name: str, column: str, entry: tuple[int, Any], where: str) -> Document | None:
+    number, values = entry
+    check_fields(values, {column: str}, where)
+    text = values[column]
+    check_characters(text, f"{where}: `{column}`")
+    return Document(f"{name}#{number}", text) if text.strip() else None
 
 
 def _read_text(path: Path) -> str:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from das_gym.data.entries import BadExamples
-from das_gym.data.images import CellImage, ImageFile, NoiseImage
+from das_gym.data.images import ImageFile, NoiseImage
+from das_gym.data.rows import CellImage
 from das_gym.data.splits import TAIL_BYTES, content_keys, hash_order, linked_groups
 from das_gym.files import CACHE_VARIABLE
 from tests.arrow_tables import write_table

@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from das_gym.data.entries import BadExamples, read_items, require_table
-from das_gym.data.images import CellImage
+from das_gym.data import tables
+from das_gym.data.arrow_format import require_table
+from das_gym.data.entries import BadExamples
+from das_gym.data.rows import CellImage
 from das_gym.data.tables import open_table
 from das_gym.problem.loading import task_class
 from das_gym.tasks import nlvr2, retrieval
@@ -18,7 +20,6 @@ from tests.arrow_tables import caption_row, jpeg, vqa_row, write_captions, write
 
 TABLES = {module.TABLES.task: module.TABLES for module in (vqa, nlvr2, retrieval)}
 WRITERS = {"vqa": write_vqa, "nlvr2": write_nlvr2, "retrieval": write_captions}
-COLUMNS = {"image": "bytes", "caption": "list of text", "image_id": "text"}
 
 
 @pytest.mark.parametrize("task", WRITERS)
@@ -52,21 +53,25 @@ def test_missing_table_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "row",
-    [{"image": jpeg(3), "caption": ["a"]}, {"image": jpeg(3), "caption": ["a"], "image_id": 3}],
-    ids=["missing", "kind"],
+    [
+        {"image": jpeg(3), "caption": ["a"]},
+        {"image": jpeg(3), "caption": ["a"], "image_id": 3},
+        {"image_id": "a", "caption": 3},
+    ],
+    ids=["missing", "kind", "no list"],
 )
 def test_wrong_column_is_named(tmp_path, row):
     path = write_table(tmp_path / "a.arrow", [row])
-    with pytest.raises(ValueError, match=r"a\.arrow: wrong or missing column `image_id`"):
-        list(read_items(path, COLUMNS, BadExamples()))
+    with pytest.raises(ValueError, match=r"a\.arrow.*`(image_id|caption)`"):
+        list(TABLES["retrieval"].entries(path, BadExamples()))
     with pytest.raises(ValueError, match="image_0"):
         CellImage(path, 0, "image_0").open()
 
 
-def test_read_items_yields_an_item_per_list_entry(tmp_path):
+def test_entries_are_those_of_the_lists(tmp_path):
     rows = [vqa_row(7), vqa_row(8, questions=["one"]), vqa_row(9)]
     path, bad = write_table(tmp_path / "a.arrow", rows), BadExamples("skip")
-    items = list(read_items(path, vqa.TABLES.columns, bad))
+    items = list(vqa.TABLES.entries(path, bad))
     assert [(item["row"], item["number"], item["question_id"]) for _, item in items] == [
         *((0, n, 7000 + n) for n in range(2)),
         *((2, n, 9000 + n) for n in range(2)),
@@ -80,7 +85,7 @@ def test_image_opens_its_table_in_another_process(tmp_path):
     picture = pickle.loads(pickle.dumps(CellImage(path, 3))).open()
     assert (picture.mode, picture.size) == ("RGB", (24, 16))
     np.testing.assert_allclose(np.asarray(picture), 150, atol=2)
-    with pytest.raises(ValueError, match=r"row 4 .* has changed"):
+    with pytest.raises(ValueError, match=r"row 4 .* changed"):
         CellImage(path, 4).open()
 
 
@@ -98,11 +103,20 @@ def test_error_of_a_damaged_parquet_file_has_one_line(tmp_path):
     whole[4] ^= 0xFF  # the header of the first page
     path.write_bytes(whole)
     with pytest.raises(ValueError, match=r"^[^\n]*a\.parquet cannot be read[^\n]*$"):
-        open_table(path, ["question"])
+        open_table(path)
 
 
-def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+def test_parquet_file_that_unpacks_to_too_much_is_named(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"question": ["0" * 1000] * 1000}), tmp_path / "a.parquet")
+    monkeypatch.setattr(tables, "MIN_UNPACKED", 10_000)
+    monkeypatch.setattr(tables, "MAX_RATIO", 1)
+    with pytest.raises(ValueError, match=r"a\.parquet unpacks to more than 10000 bytes"):
+        tables.open_table(tmp_path / "a.parquet")
+    assert not list((tmp_path / "cache" / "parquet").glob("*.arrow"))
+
+
+def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):
     path = write_table(tmp_path / "a.arrow", [caption_row("c")])
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"das_gym\[arrow\]"):
-        open_table(path, COLUMNS, COLUMNS)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"das_gym\[datasets\]"):
+        open_table(path)

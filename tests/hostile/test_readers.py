@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from das_gym.data.entries import BadExamples, read_entries
-from das_gym.data.images import CellImage, load_image
-from das_gym.data.tables import open_table, plain_rows
+from das_gym.data.images import load_image
+from das_gym.data.rows import CellImage, table_of_file
 from das_gym.files import read_json, read_json_object
 from das_gym.models.tensor_files import read_tensors, write_tensors
 from das_gym.problem.adaptation import Adaptation
@@ -65,8 +65,9 @@ def arrow(path: Path) -> None:
 
 
 def read_arrow(path: Path) -> None:
-    kinds = {"questions": "list of text", "image_id": "integer", "image": "bytes"}
-    list(plain_rows(open_table(path, ["questions", "image_id"], kinds)))
+    table = table_of_file(path, path.parent)
+    for where, (row, values) in table.entries(("image", "questions", "image_id")):
+        table.images(row, "image", values["image"], where)
     CellImage(path, 0).open()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from das_gym.data.images import CellImage
+from das_gym.data.rows import CellImage
 from das_gym.data.splits import Splits
 from das_gym.tasks.nlvr2 import NLVR2Example, load_nlvr2
 from das_gym.tasks.retrieval import NUM_TEXTS, load_captions
@@ -110,7 +110,7 @@ BAD_ROWS: list[tuple[str, dict[str, Any], str, int]] = [
     (NLVR2, {"answers": ["True", "maybe"]}, r"row 1, entry 1 .*`answers`", 1),
     (NLVR2, {"questions": ["A.", "A."]}, r"row 1, entry 1 repeats `sentence`", 1),
     (NLVR2, {"image_1": b"no image"}, r"test1-3-0-0: image_1 in row 1 of .* cannot be read", 2),
-    (CAPTIONS, {"image_id": None}, r"row 1, entry 0 has no `image_id`", 5),
+    (CAPTIONS, {"image_id": None}, r"row 1: wrong type of `image_id`", 5),
     (CAPTIONS, {"image_id": "train0.jpg"}, r"row 1 repeats `image_id` train0\.jpg of .*train\.arrow: row 0", 5),
     (CAPTIONS, {"caption": ["One.", " ", "Three."]}, r"row 1, entry 1: `caption` is empty", 3),
 ]

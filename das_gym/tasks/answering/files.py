@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from das_gym.data.entries import check_text
-from das_gym.data.images import ImageFile, files_in
+from das_gym.data.images import ImageFile, check_image_name, files_in
 
 HEAD_BYTES = 1 << 20
 """Only this much of a file is looked at."""
@@ -146,9 +145,7 @@ class ImageFinder:
     def find(self, name: str, where: str) -> ImageFile:
         """Return the image of a name, with the expected path if there is none; ValueError for names of no local file."""
         if name not in self._found:
-            check_text(name, f"{where}: name of an image")
-            if "://" in name or any(letter < " " for letter in name):
-                raise ValueError(f"{where}: wrong name of an image: got {name!r:.60}, expected the name of a local file")
+            check_image_name(name, where)
             self._found[name] = ImageFile(self._path_of(name))
         return self._found[name]
 
@@ -176,11 +173,6 @@ def folders_below(root: Path) -> Iterator[Path]:
         level = [inner for folder in level for inner in subfolders(folder)][:left]
         left -= len(level)
         yield from level
-
-
-def plain_name(name: str) -> str:
-    """Return the name of an image in one spelling: `./a//b.jpg` is `a/b.jpg`."""
-    return Path(os.path.normpath(name)).as_posix()
 
 
 def subfolders(folder: Path) -> Sequence[Path]:

@@ -38,7 +38,7 @@ from das_gym.data.entries import (
     first_few,
     read_entries,
 )
-from das_gym.data.images import SUFFIXES, ImageFile, files_in
+from das_gym.data.images import SUFFIXES, ImageFile, files_in, plain_name
 from das_gym.data.splits import Splits
 from das_gym.files import read_json_object
 from das_gym.tasks.answering.examples import (
@@ -53,7 +53,7 @@ from das_gym.tasks.answering.examples import (
     drop_broken,
     multiple_choice,
 )
-from das_gym.tasks.answering.files import IMAGE_FOLDERS, MISSPELLED_KEY, ImageFinder, plain_name, subfolders
+from das_gym.tasks.answering.files import IMAGE_FOLDERS, MISSPELLED_KEY, ImageFinder, subfolders
 
 ROLES = ("human", "gpt")
 

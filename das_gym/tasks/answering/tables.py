@@ -10,14 +10,14 @@ Parquet files `train-00000-of-00002.parquet`, or those in a folder `train`, are 
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from das_gym.data.entries import BadExamples, check_text, first_few
-from das_gym.data.images import CellImage, ImageSource, content_digest
+from das_gym.data.rows import Table, table_of_file
 from das_gym.data.splits import Splits
-from das_gym.data.tables import cell_images, class_names, open_table, plain_rows, read_schema
 from das_gym.files import explain_damage, read_json
 from das_gym.tasks.answering.examples import (
     IMAGE_MARK,
@@ -28,7 +28,7 @@ from das_gym.tasks.answering.examples import (
     divide,
     drop_broken,
 )
-from das_gym.tasks.answering.files import ALL_PARTS, ImageFinder, part_in_name, plain_name, subfolders
+from das_gym.tasks.answering.files import ALL_PARTS, ImageFinder, part_in_name, subfolders
 from das_gym.tasks.answering.published import add_class_options
 
 COLUMNS: Mapping[str, Sequence[str]] = {
@@ -83,13 +83,11 @@ def _saved_files(folder: Path) -> list[Path]:
 def load_tables(
     shards: Shards, root: Path, on_bad_example: str = "raise", columns: str | None = None
 ) -> Splits[AnswerExample]:
-    """Read the files of each split of a data set, divided by `examples.divide`; ValueError for unknown splits.
+    """Read the files of each split of a data set; ValueError for unknown splits.
 
-    Images that are named by paths are looked for in `root`. `columns` are the names of the columns of image, question and
-    answer, separated by commas; None finds them by `COLUMNS`.
+    Images that are named by paths are looked for in `root`. For `columns` and the division see `divide_tables`.
     """
-    bad = BadExamples(on_bad_example)
-    parts: dict[str, list[Conversation]] = {}
+    parts: dict[str, list[Table]] = {}
     split_of: dict[str, str] = {}
     for split, paths in shards.items():
         part = part_in_name(Path(split))[0] if len(shards) > 1 else split
@@ -99,25 +97,47 @@ def load_tables(
                 f"{root}: the part of the split {split!r} is unknown: {other}. Pass the folder of one split as `data_root`"
             )
         split_of[part] = split
-        read = [one for path in paths for one in _read(path, root, columns, bad)]
-        parts[part] = drop_broken(read, str(paths[0].parent if len(paths) > 1 else paths[0]), bad)
-    _warn_of_missing_images(parts, root)
-    return divide(add_class_options(parts), str(root), bad)
+        parts[part] = [table_of_file(path, root, ImageFinder(path.parent, root).find) for path in paths]
+    return divide_tables(parts, str(root), BadExamples(on_bad_example), columns)
 
 
-def _warn_of_missing_images(parts: Mapping[str, Sequence[Conversation]], root: Path) -> None:
-    read = [conversation for part in parts.values() for conversation in part]
+def divide_tables(
+    parts: Mapping[str, Sequence[Table]], source: str, bad: BadExamples, columns: str | None = None
+) -> Splits[AnswerExample]:
+    """Return the splits of the rows of tables, divided by `examples.divide`.
+
+    Args:
+        parts: The tables of train, val and test, or of one part of any name.
+        source: What errors call all of them.
+        bad: Receives bad rows.
+        columns: The names of the columns of image, question and answer, separated by commas; None finds them by `COLUMNS`.
+    """
+    read = {part: read_part(tables, partial(_read, columns=columns, bad=bad), bad) for part, tables in parts.items()}
+    _warn_of_missing_images([conversation for part in read.values() for conversation in part], source)
+    return divide(add_class_options(read), source, bad)
+
+
+def read_part(
+    tables: Sequence[Table], read: Callable[[Table], Sequence[Conversation]], bad: BadExamples
+) -> list[Conversation]:
+    """Return what `read` makes of the tables of a part, without the rows whose images cannot be used."""
+    found = [conversation for table in tables for conversation in read(table)]
+    source = tables[0].name if len(tables) == 1 else str(Path(tables[0].name).parent)
+    return drop_broken(found, source, bad)
+
+
+def _warn_of_missing_images(read: Sequence[Conversation], source: str) -> None:
     without = [conversation.where for conversation in read if not conversation.images]
     if without:
         warnings.warn(
-            f"{root}: {len(without)} of {len(read)} rows have no image, such as {without[0]}: their questions are asked "
+            f"{source}: {len(without)} of {len(read)} rows have no image, such as {without[0]}: their questions are asked "
             "without one. Remove these rows if images are missing by mistake",
             stacklevel=2,
         )
 
 
-def find_columns(names: Sequence[str], columns: str | None, source: Path) -> tuple[str, str, str]:
-    """Return the names of the columns of image, question and answer; ValueError if a table lacks one. See `load_tables`."""
+def find_columns(names: Sequence[str], columns: str | None, source: str) -> tuple[str, str, str]:
+    """Return the names of the columns of image, question and answer, see `divide_tables`; ValueError if one is missing."""
     given = None if columns is None else [name.strip() for name in columns.split(",")]
     if given is not None and len(given) != len(COLUMNS):
         raise ValueError(f"wrong `columns`: got {columns!r}, expected three names, IMAGE,QUESTION,ANSWER")
@@ -134,19 +154,14 @@ def find_columns(names: Sequence[str], columns: str | None, source: Path) -> tup
     return image, question, answer
 
 
-def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list[Conversation]:
-    schema = read_schema(path)
-    image, question, answer = find_columns(schema.names, columns, path)
-    optional = [name for name in OPTIONAL if name in schema.names and name not in (image, question, answer)]
-    classes = class_names(schema, answer)
-    table = open_table(path, list(dict.fromkeys((image, question, answer, *optional))))
-    cells = table[image]
-    name = path.relative_to(root).as_posix()
-    finder = ImageFinder(path.parent, root)
+def _read(table: Table, columns: str | None, bad: BadExamples) -> list[Conversation]:
+    image, question, answer = find_columns(table.columns, columns, table.name)
+    optional = [name for name in OPTIONAL if name in table.columns and name not in (image, question, answer)]
+    classes = table.class_names(answer)
 
     def conversation(entry: tuple[int, dict[str, Any]], where: str) -> Conversation:
         row, values = entry
-        images = images_of_cell(cells[row], (path, row, image), finder, where)
+        images = table.images(row, image, values[image], where)
         asked = _prompt(check_text(values[question], f"{where}: `{question}`"), len(images), where)
         answers = tuple(check_text(each, f"{where}: `{answer}`") for each in _answers(values[answer], classes))
         if not answers:
@@ -157,7 +172,7 @@ def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list
             check_options(reference, options, where)
         return Conversation(
             where=where,
-            key=f"{name}/{row}",
+            key=f"{table.key}/{row}",
             images=tuple(source for _, source in images),
             names=tuple(name for name, _ in images),
             rounds=((asked, reference),),
@@ -166,22 +181,7 @@ def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list
             answers=answers if len(answers) > 1 else (),
         )
 
-    texts = table.select(list(dict.fromkeys((question, answer, *optional))))
-    return bad.parse(((f"{path}: row {row}", (row, values)) for row, values in enumerate(plain_rows(texts))), conversation)
-
-
-def images_of_cell(
-    cell: Any, place: tuple[Path, int, str], finder: ImageFinder, where: str
-) -> list[tuple[str, ImageSource]]:
-    """Return name and image of each image in a cell, whose `place` is table, row and column: its own, or a file it names."""
-    found: list[tuple[str, ImageSource]] = []
-    for number, data in enumerate(cell_images(cell, f"{where}: `{place[2]}`")):
-        if isinstance(data, str):
-            found.append((plain_name(data), finder.find(data, where)))
-        else:
-            image = CellImage(*place, number, content_digest(data))
-            found.append((image.key, image))
-    return found
+    return bad.parse(table.entries((image, question, answer, *optional)), conversation)
 
 
 def _prompt(question: str, images: int, where: str) -> str:

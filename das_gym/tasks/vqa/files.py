@@ -23,8 +23,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from das_gym.data.arrow_format import ArrowFormat, require_table
 from das_gym.data.entries import (
-    ArrowFormat,
     BadExamples,
     Fields,
     check_characters,
@@ -34,11 +34,10 @@ from das_gym.data.entries import (
     data_folder,
     find_file,
     first_few,
-    read_items,
     read_list,
-    require_table,
 )
-from das_gym.data.images import SUFFIXES, CellImage, ImageFile, ImageSource, OneImage, files_in
+from das_gym.data.images import SUFFIXES, ImageFile, ImageSource, OneImage, files_in
+from das_gym.data.rows import CellImage
 from das_gym.data.splits import Splits
 from das_gym.tasks.vqa.accuracy import normalize_answer, strip_whitespace
 
@@ -73,14 +72,8 @@ Entries = dict[int, dict[str, Any]]
 TABLES = ArrowFormat(
     "vqa",
     prefixes=("vqav2",),
-    columns={
-        "image": "bytes",
-        "image_id": "integer",
-        "question_id": "list of integer",
-        "questions": "list of text",
-        "answers": "list of list of text",
-        "answer_scores": "list of list of number",
-    },
+    fields={"image_id": int},
+    lists={"question_id": int, "questions": str, "answers": list, "answer_scores": list},
 )
 
 N_ANSWERS = 10
@@ -326,8 +319,9 @@ def _read(paths: list[Path], split: str, bad: BadExamples) -> list[VQAExample]:
     seen: dict[int, str] = {}
 
     def example(path: Path, item: dict[str, Any], where: str) -> VQAExample:
+        check_fields(item, TABLES.lists, where)
         for name in ("image_id", "question_id"):
-            if item[name] is None or item[name] < 0:
+            if item[name] < 0:
                 raise ValueError(f"{where}: wrong `{name}`: got {item[name]}, expected 0 or more")
         check_text(item["questions"], f"{where}: `questions`")
         check_unique(seen, item["question_id"], "question_id", where)
@@ -341,21 +335,21 @@ def _read(paths: list[Path], split: str, bad: BadExamples) -> list[VQAExample]:
 
     examples = []
     for path in paths:
-        examples += bad.parse(read_items(path, TABLES.columns, bad), partial(example, path))
+        examples += bad.parse(TABLES.entries(path, bad), partial(example, path))
     return bad.drop_broken(examples, str(paths[0]), lambda e: f"question_id {e.question_id}")
 
 
 def _ten_answers(item: dict[str, Any], where: str) -> list[str]:
-    answers = item["answers"] or []
-    scores = item["answer_scores"] or []
+    answers = item["answers"]
+    scores = item["answer_scores"]
     if not answers or len(answers) != len(scores):
         raise ValueError(
             f"{where}: got {len(answers)} answers and {len(scores)} scores, expected equal numbers of one or more"
         )
     ten: list[str] = []
     for answer, score in zip(answers, scores, strict=True):
-        count = 0 if score is None else next((n for known, n in _COUNTS.items() if abs(score - known) < 0.01), 0)
-        if answer is None or not count:
+        known = [n for value, n in _COUNTS.items() if isinstance(score, float | int) and abs(score - value) < 0.01]
+        if not isinstance(answer, str) or not known:
             raise ValueError(f"{where}: wrong score of {answer!r:.60}: got {score}, expected {', '.join(map(str, _COUNTS))}")
-        ten += [answer] * count
+        ten += [answer] * known[0]
     return ten + [OUT_OF_VOCABULARY] * (N_ANSWERS - len(ten))
