@@ -5,6 +5,9 @@ A comment of HTML in front of a block sets how a test treats it; the page does n
     <!-- skip: why -->             it is read, not run: modules, commands, named configs and settings exist
     <!-- test: steps=2 -->         it is run with these settings behind its commands, for time
     <!-- test: old => new -->      it is run with this text of Python replaced
+
+What a page shows as printed is compared with the output: a block of text with that of the block in front of it, and the
+comment behind `print(...)`, up to a colon, with a printed line. Nothing is compared where `test` changes what runs.
 """
 
 import re
@@ -46,6 +49,11 @@ class Block:
     def lines(self) -> list[str]:
         """Its lines that are more than a comment."""
         return [line for line in self.code.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+    def results(self) -> list[str]:
+        """Of Python: the lines that comments behind `print(...)` show, without the explanation after a colon."""
+        found = re.findall(r"^print\(.*\)  # (.*)$", self.code, re.MULTILINE)
+        return [shown.partition(": ")[0] for shown in found]
 
 
 _WORD = r"(?:'[^']*'|[^\s'\")`;#&]+)"

@@ -107,13 +107,19 @@ def test_blocks_that_are_not_run_can_be_read(path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*declarative_base")  # sacred 0.8.7 asks SQLAlchemy the old way
 @pytest.mark.parametrize("path", [pytest.param(path, marks=LONG.get(path.name, ()), id=path.name) for path in RUN])
-def test_blocks_run(path, tmp_path, monkeypatch, capsys):
+def test_blocks_run_and_print_what_the_page_shows(path, tmp_path, monkeypatch, capsys):
     """From top to bottom in one folder, blocks of Python in one namespace."""
     monkeypatch.chdir(tmp_path)
     names = {"__name__": path.stem}
+    printed = ""
+    is_whole = True
     with as_before(AGENTS, METRICS):
         for block in BLOCKS[path]:
             if block.mark == "skip":
+                continue
+            if block.language == "text":
+                missing = not_printed(block.code, printed) if is_whole else None
+                assert missing is None, f"{path.name}:{block.line} shows {missing!r}, printed was:\n{printed}"
                 continue
             if block.language == "python":
                 old, _, new = block.words.partition(" => ")
@@ -122,7 +128,39 @@ def test_blocks_run(path, tmp_path, monkeypatch, capsys):
             elif block.language == "bash":
                 for command in block.commands():
                     run(path, block, shortened(command, block.words))
-    assert "Traceback" not in "".join(capsys.readouterr())
+            # pages name commands as typed in a clone
+            printed = re.sub(r"\bdas-(agents|adapt)\b", r"python -m \1", "".join(capsys.readouterr()))
+            is_whole = not block.words
+            assert "Traceback" not in printed
+            if block.language == "python" and is_whole:
+                missing = not_printed("\n".join(block.results()), printed)
+                assert missing is None, f"{path.name}:{block.line} shows {missing!r}, printed was:\n{printed}"
+
+
+def not_printed(shown: str, printed: str) -> str | None:
+    """The first line of what a page shows that the output lacks, in this order; None if it has them all.
+
+    A line `...` stands for any lines; spaces and rules may differ, as they do with the width of a terminal.
+    """
+    left = iter([" ".join(line.split()) for line in printed.splitlines()])
+    for line in shown.splitlines():
+        words = " ".join(line.split())
+        if words.strip("─") not in ("", "...") and not any(words == other for other in left):
+            return line
+    return None
+
+
+@pytest.mark.parametrize(
+    ("shown", "missing"),
+    [
+        ("a  1\n...\nc 3", None),
+        ("c 3\na 1", "a 1"),
+        ("a 1\nb 3", "b 3"),
+        ("a", "a"),
+    ],
+)
+def test_lines_that_were_not_printed_are_found(shown, missing):
+    assert not_printed(shown, "a 1\nb   2\nc 3\n") == missing
 
 
 def shortened(command: list[str], words: str) -> list[str]:
