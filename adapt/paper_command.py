@@ -130,8 +130,10 @@ def _settings_table(model: str) -> Table:
     own = recipe_changes(model)
     rows = []
     for name in SOURCES:
-        ours = str(own[name][0]) if name in own else "same"
-        rows.append((name, *(str(getattr(settings, name)) for settings in of_tasks.values()), ours))
+        theirs = [getattr(settings, name) for settings in of_tasks.values()]
+        ours = own[name][0] if name in own else theirs[0]
+        is_same = name not in own or all(value == ours for value in theirs)
+        rows.append((name, *map(str, theirs), "same" if is_same else str(ours)))
     columns = ("setting", *of_tasks, "ours")
     return Table(columns, tuple(rows), model, text_columns=tuple(range(len(columns))))
 
