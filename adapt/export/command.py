@@ -13,12 +13,13 @@ import numpy as np
 from das_gym.adapt.compare.record import Trial
 from das_gym.adapt.export.folder import ExportedFolder, export
 from das_gym.adapt.export.graph import FILE
-from das_gym.adapt.finished_runs import ExportSettings
+from das_gym.adapt.finished_runs import ExportSettings, FinishedRun
 from das_gym.adapt.methods import METHODS
+from das_gym.adapt.report import results_table
 from das_gym.adapt.shrinking.report import print_left_out
 from das_gym.adapt.subnets import load_finished
 
-from das_gym.files import expand_home
+from das_gym.files import expand_home, explain_damage
 from das_gym.registration import MODELS, find_class
 
 
@@ -31,19 +32,27 @@ def run_export(settings: ExportSettings) -> ExportedFolder:
             f"method={settings.method} cannot be exported: it leaves {row.remaining}, for which transformers has no code "
             "(full, head, bitfit, lora and das leave none); `evaluate` and `predict` take it as it is"
         )
+    record = _card_record(settings.finished)
     subnet = load_finished(settings, "cpu")
     vlp = subnet.backbone.vlp
     if vlp.pruned_mask is None:  # of a method that removes nothing
         vlp.prune(np.zeros(len(vlp.layers), bool))
-    record = {} if settings.finished.record is None else settings.finished.content
-    if settings.finished.trial is not None:
-        record = _compared(record, settings.finished.trial)
     config = subnet.backbone.origin.config
     if config is None or not MODELS[config.model].reads_prompts:
         return export(subnet, out, settings.onnx, record)
     from das_gym.adapt.export.answering import export_answering
 
     return export_answering(subnet, out, record, settings.dtype)
+
+
+def _card_record(run: FinishedRun) -> Mapping[str, Any]:
+    """Return what the model card reads of a run's record; ValueError if that is damaged."""
+    if run.record is None:
+        return {}
+    with explain_damage(run.record, "fine-tune it again"):
+        record = run.content if run.trial is None else _compared(run.content, run.trial)
+        results_table(record.get("models") or ())
+    return record
 
 
 def _compared(record: Mapping[str, Any], trial: Trial) -> dict[str, Any]:

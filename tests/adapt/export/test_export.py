@@ -14,9 +14,10 @@ import pytest
 import torch
 from das_gym.adapt import load_subnet
 from das_gym.adapt.export import folder as writing
+from das_gym.adapt.export.command import run_export
 from das_gym.adapt.export.folder import export
 from das_gym.adapt.export.graph import probe_batch, subnet_logits, transformers_batch
-from das_gym.adapt.finished_runs import require_onnx
+from das_gym.adapt.finished_runs import ExportSettings, require_onnx
 from PIL import Image
 from torch import Tensor, nn
 
@@ -210,6 +211,15 @@ def test_exported_folder_of_an_unknown_task_is_rejected(tmp_path):
     config.write_text(config.read_text().replace('"task": "vqa"', '"task": "nope"'))
     with pytest.raises(ValueError, match=r"config\.json.*unknown task 'nope'"):
         load_subnet(tmp_path / "out")
+
+
+@pytest.mark.parametrize("models", ["x", [{}], [1], {"name": 1}])
+def test_export_of_a_forged_record_is_rejected_before_it_loads(tmp_path, models):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "adapt.json").write_text(json.dumps({"problem": {"model": "METER", "task": "vqa"}, "models": models}))
+    with pytest.raises(ValueError, match=r"adapt\.json is damaged"):
+        run_export(ExportSettings(run=str(run), out=str(tmp_path / "out")))
 
 
 def test_export_leaves_nothing_after_an_error(tmp_path, monkeypatch):
