@@ -56,7 +56,7 @@ def test_paper_command_prints_tables(capsys, monkeypatch):
     assert "…" not in settings
     assert max(map(len, settings.splitlines())) <= 80
     assert "das-adapt das with vilt_nlvr2 paper checkpoint=FILE" in printed
-    assert re.search(r"finetune_learning_rate (None +)+same", settings)
+    assert re.search(r"finetune_learning_rate +(None +)+same", settings)
     assert "data_root=FOLDER das.train_on_reward=False\n" in printed
     assert "llava_slake: (21, 24, 25, 26)" in printed
 
