@@ -65,7 +65,13 @@ from das_gym.commands.runs import (
     runs_dir_setting,
 )
 from das_gym.commands.settings import build, flatten_settings, full_names, settings_dict, tuples_to_lists
-from das_gym.commands.trust import ask_to_repeat, import_plugins, imported_plugins, sensitive_settings, unknown_modules
+from das_gym.commands.trust import (
+    NOT_FROM_RECORDS,
+    check_record,
+    import_plugins,
+    imported_plugins,
+    settings_not_from_records,
+)
 from das_gym.files import check_writable, explain_damage, read_bytes, read_json, read_json_object, write_text
 from das_gym.names import check_names
 from das_gym.processes import is_main_process, run_on_main_process, world_size
@@ -257,7 +263,7 @@ class RecordedCommand(Generic[Settings]):
     def _named_config(self, name: str) -> Mapping[str, Any]:
         if Path(name).suffix in (".json", ".yaml", ".yml"):
             settings = flatten_settings(read_settings_file(Path(name)))
-            ask_to_repeat(f"{name} was written", {}, unknown_modules(settings))
+            check_record(name, settings)
             return settings
         known = self.named_configs()
         listing = format_command(f"{self.name} print_named_configs")
@@ -283,20 +289,18 @@ class RecordedCommand(Generic[Settings]):
         known_groups = {name.partition(".")[0] for name in stored}
         changes = {name: value for name, value in given.items() if name not in ("resume", "runs_dir", "plugins")}
         for key, value in tuples_to_lists(changes).items():
+            if key.rpartition(".")[2] in NOT_FROM_RECORDS:
+                continue
             if stored.get(key) != value and key.partition(".")[0] in known_groups:  # unknown ones raise as in any run
                 raise RunError(
                     f"run {folder.name} was started with {key}={stored.get(key)} and cannot be resumed with {key}={value}; "
                     f"leave {key} out to continue the run, or leave resume out to start a new one"
                 )
-        recorded = build(RunSettings, {"plugins": stored.pop("plugins", None) or ()}).plugins
-        recorded = (recorded,) if isinstance(recorded, str) else recorded
-        # Recorded settings that run code, upload or write outside the run folder have to be repeated.
-        unknown = unknown_modules({"plugins": recorded})
-        sensitive = sensitive_settings(stored, {*sys.modules, *recorded})  # `plugins=` confirms its module's agents too
-        missing = {name: value for name, value in sensitive.items() if name not in changes}
-        ask_to_repeat(f"run {folder.name} was started", missing, unknown)
-        plugins = tuple(dict.fromkeys((*given.get("plugins", ()), *import_plugins(recorded))))
-        return {**changes, **stored, "resume": given["resume"], "runs_dir": str(folder.parent), "plugins": plugins}
+        taken = {name: value for name, value in stored.items() if name not in changes}
+        never = settings_not_from_records(taken)
+        check_record(f"the record of run {folder.name}", taken, never)
+        own = {"resume": given["resume"], "runs_dir": str(folder.parent), "plugins": given.get("plugins", ())}
+        return {**taken, **changes, **own}
 
     def run_words(self, words: Sequence[str], siblings: Sequence[str] = ()) -> Run | None:
         """Run the command with the command-line words after its name; messages suggest `siblings` as first words."""
@@ -361,8 +365,7 @@ class RecordedCommand(Generic[Settings]):
         run = self.current_run
         if run is None or run._id is None or run.status == "COMPLETED":
             return None
-        repeated = sensitive_settings(run.config, imported_plugins())
-        repeated.pop("plugins", None)  # `format_command` adds them
+        repeated = settings_not_from_records(run.config)
         folder = Path(run.config["runs_dir"]) / str(run._id)
         confirmed = format_settings(repeated, cls=self.settings_class)
         return format_command(self.name, f"resume={run._id}", runs_dir_setting(folder), *confirmed)

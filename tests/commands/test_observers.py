@@ -13,7 +13,7 @@ from das_gym.agents.run_commands import search
 from das_gym.commands.commandline import UsageError
 from das_gym.commands.recorded import RecordedCommand, Run, RunError
 from das_gym.commands.runs import RunSettings
-from das_gym.commands.trust import ask_to_repeat
+from das_gym.commands.trust import check_record
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def test_search_is_read_back_from_mongodb(mongodb, tmp_path):
     assert all((folder / name).read_bytes() == content for name, content in kept_files.items())
 
 
-def test_ask_to_repeat_keeps_the_plugins_that_were_given(monkeypatch):
+def test_check_record_keeps_the_plugins_that_were_given(monkeypatch):
     monkeypatch.setattr("das_gym.commands.trust.imported_plugins", lambda: ("given",))
     with pytest.raises(ValueError, match=r"plugins=given,of_file$"):
-        ask_to_repeat("settings.json was written", {"plugins": "of_file"})
+        check_record("settings.json", {"plugins": "of_file"})
 
 
 def test_unsupported_option_is_rejected_before_the_run(command, tmp_path):
@@ -126,7 +126,7 @@ def test_settings_file_builds_no_object(command, tmp_path, name):
 def test_settings_file_chooses_no_module(command, tmp_path, settings):
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(settings))
-    with pytest.raises(RunError, match=r"settings\.json .*`plugins=harm_me`"):
+    with pytest.raises(RunError, match=r"settings\.json has .*harm_me.* adding: plugins=harm_me"):
         command.run({"runs_dir": str(tmp_path)}, named_configs=[str(path)])
 
 

@@ -208,21 +208,22 @@ def test_damaged_run_is_named(command, stopped, name, text):
         resume(command, stopped)
 
 
-def test_resumed_run_imports_recorded_and_given_plugins(command, tmp_path):
+def test_resumed_run_needs_the_recorded_plugins_again(command, tmp_path):
     with pytest.raises(RunError):
         command.run({"runs_dir": str(tmp_path), "broken": True, "plugins": "string"})
-    with pytest.raises(RunError, match=r"images/7\.png"):
+    edit(tmp_path / "1", plugins=["string", "colorsys"])
+    with pytest.raises(RunError, match=r"`plugins=\['string', 'colorsys'\]`.* adding: plugins=\S*colorsys$"):
         resume(command, tmp_path / "1", plugins="json")
-    assert read_json_object(tmp_path / "1" / "config.json")["plugins"] == ["json", "string"]
+    with pytest.raises(RunError, match=r"images/7\.png"):
+        resume(command, tmp_path / "1", plugins="string,colorsys")
 
 
-def test_resumed_run_requires_sensitive_settings_again(command, stopped):
+def test_resumed_run_takes_no_place_to_write_from_its_record(command, stopped):
     edit(stopped, out="/somewhere", trackers=["wandb"])
-    with pytest.raises(RunError, match=r"`out=/somewhere`, `trackers=\['wandb'\]`.* add to the command: out=/somewhere "):
+    with pytest.raises(RunError, match=r"`out=/somewhere`, `trackers=\['wandb'\]`.* adding: out=/somewhere "):
         resume(command, stopped)
-    with pytest.raises(RunError, match="out=/other"):
-        resume(command, stopped, out="/other", trackers=("wandb",))
-    assert resume(command, stopped, out="/somewhere", trackers=("wandb",)).result == 1.0
+    assert resume(command, stopped, out="/other", trackers=()).result == 1.0
+    assert read_json_object(stopped / "config.json")["out"] == "/other"
 
 
 @pytest.mark.parametrize("name", ["run.json", "config.json", "cout.txt"])

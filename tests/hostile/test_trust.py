@@ -59,7 +59,7 @@ def call(program: str, *words: str) -> int:
 
 def confirming(printed: str) -> list[str]:
     """The words that a message asks for."""
-    return shlex.split(printed.partition("To confirm, add to the command: ")[2].splitlines()[0])
+    return shlex.split(printed.partition("Give it again, adding: ")[2].splitlines()[0])
 
 
 def stopped_run(program: str, command: str, **settings: Any) -> None:
@@ -105,7 +105,7 @@ def test_resume_imports_no_recorded_module(canary, capsys, program, command):
     assert call(program, *words, "with", "resume=1") == 1
     told = capsys.readouterr().err
     assert not canary.exists()
-    assert "`plugins=evilmod`" in told
+    assert "`plugins=['evilmod']`" in told
     call(program, *words, "with", "resume=1", *confirming(told))
     assert canary.exists()
 
@@ -121,6 +121,7 @@ def test_resume_imports_no_recorded_module(canary, capsys, program, command):
         {"reward": "evilmod:attribute"},
         {"env_kwargs": {"statistics": ["evilmod:attribute"]}},
         {"env_kwargs": {"env": "gymnasium.vector:AsyncEnv"}},
+        {"env_id": "gymnasium.utils.play:X-v0"},
         {"env_kwargs": {"env": "subprocess:Popen", "args": "touch EXECUTED", "shell": True}},
         {"env_kwargs": {"trust_remote_code": True}},
         {"trust_remote_code": True},
@@ -180,7 +181,7 @@ WITHOUT_FRONT = ("report",)
 """Commands that take a folder with a front for the run of `agents pareto` that it is."""
 
 
-CODE = [(reader, "`plugins=evilmod`") for reader in READERS]
+CODE = [(reader, "`plugins=['evilmod']`") for reader in READERS]
 CODE += [(reader, "`trust_remote_code=True`") for reader in READERS if reader not in WITHOUT_FRONT]
 
 
@@ -211,7 +212,7 @@ def test_resuming_by_another_command_imports_nothing(canary):
 @pytest.mark.parametrize("changes", [{"plugins": ["evilmod"]}, {"settings": {"checkpoint": "runs/1/model", **REMOTE_CODE}}])
 def test_load_subnet_executes_nothing(canary, changes):
     finished_run(**changes)
-    with pytest.raises(ValueError, match=r"`plugins=evilmod`|`trust_remote_code=True`"):
+    with pytest.raises(ValueError, match=r"`plugins=\['evilmod'\]`|`trust_remote_code=True`"):
         load_subnet("runs/1")
     assert not canary.exists()
     confirmed: dict[str, Any] = {"plugins": "evilmod"} if "plugins" in changes else REMOTE_CODE
