@@ -11,7 +11,7 @@ from das_gym.commands.runs import PluginSettings
 from das_gym.drawing.report import Console, Table
 from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS
-from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS, SUITE_IDS, many_objectives
+from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS, many_objectives
 
 PIPED_WIDTH = 200
 """Columns of output that does not go to a terminal."""
@@ -32,7 +32,7 @@ def tables() -> list[Table]:
     environments = [
         (entry.id, entry.short, "-" if entry.table is None else entry.tabular_id) for entry in ENVIRONMENTS.values()
     ]
-    environments += [("", "", id) for id in CHECKPOINT_TABLES] + [(id, "", "many problems") for id in SUITE_IDS]
+    environments += [("", "", id) for id in CHECKPOINT_TABLES]
     agents = [(name, _hyperparameters(name), docstring_summary(agent_class(name))) for name in AGENTS]
     algorithms = [(known.name, known.path, ", ".join(known.actions)) for known in ALGORITHMS.values()]
     rewards = [(reward.name, reward.formula, reward.range) for reward in REWARDS.values()]

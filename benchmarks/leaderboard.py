@@ -6,7 +6,6 @@ python -m benchmarks.leaderboard --seeds 1 --long-seeds 2 --planted 2 --out mine
 """
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,9 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for agent in options.agents:
         if not is_algorithm(agent):
             check_agent_name(agent)
-    with tempfile.TemporaryDirectory() as folder:
-        problems = short_problems(options.seeds, Path(folder))
-        short = compare("up to 12 units", problems, options.agents, options.cache)
+    short = compare("up to 12 units", short_problems(options.seeds), options.agents, options.cache)
     long = compare("24 and 30 units", long_problems(range(options.long_seeds)), options.agents, options.cache)
     planted = {}
     for n in options.layers:

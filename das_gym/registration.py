@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -403,19 +402,10 @@ def _check_entry(entry: Any, kind: type[Any], table: Mapping[str, Any], *fields:
                 raise ValueError(f"{name}={word!r} is already the {name} of {other.name!r}; choose another")
 
 
-SUITE_IDS = {
-    "DAS-Suite-v0": ("das_gym.envs.suite_env:SuiteEnv", "das_gym.envs.suite_env:SuiteVectorEnv"),
-    "DAS-Suite-Search-v0": ("das_gym.envs.suite_env:SuiteSearchEnv", None),
-}
-"""The environments with many problems: id to environment class and vector environment class."""
-
-
 def register_all() -> None:
-    """Register the model, table, multi-objective and suite environments that are not registered yet."""
+    """Register the model, table and multi-objective environments that are not registered yet."""
     live = "das_gym.envs.skip_env:Skip"
     tabular = "das_gym.envs.tabular_env:Tabular"
-    for id, points in SUITE_IDS.items():
-        _register(id, *points)
     for model in MODELS.values():
         for task in TASKS.values():
             if model.reads != task.gives:
@@ -423,17 +413,17 @@ def register_all() -> None:
             entry = EnvEntry(f"DAS-{model.name}-{task.title}-v0", model.name, task.name, task.data)
             ENVIRONMENTS[entry.id] = entry
             for id, env in ((entry.id, live), (entry.tabular_id, tabular)):
-                _register(id, f"{env}Env", f"{env}VectorEnv", {"model": entry.model, "task": entry.task})
+                _register(id, env, {"model": entry.model, "task": entry.task})
     for id, (live_id, _) in CHECKPOINT_TABLES.items():
         if id in registry:  # a model that replaces a bundled one need not have its checkpoints
             continue
         entry = ENVIRONMENTS[live_id]
         settings = {"model": entry.model, "task": entry.task, "table": str(checkpoint_table(id))}
-        _register(id, f"{tabular}Env", f"{tabular}VectorEnv", settings)
+        _register(id, tabular, settings)
 
 
-def _register(id: str, env: str, vector_env: str | None, kwargs: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Register an environment, "module:name" of its classes, and its variant with several objectives."""
+def _register(id: str, env: str, kwargs: Mapping[str, Any]) -> None:
+    """Register an environment, with the classes `<env>Env` and `<env>VectorEnv`, and its variant with several objectives."""
     if id in registry:
         return
     common: dict[str, Any] = {
@@ -441,8 +431,8 @@ def _register(id: str, env: str, vector_env: str | None, kwargs: Mapping[str, An
         "disable_env_checker": True,  # it requires a scalar reward; the tests run Gymnasium's checker, and SB3's
     }
     threshold = REWARD_THRESHOLDS.get(id)
-    register(id, env, vector_entry_point=vector_env, kwargs=dict(kwargs), reward_threshold=threshold, **common)
+    vector_env = f"{env}VectorEnv"
+    register(id, f"{env}Env", vector_entry_point=vector_env, kwargs=dict(kwargs), reward_threshold=threshold, **common)
     many = "das_gym.envs.mo_env:make"
-    made_with = {"env": env, **kwargs}
-    many_vector = None if vector_env is None else f"{many}_vector_env"
-    register(many_objectives(id), f"{many}_env", vector_entry_point=many_vector, kwargs=made_with, **common)
+    made_with = {"env": f"{env}Env", **kwargs}
+    register(many_objectives(id), f"{many}_env", vector_entry_point=f"{many}_vector_env", kwargs=made_with, **common)

@@ -19,7 +19,6 @@ from das_gym import ENVIRONMENTS
 from das_gym.registration import (
     MODELS,
     REWARD_THRESHOLDS,
-    SUITE_IDS,
     TASKS,
     EnvEntry,
     env_entry,
@@ -42,20 +41,14 @@ SOURCES = {f"../{source}": page for page, (source, _) in COPIES.items()} | {
 }
 """Link targets in docs/ that work on GitHub, and the page of the site for each."""
 
-OPTIONAL = {"suite.md": "Environments"}
-"""Pages that join the navigation if they exist."""
-
 
 def on_config(config: Any) -> Any:
-    """Put generated and optional pages into the navigation."""
+    """Put generated pages into the navigation."""
     sections = {title: pages for entry in config.nav if isinstance(entry, dict) for title, pages in entry.items()}
     sections["Environments"] += ["environments/index.md", *(f"environments/{e.id}.md" for e in ENVIRONMENTS.values())]
     sections["Environments"] += ["environments/tabular.md", "environments/many-objectives.md"]
     for page, (_, title) in COPIES.items():
         sections[title].append(page)
-    for page, title in OPTIONAL.items():
-        if (ROOT / "docs" / page).is_file():
-            sections[title].append(page)
     return config
 
 
@@ -153,7 +146,7 @@ def many_objectives_page() -> str:
     """All environments with a vector for a reward."""
     lines = ["# Multi-objective environments", "", "| with a model | from a table |", "|---|---|"]
     lines += [f"| `{many_objectives(e.id)}` | `{many_objectives(e.tabular_id)}` |" for e in ENVIRONMENTS.values()]
-    lines += ["", f"Suites: {', '.join(f'`{many_objectives(id)}`' for id in SUITE_IDS)}.", ""]
+    lines.append("")
     return "\n".join([*lines, _docstring(find_class("das_gym.envs.mo_env:MultiObjectiveReward"))])
 
 

@@ -1,7 +1,6 @@
 """DQN in one file, in CleanRL's manner: one layer a step, and never one whose skipping has no effect.
 
 python examples/dqn.py --seed 1
-python examples/dqn.py --env_id DAS-Suite-v0 --total_timesteps 200000 --buffer_size 50000
 """
 
 import argparse
@@ -18,7 +17,7 @@ import das_gym  # noqa: F401 - registers the environments
 
 @dataclass
 class Args:
-    env_id: str = "DAS-METER-VQA-Tabular-v0"  # an id with -Tabular, or DAS-Suite-v0, where every episode is another problem
+    env_id: str = "DAS-METER-VQA-Tabular-v0"  # an id with -Tabular
     seed: int = 0
     total_timesteps: int = 16_384
     num_envs: int = 8
@@ -56,33 +55,22 @@ class Replay:
         return [torch.as_tensor(part[places]) for part in self.parts]
 
 
-def make_envs(env_id: str, num_envs: int, **suite) -> gymnasium.vector.VectorEnv:
-    """Make vectorized environments that reset within the step that ends an episode."""
-    kwargs = {"flat": True, **suite} if env_id.startswith("DAS-Suite") else {}
-    return gymnasium.make_vec(env_id, num_envs=num_envs, action="sequence", **kwargs)
-
-
 @torch.no_grad()
 def greedy(network: nn.Module, observations: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """(num_envs,) the allowed actions of the highest value."""
-    return np.where(allowed, network(torch.as_tensor(observations)).numpy(), -np.inf).argmax(axis=1)
+    """(num_envs,) the allowed actions of the highest value; () for one environment."""
+    return np.where(allowed, network(torch.as_tensor(observations)).numpy(), -np.inf).argmax(axis=-1)
 
 
 def final_regret(network: nn.Module, env_id: str) -> float:
-    """Mean regret of the greedy masks: on the table, or on every problem of the suite's `valid` split."""
-    suite = env_id.startswith("DAS-Suite")
-    problems = gymnasium.make(env_id, split="valid").unwrapped.problem_names if suite else ("the only one",)
-    envs = make_envs(env_id, len(problems), split="valid")
-    observations, info = envs.reset(seed=0, options={"problem": list(range(len(problems)))} if suite else None)
-    regrets = np.full(len(problems), np.nan)
-    while np.isnan(regrets).any():
-        observations, rewards, ended, _, info = envs.step(greedy(network, observations, info["action_mask"]))
-        first = ended & np.isnan(regrets)
-        if suite:
-            regrets[first] = info["regret"][first]
-        else:
-            regrets[first] = envs.template.table.values(envs.template.scorer.objective).max() - rewards[first]
-    return float(regrets.mean())
+    """Return the regret of the greedy mask on the table."""
+    env = gymnasium.make(env_id, action="sequence")
+    observation, info = env.reset()
+    ended = False
+    while not ended:
+        action = greedy(network, observation, info["action_mask"])
+        observation, reward, ended, _, info = env.step(int(action))
+    scorer = env.get_wrapper_attr("scorer")
+    return float(scorer.table.values(scorer.objective).max() - reward)
 
 
 def main(**settings) -> float:
@@ -90,7 +78,7 @@ def main(**settings) -> float:
     args = Args(**settings)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
-    envs = make_envs(args.env_id, args.num_envs)
+    envs = gymnasium.make_vec(args.env_id, num_envs=args.num_envs, action="sequence")
     features = envs.single_observation_space.shape[0]
     actions = int(envs.single_action_space.n)
     network, target = (

@@ -1,7 +1,6 @@
 """PPO in one file, in CleanRL's manner: one layer a step, and never one whose skipping has no effect.
 
 python examples/masked_ppo.py --seed 1
-python examples/masked_ppo.py --env_id DAS-Suite-v0 --total_timesteps 200000
 """
 
 import argparse
@@ -19,7 +18,7 @@ import das_gym  # noqa: F401 - registers the environments
 
 @dataclass
 class Args:
-    env_id: str = "DAS-METER-VQA-Tabular-v0"  # an id with -Tabular, or DAS-Suite-v0, where every episode is another problem
+    env_id: str = "DAS-METER-VQA-Tabular-v0"  # an id with -Tabular
     seed: int = 0
     total_timesteps: int = 16_384
     num_envs: int = 8
@@ -49,29 +48,17 @@ class Agent(nn.Module):
         return Categorical(logits=self.actor(hidden).masked_fill(~allowed, -1e9)), self.critic(hidden)[:, 0]
 
 
-def make_envs(env_id: str, num_envs: int, **suite) -> gymnasium.vector.VectorEnv:
-    """Make vectorized environments that reset within the step that ends an episode."""
-    kwargs = {"flat": True, **suite} if env_id.startswith("DAS-Suite") else {}
-    return gymnasium.make_vec(env_id, num_envs=num_envs, action="sequence", **kwargs)
-
-
 @torch.no_grad()
 def final_regret(agent: Agent, env_id: str) -> float:
-    """Mean regret of the likeliest masks: on the table, or on every problem of the suite's `valid` split."""
-    suite = env_id.startswith("DAS-Suite")
-    problems = gymnasium.make(env_id, split="valid").unwrapped.problem_names if suite else ("the only one",)
-    envs = make_envs(env_id, len(problems), split="valid")
-    observations, info = envs.reset(seed=0, options={"problem": list(range(len(problems)))} if suite else None)
-    regrets = np.full(len(problems), np.nan)
-    while np.isnan(regrets).any():
-        policy, _ = agent(torch.as_tensor(observations), torch.as_tensor(info["action_mask"]))
-        observations, rewards, ended, _, info = envs.step(policy.probs.argmax(dim=1).numpy())
-        first = ended & np.isnan(regrets)
-        if suite:
-            regrets[first] = info["regret"][first]
-        else:
-            regrets[first] = envs.template.table.values(envs.template.scorer.objective).max() - rewards[first]
-    return float(regrets.mean())
+    """Return the regret of the likeliest mask on the table."""
+    env = gymnasium.make(env_id, action="sequence")
+    observation, info = env.reset()
+    ended = False
+    while not ended:
+        policy, _ = agent(torch.as_tensor(observation)[None], torch.as_tensor(info["action_mask"])[None])
+        observation, reward, ended, _, info = env.step(int(policy.probs.argmax()))
+    scorer = env.get_wrapper_attr("scorer")
+    return float(scorer.table.values(scorer.objective).max() - reward)
 
 
 def advantages_of(rewards, values, ended, last_value, args: Args) -> torch.Tensor:
@@ -105,7 +92,7 @@ def main(**settings) -> float:
     """Train with these fields of `Args`; return the regret of the result, in units of reward."""
     args = Args(**settings)
     torch.manual_seed(args.seed)
-    envs = make_envs(args.env_id, args.num_envs)
+    envs = gymnasium.make_vec(args.env_id, num_envs=args.num_envs, action="sequence")
     agent = Agent(envs.single_observation_space.shape[0], int(envs.single_action_space.n), args.hidden)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate)
     observations, info = envs.reset(seed=args.seed)

@@ -19,7 +19,6 @@ from das_gym.tables.table import SubnetTable
 from das_gym.tasks.vqa.files import answer_vocabulary, load_vqa
 from das_gym.tasks.vqa.task import VQATask
 from tests.browser import CHROMIUM
-from tests.made_up_suite import write_made_up_suite
 from tests.registered import as_before
 from tests.small_world import small_world
 
@@ -56,12 +55,6 @@ def tiny_kwargs(shapes_folder, random_supernet) -> dict[str, str]:
 def tiny_problem(tiny_kwargs) -> Problem:
     """The tiny problem itself; do not train it."""
     return build_problem(ProblemConfig(**tiny_kwargs))
-
-
-@pytest.fixture(scope="session")
-def made_up_suite(tmp_path_factory) -> Path:
-    """The folder of a suite of a few made-up tables; do not write there."""
-    return write_made_up_suite(tmp_path_factory.mktemp("suite"))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.assets import bundled_files
 from das_gym import files
-from das_gym.files import CHECKSUMS, check_bundled, checksum, read_json
+from das_gym.files import CHECKSUMS, check_bundled, checksum
 from das_gym.models.inputs import load_tokenizer
 from das_gym.models.tensor_files import read_tensors
 from das_gym.models.transformers.inputs import load_processor
@@ -34,7 +34,6 @@ READ = {
     "meter_mini/vqa_table.npz": SubnetTable.load,
     "smolvlm_mini/chat_template.jinja": lambda path: load_vlm(path.parent),
     "llava_mini/processor_config.json": lambda path: load_processor(path.parent),
-    "suite/suite.json": read_json,
 }
 
 

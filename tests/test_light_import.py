@@ -102,7 +102,7 @@ def assert_light(program: str, words: str, setting: str) -> None:
     assert setting in found.stderr
 
 
-@pytest.mark.parametrize("env_id", ["DAS-METER-VQA-Tabular-v0", "DAS-METER-VQA-Tabular-MO-v0", "DAS-Suite-v0"])
+@pytest.mark.parametrize("env_id", ["DAS-METER-VQA-Tabular-v0", "DAS-METER-VQA-Tabular-MO-v0"])
 def test_tabular_environments_need_numpy_and_gymnasium_only(env_id):
     code = (
         "import sys, gymnasium, numpy, das_gym\n"

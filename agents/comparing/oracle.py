@@ -1,7 +1,8 @@
 """Oracles answer the agents that are compared: a table, which knows the ground truth, or a live environment."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -11,12 +12,9 @@ import numpy.typing as npt
 from das_gym.agents.ask_tell.base import Statistics
 from das_gym.agents.searching.scorer import make_scored
 
-from das_gym.envs.suite_env import SuiteEnv
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.problem.statistics import statistics_of_removals
-from das_gym.registration import SUITE_IDS, is_tabular
-from das_gym.tables.suite import SuiteProblem, random_probabilities
+from das_gym.registration import is_tabular
 
 
 class Oracle(ABC):
@@ -39,7 +37,7 @@ class Oracle(ABC):
     best_reward: float | None = None
     random_reward: float | None = None
 
-    _scorer: Any = None  # of das_gym's environment; None for a problem of a suite
+    _scorer: Any = None  # of das_gym's environment; None for an oracle of another kind
 
     @cached_property
     def calls(self) -> list[tuple[tuple[int, ...], float]]:
@@ -82,6 +80,31 @@ class Oracle(ABC):
         return None
 
 
+def random_probabilities(masks: np.ndarray, kept: np.ndarray, useful: np.ndarray) -> np.ndarray:
+    """Return (n_masks,) float64: how likely a random order of the useful units arrives at each mask.
+
+    Units are skipped one after another, each remaining one with the same probability, until the budget is satisfied.
+
+    Args:
+        masks: (2^n, n) bool, row `sum(mask[i] << i)` is that mask.
+        kept: (2^n,) bool, which masks satisfy the budget. Of the masks that some order reaches, none that satisfies it
+            may be part of another that does not.
+        useful: (n,) bool, units that serve the budget.
+    """
+    allowed = ~(masks & ~useful).any(axis=1)
+    count = int(useful.sum())
+    sizes = masks.sum(axis=1)
+    # A mask of s units is reached in (s - 1)! orders of those before the last, times (count - s)! of those after it.
+    orders = np.array([math.factorial(max(s - 1, 0)) * math.factorial(max(count - s, 0)) for s in range(masks.shape[1] + 1)])
+    lasts = np.zeros(len(masks))  # units that can be the last one skipped: without them the budget is not yet satisfied
+    for unit in np.flatnonzero(useful):
+        skips = masks[:, unit]
+        lasts[skips] += ~kept[np.flatnonzero(skips) - (1 << unit)]
+    found = np.where(kept & allowed, lasts * (orders / math.factorial(count))[sizes], 0.0)
+    found[0] = float(kept[0])
+    return found
+
+
 class TableOracle(Oracle):
     """The oracle of an exhaustive table: of a tabular environment with a budget and its other settings."""
 
@@ -113,24 +136,6 @@ class TableOracle(Oracle):
         return self.table.rank_of_values(rewards, self._scorer.objective, self._scorer.split)
 
 
-class SuiteOracle(Oracle):
-    """The oracle of a problem of a suite. A problem is one group of examples, so there is no test split."""
-
-    def __init__(self, problem: SuiteProblem, statistics: Sequence[str]) -> None:
-        self.env_id = problem.name
-        self.env_kwargs = {}
-        self.table = problem.table
-        self._rewards = problem.rewards
-        self.space = MaskSpace(problem.budget)
-        names = dict.fromkeys((*statistics, *statistics_of_removals()))
-        self.statistics = {name: self.table.statistic(name).astype(np.float64) for name in names}
-        self.best_reward = problem.optimum
-        self.random_reward = problem.random_mean
-
-    def rewards(self, masks: Masks) -> Floats:
-        return self._rewards[self.table.index(masks)]
-
-
 class LiveOracle(Oracle):
     """The oracle of an environment with its model, which caches scores: agents that ask for the same mask share its cost."""
 
@@ -155,12 +160,12 @@ class LiveOracle(Oracle):
 
 
 def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs: Mapping[str, Any] | None = None) -> Oracle:
-    """Make the oracle of a das_gym environment, which reads its table or suite, or runs its model; ValueError for others.
+    """Make the oracle of a das_gym environment, which reads its table or runs its model; ValueError for others.
 
     Args:
         env_id: Id of the environment.
-        budget: `skip_num`, or a share to save such as `macs_saved`. A problem of a suite has its own.
-        env_kwargs: Other settings of the environment. For `DAS-Suite-v0` also `problem`, a number or name, and `split`.
+        budget: `skip_num`, or a share to save such as `macs_saved`.
+        env_kwargs: Other settings of the environment.
 
     Example:
         >>> from das_gym.agents import make_oracle
@@ -168,14 +173,5 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
         >>> round(oracle([0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 1, 0]), 4)
         0.8118
     """
-    name = env_id.rpartition(":")[2]
-    settings = dict(env_kwargs or {})
-    if name in SUITE_IDS:
-        if budget:
-            raise ValueError(f"`budget` is not allowed for a problem of a suite, which has its own: got {dict(budget)}")
-        problem = settings.pop("problem", 0)
-        split = settings.pop("split", "test")
-        suite = SuiteEnv(split, **settings).suite
-        return SuiteOracle(suite.problems[suite.index(problem)], suite.statistics)
     oracle = TableOracle if is_tabular(env_id) else LiveOracle
-    return oracle(env_id, budget or {}, settings)
+    return oracle(env_id, budget or {}, env_kwargs)

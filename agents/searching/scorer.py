@@ -17,7 +17,7 @@ from das_gym.names import check_arguments
 from das_gym.problem.budget import BUDGET_SETTINGS, Floats, MaskCost, Masks
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.problem import Problem
-from das_gym.registration import DEFAULT_ENV, SUITE_IDS, many_objectives
+from das_gym.registration import DEFAULT_ENV, many_objectives
 
 SCORES = ("loss", "metric", "macs", "macs_saved")
 """Scores of each mask that records keep."""
@@ -117,10 +117,10 @@ def make_scored(env_id: str, env_kwargs: Mapping[str, Any]) -> Any:
 
 
 def check_single(env_id: str) -> None:
-    """Raise a ValueError for the environment of a suite, or one with several rewards."""
+    """Raise a ValueError for an environment with several rewards."""
     name = f"{env_id.rpartition(':')[2].removesuffix('-v0')}-v0"  # Gymnasium finds ids without a version, too
-    if name in SUITE_IDS or name.endswith(many_objectives("")):
-        raise ValueError(f"`env_id` is a suite or has several rewards, unsupported by searches: got {env_id}, {ENV_ID_HINT}")
+    if name.endswith(many_objectives("")):
+        raise ValueError(f"`env_id` has several rewards, unsupported by searches: got {env_id}, {ENV_ID_HINT}")
 
 
 @contextmanager

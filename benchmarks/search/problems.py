@@ -1,8 +1,10 @@
 """Problems on which search agents are compared: tables of real models, deeper masks of LLaVA-mini, and planted losses."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from das_gym.agents.comparing.oracle import LiveOracle, Oracle, TableOracle
@@ -11,14 +13,20 @@ from benchmarks.search.planted import EVALUATIONS as PLANTED_EVALUATIONS
 from benchmarks.search.planted import PlantedOracle
 from das_gym.problem.budget import Floats, Masks
 from das_gym.registration import ASSETS, ENVIRONMENTS
-from das_gym.tables.suite import SuiteProblem, load_suite
+from das_gym.tables.table import SubnetTable
 
 BUDGETS = ({"skip_num": 4}, {"macs_saved": 0.12})
 MIN_MASKS = 200
 """Fewest masks within the budget of a problem: at most a tenth of them is scored in the evaluations that are compared."""
 
-SEARCHED = ("bundled-", "test-00", "test-03", "test-06")
-"""Tables of the bundled suite's `test` that are searched: the others give similar problems."""
+TABLES = Path(__file__).parents[1] / "tables"
+"""Further tables that are searched, see `benchmarks.tables.make`."""
+
+COUNT_SHARES = (0.25, 0.4, 0.5, 0.6)
+"""Budgets by count of these tables: these shares of the units, rounded."""
+
+SAVED_SHARES = (0.25, 0.5)
+"""Their budgets by MACs: these shares of what skipping everything saves."""
 
 EVALUATIONS, LONG_EVALUATIONS = 40, 120
 LONG_TABLES = {
@@ -88,35 +96,36 @@ def find_tables() -> dict[str, Path]:
     return {entry.tabular_id: entry.table for entry in ENVIRONMENTS.values() if entry.table is not None}
 
 
-def short_problems(seeds: int, folder: Path) -> list[SearchProblem]:
-    """Return the problems of up to 12 units: bundled tables, and models of the suite's `test` with many masks.
+def short_problems(seeds: int) -> list[SearchProblem]:
+    """Return the problems of up to 12 units: the bundled tables, and those of `TABLES` by group of examples.
 
     Args:
         seeds: How many seeds each agent searches with.
-        folder: Where the tables of the suite's problems are written, so that algorithms of Stable-Baselines3 find them.
     """
     found = []
     for env_id, path in find_tables().items():
         for budget in BUDGETS:
             oracle = TableOracle(env_id, budget, {"table": str(path)})
             found.append(SearchProblem(path.parent.name, oracle, range(seeds), EVALUATIONS))
-    suite = load_suite(None, "test")
-    for problem in suite.problems:
-        source = problem.source  # the bundled models' own tables are in the suite, too
-        if source.file.startswith(SEARCHED) and problem.budget.is_feasible(problem.table.masks).sum() >= MIN_MASKS:
-            model = f"{source.model.lower()}_mini" if source.file.startswith("bundled-") else source.name
-            found.append(SearchProblem(model, suite_oracle(problem, folder), range(seeds), EVALUATIONS))
+    for path in sorted(TABLES.glob("*.npz")):
+        table = SubnetTable.load(path)
+        entry = ENVIRONMENTS[table.meta.env_id]
+        model = f"{entry.model.lower()}_mini" if path.stem.startswith("bundled-") else path.stem
+        for budget in table_budgets(table):
+            for group in (None, *table.separate_groups):
+                oracle = TableOracle(entry.tabular_id, budget, {"table": str(path), "group": group})
+                if oracle.space.size >= MIN_MASKS:
+                    found.append(SearchProblem(model, oracle, range(seeds), EVALUATIONS))
     return found
 
 
-def suite_oracle(problem: SuiteProblem, folder: Path) -> TableOracle:
-    """Return the oracle of a suite's problem as a separate table, which is written to a folder."""
-    path = folder / f"{problem.source.name}-{problem.source.task}-{problem.group or 'all'}.npz".replace(" ", "_")
-    if not path.exists():
-        problem.table.without_groups().save(path)
-    budget = {name: value for name, value in problem.budget.settings.items() if value is not None}
-    env_id = ENVIRONMENTS[problem.table.meta.env_id].tabular_id
-    return TableOracle(env_id, budget, {"table": str(path)})
+def table_budgets(table: SubnetTable) -> list[dict[str, Any]]:
+    """Return the budgets under which a table of `TABLES` is searched."""
+    counts = sorted({round(share * table.n_layers) for share in COUNT_SHARES})
+    most = table.layer_macs.range[1]
+    # Rounded down: the budget stays short, and the saving within reach.
+    shares = [math.floor(1000 * share * most) / 1000 for share in SAVED_SHARES]
+    return [*({"skip_num": count} for count in counts), *({"macs_saved": share} for share in shares)]
 
 
 def long_problems(seeds: Sequence[int]) -> list[SearchProblem]:

@@ -160,8 +160,7 @@ class SequenceMode(ActionMode):
         least, most = macs.range
         self.low = np.array([0.0] * self.n_layers + [least, 0.0], dtype=np.float32)
         self.high = np.array([1.0] * self.n_layers + [most, 1.0], dtype=np.float32)
-        # A suite's budgets change with every episode, so that a mask alone does not decide the choices.
-        self._cache: dict[bytes, tuple[np.ndarray, ...]] | None = {} if rows == 1 and isinstance(budget, Budget) else None
+        self._cache: dict[bytes, tuple[np.ndarray, ...]] | None = {} if rows == 1 else None
 
     def _make_space(self) -> spaces.Space[Any]:
         self.can_stop = self.budget.is_free

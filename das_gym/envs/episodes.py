@@ -38,7 +38,7 @@ class Episodes:
     def reset(self, rng: np.random.Generator, seeded: bool, options: Any) -> None:
         """Start all episodes; a seed also restarts the reward examples. ValueError for any `options`."""
         if options:
-            raise ValueError(f"`options` of reset are not supported: got {options!r}, expected None. Only suites have some")
+            raise ValueError(f"`options` of reset are not supported: got {options!r}, expected None. Leave it out.")
         # Gymnasium: a seed makes the episodes that follow repeat, so that examples and counts begin again.
         if seeded:
             self.scorer.restart()

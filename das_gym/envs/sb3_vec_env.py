@@ -11,9 +11,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import registry
 from gymnasium.vector import VectorEnv, VectorWrapper
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from das_gym.envs.episodes import MaskVectorEnv
@@ -118,8 +116,7 @@ def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kw
     """Return environments for Stable-Baselines3, with the statistics of episodes that it logs.
 
     Args:
-        env_id: As for `gymnasium.make_vec`, such as "DAS-METER-VQA-v0". Environments without a vector form, as
-            DAS-Suite-Search-v0, are made by Stable-Baselines3's `make_vec_env`.
+        env_id: As for `gymnasium.make_vec`, such as "DAS-METER-VQA-v0".
         n_envs: Number of environments.
         seed: Seed of the first reset; None = random.
         kwargs: Settings of the environment, such as `skip_num`.
@@ -131,9 +128,6 @@ def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kw
     """
     if env_id.endswith(many_objectives("")):
         raise ValueError(f"`env_id` has vector rewards, but Stable-Baselines3 needs one: got {env_id}. Leave out `-MO`")
-    spec = registry.get(env_id.rpartition(":")[2])
-    if spec is not None and spec.vector_entry_point is None:
-        return make_vec_env(env_id, n_envs, seed, env_kwargs=kwargs)
     vec_env = SB3VecEnv(gymnasium.make_vec(env_id, num_envs=n_envs, **kwargs))
     vec_env.seed(seed)
     return VecMonitor(vec_env)

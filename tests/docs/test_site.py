@@ -17,8 +17,7 @@ pytestmark = pytest.mark.skipif(SITE is None, reason="`.ci/docs` builds the site
 
 LOOKED_AT = (
     *("index", "tutorial", "shrink", "commands", "data", "models", "runs", "visualization", "comparison", "finetuning"),
-    *("agents", "suite"),
-    *("performance", "cost", "glossary", "extending", "reference", "leaderboard", "changelog"),
+    *("agents", "performance", "cost", "glossary", "extending", "reference", "leaderboard", "changelog"),
     *("environments/index", "environments/tabular", "environments/DAS-METER-VQA-v0"),
 )
 """What axe-core looks at, in light colours; how wide they are is asked of all pages."""

@@ -17,7 +17,7 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import TransformReward
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS, SUITE_IDS, many_objectives
+from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS, many_objectives
 
 ACTIONS = ("mask", "sequence", "scores")
 TABULAR = [entry.tabular_id for entry in ENVIRONMENTS.values() if entry.table is not None]
@@ -25,8 +25,7 @@ UNMADE = [entry.tabular_id for entry in ENVIRONMENTS.values() if entry.table is 
 """Environments without a table."""
 
 LIVE, LIVE_OF_ALL = list(ENVIRONMENTS), "DAS-METER-VQA-v0"
-FORMS = [(id, action) for id in (LIVE_OF_ALL, *TABULAR, *SUITE_IDS, *CHECKPOINT_TABLES) for action in ACTIONS]
-FORMS.remove(("DAS-Suite-Search-v0", "sequence"))  # an action of a search is a whole mask
+FORMS = [(id, action) for id in (LIVE_OF_ALL, *TABULAR, *CHECKPOINT_TABLES) for action in ACTIONS]
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +42,12 @@ def kwargs(small_kwargs) -> dict[str, Any]:
 
 
 def test_all_ids_are_listed():
-    ids = {*LIVE, *TABULAR, *UNMADE, *SUITE_IDS, *CHECKPOINT_TABLES}
+    ids = {*LIVE, *TABULAR, *UNMADE, *CHECKPOINT_TABLES}
     ids |= {many_objectives(id) for id in ids}
     assert {id for id in registry if id.startswith("DAS-")} == ids
 
 
-@pytest.mark.parametrize("id", [LIVE_OF_ALL, TABULAR[0], "DAS-Suite-v0"])
+@pytest.mark.parametrize("id", [LIVE_OF_ALL, TABULAR[0]])
 def test_classes_name_gymnasium_as_skrl_expects(id, kwargs):
     """`wrap_env` of skrl reads the direct bases of a class."""
     given = kwargs if id == LIVE_OF_ALL else {}
@@ -63,13 +62,13 @@ def test_checkers_accept_every_form(id, action, kwargs):
     sb3_check_env(env)
 
 
-@pytest.mark.parametrize("id", [LIVE_OF_ALL, TABULAR[0], many_objectives(TABULAR[0]), *SUITE_IDS])
+@pytest.mark.parametrize("id", [LIVE_OF_ALL, TABULAR[0], many_objectives(TABULAR[0])])
 def test_unknown_arguments_raise_the_type_error_of_python(id):
     with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'"):  # TorchRL gives it, and looks for this
         gymnasium.make(id, frameskip=1)
 
 
-@pytest.mark.parametrize("id", [LIVE_OF_ALL, *TABULAR, *SUITE_IDS])
+@pytest.mark.parametrize("id", [LIVE_OF_ALL, *TABULAR])
 def test_checkers_accept_each_objective(id, kwargs):
     env = gymnasium.make(many_objectives(id), **(kwargs if id == LIVE_OF_ALL else {}))
     assert env.reset(seed=0)[0] in env.observation_space
@@ -85,8 +84,6 @@ def test_checkers_accept_each_objective(id, kwargs):
 @pytest.mark.parametrize("mode", ["own", "sync"])
 def test_vector_env_follows_the_api(id, action, mode, kwargs):
     """Check the rules of Gymnasium's documentation for vector environments; it has no checker for them."""
-    if mode == "own" and registry[id].vector_entry_point is None:
-        pytest.skip("Gymnasium puts it side by side")
     made: dict[str, Any] = {} if mode == "own" else {"vectorization_mode": mode}
     env = gymnasium.make_vec(id, num_envs=3, action=action, **made, **(kwargs if id == LIVE_OF_ALL else {}))
     assert env.observation_space == batch_space(env.single_observation_space, 3)

@@ -10,7 +10,6 @@ import pytest
 from das_gym.envs.mo_env import MultiObjectiveReward
 from das_gym.problem.mask_space import dominated_volume
 from das_gym.registration import ASSETS
-from tests.made_up_suite import write_made_up_suite
 
 ID = "DAS-METER-VQA-Tabular-MO-v0"
 
@@ -96,59 +95,6 @@ def test_reference_of_a_table_without_that_mask_is_the_worst_reward():
     scores = env.get_wrapper_attr("table")
     losses = scores.values("loss")[scores.masks.sum(axis=1) == 2]
     assert env.get_wrapper_attr("reference")[0] == pytest.approx(-losses.max())
-
-
-@pytest.fixture
-def suite(tmp_path) -> str:
-    return str(write_made_up_suite(tmp_path))
-
-
-def test_suite_has_the_reward_and_savings_of_each_problem(suite):
-    settings = {"suite": suite, "split": "test", "action": "scores"}
-    env = gymnasium.make("DAS-Suite-MO-v0", objectives=("task", "macs_saved", "latency_saved"), **settings)
-    plain = gymnasium.make("DAS-Suite-v0", **settings)
-    volumes: dict[int, float] = {}
-    for seed in range(20):
-        problem = env.reset(seed=0 if seed == 0 else None)[1]["problem"]
-        plain.reset(options={"problem": problem})
-        action = np.random.default_rng(seed).uniform(-1, 1, 16).astype(np.float32)
-        (_, vector, ended, _, info), (_, reward, _, _, told) = env.step(action), plain.step(action)
-        assert ended
-        assert vector in env.unwrapped.reward_space
-        table = plain.unwrapped.suite.problems[problem].table
-        row = table.index(env.unwrapped.last_mask)
-        saved = [told["macs_saved"], table.saved("latency_saved")[row]]
-        np.testing.assert_allclose(vector, [reward, *saved], rtol=1e-5, atol=1e-7)
-        assert info["hypervolume"] >= volumes.get(problem, 0.0)  # of this problem alone
-        volumes[problem] = info["hypervolume"]
-    assert len(volumes) > 3
-    with pytest.raises(ValueError, match="memory_saved"):
-        gymnasium.make("DAS-Suite-MO-v0", objectives=("task", "memory_saved"), **settings)
-
-
-def test_suite_vector_env_has_a_front_for_each_problem(suite):
-    env = gymnasium.make_vec("DAS-Suite-MO-v0", num_envs=3, suite=suite, split="test", action="scores")
-    env.reset(seed=0)
-    rng = np.random.default_rng(0)
-    seen: list[dict[int, list[np.ndarray]]] = [{}, {}, {}]
-    for _ in range(30):
-        _, rewards, _, _, info = env.step(rng.uniform(-1, 1, (3, 16)).astype(np.float32))
-        for copy, problem in enumerate(info["problem"].tolist()):
-            seen[copy].setdefault(problem, []).append(rewards[copy].astype(float))
-            assert info["hypervolume"][copy] == pytest.approx(dominated_volume(np.array(seen[copy][problem])), rel=1e-5)
-
-
-def test_search_of_a_suite_rewards_each_mask(suite):
-    env = gymnasium.make("DAS-Suite-Search-MO-v0", suite=suite, split="test", evaluations=5)
-    env.reset(seed=0)
-    found = []
-    for step in range(5):
-        _, vector, ended, _, info = env.step(env.action_space.sample())
-        found.append(vector.astype(float))
-        assert vector.tolist() == pytest.approx([info["scaled_reward"], info["macs_saved"]], rel=1e-5)
-        assert info["hypervolume"] == pytest.approx(dominated_volume(np.array(found)), rel=1e-5)
-        assert ended == (step == 4)
-    assert env.reset()[1]["hypervolume"] == 0
 
 
 def test_third_objective_is_a_given_cost():

@@ -27,7 +27,6 @@ QUICK: dict[str, dict] = {
     "random_masks": {"steps": 3, "reward_examples": 10},
     "sb3_maskable": {"env_id": "DAS-METER-VQA-Tabular-v0", "total_timesteps": 128},
     "sb3_ppo": {"env_id": "DAS-METER-VQA-Tabular-v0"},
-    "sb3_suite": {"total_timesteps": 2048, "split": "valid"},
 }
 
 WHOLE_ALGORITHMS = ("dqn", "masked_ppo")
@@ -35,7 +34,6 @@ WHOLE_ALGORITHMS = ("dqn", "masked_ppo")
 
 CASES = [(path, QUICK[path.stem]) for path in EXAMPLES]
 CASES += [(path, {**QUICK["policy_gradient"], "macs_saved": 0.3}) for path in EXAMPLES if path.stem == "policy_gradient"]
-CASES += [(path, {**QUICK[path.stem], "env_id": "DAS-Suite-v0"}) for path in EXAMPLES if path.stem in WHOLE_ALGORITHMS]
 
 
 @pytest.fixture

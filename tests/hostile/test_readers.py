@@ -30,7 +30,6 @@ from das_gym.files import read_json, read_json_object
 from das_gym.models.tensor_files import read_tensors, write_tensors
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import given_costs
-from das_gym.tables.suite import FORMAT, read_suite
 from das_gym.tables.table import SubnetTable
 from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.nlvr2 import load_nlvr2
@@ -105,11 +104,6 @@ RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
     "trials": ("compare.json", {"trials": [TRIAL]}, lambda path: read_trials(path.parent, Trial)),
     "front": ("front.json", {"env_id": "X-v0", "env_kwargs": {}, "points": [POINT]}, read_front),
     "costs": ("a.json", {"costs": {"latency_saved": FIGURES}}, lambda path: given_costs(str(path))),
-    "suite": (
-        "suite.json",
-        {"format": FORMAT, "tables": [{"file": "a.npz", "split": "train", "model": "METER", "task": "vqa", "name": "a"}]},
-        lambda path: read_suite(path.parent),
-    ),
 }
 """What commands keep as JSON and read again: file, content and reader."""
 

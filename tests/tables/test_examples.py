@@ -10,7 +10,7 @@ from das_gym.envs.tabular_env import TabularEnv
 from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.examples import ExampleScores
 from das_gym.tables.table import SubnetTable
-from tests.made_up_suite import GROUPS, made_up_table
+from tests.made_up_tables import GROUPS, made_up_table
 
 ENV_ID = "DAS-METER-VQA-v0"
 HALF = 2.0**-11

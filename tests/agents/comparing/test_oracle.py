@@ -1,11 +1,14 @@
+import itertools
+
 import gymnasium
 import numpy as np
 import pytest
 from das_gym.agents import compare_agents, make_oracle
-from das_gym.agents.comparing.oracle import LiveOracle
+from das_gym.agents.comparing.oracle import LiveOracle, random_probabilities
 from das_gym.agents.run_commands import search
 
-from das_gym.tables.suite import load_suite
+from das_gym.problem.budget import Budget, MaskCost
+from das_gym.problem.mask_space import every_mask
 from das_gym.tables.table import SubnetTable
 
 TABULAR = "DAS-METER-VQA-Tabular-v0"
@@ -32,22 +35,29 @@ def test_table_oracle_returns_rewards_ranks_and_metrics_of_the_table(oracle, mad
     np.testing.assert_array_equal(oracle.test_metrics(masks), table.values("metric", "test")[table.index(masks)])
 
 
-def test_suite_oracle_has_the_problems_of_the_environment(made_up_suite):
-    settings = {"suite": str(made_up_suite), "split": "valid"}
-    oracle = make_oracle("DAS-Suite-v0", env_kwargs={**settings, "problem": 3})
-    problem = load_suite(made_up_suite, "valid").problems[3]
-    assert oracle.env_id == problem.name
-    assert max(oracle(mask) for mask in oracle.space.masks) == problem.optimum == oracle.best_reward
-    assert np.isnan(oracle.test_metrics(oracle.space.masks)).all()
-    drawn = {"suite": str(made_up_suite), "split": "train", "problems": 5, "problems_seed": 3}
-    names = gymnasium.make("DAS-Suite-v0", **drawn).get_wrapper_attr("problem_names")
-    assert [make_oracle("DAS-Suite-v0", env_kwargs={**drawn, "problem": i}).env_id for i in range(5)] == list(names)
+@pytest.mark.parametrize(
+    "budget",
+    [Budget(5, 2), Budget(5, saved=0.2, cost=MaskCost(100, 100, np.array([5, 12, 9, 20, -3])))],
+    ids=["count", "cost"],
+)
+def test_random_probabilities_agree_with_all_orders(budget):
+    masks = every_mask(5)
+    useful = np.flatnonzero(budget.useful_layers)
+    counts, orders = np.zeros(32), list(itertools.permutations(useful))
+    for order in orders:
+        mask = np.zeros(5, bool)
+        for unit in order:
+            if budget.is_feasible(mask[None])[0]:
+                break
+            mask[unit] = True
+        counts[mask @ (1 << np.arange(5))] += 1
+    found = random_probabilities(masks, budget.is_feasible(masks), budget.useful_layers)
+    np.testing.assert_allclose(found, counts / len(orders))
 
 
 @pytest.mark.parametrize(
     ("env_id", "budget", "env_kwargs", "text"),
     [
-        ("DAS-Suite-v0", {"skip_num": 4}, {}, "budget"),
         ("DAS-METER-VQA-Tabular-MO-v0", {"skip_num": 4}, {}, "several rewards"),
         ("DAS-METER-VQA-v0", {"skip_num": 4}, {"reward_batches": "cycle"}, "reward_batches"),
     ],

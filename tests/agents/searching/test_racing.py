@@ -16,7 +16,7 @@ from synthetic import ENV_ID, StopError, check_replays, stop_after
 from benchmarks.search.racing import LossTable
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.mask_space import every_mask
-from tests.made_up_suite import made_up_table
+from tests.made_up_tables import made_up_table
 
 N_EXAMPLES = 64
 SPACE = MaskSpace(Budget(4, skip_num=1))

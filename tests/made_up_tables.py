@@ -1,16 +1,12 @@
-"""A suite of made-up tables: no model, but every part that a real one has."""
-
-from pathlib import Path
+"""Made-up tables: no model, but every part that a real one has."""
 
 import numpy as np
 
 from das_gym.engine.scores import Scores
-from das_gym.files import write_json
 from das_gym.problem.budget import MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.problem.statistics import DEFAULT_STATISTICS
 from das_gym.tables.examples import ExampleScores
-from das_gym.tables.suite import SUITE_FILE, SuiteTable, suite_record
 from das_gym.tables.table import SCORES, SPLITS, SubnetTable, TableMeta
 
 GROUPS = ("color", "count")
@@ -53,14 +49,3 @@ def made_up_table(n: int, seed: int, examples: int = 12) -> SubnetTable:
     )
     macs = 1000 - masks.astype(np.int64) @ (20 + 10 * np.arange(n))
     return SubnetTable(meta, means, macs, statistics, each, np.stack([statistics, statistics]))
-
-
-def write_made_up_suite(folder: Path) -> Path:
-    """Two tables of `train`, one of `valid`, one of `test`."""
-    listed = []
-    for number, (split, n) in enumerate((("train", 7), ("train", 6), ("valid", 7), ("test", 7))):
-        table = SuiteTable(f"{split}-{number}.npz", split, "METER", "vqa", f"{split}-{number}")
-        made_up_table(n, number).save(folder / table.file)
-        listed.append(table)
-    write_json(folder / SUITE_FILE, suite_record(listed, 0))
-    return folder

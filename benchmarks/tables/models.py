@@ -1,4 +1,4 @@
-"""The models of the suite: the bundled minis with other depths and weights, trained on for a minute each."""
+"""Models of the leaderboard's tables: the bundled minis with some of their layers, trained on for a minute each."""
 
 import dataclasses
 import functools
@@ -20,16 +20,15 @@ from benchmarks.pretrain.family import AnsweringRecipe
 from benchmarks.pretrain.losses import features, words_losses
 from benchmarks.pretrain.recipe import RECIPES
 from das_gym.commands.progress import bars_on_terminals
-from das_gym.files import replacing_folder
+from das_gym.files import ASSETS, replacing_folder
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone, load_splits, restore
-from das_gym.registration import MODELS
 
-DEPTHS = {"METER": (("text_layers", "image_layers"), "fusion_layers"), "ViLT": (("blocks",), "num_layers")}
-"""By model: its lists of layers, and the config entry with their length."""
+METER_BATCH = 16
+"""Statements of NLVR2 a step of training METER's adapters and head."""
 
 DECODER_BATCH = 6
 DECODER_RATE = 5e-4
@@ -37,99 +36,97 @@ DECODER_RATE = 5e-4
 
 
 @dataclass(frozen=True)
-class SuiteModel:
-    """One model of the suite.
+class TrainedModel:
+    """A model of the leaderboard.
 
     Attributes:
         name: Of its folder and its table.
-        split: Whose problems it gives: `train`, `valid` or `test`.
         model, task: As in `ProblemConfig`.
-        kept: Which layers of the bundled model it has, list by list and in their new order: METER's text and image layers,
-            ViLT's blocks, a decoder's layers.
-        seed: Of noise, masks, batches and data.
-        noise: Standard deviation of what is added to each matrix, in those of the matrix.
-        skip_adapters: Whether adapters stand in for skipped layers; else they are left out.
-        steps: Of training adapters and head, and of all that is left of a decoder; 0 trains nothing.
-        max_skipped: Each step skips 0..max_skipped units, every number as likely; of a decoder none.
-        units: As in `ProblemConfig`, of a decoder.
-        checkpoint: Name of the bundled checkpoint that it comes from, where a model has several; None is the usual one.
+        source: Folder of the bundled checkpoint that it comes from.
+        kept: Which layers of it the model has, in their new order: METER's text and image layers, or a decoder's layers.
+        seed: Of noise, batches and data.
+        steps: Of training METER's adapters and head without skipping a layer, or all that is left of a decoder.
+        noise: Standard deviation of what is added to each matrix of a decoder's layers, in that of the matrix.
     """
 
     name: str
-    split: str
     model: str
     task: str
+    source: str
     kept: tuple[tuple[int, ...], ...]
     seed: int
+    steps: int
     noise: float = 0.0
-    skip_adapters: bool = True
-    steps: int = 60
-    max_skipped: int = 4
-    units: str | None = None
-    checkpoint: str | None = None
 
 
-def make_model(spec: SuiteModel, data: Path, folder: Path) -> ProblemConfig:
-    """Write a model, train and write its supernet, and return its problem; it resumes from the content of the folder."""
+SMOLVLM_LAYERS = (0, 2, 3, 4, 6, 7, 8, 11)
+METER_LAYERS = ((1, 2, 3, 4), (0, 1, 2, 4))
+LLAVA_LAYERS = (0, 4, 6, 7, 8, 10, 12, 18, 23)
+MODELS = (
+    TrainedModel("test-00-vlm-answering", "VLM", "answering", "smolvlm_mini", (SMOLVLM_LAYERS,), 1984746196, 300, 0.05),
+    TrainedModel("test-03-meter-nlvr2", "METER", "nlvr2", "meter_mini", METER_LAYERS, 252786914, 30),
+    TrainedModel("test-06-llava-answering", "VLM", "answering", "llava_mini", (LLAVA_LAYERS,), 1668700065, 150, 0.075),
+)
+"""Once drawn at random from a larger plan: the first, fourth and seventh of its test models."""
+
+
+def make_model(spec: TrainedModel, data: Path, folder: Path) -> ProblemConfig:
+    """Write a model, train it, and return its problem; it resumes from the content of the folder."""
     given: dict[str, Any] = {"model": spec.model, "task": spec.task, "data_root": str(data)}
-    if spec.model not in DEPTHS:
+    if spec.model == "VLM":
         if not folder.is_dir():
             _write_decoder(spec, folder)
-        return ProblemConfig(**given, checkpoint=str(folder), units=spec.units)
+        return ProblemConfig(**given, checkpoint=str(folder), units="layers")
     checkpoint = folder / "model"
-    supernet = folder / "supernet.safetensors"
     first = folder / "first.safetensors"
+    supernet = folder / "supernet.safetensors"
     if not first.is_file():
-        _write_pairs_model(spec, checkpoint, first)
+        _write_meter(spec, checkpoint, first)
     problem = ProblemConfig(**given, checkpoint=str(checkpoint))
-    if spec.steps == 0:
-        return dataclasses.replace(problem, supernet=str(first))
     if not supernet.is_file():
         _train(spec, problem, first, supernet)
     return dataclasses.replace(problem, supernet=str(supernet))
 
 
-def _train(spec: SuiteModel, problem: ProblemConfig, first: Path, out: Path) -> None:
+def _train(spec: TrainedModel, problem: ProblemConfig, first: Path, out: Path) -> None:
     """Train what the bundled supernet left in `first` on, and write it."""
     splits = load_splits(problem)
     torch.manual_seed(spec.seed)
     model = restore(load_backbone(problem), Adaptation.load(first), spec.task, first)
-    pairs = 32 // model.task.passes if model.task.passes > 1 else 32
-    config = SupernetConfig(steps=spec.steps, batch_size=max(pairs, 2), seed=spec.seed, max_skipped=spec.max_skipped)
+    config = SupernetConfig(steps=spec.steps, batch_size=METER_BATCH, seed=spec.seed, max_skipped=0)
     step_loss, trainer = make_loss_and_trainer(model, splits.train, config, out.with_suffix(".pt"))
     n_layers = len(model.backbone.vlp.layers)
 
     def step(index: int) -> StepResult:
-        return step_loss(index, random_mask(spec.seed, index, n_layers, spec.max_skipped))
+        return step_loss(index, random_mask(spec.seed, index, n_layers, 0))
 
     trainer.run(step, spec.name)
     model.adaptation(kind="supernet", **vars(config)).save(out)
     out.with_suffix(".pt").unlink(missing_ok=True)
 
 
-def _write_pairs_model(spec: SuiteModel, checkpoint: Path, first: Path) -> None:
-    """The kept layers of the bundled model with noise, and those of its supernet."""
-    folder = _assets(spec.model)
+def _write_meter(spec: TrainedModel, checkpoint: Path, first: Path) -> None:
+    """Write the kept layers of METER-mini without skip adapters, and those of its supernet."""
+    folder = ASSETS / spec.source
     bundled: Any = load_checkpoint(folder).vlp
     supernet = Adaptation.load(folder / f"{spec.task}_supernet.safetensors")
-    lists, depth = DEPTHS[spec.model]
-    sizes = {depth: len(spec.kept[0]), **({} if spec.skip_adapters else {"skip_bottleneck": 0})}
-    vlp = type(bundled)(dataclasses.replace(bundled.config, **sizes))
-    state = _shortened(bundled.state_dict(), dict(zip(lists, spec.kept, strict=True)))
+    kept = dict(zip(("text_layers", "image_layers"), spec.kept, strict=True))
+    config = dataclasses.replace(bundled.config, fusion_layers=len(spec.kept[0]), skip_bottleneck=0)
+    vlp = type(bundled)(config)
+    state = _shortened(bundled.state_dict(), kept)
     vlp.load_state_dict({name: tensor for name, tensor in state.items() if name in vlp.state_dict()}, strict=False)
-    _add_noise(vlp, spec)
     adapters = [name for name in vlp.state_dict() if "adapter" in name]
     tokenizer = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("tokenizer*.json"))}
     save_checkpoint(checkpoint, vlp, files=tokenizer, leave_out=adapters)
     stripped = {name.removeprefix("vlp."): tensor for name, tensor in supernet.tensors.items() if name.startswith("vlp.")}
-    tuned = _shortened(stripped, dict(zip(lists, spec.kept, strict=True)))
+    tuned = _shortened(stripped, kept)
     tensors = {f"vlp.{name}": tuned[name] for name in vlp.tunable_state()}
     tensors |= {name: tensor for name, tensor in supernet.tensors.items() if name.startswith("head.")}
     dataclasses.replace(supernet, tensors=tensors, base=fingerprint(vlp), info={}).save(first)
 
 
 def _shortened(tensors: Mapping[str, Tensor], kept: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """Tensors by name, those of lists of layers numbered again and some left out."""
+    """Return tensors by name, those of lists of layers numbered again and some left out."""
     found = {}
     for name, tensor in tensors.items():
         first, _, rest = name.partition(".")
@@ -137,35 +134,24 @@ def _shortened(tensors: Mapping[str, Tensor], kept: Mapping[str, Sequence[int]])
             found[name] = tensor
             continue
         number, _, rest = rest.partition(".")
-        for new, old in enumerate(kept[first]):
-            if old == int(number):
-                found[f"{first}.{new}.{rest}"] = tensor
+        if int(number) in kept[first]:
+            found[f"{first}.{kept[first].index(int(number))}.{rest}"] = tensor
     return found
 
 
-@torch.no_grad()
-def _add_noise(model: torch.nn.Module, spec: SuiteModel) -> None:
-    """Other weights: every matrix of a layer moves a little."""
-    generator = torch.Generator().manual_seed(spec.seed)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2 and any(part.isdigit() for part in name.split(".")):
-            parameter.add_(spec.noise * parameter.std() * torch.randn(parameter.shape, generator=generator))
-
-
-def _write_decoder(spec: SuiteModel, folder: Path) -> None:
-    """The kept layers of a bundled decoder, trained on to do without the rest, as transformers reads it."""
+def _write_decoder(spec: TrainedModel, folder: Path) -> None:
+    """Write the kept layers of a bundled decoder, trained on to do without the rest, as transformers reads it."""
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     from das_gym.models.transformers.layer_removal import prune
 
-    source = _assets(spec.model, spec.checkpoint)
-    name = "SmolVLM" if spec.checkpoint is None else "LLaVA"
+    source = ASSETS / spec.source
     with bars_on_terminals():
         model = AutoModelForImageTextToText.from_pretrained(source)
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     prune(model, [place not in spec.kept[0] for place in range(count)])
     _add_noise(model, spec)
-    recipe = RECIPES[name]
+    recipe = RECIPES["LLaVA" if spec.source == "llava_mini" else "SmolVLM"]
     assert isinstance(recipe, AnsweringRecipe)
     batches = ConversationBatches(recipe, AutoTokenizer.from_pretrained(source), spec.seed, DECODER_BATCH)
 
@@ -184,8 +170,10 @@ def _write_decoder(spec: SuiteModel, folder: Path) -> None:
             shutil.copy(source / file, part / file)
 
 
-def _assets(model: str, checkpoint: str | None = None) -> Path:
-    """Return the folder of a bundled checkpoint."""
-    entry = MODELS[model]
-    assert entry.assets is not None
-    return entry.assets if checkpoint is None else entry.named[checkpoint]
+@torch.no_grad()
+def _add_noise(model: torch.nn.Module, spec: TrainedModel) -> None:
+    """Move every matrix of a layer a little."""
+    generator = torch.Generator().manual_seed(spec.seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and any(part.isdigit() for part in name.split(".")):
+            parameter.add_(spec.noise * parameter.std() * torch.randn(parameter.shape, generator=generator))

@@ -1,0 +1,1 @@
+"""Tables of small models that the leaderboard searches, besides the bundled ones, and how they were made."""
