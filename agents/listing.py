@@ -11,7 +11,7 @@ from das_gym.commands.runs import PluginSettings
 from das_gym.drawing.report import Console, Table
 from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS
-from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS, many_objectives
+from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS
 
 PIPED_WIDTH = 200
 """Columns of output that does not go to a terminal."""
@@ -28,7 +28,6 @@ def main(settings: PluginSettings) -> None:
 
 def tables() -> list[Table]:
     """Return the tables of environments, agents, rewards and statistics."""
-    notes = (f"Many objectives: {many_objectives(next(iter(ENVIRONMENTS)))}, and so on.",)
     environments = [
         (entry.id, entry.short, "-" if entry.table is None else entry.tabular_id) for entry in ENVIRONMENTS.values()
     ]
@@ -40,7 +39,7 @@ def tables() -> list[Table]:
     with_agent = format_command("agents", "<name>", "agent_kwargs.<setting>=...")
     price = f"With env_kwargs.macs_price=...: {PRICE_FORMULA}."
     contents = [
-        (f"environments: {format_command('agents', '<short>')}", ("id", "short", "its table"), environments, notes),
+        (f"environments: {format_command('agents', '<short>')}", ("id", "short", "its table"), environments, ()),
         (f"agents: {with_agent}", ("name", "settings", "what it is"), agents, ()),
         (f"algorithms of SB3: {with_agent}", ("name", "class", "action spaces"), algorithms, ()),
         ("rewards: reward=<name>", ("name", "formula", "range"), rewards, (price,)),

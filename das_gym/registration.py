@@ -291,11 +291,6 @@ def default_reward(id: str) -> str:
     return DEFAULT_REWARD if entry is None else TASKS[entry.task].reward
 
 
-def many_objectives(id: str) -> str:
-    """Return the id of the variant with a reward per objective: `DAS-METER-VQA-MO-v0`."""
-    return f"{id.removesuffix('-v0')}-MO-v0"
-
-
 def find_environment(model: str, task: str) -> EnvEntry:
     """Return the environment of a model and a task, keys of `MODELS` and `TASKS`."""
     if MODELS[model].reads != TASKS[task].gives:
@@ -403,7 +398,7 @@ def _check_entry(entry: Any, kind: type[Any], table: Mapping[str, Any], *fields:
 
 
 def register_all() -> None:
-    """Register the model, table and multi-objective environments that are not registered yet."""
+    """Register the model and table environments that are not registered yet."""
     live = "das_gym.envs.skip_env:Skip"
     tabular = "das_gym.envs.tabular_env:Tabular"
     for model in MODELS.values():
@@ -422,17 +417,15 @@ def register_all() -> None:
         _register(id, tabular, settings)
 
 
-def _register(id: str, env: str, kwargs: Mapping[str, Any]) -> None:
-    """Register an environment, with the classes `<env>Env` and `<env>VectorEnv`, and its variant with several objectives."""
-    if id in registry:
-        return
-    common: dict[str, Any] = {
-        "order_enforce": False,  # `make` returns the environment itself: episodes are short, and checked here
-        "disable_env_checker": True,  # it requires a scalar reward; the tests run Gymnasium's checker, and SB3's
-    }
-    threshold = REWARD_THRESHOLDS.get(id)
-    vector_env = f"{env}VectorEnv"
-    register(id, f"{env}Env", vector_entry_point=vector_env, kwargs=dict(kwargs), reward_threshold=threshold, **common)
-    many = "das_gym.envs.mo_env:make"
-    made_with = {"env": f"{env}Env", **kwargs}
-    register(many_objectives(id), f"{many}_env", vector_entry_point=f"{many}_vector_env", kwargs=made_with, **common)
+def _register(id: str, env: str, kwargs: dict[str, Any]) -> None:
+    """Register an environment, with the classes `<env>Env` and `<env>VectorEnv`."""
+    if id not in registry:
+        register(
+            id,
+            f"{env}Env",
+            vector_entry_point=f"{env}VectorEnv",
+            kwargs=kwargs,
+            reward_threshold=REWARD_THRESHOLDS.get(id),
+            order_enforce=False,  # `make` returns the environment itself: episodes are short, and checked here
+            disable_env_checker=True,  # the tests run Gymnasium's checker, and Stable-Baselines3's
+        )

@@ -23,7 +23,6 @@ from das_gym.registration import (
     EnvEntry,
     env_entry,
     find_class,
-    many_objectives,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +45,7 @@ def on_config(config: Any) -> Any:
     """Put generated pages into the navigation."""
     sections = {title: pages for entry in config.nav if isinstance(entry, dict) for title, pages in entry.items()}
     sections["Environments"] += ["environments/index.md", *(f"environments/{e.id}.md" for e in ENVIRONMENTS.values())]
-    sections["Environments"] += ["environments/tabular.md", "environments/many-objectives.md"]
+    sections["Environments"].append("environments/tabular.md")
     for page, (_, title) in COPIES.items():
         sections[title].append(page)
     return config
@@ -58,7 +57,6 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, name, content=_without_outside_links((ROOT / source).read_text("utf-8"))))
     files.append(File.generated(config, "environments/index.md", content=overview()))
     files.append(File.generated(config, "environments/tabular.md", content=tabular_page()))
-    files.append(File.generated(config, "environments/many-objectives.md", content=many_objectives_page()))
     for entry in ENVIRONMENTS.values():
         files.append(File.generated(config, f"environments/{entry.id}.md", content=environment_page(entry)))
         if entry.table is not None:
@@ -140,14 +138,6 @@ def tabular_page() -> str:
         table = gymnasium.make(id).get_wrapper_attr("table")
         lines.append(f"| `{id}` | {len(table.macs):,} | {table.n_layers} | {best} |")
     return "\n".join([*lines, "", _docstring(find_class("das_gym.envs.tabular_env:TabularEnv"))])
-
-
-def many_objectives_page() -> str:
-    """All environments with a vector for a reward."""
-    lines = ["# Multi-objective environments", "", "| with a model | from a table |", "|---|---|"]
-    lines += [f"| `{many_objectives(e.id)}` | `{many_objectives(e.tabular_id)}` |" for e in ENVIRONMENTS.values()]
-    lines.append("")
-    return "\n".join([*lines, _docstring(find_class("das_gym.envs.mo_env:MultiObjectiveReward"))])
 
 
 def _docstring(cls: Any) -> str:

@@ -102,8 +102,8 @@ def assert_light(program: str, words: str, setting: str) -> None:
     assert setting in found.stderr
 
 
-@pytest.mark.parametrize("env_id", ["DAS-METER-VQA-Tabular-v0", "DAS-METER-VQA-Tabular-MO-v0"])
-def test_tabular_environments_need_numpy_and_gymnasium_only(env_id):
+def test_tabular_environments_need_numpy_and_gymnasium_only():
+    env_id = "DAS-METER-VQA-Tabular-v0"
     code = (
         "import sys, gymnasium, numpy, das_gym\n"
         "loaded = lambda: {name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)\n"

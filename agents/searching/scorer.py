@@ -17,7 +17,7 @@ from das_gym.names import check_arguments
 from das_gym.problem.budget import BUDGET_SETTINGS, Floats, MaskCost, Masks
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.problem import Problem
-from das_gym.registration import DEFAULT_ENV, many_objectives
+from das_gym.registration import DEFAULT_ENV
 
 SCORES = ("loss", "metric", "macs", "macs_saved")
 """Scores of each mask that records keep."""
@@ -86,9 +86,8 @@ def open_scorer(
         problem: The loaded problem of the environment, which is scored instead of loading it again.
 
     Raises:
-        ValueError: an id that is unknown, or whose environment has several problems or rewards.
+        ValueError: an id that is unknown, or of another package's environment that has no layers.
     """
-    check_single(env_id)
     budget = {name: None for name in BUDGET_SETTINGS if free and name in env_kwargs}
     settings = {**env_kwargs, **budget}
     if problem is not None:
@@ -108,19 +107,11 @@ def open_scorer(
 
 def make_scored(env_id: str, env_kwargs: Mapping[str, Any]) -> Any:
     """Make a single environment of das_gym, without wrappers; its keyword arguments have the budget among them."""
-    check_single(env_id)
     with explained_errors(env_id):
         env = gymnasium.make(env_id, **env_kwargs).unwrapped
     if not isinstance(env, ScoredEnv):
         raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id}, {ENV_ID_HINT}")
     return env
-
-
-def check_single(env_id: str) -> None:
-    """Raise a ValueError for an environment with several rewards."""
-    name = f"{env_id.rpartition(':')[2].removesuffix('-v0')}-v0"  # Gymnasium finds ids without a version, too
-    if name.endswith(many_objectives("")):
-        raise ValueError(f"`env_id` has several rewards, unsupported by searches: got {env_id}, {ENV_ID_HINT}")
 
 
 @contextmanager

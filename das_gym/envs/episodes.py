@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any, ClassVar, Self
@@ -81,17 +80,6 @@ class Episodes:
 
     def reset_info_one(self) -> dict[str, Any]:
         return self.scorer.full_model_info() | first_row(self.mode.info())
-
-    def add_savings_to_info(self, costs: Sequence[str]) -> list[tuple[float, float]]:
-        """Add the savings of these costs to `info`, and return (low, high) of the reward and of each saving."""
-        self.scorer.add_savings_to_info(costs)
-        objective = self.scorer.objective
-        # A mask outside the budget earns `low` minus its violation, which is at most 1.
-        return [(objective.low - 1.0, objective.high), *(self.scorer.cost_of(name).range for name in costs)]
-
-    def reference_reward(self) -> float:
-        """Return the reward from which hypervolumes are measured: 0, or of skipping all layers if rewards are negative."""
-        return self.scorer.reward_without_layers() if self.scorer.objective.reward.low < 0 else 0.0
 
     def last_step(self, mask: np.ndarray, reward: float, info: dict[str, Any], ended: bool) -> LastStep:
         """Return a step as `render` shows it."""

@@ -15,8 +15,6 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from das_gym.envs.episodes import MaskVectorEnv
-from das_gym.envs.mo_env import MultiObjectiveVectorReward
-from das_gym.registration import many_objectives
 
 METHODS_BY_ENV = ("action_masks", "render")
 """Methods of a das_gym vector environment that return one value per environment; others return one for all."""
@@ -37,8 +35,6 @@ class SB3VecEnv(VecEnv):
                 f"`env` is not supported: got {env}, expected das_gym's own vector environment. Make it without "
                 "`vectorization_mode`."
             )
-        if isinstance(env, MultiObjectiveVectorReward):
-            raise ValueError(f"`env` has vector rewards, but Stable-Baselines3 needs one number: got {env}. Wrap it first.")
         self.env = env
         self.spec = env.spec
         self._base = env.unwrapped
@@ -126,8 +122,6 @@ def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kw
         >>> envs = make_sb3_vec_env("DAS-METER-VQA-Tabular-v0", n_envs=16, action="scores")
         >>> model = PPO("MlpPolicy", envs, n_steps=32)
     """
-    if env_id.endswith(many_objectives("")):
-        raise ValueError(f"`env_id` has vector rewards, but Stable-Baselines3 needs one: got {env_id}. Leave out `-MO`")
     vec_env = SB3VecEnv(gymnasium.make_vec(env_id, num_envs=n_envs, **kwargs))
     vec_env.seed(seed)
     return VecMonitor(vec_env)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
 from functools import cache, cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -108,7 +107,7 @@ class Scorer(MaskScorer):
         evaluations: Masks scored so far, including those for the observation; masks off the budget are not scored.
         position: The next example, where `reward_batches="cycle"`.
         table: The table that scores are looked up in; None if a model is scored.
-        reported: Costs whose savings `info` has, by setting: that of the budget, and objectives.
+        reported: The cost that the budget limits, by its setting, whose savings `info` has; empty without one.
         rng: Draws the examples of a search; an environment passes its own generator to `score`.
     """
 
@@ -242,10 +241,6 @@ class Scorer(MaskScorer):
         self.position = (first + size) % self.total
         return (first + np.arange(size)) % self.total
 
-    def add_savings_to_info(self, costs: Iterable[str]) -> None:
-        """Add the savings of these costs, keys of `SAVED`, to `info`."""
-        self.reported |= {name: self.cost_of(name) for name in costs if name != "macs_saved"}
-
     def restart(self, seed: int = 0) -> None:
         """Restart the reward examples and the count of evaluations, as `reset(seed=...)` does; `seed` is that of `rng`."""
         self.rng = np.random.default_rng(seed)
@@ -292,13 +287,6 @@ class Scorer(MaskScorer):
         """Score one mask, (1, n_layers): return what `score` returns as plain numbers."""
         rewards, info = self.score(masks, rng, np.array([ended]))
         return float(rewards[0]), first_row(info)
-
-    def reward_without_layers(self) -> float:
-        """Return the reward of skipping every layer, with or without a budget; it does not count as an evaluation."""
-        masks = np.ones((1, self.n_layers), dtype=bool)
-        without_budget = replace(self.objective, budget=Budget(self.n_layers))
-        scores = replace(self.measure_fixed(masks), full_loss=self.full_loss)
-        return float(without_budget.rewards(masks, scores)[0])
 
     @cached_property
     def full_loss(self) -> float | None:

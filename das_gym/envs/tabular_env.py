@@ -101,13 +101,6 @@ class TableScorer(Scorer):
     def measure_fixed(self, masks: np.ndarray) -> Scores:
         return TableScorer.measure(self, masks, self.rng)
 
-    def reward_without_layers(self) -> float:
-        """Return the lowest reward within the budget if the table lacks this mask."""
-        if self.table.meta.max_skipped is None:
-            return super().reward_without_layers()
-        rewards, info = self._known
-        return float(rewards[info["feasible"]].min())
-
     # The rest is for speed: rewards and `info` of all masks are computed once, by `Scorer.score`, and then looked up.
 
     def score(
@@ -142,12 +135,6 @@ class TableScorer(Scorer):
             return 0.0, {**info, "loss": np.inf, "metric": 0.0, "evaluations": self.evaluations}
         self.evaluations += info["feasible"]
         return reward, {**info, "evaluations": self.evaluations}
-
-    def add_savings_to_info(self, costs: Iterable[str]) -> None:
-        super().add_savings_to_info(costs)
-        self._rows_known.clear()
-        for name in ("_known", "_full_model_info", "_exact"):
-            self.__dict__.pop(name, None)
 
     def full_model_info(self) -> dict[str, Any]:
         return {**self._full_model_info, "evaluations": self.evaluations}

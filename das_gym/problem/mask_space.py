@@ -210,29 +210,3 @@ def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
     if not np.isfinite(last):
         raise ValueError("the mask that saves most has a non-finite loss, so the hypervolume has no reference point")
     return float(saved[0]), last
-
-
-def dominated_volume(points: Floats, reference: npt.ArrayLike = 0.0) -> float:
-    """Return the exact volume between a reference point and (m, dimensions) points, two dimensions or more.
-
-    More is better in each dimension. A point that is not above the reference in all, or is NaN in one, adds nothing.
-    """
-    points = points - np.asarray(reference)
-    points = points[(points > 0).all(axis=1)]
-    if points.shape[1] == 2:
-        return hypervolume(points[:, 0], -points[:, 1], (0.0, 0.0))
-    points = points[np.argsort(-points[:, -1], kind="stable")]
-    # Slices between one value of the last dimension and the next: each has the volume of the points that reach it.
-    depths = -np.diff(points[:, -1], append=0.0)
-    return float(sum(depth * dominated_volume(points[: i + 1, :-1]) for i, depth in enumerate(depths) if depth))
-
-
-def undominated_rows(points: Floats) -> npt.NDArray[np.intp]:
-    """Return the indices of (m, dimensions) points that no other dominates, the first of equal ones; NaN is lowest."""
-    points = np.where(np.isnan(points), -np.inf, points)
-    left = np.lexsort(-points.T[::-1])  # what dominates a point comes before it
-    found: list[int] = []
-    while len(left):
-        found.append(int(left[0]))
-        left = left[~(points[left] <= points[left[0]]).all(axis=1)]
-    return np.sort(np.array(found, dtype=np.intp))

@@ -16,7 +16,7 @@ def test_list_prints_all_names(capsys):
     assert {*ENVIRONMENTS, *AGENTS, *ALGORITHMS, *REWARDS, *STATISTICS} <= names
     assert PROGRAM.run(["list"]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in (*names, "meter_vqa", "DAS-METER-VQA-MO-v0"))
+    assert all(name in printed for name in (*names, "meter_vqa"))
 
 
 def test_list_says_what_a_command_takes():

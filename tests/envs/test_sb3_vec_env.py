@@ -78,13 +78,6 @@ def test_env_is_wrapped_finds_wrappers(tabular_kwargs):
     assert [info["episode"]["r"] for info in infos] == pytest.approx(rewards.tolist())
 
 
-def test_vector_rewards_are_rejected():
-    with pytest.raises(ValueError, match="`env_id` has vector rewards"):
-        make_sb3_vec_env("DAS-METER-VQA-Tabular-MO-v0", n_envs=2)
-    with pytest.raises(ValueError, match="`env` has vector rewards"):
-        SB3VecEnv(gymnasium.make_vec("DAS-METER-VQA-Tabular-MO-v0", num_envs=2))
-
-
 def test_other_vector_envs_are_rejected(tabular_kwargs):
     with pytest.raises(ValueError, match="`env`"):
         SB3VecEnv(gymnasium.make_vec(TABULAR, num_envs=2, vectorization_mode="sync", **tabular_kwargs))

@@ -8,7 +8,7 @@ import pytest
 from das_gym.agents import MaskSpace
 
 from das_gym.problem.budget import Budget, MaskCost
-from das_gym.problem.mask_space import dominated_volume, flipped, hypervolume, reference_point, undominated_rows
+from das_gym.problem.mask_space import flipped, hypervolume, reference_point
 from tests.agents.landscapes import SAVINGS, SPACES
 
 COST = SPACES["cost"]
@@ -100,21 +100,3 @@ def test_reference_point_by_hand():
     assert reference_point(SAVED[:5], LOSSES[:5]) == (0.0, 3.0)
     with pytest.raises(ValueError, match="non-finite loss"):
         reference_point(SAVED[[0, 5]], LOSSES[[0, 5]])
-
-
-def test_dominated_volume_agrees_with_a_grid():
-    rng = np.random.default_rng(0)
-    points = np.concatenate((rng.random((7, 3)), [[0.9, -0.1, 0.9], [np.nan, 1.0, 1.0]]))
-    centres = (np.arange(100) + 0.5) / 100
-    grid = np.stack(np.meshgrid(centres, centres, centres, indexing="ij"), axis=-1)
-    covered = np.any([(grid <= point).all(axis=-1) for point in points[:7]], axis=0).mean()
-    assert dominated_volume(points) == pytest.approx(covered, abs=5e-3)
-    assert dominated_volume(points[:0]) == 0
-    assert dominated_volume(np.array([[0.5, 0.5, 0.4], [0.5, 0.5, 0.4]])) == pytest.approx(0.1)
-
-
-def test_undominated_rows_by_hand():
-    points = np.array(
-        [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, 0.4, 0.5], [np.nan, 2.0, 2.0], [0.0, 1.0, 0.2]]
-    )
-    assert undominated_rows(points).tolist() == [0, 2, 4, 5]

@@ -58,7 +58,6 @@ def test_random_probabilities_agree_with_all_orders(budget):
 @pytest.mark.parametrize(
     ("env_id", "budget", "env_kwargs", "text"),
     [
-        ("DAS-METER-VQA-Tabular-MO-v0", {"skip_num": 4}, {}, "several rewards"),
         ("DAS-METER-VQA-v0", {"skip_num": 4}, {"reward_batches": "cycle"}, "reward_batches"),
     ],
 )
