@@ -50,7 +50,7 @@ def tables() -> list[Table]:
 
 def _hyperparameters(agent: str) -> str:
     values = agent_hyperparameters(agent) | SEARCH_DEFAULTS.get(agent, {})
-    return "\n".join(f"{name}={value}" for name, value in values.items() if name != "blocks")  # searches fill these in
+    return "\n".join(f"{name}={value}" for name, value in values.items())
 
 
 def docstring_summary(cls: type) -> str:

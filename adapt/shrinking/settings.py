@@ -70,7 +70,7 @@ RATE_HIDDEN_SIZE = 80
 (`python -m benchmarks.recovery`). Rates fall with the root of the width, which leads to what is usual for billions of
 parameters: Shortened LLaMA and Minitron take 1e-4 at 4,096."""
 
-COMPARED = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
+COMPARED = ("bayes", "random", "uniform", "block_influence", "leave_one_out", "greedy", "evopress")
 """Agents that are compared by default: `bayes`, random search, rules and searches of papers, see `docs/comparison.md`."""
 
 

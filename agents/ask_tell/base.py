@@ -15,7 +15,6 @@ from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import find_class
 
 AGENTS: dict[str, "str | type[Agent]"] = {
-    "angular": "das_gym.agents.ask_tell.heuristics:Angular",
     "bandit": "das_gym.agents.ask_tell.bandit:Bandit",
     "bayes": "das_gym.agents.ask_tell.bayes:Bayes",
     "block_influence": "das_gym.agents.ask_tell.heuristics:BlockInfluence",
@@ -23,7 +22,6 @@ AGENTS: dict[str, "str | type[Agent]"] = {
     "evopress": "das_gym.agents.ask_tell.evolution:EvoPress",
     "exhaustive": "das_gym.agents.ask_tell.baselines:Exhaustive",
     "greedy": "das_gym.agents.ask_tell.baselines:Greedy",
-    "interlace": "das_gym.agents.ask_tell.heuristics:Interlace",
     "leave_one_out": "das_gym.agents.ask_tell.baselines:LeaveOneOut",
     "random": "das_gym.agents.ask_tell.baselines:RandomSearch",
     "uniform": "das_gym.agents.ask_tell.heuristics:Uniform",
@@ -46,9 +44,8 @@ class Agent(ABC):
     A subclass needs only `ask`. The base class keeps every mask with its reward, and its `best` returns the best one. A
     resumed search repeats the calls of the stopped one, so an agent can be resumed if it draws from `rng` alone.
 
-    Hyperparameters are keyword arguments of the subclass after `space` and `seed`. Searches fill in two of them by name:
-    `statistics` with the layer statistics of the environment, `blocks` with distances between hidden states
-    (`heuristics.Blocks`).
+    Hyperparameters are keyword arguments of the subclass after `space` and `seed`. Searches fill in
+    `statistics` with the layer statistics of the environment.
 
     Args:
         space: The masks to choose from.

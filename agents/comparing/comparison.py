@@ -200,12 +200,12 @@ def check_agent(oracle: Oracle, config: SearchConfig) -> None:
     if is_algorithm(config.agent):
         _train_once(oracle, replace(config, evaluations=1))
     else:
-        make_search_agent(config, oracle.space, oracle.statistics, oracle.blocks)
+        make_search_agent(config, oracle.space, oracle.statistics)
 
 
 def _search_once(oracle: Oracle, config: SearchConfig) -> SearchTrial:
     name = config.agent
-    agent = make_search_agent(config, oracle.space, oracle.statistics, oracle.blocks)
+    agent = make_search_agent(config, oracle.space, oracle.statistics)
     needed = masks_needed(agent.statistics_read, agent.n_layers)
     masks = np.zeros((0, agent.n_layers), dtype=bool)
     rewards = np.zeros(0)

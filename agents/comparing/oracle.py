@@ -37,8 +37,6 @@ class Oracle(ABC):
     best_reward: float | None = None
     random_reward: float | None = None
 
-    _scorer: Any = None  # of das_gym's environment; None for an oracle of another kind
-
     @cached_property
     def calls(self) -> list[tuple[tuple[int, ...], float]]:
         """The (skipped layers, reward) of every call, in order."""
@@ -70,10 +68,6 @@ class Oracle(ABC):
         if self.best_reward is None or self.random_reward is None:
             raise ValueError(f"{self.env_id} has no known best and mean reward to scale by. Compare on a table")
         return regrets / max(self.best_reward - self.random_reward, 1e-12)
-
-    def blocks(self) -> dict[str, Any] | None:
-        """Return `das_gym.problem.statistic_inputs.measure_blocks` of the full model; None if it was not measured."""
-        return None if self._scorer is None else self._scorer.blocks()
 
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64] | None:
         """Return 1 + the number of masks within the budget with a higher reward than each of `rewards`; None if unknown."""

@@ -1,12 +1,9 @@
 """The search loop: an agent chooses masks, the environment scores them, until the budget is spent."""
 
-import inspect
 import math
 import os
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, Statistics, agent_class, answer, ask, make_agent
@@ -158,16 +155,12 @@ def check_search(config: SearchConfig, problem: Problem | None = None) -> None:
 def _agent_of(config: SearchConfig, scorer: MaskScorer, statistics: Statistics) -> Agent:
     budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of)
     space = MaskSpace(budget)
-    return make_search_agent(config, space, statistics, scorer.blocks)
+    return make_search_agent(config, space, statistics)
 
 
-def make_search_agent(
-    config: SearchConfig, space: MaskSpace, statistics: Statistics, blocks: Callable[[], dict[str, Any] | None]
-) -> Agent:
-    """Make the agent of a search; `SEARCH_DEFAULTS` and, for agents that take them, `blocks()` are filled in."""
+def make_search_agent(config: SearchConfig, space: MaskSpace, statistics: Statistics) -> Agent:
+    """Make the agent of a search; `SEARCH_DEFAULTS` are filled in."""
     settings = search_hyperparameters(config.agent, config.agent_kwargs)
-    if "blocks" in inspect.signature(agent_class(config.agent)).parameters and "blocks" not in settings:
-        settings["blocks"] = blocks()
     # The agent draws from a child of the seed, since the environment draws from the seed itself.
     rng = np.random.default_rng(np.random.SeedSequence(config.seed).spawn(1)[0])
     return make_agent(config.agent, space, rng, settings, statistics)

@@ -109,7 +109,7 @@ class Searched:
 def run_search(scorer: MaskScorer, racing: bool, seed: int) -> Searched:
     """Search with `bayes` for `MASKS` masks, with or without racing."""
     space = MaskSpace(Budget(len(scorer.layer_names), SKIPPED))
-    agent = make_search_agent(SearchConfig(agent="bayes", seed=seed), space, scorer.layer_statistics, scorer.blocks)
+    agent = make_search_agent(SearchConfig(agent="bayes", seed=seed), space, scorer.layer_statistics)
     race = Race(scorer, space) if racing else None
     rows = []
     best = np.inf

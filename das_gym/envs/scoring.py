@@ -80,10 +80,6 @@ class MaskScorer(ABC):
         """Return how many masks are scored for layer statistics by name; 0 where they are known."""
         return 0
 
-    def blocks(self) -> dict[str, Any] | None:
-        """Return what `das_gym.problem.statistic_inputs.measure_blocks` returns of the full model; None if it is unknown."""
-        return None
-
     def layout(self) -> dict[str, Any]:
         """Return the fields of a record of a search from `units` to `table_model`; empty if they are unknown."""
         return {}

@@ -19,7 +19,7 @@ from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, MaskCost, given_costs
 from das_gym.problem.config import ProblemConfig, warn_at_chance
 from das_gym.problem.problem import Problem, load_problem
 from das_gym.problem.rewards import Objective, find_reward
-from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity, measure_blocks
+from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import DEFAULT_STATISTICS, check_statistics, compute_statistics, masks_needed
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, TASKS
 
@@ -81,13 +81,6 @@ class EngineScorer(Scorer):
     @property
     def metric_name(self) -> str:
         return self.problem.task.metric_name
-
-    def blocks(self) -> dict[str, Any]:
-        return self._blocks
-
-    @cached_property
-    def _blocks(self) -> dict[str, Any]:
-        return measure_blocks(self.problem.evaluator, self.fixed_examples)
 
     def remember(self, masks: np.ndarray, scores: Scores) -> None:
         """Other batches than fixed ones move on with each step, and are scored again."""

@@ -17,7 +17,7 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
 from das_gym.envs.episodes import ScoredEnv, ScoredVectorEnv
 from das_gym.envs.scoring import Info, Scorer
-from das_gym.files import absolute_path, explain_damage, read_json
+from das_gym.files import absolute_path
 from das_gym.names import check_arguments, check_names
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, MaskCost, given_costs, pick_budget
 from das_gym.problem.rewards import Objective, find_reward
@@ -84,9 +84,6 @@ class TableScorer(Scorer):
     @property
     def metric_name(self) -> str:
         return self.table.meta.metric_name
-
-    def blocks(self) -> dict[str, Any] | None:
-        return None if self.path is None else stored_blocks(self.path, self.table)
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """Return the scores of the table; no examples are drawn."""
@@ -312,18 +309,3 @@ def load_table(path: Path) -> SubnetTable:
 def _load_table(path: Path, stamp: int) -> SubnetTable:
     del stamp  # part of the cache's key: a table that was made again is loaded again
     return SubnetTable.load(path)
-
-
-def blocks_file(table: Path) -> Path:
-    """Return the path of the blocks of a table: `vqa_blocks.json` next to `vqa_table.npz`."""
-    return table.with_name(f"{table.stem.removesuffix('_table')}_blocks.json")
-
-
-def stored_blocks(path: Path, table: SubnetTable) -> dict[str, Any] | None:
-    """Return the blocks stored next to a table's file; None without a file for the same model and data."""
-    file = blocks_file(path)
-    if not file.is_file():
-        return None
-    record = read_json(file)
-    with explain_damage(file, "remove it: agents then estimate what it holds"):
-        return dict(record["blocks"]) if record["hashes"] == table.meta.hashes else None

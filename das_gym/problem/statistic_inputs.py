@@ -1,6 +1,5 @@
 """The inputs of layer statistics: one model, run on one set of examples."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -170,63 +169,3 @@ def _effects(evaluator: Evaluator, state: State, targets: dict[str, Tensor]) -> 
         real = 1.0 if attend is None else to_widest(attend[:, 0, -1, :, None])
         effects.append((rows * real).sum(dim=(1, 2)).cpu().numpy())
     return np.stack(effects)
-
-
-@torch.inference_mode()
-def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, Any]:
-    """Return the distance between input and output of every block of consecutive layers, in plain JSON values.
-
-    A block is a run of layers of one stream. Distances are of one run of the full model, averaged over the examples' rows.
-
-    Returns:
-        `stages`: the layers of each stage. `streams`: the stream of each layer. `angular`: a row a layer, whose entry m - 1
-            is arccos(cos(input, output)) / pi at the pooled token (`VLP.pooled_tokens`) of the block of m layers that begins
-            there, 0..1, None where the stream has no m layers left. `cosine`: the same with 1 - cos(input, output) over real
-            tokens, 0..2, for m up to 3.
-    """
-    vlp = evaluator.vlp
-    count = len(evaluator.vlp.layers)
-    sums = {"angular": np.zeros((count, count)), "cosine": np.zeros((count, TOKEN_BLOCKS))}
-    counts = np.zeros(count)  # an example of retrieval is many rows
-    for start in range(0, len(examples), evaluator.batch_size):
-        chunk = examples[start : start + evaluator.batch_size]
-        state = vlp.embed(evaluator.encoder_cache(evaluator.task.pairs(chunk)))
-        chains: dict[str, list[int]] = defaultdict(list)  # the layers of each stream so far
-        pooled: dict[str, list[Tensor]] = defaultdict(list)  # what each of them has read at the pooled token
-        whole: dict[str, list[Tensor]] = defaultdict(list)  # and at every token, the last few
-        for number, stage in enumerate(vlp.stages):
-            state, _ = vlp.enter_stage(state, number)
-            outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
-            for index in stage:
-                stream = vlp.layers[index].stream
-                before, attend = vlp.split_rows(state, stream, state.hidden[stream])
-                after, _ = vlp.split_rows(state, stream, outputs[stream])
-                place = torch.arange(len(before), device=before.device), vlp.pooled_tokens(state, stream)
-                chains[stream].append(index)
-                pooled[stream].append(to_widest(before[place]))
-                whole[stream] = [*whole[stream], before][-TOKEN_BLOCKS:]
-                for length, (first, read) in enumerate(zip(chains[stream][::-1], pooled[stream][::-1], strict=True)):
-                    cos = torch.cosine_similarity(read, to_widest(after[place]), dim=-1).clamp(-1, 1)
-                    sums["angular"][first, length] += float(torch.arccos(cos).sum()) / np.pi
-                real = torch.ones(before.shape[:2]) if attend is None else attend[:, 0, -1]
-                real = to_widest(real.to(before.device))
-                tokens = real.sum(dim=1).clamp_min(1)  # a prompt without images has none in the vision tower
-                for length, (first, read) in enumerate(zip(chains[stream][::-1], whole[stream][::-1], strict=False)):
-                    apart = 1 - torch.cosine_similarity(to_widest(read), to_widest(after), dim=-1)
-                    sums["cosine"][first, length] += float(((apart * real).sum(dim=1) / tokens).sum())
-                    check_layer(vlp, index, sums["cosine"][first], chunk)
-                counts[index] += len(before)
-            state = state.with_hidden({**state.hidden, **outputs})
-    record: dict[str, Any] = {
-        "stages": [list(stage) for stage in vlp.stages],
-        "streams": [layer.stream for layer in vlp.layers],
-        "angular": [],
-        "cosine": [],
-    }
-    for index in range(count):
-        chain = chains[vlp.layers[index].stream]
-        left = len(chain) - chain.index(index)  # layers of the stream from here on
-        for name, size in (("angular", len(chain)), ("cosine", TOKEN_BLOCKS)):
-            row = (sums[name][index, :size] / counts[index]).round(9).tolist()  # rounded for readable records
-            record[name].append([value if number < left else None for number, value in enumerate(row)])
-    return record

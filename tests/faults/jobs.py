@@ -197,7 +197,7 @@ def _shrink(folder: Path) -> Job:
 def _shrink_compare(folder: Path) -> Job:
     from das_gym.adapt.run_commands import shrink_compare as ex
 
-    quick = {"methods": ("random", "angular"), "skip_num": 1, "evaluations": 4}
+    quick = {"methods": ("random", "uniform"), "skip_num": 1, "evaluations": 4}
     quick["train"] = {"steps": 2, "save_every": 1}
     volatile = re.compile(r"settings|run|(.*_)?seconds")
     return Job(

@@ -28,7 +28,7 @@ from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_splits
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.problem import build_problem
-from das_gym.problem.statistic_inputs import measure_activity, measure_blocks
+from das_gym.problem.statistic_inputs import measure_activity
 
 HUGE = 3e38  # a number of float32 and of bfloat16; ten of them are none
 
@@ -95,14 +95,13 @@ def test_diverged_small_model_is_not_used(diverged, say):
         say(subnet, problem.splits.test[:4], "")
 
 
-@pytest.mark.parametrize("measure", [measure_activity, measure_blocks])
-def test_diverged_full_model_is_not_observed(small_kwargs, measure):
+def test_diverged_full_model_is_not_observed(small_kwargs):
     problem = build_problem(ProblemConfig(**small_kwargs))
     with torch.no_grad():
         problem.vlp.skippable_layer(3).layer.feed_adapter.up.bias.fill_(float("inf"))
     text = rf"layer {problem.layer_names[3]} of the full model .* on examples '\S+', '\S+': try float32"
     with pytest.raises(FloatingPointError, match=text):
-        measure(problem.evaluator, problem.splits.reward[:2])
+        measure_activity(problem.evaluator, problem.splits.reward[:2])
 
 
 class TestTrainer:

@@ -51,7 +51,7 @@ def given(tiny_llava, tmp_path_factory) -> dict[str, Any]:
         "evaluations": 4,
         "device": "cpu",
         "train": {"steps": 2},
-        "methods": ["bayes", "angular"],
+        "methods": ["bayes", "uniform"],
     }
 
 
@@ -62,7 +62,7 @@ def test_compare_on_a_tiny_model(given, capsys):
     record = read_json(folder / "compare.json")
     full, *methods = record["trials"]
     assert (full["variant"], sum(full["mask"])) == (FULL_MODEL, 0)
-    assert [trial["variant"] for trial in methods] == ["bayes", "angular"]
+    assert [trial["variant"] for trial in methods] == ["bayes", "uniform"]
     assert all(sum(trial["mask"]) == 1 and trial["after"] for trial in methods)
     assert run.result == min(trial["before"]["loss"] for trial in methods)
     printed = capsys.readouterr().out
@@ -81,15 +81,15 @@ def test_a_resumed_compare_measures_no_model_again(given, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(compare_experiment, "make_teacher", stop)
         with pytest.raises(KeyboardInterrupt):
-            ex.run({**given, "methods": ["angular"], "runs_dir": str(tmp_path)})
+            ex.run({**given, "methods": ["uniform"], "runs_dir": str(tmp_path)})
     ex.run({"resume": 1, "runs_dir": str(tmp_path)})
-    assert titles == ["angular"]
+    assert titles == ["uniform"]
     assert not list((tmp_path / "1").glob("*scored.json"))
 
 
 @pytest.mark.slow
 def test_compare_measures_a_mask_of_two_methods_once(given, tmp_path, monkeypatch):
-    """With half of the MACs of attentions and MLPs apart; the rules `uniform` and `angular` of two layers differ."""
+    """With half of the MACs of attentions and MLPs apart; leave-one-out, greedy removal and `uniform`."""
     measured, measure = [], MethodTrials._measure
     monkeypatch.setattr(
         MethodTrials, "_measure", lambda self, trial, mask: measured.append(trial.mask) or measure(self, trial, mask)
@@ -141,7 +141,7 @@ def test_compare_leaves_out_methods_whose_masks_cannot_be_removed(given, tmp_pat
     [
         ({"methods": []}, "`methods`"),
         ({"skip_num": 99}, "skip_num"),
-        ({"methods": ["bayes", "angular", "bays"]}, "unknown agent 'bays'; did you mean 'bayes'"),
+        ({"methods": ["bayes", "uniform", "bays"]}, "unknown agent 'bays'; did you mean 'bayes'"),
     ],
 )
 def test_compare_rejects_wrong_settings(given, tmp_path, update, told):

@@ -26,7 +26,6 @@ def source(tmp_path_factory) -> Path:
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
     (folder / "LICENSE").write_text("MIT")
     (folder / "training_args.bin").write_bytes(b"x")
-    (folder / "answering_blocks.json").write_text("{}")  # of the source's layers
     return folder
 
 
@@ -56,7 +55,7 @@ def test_save_keeps_dtype_modes_and_other_files(source, model, tmp_path, capfd):
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # who may read one file may read all
     kept = {path.name for path in out.iterdir()}
     assert {"LICENSE", "tokenizer.json", "processor_config.json", "generation_config.json", "config.json"} <= kept
-    assert not {"README.md", "training_args.bin", "answering_blocks.json"} & kept
+    assert not {"README.md", "training_args.bin"} & kept
     for name in ("tokenizer.json", "chat_template.jinja", "processor_config.json", "generation_config.json"):
         assert (out / name).read_bytes() == (source / name).read_bytes()
     again = AutoModelForImageTextToText.from_pretrained(out)
