@@ -19,7 +19,7 @@ def problem_configs() -> dict[str, dict[str, Any]]:
 
 
 def check_environment(given: Any) -> None:
-    """Check model and data of an environment without loading them; tables and environments of other packages have none."""
+    """Check model and data of an environment without loading them; tables have none."""
     known = {*gymnasium.registry, *(id.rpartition("-v")[0] for id in gymnasium.registry)}  # Gymnasium completes an id
     if ":" not in given.env_id and given.env_id not in known:  # `module:id` is registered by its module
         check_names([given.env_id], ENVIRONMENTS, "env_id", own=True)

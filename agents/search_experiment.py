@@ -36,7 +36,7 @@ from das_gym.commands.recorded import Run, run_folder
 from das_gym.commands.runs import runs_dir_setting
 from das_gym.drawing.architecture import Architecture, draw
 from das_gym.drawing.report import Progress
-from das_gym.envs.scoring import MaskScorer
+from das_gym.envs.scoring import Scorer
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.files import replacing
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, given_costs, satisfies_budget
@@ -48,7 +48,7 @@ from das_gym.registration import MODELS, TASKS, env_entry, is_tabular
 FIGURE = "search.png"
 
 
-def search_phases(scorer: MaskScorer, config: SearchConfig) -> list[Phase]:
+def search_phases(scorer: Scorer, config: SearchConfig) -> list[Phase]:
     """Return the phases of a search; none if no model of das_gym scores its masks, or Ray's workers do."""
     if not isinstance(scorer, EngineScorer):
         return []
@@ -98,7 +98,7 @@ def search_mask(settings: SearchSettings, run: Run) -> float | None:
 def print_next_command(env_id: str, folder: Path, *words: str) -> None:
     """Print the command that uses the result of a search in the folder of a run; `words` are further settings of it."""
     entry = env_entry(env_id)
-    if entry is None:  # of another package
+    if entry is None:  # of a module of the user
         return
     command = "adapt shrink" if MODELS[entry.model].reads_prompts else "adapt"
     if is_tabular(env_id) and TASKS[entry.task].needs_data:  # a table does not say where model and data are

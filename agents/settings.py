@@ -96,8 +96,8 @@ class SearchConfig(BudgetSettings, group="Search"):
         for name in {*BUDGET_SETTINGS, "num_envs", "action"} & self.env_kwargs.keys():
             own = "masks_per_turn" if name == "num_envs" else name
             raise ValueError(f"`env_kwargs` must not hold `{name}`. Use the setting `{own}` of the search")
-        for name in {"id", "vectorization_mode", "vector_kwargs", "wrappers"} & self.env_kwargs.keys():  # of `make_vec`
-            raise ValueError(f"`env_kwargs` must not hold `{name}`. Leave it out")
+        if "id" in self.env_kwargs:  # of `gymnasium.make`
+            raise ValueError("`env_kwargs` must not hold `id`. Leave it out")
         json.dumps([self.env_kwargs, self.agent_kwargs])  # a record that is not JSON could not be replayed
         check_budget(self.budget)
         if is_algorithm(self.agent):

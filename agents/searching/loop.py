@@ -14,11 +14,12 @@ from das_gym.agents.searching.scorer import open_scorer
 from das_gym.agents.settings import SearchConfig, search_hyperparameters
 
 from das_gym.commands.progress import progress
-from das_gym.envs.scoring import MaskScorer
+from das_gym.envs.scoring import Scorer
 from das_gym.files import explain_damage
 from das_gym.problem.budget import Masks, pick_budget
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.problem import Problem
+from das_gym.problem.statistics import STATISTICS
 
 
 def search(
@@ -69,15 +70,14 @@ def search(
     return result
 
 
-def open_for_search(config: SearchConfig, problem: Problem | None = None) -> MaskScorer:
+def open_for_search(config: SearchConfig, problem: Problem | None = None) -> Scorer:
     """Return the scorer of a search by an ask/tell agent; `problem` is the loaded problem, if there is one."""
     free = agent_class(config.agent).free_budget
-    most = max(2, config.masks_per_turn)  # the answer and the best scored mask are scored together
-    return open_scorer(config.env_id, config.mask_kwargs, config.seed, most, free, problem)
+    return open_scorer(config.env_id, config.mask_kwargs, config.seed, free, problem)
 
 
 def run_turns(
-    config: SearchConfig, scorer: MaskScorer, folder: Path | None, on_turn: OnTurn | None, resume: bool
+    config: SearchConfig, scorer: Scorer, folder: Path | None, on_turn: OnTurn | None, resume: bool
 ) -> tuple[Agent, list[Turn]]:
     """Run the turns of a `search` until its budget is spent or the agent is done; return the agent and all turns."""
     scorer.warn_at_chance()
@@ -107,7 +107,7 @@ def run_turns(
     return agent, history
 
 
-def restore(folder: Path, config: SearchConfig, scorer: MaskScorer, race: Race | None) -> tuple[Turn, ...]:
+def restore(folder: Path, config: SearchConfig, scorer: Scorer, race: Race | None) -> tuple[Turn, ...]:
     """Restore scorer and race from the checkpoint in a folder, and return its turns; none without a checkpoint."""
     checkpoint = Checkpoint.load(folder, config, len(scorer.layer_names))
     if checkpoint is None:
@@ -119,14 +119,14 @@ def restore(folder: Path, config: SearchConfig, scorer: MaskScorer, race: Race |
     return checkpoint.turns
 
 
-def run_turn(agent: Agent, scorer: MaskScorer, race: Race | None, masks: Masks) -> Turn:
+def run_turn(agent: Agent, scorer: Scorer, race: Race | None, masks: Masks) -> Turn:
     """Score the masks that an agent has asked for, (m, n_layers) bool, and report their rewards."""
     raced = Raced(*scorer.score(masks)) if race is None else race.score(masks)
     agent.tell(masks, raced.rewards)
     return Turn.from_scores(masks, *raced, agent.skip_probabilities())
 
 
-def make_race(config: SearchConfig, scorer: MaskScorer, agent: Agent) -> Race | None:
+def make_race(config: SearchConfig, scorer: Scorer, agent: Agent) -> Race | None:
     """Return the race of a search; None if every mask is scored on all examples."""
     if scorer.racing_examples is None:
         if config.racing:
@@ -146,13 +146,13 @@ def check_search(config: SearchConfig, problem: Problem | None = None) -> None:
         cls, known = find_algorithm(config.agent)
         choose_action(known, config.action)
         with_defaults(cls, known, config.agent_kwargs, config.masks_per_turn)
-    with closing(open_scorer(config.env_id, config.mask_kwargs, most=config.masks_per_turn, problem=problem)) as scorer:
+    with closing(open_scorer(config.env_id, config.mask_kwargs, problem=problem)) as scorer:
         if not is_algorithm(config.agent):
             # The real statistics take a model's time.
-            _agent_of(config, scorer, dict.fromkeys(scorer.statistic_names, np.zeros(len(scorer.layer_names))))
+            _agent_of(config, scorer, dict.fromkeys(STATISTICS, np.zeros(len(scorer.layer_names))))
 
 
-def _agent_of(config: SearchConfig, scorer: MaskScorer, statistics: Statistics) -> Agent:
+def _agent_of(config: SearchConfig, scorer: Scorer, statistics: Statistics) -> Agent:
     budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of)
     space = MaskSpace(budget)
     return make_search_agent(config, space, statistics)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from das_gym.commands.settings import convert
-from das_gym.envs.scoring import MaskScorer
+from das_gym.envs.scoring import Scorer
 from das_gym.files import read_array
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
@@ -74,7 +74,7 @@ class Race:
 
     def __init__(
         self,
-        scorer: MaskScorer,
+        scorer: Scorer,
         space: MaskSpace,
         stages: Sequence[float] = STAGES,
         z: float = STANDARD_ERRORS,

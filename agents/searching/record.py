@@ -17,7 +17,7 @@ from das_gym.commands.settings import build, settings_dict
 from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.architecture import Unit
 from das_gym.engine.scores import Scores
-from das_gym.envs.scoring import MaskScorer
+from das_gym.envs.scoring import Scorer
 from das_gym.files import explain_damage, read_json, write_json
 from das_gym.problem.budget import SAVED, Masks, satisfies_budget
 from das_gym.problem.config import recorded_settings
@@ -218,7 +218,7 @@ class SearchResult:
 
 def conclude(
     config: SearchConfig,
-    scorer: MaskScorer,
+    scorer: Scorer,
     mask: Masks,
     turns: Sequence[Turn],
     agent_kwargs: dict[str, Any],

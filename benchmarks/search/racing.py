@@ -20,18 +20,19 @@ import numpy as np
 from das_gym.agents.ask_tell.base import ask
 from das_gym.agents.searching.loop import make_search_agent, run_turn
 from das_gym.agents.searching.racing import STAGES, STANDARD_ERRORS, Race
-from das_gym.agents.searching.scorer import SCORES
 from das_gym.agents.settings import SearchConfig
 
 from benchmarks.machine import keep_arrays, make_parser
+from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import markdown_table
 from das_gym.engine.scores import Scores
-from das_gym.envs.scoring import MaskScorer
+from das_gym.envs.scoring import Scorer
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.budget import Budget, Floats, MaskCost, Masks
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.mask_space import MaskSpace, every_mask
 from das_gym.problem.problem import Problem, load_problem
+from das_gym.problem.rewards import Objective, find_reward
 
 MASKS = 120
 MASKS_PER_TURN = 3
@@ -56,7 +57,7 @@ VARIANTS = {"none": False, f"{', '.join(str(Fraction(share)) for share in STAGES
 """Whether a search races, by the stages that its row names."""
 
 
-class LossTable(MaskScorer):
+class LossTable(Scorer):
     """Scores masks by a table of their losses on each example; the reward is exp(-loss).
 
     Args:
@@ -64,31 +65,39 @@ class LossTable(MaskScorer):
         losses: (m, n_examples) of each example.
     """
 
+    metric_name = "none"
+
     def __init__(self, masks: Masks, losses: Floats) -> None:
-        self.layer_names = tuple(f"unit.{index}" for index in range(masks.shape[1]))
-        self.macs_full = masks.shape[1]
         self.losses = losses
-        self.racing_examples = losses.shape[1]
+        self.batch_size = losses.shape[1]
         self._rows = {mask.tobytes(): row for row, mask in enumerate(masks)}
+        n_layers = masks.shape[1]
+        macs = MaskCost(n_layers, n_layers, np.ones(n_layers))
+        names = tuple(f"unit.{index}" for index in range(n_layers))
+        super().__init__(names, Objective(Budget(n_layers), find_reward("exp_neg_loss"), macs), "depth")
 
-    def rows(self, masks: Masks) -> list[int]:
-        """Return the rows of masks in the table."""
-        return [self._rows[mask.tobytes()] for mask in masks]
+    def measure(self, masks: Masks, rng: np.random.Generator) -> Scores:
+        return self.measure_fixed(masks)
 
-    def score(self, masks: Masks) -> tuple[Floats, dict[str, np.ndarray]]:
-        means = self.losses[self.rows(masks)].mean(axis=1)
-        return self.rewards_and_info(masks, means, np.zeros(len(masks)))
+    def measure_fixed(self, masks: Masks) -> Scores:
+        return Scores(self.losses[self.rows(masks)].mean(axis=1), np.zeros(len(masks)))
 
     def score_examples(self, masks: Masks, start: int, stop: int) -> Scores:
         losses = self.losses[self.rows(masks), start:stop]
         return Scores(losses, np.zeros_like(losses))
 
-    def rewards_and_info(self, masks: Masks, losses: Floats, metrics: Floats) -> tuple[Floats, dict[str, np.ndarray]]:
-        counts = masks.sum(axis=1)
-        return np.exp(-losses), dict(zip(SCORES, (losses, metrics, counts, counts / masks.shape[1]), strict=True))
+    def rows(self, masks: Masks) -> list[int]:
+        """Return the rows of masks in the table."""
+        return [self._rows[mask.tobytes()] for mask in masks]
 
     def cost_of(self, setting: str) -> MaskCost:
         raise ValueError(f"`{setting}` is not supported by a table of losses")
+
+    def statistic(self, name: str) -> np.ndarray:
+        return np.zeros(self.n_layers, np.float32)  # `bayes` reads none
+
+    def architecture(self) -> Architecture:
+        return Architecture.from_names(self.layer_names)
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ class Searched:
         return int(reached[0]) if len(reached) else None
 
 
-def run_search(scorer: MaskScorer, racing: bool, seed: int) -> Searched:
+def run_search(scorer: Scorer, racing: bool, seed: int) -> Searched:
     """Search with `bayes` for `MASKS` masks, with or without racing."""
     space = MaskSpace(Budget(len(scorer.layer_names), SKIPPED))
     agent = make_search_agent(SearchConfig(agent="bayes", seed=seed), space, scorer.layer_statistics)

@@ -1,11 +1,10 @@
-"""What scores the masks of a search, and the part of every environment that turns masks into rewards and `info`."""
+"""The part of every environment and search that turns masks into rewards and `info`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, cached_property
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -29,76 +28,12 @@ Info = dict[str, np.ndarray]
 """`info` of m masks or episodes, each value with m rows."""
 
 
-class MaskScorer(ABC):
-    """Scores the masks of a search: of an environment of das_gym (`Scorer`), or of another package.
+class Scorer(ABC):
+    """Scores the masks of an environment, and of a search on it. A subclass provides the numbers: the engine, or a table.
 
     Attributes:
         layer_names: Names of the skippable units, in mask order.
         macs_full: MACs of one example through the full model.
-        racing_examples: Number of reward examples if rewards depend on `score_examples` alone, so that masks can race; else
-            None.
-        layer_statistics: Layer statistics of the full model by name, (n_layers,) float64: those observed, and others on
-            demand.
-        observation_masks: Number of masks that are scored for the observed statistics.
-    """
-
-    layer_names: tuple[str, ...]
-    macs_full: int
-    racing_examples: int | None = None
-    layer_statistics: Mapping[str, Floats] = MappingProxyType({})
-    observation_masks: int = 0
-
-    @abstractmethod
-    def score(self, masks: np.ndarray) -> tuple[np.ndarray, Info]:
-        """Score (m, n_layers) bool masks, True = skipped, on the examples of the next step.
-
-        Returns:
-            (m,) float64 rewards, and numbers by name, (m,) each: `loss`, `metric`, `macs` and `macs_saved` among them.
-        """
-
-    def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
-        """Return (m, stop - start) losses and metrics of (m, n_layers) masks on a block of the fixed reward examples."""
-        raise NotImplementedError
-
-    def rewards_and_info(self, masks: np.ndarray, losses: np.ndarray, metrics: np.ndarray) -> tuple[np.ndarray, Info]:
-        """Return what `score` returns for (m,) mean losses and metrics of `score_examples`; no evaluation is counted."""
-        raise NotImplementedError
-
-    @abstractmethod
-    def cost_of(self, setting: str) -> MaskCost:
-        """Return the cost of masks by a key of `das_gym.problem.budget.SAVED`; ValueError if it is unknown."""
-
-    @property
-    def statistic_names(self) -> Collection[str]:
-        """Names of the layer statistics that an agent can read; none is measured for them."""
-        return self.layer_statistics.keys()
-
-    def warn_at_chance(self) -> None:  # noqa: B027 - the scores of a table or of another package are what they are
-        """Score the full model, and warn where it is no better than chance on the reward examples."""
-
-    def count_statistic_masks(self, names: Iterable[str]) -> int:
-        """Return how many masks are scored for layer statistics by name; 0 where they are known."""
-        return 0
-
-    def layout(self) -> dict[str, Any]:
-        """Return the fields of a record of a search from `units` to `table_model`; empty if they are unknown."""
-        return {}
-
-    def get_state(self) -> Any:
-        """Return what determines the next examples, as JSON values; None if there is nothing of the kind."""
-        return None
-
-    def set_state(self, state: Any) -> None:  # noqa: B027 - there may be no state
-        """Restore what `get_state` returned."""
-
-    def close(self) -> None:  # noqa: B027 - there may be nothing to release
-        """Release resources outside of this process."""
-
-
-class Scorer(MaskScorer):
-    """Scores masks of an environment of das_gym. A subclass provides the numbers: the engine, or a table.
-
-    Attributes:
         scores_examples: Whether masks can be scored on single examples; a table of means holds none.
         evaluations: Masks scored so far, including those for the observation; masks off the budget are not scored.
         position: The next example, where `reward_batches="cycle"`.
@@ -130,6 +65,14 @@ class Scorer(MaskScorer):
     def measure_fixed(self, masks: np.ndarray) -> Scores:
         """Return the scores of (m, n_layers) bool masks on the fixed examples, on which `reset` reports the full model."""
 
+    def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
+        """Return (m, stop - start) losses and metrics of (m, n_layers) masks on a block of the fixed reward examples."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def cost_of(self, setting: str) -> MaskCost:
+        """Return the cost of masks by a key of `das_gym.problem.budget.SAVED`; ValueError if it is unknown."""
+
     @abstractmethod
     def statistic(self, name: str) -> np.ndarray:
         """Return (n_layers,) float32: a layer statistic of the full model by name, observed or not."""
@@ -150,22 +93,35 @@ class Scorer(MaskScorer):
     def architecture(self) -> Architecture:
         """Return the layers as `render` shows them."""
 
+    def warn_at_chance(self) -> None:  # noqa: B027 - the scores of a table are what they are
+        """Score the full model, and warn where it is no better than chance on the reward examples."""
+
+    def count_statistic_masks(self, names: Iterable[str]) -> int:
+        """Return how many masks are scored for layer statistics by name; 0 where they are known."""
+        return 0
+
+    def close(self) -> None:  # noqa: B027 - there may be nothing to release
+        """Release resources outside of this process."""
+
     def layout(self) -> dict[str, Any]:
+        """Return the fields of a record of a search from `units` to `table_model`."""
         statistics = {name: values.tolist() for name, values in self.layer_statistics.items()}
         return {"units": self.architecture().units, "statistics": statistics, **self.table_origin}
 
     @property
-    def racing_examples(self) -> int | None:  # type: ignore[override]  # the batch size may be set later
+    def racing_examples(self) -> int | None:
+        """Number of reward examples if rewards depend on `score_examples` alone, so that masks can race; else None."""
         can_race = self.scores_examples and self.reward_batches == "fixed" and self.objective.reward.of_losses
         return self.batch_size if can_race else None
 
     def rewards_and_info(self, masks: np.ndarray, losses: np.ndarray, metrics: np.ndarray) -> tuple[np.ndarray, Info]:
+        """Return what `score` returns for (m,) mean losses and metrics of `score_examples`; no evaluation is counted."""
         scores = Scores(losses, metrics, None, self.full_loss)
         feasible = self.budget.is_feasible(masks)
         evaluations = np.full(len(masks), self.evaluations)
         return self.objective.rewards(masks, scores), self._info(masks, scores, feasible, evaluations)
 
-    def remember(self, masks: np.ndarray, scores: Scores) -> None:
+    def remember(self, masks: np.ndarray, scores: Scores) -> None:  # noqa: B027 - a table is quick
         """Take the scores of (m, n_layers) masks from a record, so that the model need not score them again."""
 
     def observation(self) -> np.ndarray:
@@ -177,17 +133,15 @@ class Scorer(MaskScorer):
         return np.stack([self.statistic(each.name) for each in self.statistics], axis=1).reshape(-1)
 
     @cached_property
-    def layer_statistics(self) -> LayerStatistics:  # type: ignore[override]
+    def layer_statistics(self) -> LayerStatistics:
+        """Layer statistics of the full model by name, (n_layers,) float64: those observed, and others on demand."""
         columns = self._observation.reshape(self.n_layers, -1).astype(np.float64)
         observed = {each.name: columns[:, index] for index, each in enumerate(self.statistics)}
         return LayerStatistics(observed, self.statistic)
 
     @property
-    def statistic_names(self) -> Collection[str]:
-        return STATISTICS.keys()
-
-    @property
-    def observation_masks(self) -> int:  # type: ignore[override]
+    def observation_masks(self) -> int:
+        """Number of masks that are scored for the observed statistics."""
         return self.count_statistic_masks(statistic.name for statistic in self.statistics)
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -244,9 +198,11 @@ class Scorer(MaskScorer):
         self.position = 0
 
     def get_state(self) -> dict[str, Any]:
+        """Return what determines the next examples, as JSON values."""
         return {"evaluations": self.evaluations, "position": self.position, "rng": self.rng.bit_generator.state}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `get_state` returned."""
         self.rng.bit_generator.state = state["rng"]
         self.evaluations = convert("evaluations", state["evaluations"], int)
         self.position = convert("position", state["position"], int)

@@ -138,7 +138,7 @@ def test_environment_of_another_model_is_rejected():
         ({"agent": "ppo", "agent_kwargs": {"gama": 1}}, "unknown setting of ppo, 'gama'; did you mean 'gamma'"),
         ({"agent": "ppo", "agent_kwargs": {"policy": "MlpPolicies"}}, "unknown policy of ppo, 'MlpPolicies'; did you mean"),
         ({"env_id": "no_module:Mine-v0"}, "`env_id` is not registered: No module named 'no_module'"),
-        ({"env_kwargs": {"vectorization_mode": "sync", "wrappers": ["x"]}}, "`env_kwargs` must not hold"),
+        ({"env_kwargs": {"id": "x"}}, "`env_kwargs` must not hold"),
         ({"env_id": "meter_vqa"}, "unknown env_id .*did you mean .DAS-METER-VQA-v0"),
         ({"env_id": "CartPole-v1", "env_kwargs": {}}, "`env_id` is not an environment of das_gym: got CartPole-v1"),
         ({"env_id": "DAS-METER-VQA-MO-v0"}, "unknown env_id"),
