@@ -192,7 +192,7 @@ def draw_search(folder: Path, result: SearchResult, facts: Mapping[str, str]) ->
 
 
 def search_architecture(result: SearchResult) -> Architecture:
-    """Return the searched units: from the record, or, for an environment of another package, the layer names alone."""
+    """Return the searched units: from the record, or from the layer names alone if it holds none."""
     return Architecture(result.units) if result.units else Architecture.from_names(result.layer_names)
 
 

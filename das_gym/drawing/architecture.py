@@ -176,28 +176,22 @@ def _clipped(text: str) -> str:
     return text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 3]}..."
 
 
-def height_of(architecture: Architecture) -> int:
-    """Return the height of an image in pixels; even, as video codecs need it."""
-    height = layout(architecture).bottom + FACTS * LINE + MARGIN
-    return height + height % 2
-
-
 def draw(
     architecture: Architecture,
     mask: np.ndarray,
     title: str,
     facts: Sequence[str],
-    height: int | None = None,
     best: Sequence[float] = (),
 ) -> np.ndarray:
     """Return a (height, WIDTH, 3) uint8 image of units under a (n_units,) bool mask, with a title and up to `FACTS` facts.
 
-    `height` None takes what the architecture needs. `best`, the best reward after each evaluation, is drawn as a curve.
+    `best`, the best reward after each evaluation, is drawn as a curve.
     """
     from PIL import Image, ImageDraw
 
     places = layout(architecture)
-    image = Image.new("RGB", (WIDTH, height or height_of(architecture)), PAPER)
+    height = places.bottom + FACTS * LINE + MARGIN
+    image = Image.new("RGB", (WIDTH, height + height % 2), PAPER)  # even, as video codecs need it
     canvas = ImageDraw.Draw(image)
     canvas.text((MARGIN, MARGIN - 6), title, INK, font(TITLE))
     top = MARGIN + 26
@@ -270,30 +264,18 @@ class LastStep(NamedTuple):
         return "off the budget" if self.ended else "still choosing"
 
 
-@dataclass(frozen=True)
-class View:
-    """The problem that is searched, with its name where there are several; `height` None takes what the units need."""
-
-    architecture: Architecture
-    budget: str
-    problem: str = ""
-    height: int | None = None
-
-
-def render(render_mode: str, view: View, last: LastStep | None) -> str | np.ndarray:
-    """Render a view after the last step, None right after a reset: text, or a (height, width, 3) uint8 array of one size."""
-    units = view.architecture.units
+def render(render_mode: str, architecture: Architecture, budget: str, last: LastStep | None) -> str | np.ndarray:
+    """Render the units after the last step, None right after a reset: text, or a (height, width, 3) uint8 array."""
+    units = architecture.units
     mask = np.zeros(len(units), dtype=bool) if last is None else last.mask
     if render_mode == "ansi":
         words = f"{format_count(len(units), 'unit')}, none chosen yet"
         if last is not None:
             words = describe_step([unit.name for unit in units], last)
-        problem = f"{view.problem}: " if view.problem else ""
-        return "\n".join([*view.architecture.lines(mask), problem + words]) + "\n"
-    title = f"{int(mask.sum())} of {format_count(len(units), 'unit')} skipped (budget: {view.budget})"
-    facts = [view.problem] if view.problem else []
-    facts += ["nothing chosen yet"] if last is None else _step_facts(last)
-    return draw(view.architecture, mask, title, facts, view.height)
+        return "\n".join([*architecture.lines(mask), words]) + "\n"
+    title = f"{int(mask.sum())} of {format_count(len(units), 'unit')} skipped (budget: {budget})"
+    facts = ["nothing chosen yet"] if last is None else _step_facts(last)
+    return draw(architecture, mask, title, facts)
 
 
 def describe_step(names: list[str], last: LastStep) -> str:

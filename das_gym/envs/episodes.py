@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from das_gym.drawing.architecture import RENDER_MODES, LastStep, View, render
+from das_gym.drawing.architecture import RENDER_MODES, LastStep, render
 from das_gym.envs.actions import ActionMode, Moves, find_action_mode
 from das_gym.envs.scoring import Info, Scorer, first_row
 from das_gym.problem.budget import is_whole
@@ -81,13 +81,9 @@ class Episodes:
     def reset_info_one(self) -> dict[str, Any]:
         return self.scorer.full_model_info() | first_row(self.mode.info())
 
-    def last_step(self, mask: np.ndarray, reward: float, info: dict[str, Any], ended: bool) -> LastStep:
-        """Return a step as `render` shows it."""
-        return LastStep(mask, reward, info, ended)
-
-    def view(self, last: LastStep | None, row: int) -> View:
-        """Return what `render` shows of an episode besides its last step."""
-        return View(self.scorer.architecture(), self.scorer.budget.describe())
+    def render(self, mode: str, last: LastStep | None) -> str | np.ndarray:
+        """Return what an episode shows after its last step; see `das_gym.drawing.architecture.render`."""
+        return render(mode, self.scorer.architecture(), self.scorer.budget.describe(), last)
 
 
 class MaskEnv(gymnasium.Env[Any, Any]):
@@ -111,7 +107,7 @@ class MaskEnv(gymnasium.Env[Any, Any]):
     @property
     def last_mask(self) -> np.ndarray | None:
         """(n_layers,) bool: the mask after the last step; None right after a reset."""
-        return None if self._last is None else self.episodes.last_step(*self._last).mask.copy()
+        return None if self._last is None else self._last.mask.copy()
 
     def action_masks(self) -> np.ndarray:
         """Return (n_choices,) bool: actions that have an effect now, as MaskablePPO reads them."""
@@ -131,13 +127,8 @@ class MaskEnv(gymnasium.Env[Any, Any]):
         self._last = LastStep(moves.masks[0], reward, info, ended)
         return self.episodes.observe_one(), reward, ended, False, info
 
-    def view(self) -> View:
-        """Return what `render` shows besides the last step."""
-        return self.episodes.view(self._last, 0)
-
     def render(self) -> Any:
-        last = None if self._last is None else self.episodes.last_step(*self._last)
-        return None if self.render_mode is None else render(self.render_mode, self.view(), last)
+        return None if self.render_mode is None else self.episodes.render(self.render_mode, self._last)
 
 
 class ScoredEpisodes:
@@ -291,15 +282,14 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         """Return the architecture under each episode's last mask; see `das_gym.drawing.architecture.render`."""
         if self.render_mode is None:
             return None
-        steps = [self._last_step(row) for row in range(self.num_envs)]
-        return tuple(render(self.render_mode, self.episodes.view(last, row), last) for row, last in enumerate(steps))
+        return tuple(self.episodes.render(self.render_mode, self._last_step(row)) for row in range(self.num_envs))
 
     def _last_step(self, row: int) -> LastStep | None:
         if self._last is None:
             return None
         moves, rewards, info = self._last
         row_info = {key: values[row] for key, values in info.items()}
-        return self.episodes.last_step(moves.masks[row], float(rewards[row]), row_info, bool(moves.ended[row]))
+        return LastStep(moves.masks[row], float(rewards[row]), row_info, bool(moves.ended[row]))
 
     def _first_seed(self, seed: int | list[int | None] | None) -> int | None:
         """Return the one seed that counts: all environments share one generator."""
@@ -310,11 +300,7 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         return seed[0]
 
     def _rows_of(self, which: np.ndarray) -> np.ndarray:
-        observations = self.episodes.observe()
-        if isinstance(observations, dict):
-            columns = zip(*observations.values(), strict=True)
-            observations = [dict(zip(observations, values, strict=True)) for values in columns]
-        rows = np.fromiter(observations, dtype=object, count=self.num_envs)
+        rows = np.fromiter(self.episodes.observe(), dtype=object, count=self.num_envs)
         rows[~which] = None
         return rows
 
