@@ -27,7 +27,7 @@ from das_gym.tables.table import SCORES, SubnetTable
 
 
 class TableScorer(Scorer):
-    """Scores masks by looking them up in a table, which `path` is the file of, if there is one; see `TabularEnv`."""
+    """Scores masks by looking them up in a table; see `TabularEnv`."""
 
     scores_examples = False
 
@@ -42,10 +42,8 @@ class TableScorer(Scorer):
         statistics: str | Iterable[str] | None = None,
         split: str = "reward",
         costs: Mapping[str, Any] | str | None = None,
-        path: Path | None = None,
     ) -> None:
         self.table = table
-        self.path = path
         self._costs = {**table.costs, **given_costs(costs)}
         most = table.meta.max_skipped
         bound = pick_budget(table.n_layers, budget, self.cost_of, most)
@@ -261,7 +259,6 @@ class TabularEnv(ScoredEnv, gymnasium.Env[Any, Any]):
             "statistics": statistics,
             "split": split,
             "costs": costs,
-            "path": path,
         }
         if reward_examples is None and reward_batches == "fixed":
             scorer = TableScorer(self.table, **settings)

@@ -176,29 +176,25 @@ def _mean_scores(sums: np.ndarray, count: int) -> Scores:
     return Scores(*np.where(np.isfinite(means[0]), means, np.array([[np.inf], [0.0], [np.inf]])).astype(np.float32))
 
 
-def with_statistics(
-    table: SubnetTable, problem: Problem, names: Sequence[str] | None = None, count: int | None = None
-) -> SubnetTable:
-    """Return the table with statistics by name (None: its own), for each group too, measured on `count` reward examples."""
-    names = table.meta.statistics if names is None else tuple(names)
+def with_statistics(table: SubnetTable, problem: Problem) -> SubnetTable:
+    """Return the table with its statistics measured on its reward examples, for each group too."""
     examples = table_examples(problem, "reward", table.meta.reward_examples)
-    meta = dataclasses.replace(table.meta, statistics=names)
-    statistics = _measure_statistics(problem, examples[:count], names, table)
+    statistics = _measure_statistics(problem, examples, table)
     if table.group_statistics is None:
-        return dataclasses.replace(table, meta=meta, statistics=statistics)
-    by_group = np.zeros((len(meta.groups), *statistics.shape), np.float32)
+        return dataclasses.replace(table, statistics=statistics)
+    by_group = np.zeros((len(table.meta.groups), *statistics.shape), np.float32)
     sizes = np.minimum(*table.group_sizes().values())
-    for number, group in enumerate(meta.groups):
+    for number, group in enumerate(table.meta.groups):
         if sizes[number]:
             members = [e for e in examples if problem.task.group(e) == group]
-            by_group[number] = _measure_statistics(problem, members[:count], names, table.group_table(group))
-    return dataclasses.replace(table, meta=meta, statistics=statistics, group_statistics=by_group)
+            by_group[number] = _measure_statistics(problem, members, table.group_table(group))
+    return dataclasses.replace(table, statistics=statistics, group_statistics=by_group)
 
 
-def _measure_statistics(problem: Problem, examples: Sequence[Any], names: Sequence[str], table: SubnetTable) -> np.ndarray:
+def _measure_statistics(problem: Problem, examples: Sequence[Any], table: SubnetTable) -> np.ndarray:
     activity = measure_activity(problem.evaluator, examples)
     inputs = StatisticInputs(problem.evaluator, problem.costs, examples, activity, table.removal_losses)
-    return compute_statistics(check_statistics(names), inputs)
+    return compute_statistics(check_statistics(table.meta.statistics), inputs)
 
 
 class _Progress:

@@ -160,12 +160,6 @@ class SubnetTable:
         """(n_masks,) float64 share of `macs_full` that each mask saves."""
         return 1 - self.macs / self.meta.macs_full
 
-    def saved(self, setting: str) -> np.ndarray:
-        """Return which share of a cost, a key of `SAVED`, masks save: (n_masks,) float64, NaN if it is unknown."""
-        if setting == "macs_saved":
-            return self.macs_saved
-        return self.costs[setting].saved(self.masks) if setting in self.costs else np.full(len(self.masks), np.nan)
-
     def index(self, masks: np.ndarray) -> np.ndarray:
         """Return (...) int64 rows of (..., n_layers) masks, bool or 0/1; ValueError for masks that are not in the table."""
         array = np.asarray(masks)
@@ -331,11 +325,6 @@ class SubnetTable:
             return cls(*common)
         examples = {split: ExampleScores.from_arrays(arrays, split) for split in SPLITS}
         return cls(*common, examples, arrays["group_statistics"])
-
-    def without_groups(self) -> SubnetTable:
-        """Return the table without scores of single examples and groups."""
-        meta = dataclasses.replace(self.meta, groups=())
-        return SubnetTable(meta, self.scores, self.macs, self.statistics)
 
     def _competing(self, by: str | Objective, **budget: Any) -> np.ndarray:
         if isinstance(by, Objective) and not any(value is not None for value in budget.values()):

@@ -109,7 +109,7 @@ def test_set_state_rejects_wrong_values(small_table_file, change):
 
 
 def test_missing_statistics_are_rejected_or_computed(small_table):
-    whole = small_table.without_groups()
+    whole = small_table
     older = replace(whole, meta=replace(whole.meta, statistics=("depth",)), statistics=whole.statistics[:, 1:2])
     assert TableScorer(older, {"skip_num": 2}).feature_names[0] == "text.0/depth"
     with pytest.raises(ValueError, match=r"unknown statistic of this table 'stream'; known: depth, leave_one_out"):
