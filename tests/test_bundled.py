@@ -23,8 +23,8 @@ def test_checksums_list_every_bundled_file():
     assert json.loads(CHECKSUMS.read_text()) == {name: checksum(path) for name, path in bundled_files().items()}
 
 
-def test_bundled_files_take_less_than_40_mb():
-    assert sum(path.stat().st_size for path in bundled_files().values()) < 40e6
+def test_bundled_files_take_less_than_20_mb():
+    assert sum(path.stat().st_size for path in bundled_files().values()) < 20e6
 
 
 READ = {

@@ -17,9 +17,6 @@ from das_gym.problem.budget import Floats
 from das_gym.problem.costs import Costs
 from das_gym.problem.statistics import single_removals
 
-TOKEN_BLOCKS = 3
-"""Blocks of at most 3 layers are also compared token by token; for longer ones only the pooled token is kept."""
-
 
 @dataclass(frozen=True)
 class Activity:
