@@ -18,7 +18,6 @@ from typing import Any, Self
 import numpy as np
 from das_gym.adapt.finetuning import copy_model
 from das_gym.adapt.finished_runs import JOINT_RECORD
-from das_gym.adapt.hardware import accelerators_of, random_states, restore_random_states
 from das_gym.adapt.joint_search import JointTurn, Training, finetune_subnet, joint_search, new_model, phases
 from das_gym.adapt.phases import evaluation_phases
 from das_gym.adapt.report import (
@@ -44,6 +43,7 @@ from das_gym.commands.recorded import Run, required_folder
 from das_gym.data.splits import Splits
 from das_gym.drawing.report import Heat, Progress
 from das_gym.files import write_json
+from das_gym.models.random_states import accelerators_of, random_states, restore_random_states
 from das_gym.names import format_count
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import Budget

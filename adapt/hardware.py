@@ -7,15 +7,14 @@ the same batch size. The main process keeps the run.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 import torch
 from das_gym.adapt.settings import Hardware
-from torch import Tensor, nn
+from torch import Tensor
 
 from das_gym.processes import join_process_group, rank, world_size
 
@@ -50,40 +49,6 @@ def training_bytes(parameters: Iterable[Tensor]) -> int:
 def checkpointed_bytes(activations: int, layers: int, state: int) -> int:
     """Return the activations of an example with gradient checkpointing; `state` is the hidden states before a layer."""
     return layers * state + activations // layers
-
-
-def accelerators_of(modules: Iterable[nn.Module]) -> list[torch.device]:
-    """Return the devices other than the CPU that modules lie on, each once, sorted."""
-    found = {p.device for module in modules for p in module.parameters()}
-    return sorted((device for device in found if device.type not in ("cpu", "meta")), key=str)
-
-
-def random_states(devices: Iterable[torch.device]) -> list[Tensor]:
-    """Return torch's random states, uint8 tensors on the CPU: that of the CPU, and those of other devices."""
-    return [torch.get_rng_state(), *(torch.get_device_module(each).get_rng_state(*_index(each)) for each in devices)]
-
-
-def restore_random_states(devices: Iterable[torch.device], states: Sequence[Tensor]) -> None:
-    """Restore what `random_states` returned for the same devices."""
-    torch.set_rng_state(states[0])
-    for device, state in zip(devices, states[1:], strict=True):
-        torch.get_device_module(device).set_rng_state(state, *_index(device))
-
-
-def _index(device: torch.device) -> list[torch.device]:
-    return [] if device.type == "mps" else [device]  # there is one, and its functions take no device
-
-
-@contextmanager
-def kept_random_states(*modules: nn.Module) -> Iterator[None]:
-    """Restore torch's random states at the end, on the CPU and on the devices of the modules."""
-    # `torch.random.fork_rng` keeps devices of one type, and leaves out those that are not named.
-    devices = accelerators_of(modules)
-    states = random_states(devices)
-    try:
-        yield
-    finally:
-        restore_random_states(devices, states)
 
 
 def free_bytes(model: torch.nn.Module) -> int:

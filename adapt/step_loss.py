@@ -12,7 +12,6 @@ from das_gym.adapt.hardware import (
     ONE_DEVICE,
     check_precision,
     free_bytes,
-    kept_random_states,
     make_accelerator,
     process_share,
     training_bytes,
@@ -27,6 +26,7 @@ from das_gym.engine.caches import EncoderCache
 from das_gym.engine.scores import format_examples, format_mask
 from das_gym.engine.tree import saved_bytes
 from das_gym.models.inputs import Requests, to_device
+from das_gym.models.random_states import kept_random_states
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.loading import AdaptedModel, Backbone
 from das_gym.processes import is_main_process, world_size

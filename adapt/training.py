@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from das_gym.adapt.hardware import ONE_DEVICE, accelerators_of, make_accelerator, random_states, restore_random_states
+from das_gym.adapt.hardware import ONE_DEVICE, make_accelerator
 from das_gym.adapt.prefetching import Prefetcher
 from torch import Tensor, nn
 
 from das_gym.commands.progress import progress
 from das_gym.files import write_bytes
 from das_gym.models.inputs import to_widest
+from das_gym.models.random_states import accelerators_of, random_states, restore_random_states
 from das_gym.models.tensor_files import check_archive, check_finite
 from das_gym.processes import is_main_process, rank, world_size
 

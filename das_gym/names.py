@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 Entry = TypeVar("Entry")
 
@@ -17,8 +21,19 @@ LISTINGS = dict.fromkeys(("agent", "model", "task", "reward", "statistic"), "das
 MAX_LISTED = 12
 """Messages list all known names up to this number."""
 
+MAX_SHOWN = 80
+"""Messages show this many characters of a value."""
+
 PARTS = ("train", "reward", "test")
 """Names of the parts of every data set."""
+
+
+def brief(value: Any) -> str:
+    """Return a value on one short line, for messages: its `repr`, or the name of its class if that is no plain value."""
+    if not isinstance(value, str | int | float | list | tuple | dict | Path | np.generic | type(None)):
+        return type(value).__name__
+    text = " ".join((reprlib.repr(value) if isinstance(value, list | tuple | dict) else repr(value)).split())
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def add_entry(registry: dict[str, Entry], name: Any, entry: Entry, what: str, taken: Iterable[str] = ()) -> None:

@@ -33,6 +33,8 @@ class ModelEntry:
         load: Function that loads a checkpoint, or its "module:name". It is called with the path and `generator=`, to draw
             weights that the checkpoint lacks. Of `image_size`, `dropout`, `bottleneck`, `skip_bottleneck` and `options`, it
             gets those in its signature. It returns a `das_gym.models.checkpoints.LoadedCheckpoint`, or a `VLP`.
+        wrap: Function that wraps a model in memory, or its "module:name"; None if models are only loaded from folders. It
+            is called with model and processor, `generator=`, `units=` and `vision=`, and returns a `VLP`.
         assets: Folder of the bundled checkpoint, supernets and tables, or None.
         others: Folders of further bundled checkpoints. `checkpoint=` takes their names.
         layer_counts: Keys of config.json that hold a number of layers, and how many units each of these layers has.
@@ -50,6 +52,7 @@ class ModelEntry:
     name: str
     vlp: Any
     load: Any = "das_gym.models.checkpoints:load_checkpoint"
+    wrap: Any = None
     assets: Path | None = None
     others: tuple[Path, ...] = ()
     layer_counts: Mapping[str, int] = field(default_factory=dict)
@@ -159,6 +162,7 @@ MODELS: dict[str, ModelEntry] = {
             "VLM",
             vlp="das_gym.models.transformers.model:VLM",
             load="das_gym.models.transformers.loading:load_vlm",
+            wrap="das_gym.models.transformers.loading:wrap_live",
             assets=ASSETS / "smolvlm_mini",
             others=(ASSETS / "llava_mini",),
             layer_counts={"num_hidden_layers": 1},

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
-from das_gym.adapt.hardware import kept_random_states
 from das_gym.adapt.methods import METHODS
 from torch import Tensor, nn
 
 from das_gym.commands.settings import Range, Settings, build
 from das_gym.models.base import VLP, Site
 from das_gym.models.macs import meta_twin, without_content
+from das_gym.models.random_states import kept_random_states
 from das_gym.names import add_entry, check_names
 from das_gym.problem.adaptation import Adaptation, MethodSettings, own_parameters
 from das_gym.problem.loading import AdaptedModel, Backbone, model_for_adaptation

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from das_gym.adapt.hardware import checkpointed_bytes, free_bytes, kept_random_states, process_share, training_bytes
+from das_gym.adapt.hardware import checkpointed_bytes, free_bytes, process_share, training_bytes
 from das_gym.adapt.methods.base import Method, PrunedModel, copy_parameters
 from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.shrinking.images import TowerOutputs, find_frozen_tower
@@ -31,6 +31,7 @@ from das_gym.engine.tree import saved_bytes
 from das_gym.files import explain_damage, read_json, write_json
 from das_gym.models.base import HALVES
 from das_gym.models.inputs import Requests
+from das_gym.models.random_states import kept_random_states
 from das_gym.models.transformers.generation import generate_tokens, group_batches
 from das_gym.models.transformers.inserted_adapters import insert_into_pruned
 from das_gym.models.transformers.layer_removal import decoder_path

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_
 
 import numpy as np
 
-from das_gym.names import check_names
+from das_gym.names import brief, check_names
 
 Config = TypeVar("Config")
 
@@ -287,7 +287,7 @@ def _convert_plain(name: str, value: Any, kind: Any) -> Any:
 
 
 def _type_error(name: str, value: Any, kind: Any) -> TypeError:
-    return TypeError(f"{name}={value!r} ({type(value).__name__}) is not allowed; give {describe_type(kind)}")
+    return TypeError(f"{name}={brief(value)} ({type(value).__name__}) is not allowed; give {describe_type(kind)}")
 
 
 def describe_type(kind: Any) -> str:

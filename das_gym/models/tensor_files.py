@@ -122,7 +122,7 @@ def _compare(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any
         raise ValueError(f"{path} is damaged: its checksum differs from the recorded one. Copy or make it again")
 
 
-def check_finite(tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
+def check_finite(tensors: Iterable[tuple[str, Tensor]], path: Path | str) -> None:
     """Raise ValueError for a weight with NaN or infinity; the message has its name and `path`."""
     for name, tensor in tensors:
         if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():

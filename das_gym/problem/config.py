@@ -16,7 +16,7 @@ from das_gym.commands.commandline import format_command, format_settings
 from das_gym.commands.settings import PositiveFloat, PositiveInt, Settings, choice
 from das_gym.commands.trust import REMOTE_CODE
 from das_gym.files import absolute_path, explain_damage, pickled_strings, read_json
-from das_gym.names import nearest_name
+from das_gym.names import brief, nearest_name
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
 
 if TYPE_CHECKING:
@@ -93,9 +93,17 @@ def check_device(device: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring(Settings, group="Model and data"):
-    """Settings of how masks are scored, whatever the model came from.
+    """Settings of what masks are of and how they are scored, whatever model and data came from.
 
     Attributes:
+        units: What can be skipped in a transformers model: whole layers, or the attention and the MLP of each decoder layer
+            (`sublayers`). None means `layers`.
+        vision: Whether layers of the vision tower of a transformers model can be skipped too. They follow the decoder's.
+        max_text_length: Longest text in tokens; longer texts are cut. None uses the usual length of the model.
+        context: Length in tokens of the windows that texts are split into, for the task `text`. None means 512.
+        columns: Columns of image, question and answer in parquet files and folders of `save_to_disk`, separated by commas,
+            or the one column of a text. None finds them by their usual names.
+        on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
         precision: Number format of the skippable layers of METER and ViLT. Transformers models take `dtype` instead.
         eval_batch_size: Examples that are evaluated at a time. None chooses it by the task, and by `tree_gib`.
         tree_gib: Memory for all tensors that exist while masks are scored, besides weights and encoder outputs, in GiB. A
@@ -110,6 +118,12 @@ class Scoring(Settings, group="Model and data"):
             None scores them in this process.
     """
 
+    units: str | None = choice(None, UNITS)
+    vision: bool | None = None
+    max_text_length: PositiveInt | None = None
+    context: PositiveInt | None = None
+    columns: str | None = None
+    on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
     precision: str = choice("float32", PRECISIONS)
     eval_batch_size: PositiveInt | None = None
     tree_gib: PositiveFloat = 3.0
@@ -133,18 +147,10 @@ class ProblemConfig(Scoring, group="Model and data"):
         data_root: Folder of the data, in one of the formats that the task reads. None uses the bundled data.
         supernet: Trained adapters and head, a file that `python -m adapt supernet` wrote. None uses the bundled one.
         tokenizer: Folder of the tokenizer or processor, if the checkpoint's folder has none.
-        units: What can be skipped in a transformers model: whole layers, or the attention and the MLP of each decoder layer
-            (`sublayers`). None means `layers`.
-        vision: Whether layers of the vision tower of a transformers model can be skipped too. They follow the decoder's.
         dtype: Number format of a transformers model; `auto` is the checkpoint's.
         device: Device of the model: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
         trust_remote_code: Whether Python code in the checkpoint's folder may run.
         image_size: Side of the input images in pixels. Position embeddings are resized. None keeps the checkpoint's size.
-        max_text_length: Longest text in tokens; longer texts are cut. None uses the usual length of the model.
-        context: Length in tokens of the windows that texts are split into, for the task `text`. None means 512.
-        columns: Columns of image, question and answer in parquet files and folders of `save_to_disk`, separated by commas,
-            or the one column of a text. None finds them by their usual names.
-        on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
         device_map: How `from_pretrained` of transformers places the model on devices, such as `auto`.
 
     Raises:
@@ -159,19 +165,20 @@ class ProblemConfig(Scoring, group="Model and data"):
     data_root: str | None = None
     supernet: str | None = None
     tokenizer: str | None = None
-    units: str | None = choice(None, UNITS)
-    vision: bool | None = None
     dtype: str | None = choice(None, DTYPES)
     device: str = "auto"
     trust_remote_code: bool | None = None
     image_size: PositiveInt | None = None
-    max_text_length: PositiveInt | None = None
-    context: PositiveInt | None = None
-    columns: str | None = None
-    on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
     device_map: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("model", *PATH_SETTINGS):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str | Path):
+                raise ValueError(  # gymnasium.make adds all arguments to the message of a TypeError
+                    f"`{name}` is not a name or path: got {brief(value)}. For objects in memory use "
+                    "das_gym.Problem.from_model(model, processor, task, train=rows)"
+                )
         if hint := download_hint(str(self.model), "checkpoint"):
             raise ValueError(f"`model` is unknown: got {self.model}, expected {', '.join(MODELS)}.{hint}")
         super().__post_init__()

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from das_gym.data.entries import BadExamples
+from das_gym.data.rows import table_of_rows
 from das_gym.data.splits import Splits
 from das_gym.models.base import VLP, State, check_model, fingerprint
 from das_gym.models.inputs import Processor, PromptError
 from das_gym.models.macs import MacCounter
-from das_gym.names import escape_control_chars
+from das_gym.names import brief, escape_control_chars
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemConfig, supernet_command
+from das_gym.problem.config import UNITS, ProblemConfig, Scoring, supernet_command
 from das_gym.problem.costs import Costs, count_costs
 from das_gym.problem.origin import Origin
 from das_gym.registration import (
@@ -26,6 +28,9 @@ from das_gym.registration import (
     find_class,
 )
 from das_gym.tasks.base import Task, check_task
+
+FILE_PART = {"train": "train", "validation": "val", "test": "test"}
+"""Names of rows in memory, and of the same parts in files."""
 
 COST_SAMPLE = 1000
 """MACs are counted at the longest text of this many reward examples."""
@@ -80,9 +85,34 @@ def load_splits(config: ProblemConfig) -> Splits[Any]:
         if not hint:
             raise
         raise type(error)(f"{str(error).removesuffix('.')}. {hint}") from error
+    return warn_of_left_out(splits)
+
+
+def load_rows(task: type[Task], rows: Mapping[str, Any], tokenizer: Any, scoring: Scoring) -> Splits[Any]:
+    """Return the examples of rows in memory; warns of those that were left out.
+
+    Args:
+        task: The task that the rows are for.
+        rows: Of `train`, `validation` and `test`: a `datasets.Dataset` or a list of dicts; None for a part to split off.
+        tokenizer: The model's, for tasks that split texts into tokens.
+        scoring: Its `columns`, `context` and `on_bad_example`.
+    """
+    tables = {FILE_PART[part]: table_of_rows(each, part) for part, each in rows.items() if each is not None}
+    if not tables:
+        raise ValueError("`train`, `validation` and `test` are missing: give the rows of one or more of them")
+    if empty := [part for part, each in rows.items() if each is not None and not len(each)]:
+        raise ValueError(f"`{empty[0]}` has no rows: got {brief(rows[empty[0]])}. Leave it out, or add some")
+    options = reader_options(task, {"columns": scoring.columns, "context": scoring.context})
+    if reads_tokens(task):
+        options["tokenizer"] = tokenizer
+    return warn_of_left_out(task.divide_rows(tables, BadExamples(scoring.on_bad_example), **options))
+
+
+def warn_of_left_out(splits: Splits[Any]) -> Splits[Any]:
+    """Return the splits, and warn of bad entries that were left out."""
     if splits.left_out:
         first = escape_control_chars("\n".join(splits.left_out[:3]))
-        warnings.warn(f"{len(splits.left_out)} bad entries were left out; the first of them:\n{first}", stacklevel=2)
+        warnings.warn(f"{len(splits.left_out)} bad entries were left out; the first of them:\n{first}", stacklevel=3)
     return splits
 
 
@@ -144,6 +174,19 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     heads = {} if is_alone else loaded.heads
     untrained = () if report is None else tuple(name for name in report.missing if "adapter" not in name)
     return Backbone(vlp.to(pick_device(config.device)), processor, base, heads, Origin(config, settings), untrained)
+
+
+def live_backbone(model: Any, processor: Any, scoring: Scoring) -> Backbone:
+    """Return a model in memory, frozen; it shares its parameters with the caller's, which stays as it is."""
+    if scoring.precision != "float32":
+        raise ValueError(f"`precision` is not for live models: got {scoring.precision}. Give a model of that number format")
+    wrap = next(find_class(entry.wrap) for entry in MODELS.values() if entry.wrap is not None)
+    generator = torch.Generator().manual_seed(0)
+    vlp = wrap(model, processor, generator=generator, units=scoring.units or UNITS[0], vision=bool(scoring.vision))
+    check_model(vlp)
+    vlp.freeze()
+    origin = Origin.of_live(each.detach() for each in model.parameters())
+    return Backbone(vlp, vlp.make_processor(Path(), scoring.max_text_length), fingerprint(vlp), origin=origin)
 
 
 def accepts_setting(model: str, setting: str) -> bool:

@@ -21,6 +21,8 @@ from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.tree import WalkMemory, resolve_precision
 from das_gym.models.base import VLP, State
 from das_gym.models.macs import MacCounter, meta_twin
+from das_gym.models.random_states import kept_random_states
+from das_gym.names import brief, check_names
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, Scoring, require_ray
 from das_gym.problem.costs import Costs
@@ -30,12 +32,16 @@ from das_gym.problem.loading import (
     costs_of_encoded,
     encode_cost_example,
     find_supernet,
+    live_backbone,
     load_backbone,
+    load_rows,
     load_splits,
     pick_device,
     restore,
     shuffled,
     supernet_model,
+    task_class,
+    training_free_model,
 )
 from das_gym.registration import MODELS, TASKS, ModelEntry, TaskEntry, register_model, register_task
 from das_gym.tasks.base import Task
@@ -80,6 +86,53 @@ class Problem:
         self.evaluator = evaluator
         self.walk_bytes = walk_bytes
         self.scoring = scoring
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        processor: Any,
+        task: str = "answering",
+        *,
+        train: Any = None,
+        validation: Any = None,
+        test: Any = None,
+        **settings: Any,
+    ) -> Self:
+        """Return the problem of a transformers model and rows in memory. Model, processor and rows stay as they are.
+
+        Args:
+            model: A model with a language head, on its device. Its parameters are shared: once it is trained, make a new
+                problem.
+            processor: Its processor, or the tokenizer of a text model.
+            task: `answering` (rows have `image`, `question` and `answer`), `text` (rows have `text`) or `choices` (rows have
+                `question`, `choices`, `answer`, and `image` if they like). An image is PIL, bytes, a path, a dict of
+                `datasets`, a list of these, or None.
+            train: Rows to train and calibrate on: a `datasets.Dataset` or a list of dicts. Images are decoded when needed.
+            validation: Rows that masks are scored on.
+            test: Rows that `evaluate` reports. What is missing is split off from another part.
+            settings: Settings of `das_gym.problem.config.Scoring`, such as `units`, `vision` and `skip`.
+
+        Raises:
+            TypeError: An argument is of another type.
+            ValueError: The model is not supported, a setting is unknown or not allowed, or a row is damaged.
+        """
+        if isinstance(model, str | Path):  # a common slip, whose error should name the other way in
+            advice = f"Problem.from_pretrained(..., checkpoint={str(model)!r:.80})"
+            raise TypeError(f"`model` is a name or path: got {str(model)!r:.80}, expected a loaded model. Use {advice}")
+        of_folders = {each.name for each in fields(ProblemConfig)} - {each.name for each in fields(Scoring)}
+        for name in settings.keys() & of_folders:
+            got = brief(settings[name])
+            raise TypeError(f"`{name}` is for models in folders: got {got}. Use Problem.from_pretrained(...)")
+        scoring = build(Scoring, settings)
+        check_names([task], TASKS, "task", own=True)
+        kind = task_class(task)
+        with kept_random_states():
+            backbone = live_backbone(model, processor, scoring)
+            tokenizer = getattr(processor, "tokenizer", processor)
+            splits = load_rows(kind, {"train": train, "validation": validation, "test": test}, tokenizer, scoring)
+            adapted = training_free_model(backbone, task, splits)
+            return cast(Self, problem_from_model(adapted, splits, scoring))
 
     @classmethod
     def from_pretrained(

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from das_gym.data.entries import BadExamples
 from das_gym.data.images import ImageSource
+from das_gym.data.rows import Table
 from das_gym.data.splits import Splits
 from das_gym.files import read_json
 from das_gym.models.inputs import Pair, Processor
@@ -75,6 +77,20 @@ class Task(ABC):
             FileNotFoundError: A file or image does not exist; the message names file and entry.
             ValueError: A file or entry is damaged or has another format, or a split is empty or too small.
         """
+
+    @classmethod
+    def divide_rows(cls, parts: Mapping[str, Table], bad: BadExamples, **options: Any) -> Splits[Any]:
+        """Return the splits of rows in memory.
+
+        Args:
+            parts: Tables of `train`, `val` and `test`; what is missing is split off from another one.
+            bad: Receives bad rows.
+            options: Those of `load_splits`.
+
+        Raises:
+            ValueError: The task takes no rows, or one is damaged; the message names part and row.
+        """
+        raise ValueError(f"the task {cls.name} reads files alone. Use Problem.from_pretrained(..., data_root=FOLDER)")
 
     @classmethod
     def load_part(

@@ -23,6 +23,7 @@ from das_gym.data.tables import TABLE_SUFFIXES
 from das_gym.models.inputs import Passage, Prompt
 from das_gym.tasks.answering.examples import LETTERS, AnswerExample, Conversation, check_options, divide, drop_broken
 from das_gym.tasks.answering.files import ImageFinder
+from das_gym.tasks.answering.tables import read_part
 from das_gym.tasks.answering.task import AnsweringTask
 from das_gym.tasks.base import mean_by_prompt, sum_by_prompt, token_nats
 from das_gym.tasks.text import find_part_files, prefix_tokens
@@ -151,6 +152,12 @@ class ChoicesTask(AnsweringTask):
         if data_root is None:
             raise ValueError(f"`data_root` is missing: the task choices has no bundled data. Give {FORMATS}.")
         return load_choices(data_root, on_bad_example)
+
+    @classmethod
+    def divide_rows(cls, parts: Mapping[str, Table], bad: BadExamples) -> Splits[AnswerExample]:  # type: ignore[override]
+        """Return the splits of rows with the fields of `das_gym.tasks.choices.FORMATS`."""
+        read = {part: read_part([table], partial(read_choices, bad=bad), bad) for part, table in parts.items()}
+        return divide(read, "the rows", bad)
 
     @classmethod
     def load_part(

@@ -252,12 +252,29 @@ class TextTask(TokenTask):
         if tokenizer is None:
             raise ValueError("`tokenizer` is missing: windows of text have a number of tokens. Give the model's.")
         documents = load_documents(data_root, on_bad_example, columns)
+        return cls._windows(documents, str(data_root), tokenizer, context)
+
+    @classmethod
+    def divide_rows(  # type: ignore[override]
+        cls,
+        parts: Mapping[str, Table],
+        bad: BadExamples,
+        columns: str | None = None,
+        context: int | None = None,
+        tokenizer: Any = None,
+    ) -> Splits[WindowExample]:
+        """Return the splits of rows with a text, as windows; arguments are those of `load_splits`."""
+        read = {part: read_documents(table, columns or TEXT_COLUMN, bad) for part, table in parts.items()}
+        return cls._windows(_divide(read, "the rows", bad), "the rows", tokenizer, context)
+
+    @staticmethod
+    def _windows(documents: Splits[Document], source: str, tokenizer: Any, context: int | None) -> Splits[WindowExample]:
         size = context or DEFAULT_CONTEXT
         parts = {name: getattr(documents, name) for name in ("train", "reward", "test")}
         windows = {name: split_into_windows(part, tokenizer, size) for name, part in parts.items()}
         short = [name for name, part in windows.items() if not len(part)]
         if short:
-            raise ValueError(f"{data_root} holds no text of two or more tokens in {' and '.join(short)}. Give longer texts.")
+            raise ValueError(f"{source} holds no text of two or more tokens in {' and '.join(short)}. Give longer texts.")
         return Splits(windows["train"], windows["reward"], windows["test"], documents.left_out)
 
     @classmethod

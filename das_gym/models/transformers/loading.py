@@ -5,6 +5,7 @@ parts of layers removed.
 """
 
 import contextlib
+import copy
 import pickle
 import re
 from collections import Counter
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from das_gym.commands.progress import bars_on_terminals
 from das_gym.files import check_bundled, check_plain, checksum, read_json, read_json_object, write_json, write_text
 from das_gym.models.formats import MAX_LAYERS, copy_code
 from das_gym.models.source_files import check_links
 from das_gym.models.tensor_files import check_finite, read_tensors, unreadable
-from das_gym.models.transformers.inputs import load_processor
+from das_gym.models.transformers.inputs import PromptProcessor, load_processor
 from das_gym.models.transformers.model import VLM, prepare_experts
 from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS
 from das_gym.models.transformers.probing import (
@@ -127,24 +129,80 @@ def load_vlm(
         else:
             options["device_map"] = device_map
         model = _load(folder, config, options)
-        wrapped = VLM(model, units).wrap_processor(processor)
-        capabilities = probe_capabilities(model, wrapped, only_runs)
-        if vision:
-            capabilities = add_tower(capabilities, model, wrapped)
-        vlm = VLM(model, units, capabilities)
-        vlm.source_processor = processor
-        wrapped = vlm.wrap_processor(processor)
-        if units != UNITS[0]:
-            check_sublayers(vlm, wrapped)
-        elif not vlm.untrainable and not only_runs:
+        vlm, wrapped = _wrap(model, processor, units, vision, only_runs)
+        if not vlm.untrainable and not only_runs:
             vlm.insert_adapters(bottleneck, skip_bottleneck, generator)
             if projector and wrapped.takes_images:
-                vlm.open_projector(find_tower_reads(capabilities, model, wrapped))
+                vlm.open_projector(find_tower_reads(vlm.capabilities, model, wrapped))
         return vlm
 
 
+def wrap_live(model: Any, processor: Any, generator: torch.Generator, units: str = UNITS[0], vision: bool = False) -> VLM:
+    """Return a model in memory as `load_vlm` returns that of a folder; the model itself stays as it is.
+
+    Args:
+        model: A model of transformers that generates text. Its parameters are shared, not copied.
+        processor: Its processor, or the tokenizer of a text model.
+        generator: Draws the adapters.
+        units: What can be skipped, see `das_gym.problem.config.Scoring`.
+        vision: Whether layers of the vision tower can be skipped too.
+
+    Raises:
+        TypeError: `model` is not a model of transformers, or `processor` not a processor.
+        ValueError: The model is not supported, with the reason.
+    """
+    check_live(model, processor)
+    with _naming("`model`"):
+        check_config(model.config, f"{type(model).__name__} in memory")
+        own = frozen_copy(model)
+        _check_spread(own)
+        check_finite(own.named_parameters(), "`model`")
+        vlm, _ = _wrap(prepare_experts(own), copy.deepcopy(processor), units, vision)
+        if not vlm.untrainable:
+            vlm.insert_adapters(None, None, generator)
+        return vlm
+
+
+def check_live(model: Any, processor: Any) -> None:
+    """Raise TypeError or ValueError unless these are a model of transformers with a language head, and its processor."""
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+    name = type(model).__name__
+    if hasattr(model, "peft_config"):
+        raise ValueError(f"`model` has adapters of peft: got {name}. Merge it first: model = model.merge_and_unload()")
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"`model` is not a model of transformers: got {name}, expected what from_pretrained(...) returns")
+    if auto_class(model.config) is None or model.get_output_embeddings() is None:
+        raise ValueError(f"`model` does not generate text: got {name}. Load it by a class with a language head")
+    if not isinstance(processor, PreTrainedTokenizerBase | ProcessorMixin):
+        kind = type(processor).__name__
+        raise TypeError(f"`processor` is not a processor or tokenizer of transformers: got {kind}. Give the model's own")
+
+
+def frozen_copy(model: Any) -> Any:
+    """Return a copy of a model in evaluation mode that shares the values of all parameters and buffers."""
+    # New parameters, so that the caller's can still be trained.
+    shared: dict[int, Any] = {id(each): nn.Parameter(each.detach(), requires_grad=False) for each in model.parameters()}
+    shared |= {id(buffer): buffer for buffer in model.buffers()}
+    return copy.deepcopy(model, shared).eval()
+
+
+def _wrap(model: Any, processor: Any, units: str, vision: bool, only_runs: bool = False) -> tuple[VLM, PromptProcessor]:
+    """Find out how the layers of a frozen model can be skipped; return it without adapters, and its processor."""
+    wrapped = VLM(model, units).wrap_processor(processor)
+    capabilities = probe_capabilities(model, wrapped, only_runs)
+    if vision:
+        capabilities = add_tower(capabilities, model, wrapped)
+    vlm = VLM(model, units, capabilities)
+    vlm.source_processor = processor
+    wrapped = vlm.wrap_processor(processor)
+    if units != UNITS[0]:
+        check_sublayers(vlm, wrapped)
+    return vlm, wrapped
+
+
 @contextlib.contextmanager
-def _naming(folder: Path) -> Iterator[None]:
+def _naming(folder: Path | str) -> Iterator[None]:
     """Make every error name the folder. What transformers raises for a damaged configuration becomes a ValueError."""
     try:
         yield
@@ -215,12 +273,18 @@ def _read_config(folder: Path, trust_remote_code: bool, only_runs: bool) -> Any:
             f"{folder / 'config.json'} names no model that transformers knows ({first_line(error)}). A model with code of "
             "its own needs `trust_remote_code=True`."
         ) from error
+    check_config(config, folder, only_runs, trust_remote_code)
+    return config
+
+
+def check_config(config: Any, source: Path | str, only_runs: bool = False, trust_remote_code: bool = False) -> None:
+    """Raise ValueError for a model whose layers cannot be removed: quantized, or saved by us with code of its own."""
     parts = [config, *(part for part in vars(config).values() if hasattr(part, "to_dict"))]  # Kimi K2.5 has it in a part
     given = [part.quantization_config for part in parts if getattr(part, "quantization_config", None) is not None]
     if given:
         method = given[0].get("quant_method") if isinstance(given[0], dict) else getattr(given[0], "quant_method", given[0])
         raise ValueError(
-            f"{folder} holds quantized weights ({method}), whose layers cannot be saved again unchanged. Pass the folder of "
+            f"{source} holds quantized weights ({method}), whose layers cannot be saved again unchanged. Pass the folder of "
             "the full weights."
         )
     changed = {
@@ -230,8 +294,7 @@ def _read_config(folder: Path, trust_remote_code: bool, only_runs: bool) -> Any:
     for key, what in changed.items():
         if hasattr(config, key) and not (only_runs and trust_remote_code):
             advice = "pass `trust_remote_code=True`" if only_runs else "pass the folder that it was made from"
-            raise ValueError(f"{folder} {what}: it cannot be searched or trained, and needs its own code. Here, {advice}.")
-    return config
+            raise ValueError(f"{source} {what}: it cannot be searched or trained, and needs its own code. Here, {advice}.")
 
 
 def _check_memory(folder: Path, dtype: Any) -> None:

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from das_gym.data.entries import BadExamples
+from das_gym.data.rows import Table
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Prompt
 from das_gym.names import PARTS
 from das_gym.tasks.answering.examples import IMAGE_MARK, LETTERS, AnswerExample
 from das_gym.tasks.answering.reading import detect_format, load_answers, load_answers_part
+from das_gym.tasks.answering.tables import divide_tables
 from das_gym.tasks.base import TokenTask, sum_by_prompt, token_nats
 from das_gym.tasks.vqa.accuracy import normalize_answer, vqa_accuracy
 
@@ -44,6 +47,13 @@ class AnsweringTask(TokenTask):
     ) -> Splits[AnswerExample]:
         """Read any format of `das_gym.tasks.answering.reading`; None is Shapes-VQA."""
         return load_answers(data_root, on_bad_example, columns)
+
+    @classmethod
+    def divide_rows(  # type: ignore[override]
+        cls, parts: Mapping[str, Table], bad: BadExamples, columns: str | None = None
+    ) -> Splits[AnswerExample]:
+        """Return the splits of rows with image, question and answer; see `divide_tables`."""
+        return divide_tables({part: [table] for part, table in parts.items()}, "the rows", bad, columns)
 
     @classmethod
     def load_part(
