@@ -25,7 +25,7 @@ from das_gym.adapt.shrinking.checks import (
     weights_folder,
 )
 from das_gym.adapt.shrinking.job import ShrinkJob, finish_saved
-from das_gym.adapt.shrinking.phases import checking_phases, measuring_phases, random_mask, recovery_phases
+from das_gym.adapt.shrinking.phases import checking_phases, measuring_phases, random_mask, recovery_phases, selecting_phase
 from das_gym.adapt.shrinking.report import print_left_out
 from das_gym.adapt.shrinking.saving import check_source_files
 from das_gym.adapt.shrinking.settings import RECORD, ShrinkSettings
@@ -90,6 +90,8 @@ def phases(settings: ShrinkSettings, problem: Problem, choice: Choice | None) ->
     mask = random_mask(settings, problem) if choice is None else choice.mask
     recovery = recovery_phases(problem, mask, config)
     found = [*searching, *recovery]
+    if trains:
+        found.append(selecting_phase(settings, problem, mask))
     found += measuring_phases(settings, problem, mask, recovered=int(config.recover != "none"))
     found += checking_phases(settings, problem)
     if trains and settings.control is not False and recovery:

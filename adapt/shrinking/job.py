@@ -15,6 +15,7 @@ from das_gym.adapt.shrinking.recovery import Teacher, make_teacher, recover, tem
 from das_gym.adapt.shrinking.repairing import repaired_copy
 from das_gym.adapt.shrinking.report import measured_table, shrink_report, shrunk_card
 from das_gym.adapt.shrinking.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
+from das_gym.adapt.shrinking.selecting import SELECTION_EXAMPLES, Selection, select
 from das_gym.adapt.shrinking.settings import (
     CHECKPOINT,
     CONTROL_CHECKPOINT,
@@ -64,7 +65,8 @@ class ShrinkJob:
         self.source_dtype = source_dtype(self.source)
         self.dtype = saved_dtype(self.source_dtype, self.full.model.dtype, settings.save_dtype)
         self.out = settings.out_folder(folder)
-        self.recovery = settings.train
+        self.recovery = settings.train  # of the saved model: without training if that made it worse
+        self.selection: Selection | None = None
         self.test = shuffled(self.problem.task, self.problem.splits.test, settings.test_examples)
         root = choice.problem.data_root
         self.data = f"{len(self.test):,} test examples of {'the bundled data' if root is None else Path(root).name}"
@@ -83,6 +85,8 @@ class ShrinkJob:
         round_parameters(shrunk.model, self.dtype)  # as a folder would store it
         final = repaired_copy(self.problem, mask, self.recovery)
         teacher = make_teacher(self.full, task, splits.train, self.recovery, self.folder / TEACHER_ANSWERS)
+        untrained = self._untrained(shrunk)
+        before = None if untrained is None else self._score_reward(untrained, "before training")
         trained = recover(final, self.problem, self.recovery, self.folder / CHECKPOINT, teacher, log)
         if not is_main_process():
             return self._with_control(None, teacher)
@@ -92,18 +96,24 @@ class ShrinkJob:
         probes = Probes.from_examples(self.full, task, self.test)
         # Card and record are written while the folder has its hidden name: a model that exists has both.
         with new_folder(self.out) as part:
-            processor = processor_folder(self.choice.problem)
-            names_dtype = self.settings.save_dtype != "auto"
             with temporarily_merged(final, self.full, self.recovery, trained, self.folder):
                 round_parameters(final.model, self.dtype)  # so that what is measured is what is saved
-                save(final.model, part, self.source, processor, self.dtype, has_remote_code(self.full), names_dtype)
-                verified = verify(part, final, mask, probes, self.dtype, [shrunk])
-                if self.recovery.recover != "none":
-                    models[RECOVERED] = final
-                    scored[RECOVERED] = self._score(final, f"{RECOVERED} model")
+                if before is not None:
+                    self.selection = select(before, self._score_reward(final, "after training"))
+                    print(self.selection.reason)
+                if self.selection is None or self.selection.trained_is_better:
+                    verified, recovered = self._save(part, final, probes, [shrunk])
+            if untrained is not None and self.selection is not None and not self.selection.trained_is_better:
+                self.recovery = replace(self.recovery, recover=self.recovery.closed_form or "none")
+                final = untrained
+                trained = []
+                verified, recovered = self._save(part, final, probes, [shrunk])
+            if recovered is not None:
+                models[RECOVERED] = final
+                scored[RECOVERED] = recovered
             measured = self._measure(models, scored)
             parameters = sum(p.numel() for p in trained)
-            del shrunk, final, trained  # the control takes their memory
+            del shrunk, final, untrained, trained  # the control takes their memory
             models.clear()
             measured = self._with_control(measured, teacher) or measured
             record = self._record(measured, verified)
@@ -120,6 +130,25 @@ class ShrinkJob:
         print(f"weights: {weights}")
         return measured
 
+    def _save(self, folder: Path, vlm: VLM, probes: Probes, others: Sequence[VLM]) -> tuple[Verification, Scored | None]:
+        """Save and verify a model, and score it unless it is only shrunk; `others` leave the GPU meanwhile."""
+        processor = processor_folder(self.choice.problem)
+        names_dtype = self.settings.save_dtype != "auto"
+        save(vlm.model, folder, self.source, processor, self.dtype, has_remote_code(self.full), names_dtype)
+        verified = verify(folder, vlm, self.mask, probes, self.dtype, others)
+        is_recovered = self.recovery.recover != "none"
+        return verified, self._score(vlm, f"{RECOVERED} model") if is_recovered else None
+
+    def _untrained(self, shrunk: VLM) -> VLM | None:
+        """Return what is saved if training does not help: the repaired model, or the shrunk one; None without training."""
+        if self.recovery.method is None or not len(self.problem.splits.reward):
+            return None
+        if self.recovery.closed_form is None:
+            return shrunk
+        repaired = repaired_copy(self.problem, self.mask, self.recovery)
+        round_parameters(repaired.model, self.dtype)
+        return repaired
+
     def _costs_of(self, vlm: VLM) -> Costs:
         """Return the costs of the full model with other skip adapters than those that scored the search, or without any."""
         backbone = replace(self.problem.backbone, vlp=vlm)
@@ -127,6 +156,11 @@ class ShrinkJob:
 
     def _score(self, vlm: VLM, title: str) -> Scored:
         return score_once(self.folder / SCORED, vlm, self.problem.task, self.test, title, self.settings.metric)
+
+    def _score_reward(self, vlm: VLM, title: str) -> Scored:
+        task = self.problem.task
+        examples = shuffled(task, self.problem.splits.reward, SELECTION_EXAMPLES)
+        return score_once(self.folder / SCORED, vlm, task, examples, f"reward examples, {title}", self.settings.metric)
 
     def _measure(self, models: dict[str, VLM], scored: dict[str, Scored]) -> Measured:
         costs: dict[str, Costs] = {FULL: self.deleted}
@@ -151,10 +185,10 @@ class ShrinkJob:
             return measured
         control = pruned_copy(self.full, np.zeros(len(self.full.layers), bool))
         checkpoint = self.folder / CONTROL_CHECKPOINT
-        trained = recover(control, self.problem, self.recovery, checkpoint, teacher, title="training the control")
+        trained = recover(control, self.problem, self.settings.train, checkpoint, teacher, title="training the control")
         if measured is None:
             return None
-        with temporarily_merged(control, self.full, self.recovery, trained, self.folder):
+        with temporarily_merged(control, self.full, self.settings.train, trained, self.folder):
             round_parameters(control.model, self.dtype)
             scored = self._score(control, "control")
         return replace(measured, scored={FULL: measured.scored[FULL], CONTROL: scored, **measured.scored})
@@ -197,6 +231,7 @@ class ShrinkJob:
             "control": measured.control and asdict(measured.control),
             "difference": {"score": difference, "low": low, "high": high, "reference": measured.reference},
             "loss_regained": measured.loss_regained(),
+            "selection": self.selection and self.selection.record(),
             "verified": asdict(verified),
             "answers": answers,
             "left_out": len(self.problem.splits.left_out),

@@ -9,6 +9,7 @@ from das_gym.adapt.shrinking.checks import as_vlm, make_budget, why_not_removabl
 from das_gym.adapt.shrinking.measuring import DECODED_TOKENS, LATENCY_BLOCKS, score_model, time_tokens
 from das_gym.adapt.shrinking.recovery import RecoverySteps, Teacher, insert_trainable, training_rows
 from das_gym.adapt.shrinking.repairing import repaired_copy
+from das_gym.adapt.shrinking.selecting import SELECTION_EXAMPLES
 from das_gym.adapt.shrinking.settings import AnsweringSettings, RecoveryConfig
 from das_gym.adapt.shrinking.verifying import NEW_TOKENS, PROMPTS
 from das_gym.adapt.step_loss import training_batch
@@ -49,6 +50,17 @@ def measuring_phases(settings: AnsweringSettings, problem: Problem, mask: np.nda
         # Its answers may not end.
         Phase("measuring without recovery", len(test), lambda count: score(smaller, count), len(test)),
     ]
+
+
+def selecting_phase(settings: AnsweringSettings, problem: Problem, mask: np.ndarray) -> Phase:
+    """Return the phase that scores the pruned model before and after its training."""
+    examples = shuffled(problem.task, problem.splits.reward, SELECTION_EXAMPLES)
+    smaller = pruned_copy(as_vlm(problem), mask)
+
+    def score(count: int) -> None:
+        score_model(smaller, problem.task, examples[:count], "", settings.metric)
+
+    return Phase("selecting", len(examples), score, len(examples), repeats=2)
 
 
 def checking_phases(settings: AnsweringSettings, problem: Problem) -> list[Phase]:

@@ -137,6 +137,7 @@ def shrunk_card(job: "ShrinkJob", measured: Measured, verified: Verification, pa
         f"{name}, without {counts}",
         [
             f"Made from `{name}` by das_gym: {which} (counted from 0) were deleted ({job.origin}). {training}",
+            *([job.selection.reason] if job.selection is not None else []),
             f"Command: `{command}`",
             *([ADDED_CODE] if adds_code else []),
         ],

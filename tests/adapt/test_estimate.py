@@ -76,7 +76,7 @@ def test_long_trainings_print_an_estimate(command, bare_kwargs, tmp_path, capsys
 def test_shrink_prints_an_estimate(mask, folder_of, data, tmp_path, capsys):
     settings = {"checkpoint": str(folder_of("llava")), "data_root": str(data), "skip_num": None if mask else 2, "mask": mask}
     line = estimate_of(shrink, {**settings, "train": {"steps": 4}, "control": mask and True}, tmp_path, capsys)
-    own = ["teacher", "recovery", "measuring", "measuring without recovery", "timing", "verification"]
+    own = ["teacher", "recovery", "selecting", "measuring", "measuring without recovery", "timing", "verification"]
     assert names_in(line) == (["layer statistics", "search", *own] if mask is None else [*own, "control"])
     assert (", control up to " in line) == (mask is None)
 

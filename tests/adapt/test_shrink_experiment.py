@@ -12,7 +12,7 @@ import pytest
 import torch
 from das_gym.adapt.evaluate import EvaluateSettings, evaluate, evaluation_main, load
 from das_gym.adapt.run_commands import shrink as ex
-from das_gym.adapt.shrinking import checks, job, measuring, verifying
+from das_gym.adapt.shrinking import checks, job, measuring, selecting, verifying
 from das_gym.adapt.shrinking.checks import check_dtype
 from das_gym.adapt.shrinking.settings import RecoveryConfig, ShrinkSettings
 from das_gym.adapt.shrinking.verifying import VerificationError
@@ -264,14 +264,39 @@ def test_a_resumed_run_keeps_its_scores(shrink, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "verify", stop)
     with pytest.raises(KeyboardInterrupt):
         shrink(mask=(0, 1, 0, 0))
-    assert scored == ["full model", "shrunk model"]
+    rewards = ["reward examples, before training", "reward examples, after training"]
+    assert scored == ["full model", rewards[0], "shrunk model", rewards[1]]
     monkeypatch.setattr(job, "verify", lambda *_: verifying.Verification(3, 0.0, ("with a cache",)))
     record = read_json(run_folder(shrink(resume=1)) / "shrink.json")
-    assert scored == ["full model", "shrunk model", "recovered model"]
+    assert scored == ["full model", rewards[0], "shrunk model", rewards[1], "recovered model"]
     whole = read_json(run_folder(shrink(mask=(0, 1, 0, 0))) / "shrink.json")
     assert record["answers"] == whole["answers"]
     assert [model["loss"] for model in record["models"]] == [model["loss"] for model in whole["models"]]
     assert not (tmp_path / "runs" / "1" / "scored.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recover", ["lora", "adapters", "linear+lora"])
+@pytest.mark.usefixtures("trusting")
+def test_a_training_that_made_the_model_worse_is_not_saved(shrink, tmp_path, capsys, monkeypatch, recover):
+    """Its result is a run with the same repair and without training; the control is trained if that is asked for."""
+    monkeypatch.setattr(job, "select", lambda before, after: selecting.select(after, before))
+    given = {"mask": (0, 1, 0, 0), "recover": recover, "control": True, "train": {"learning_rate": 0.02}}
+    record = read_json(run_folder(shrink(**given)) / "shrink.json")
+    selection = record["selection"]
+    assert not selection["trained_is_better"]
+    assert selection["trained"]["loss"] > selection["untrained"]["loss"]
+    card = (tmp_path / "runs" / "1" / "model" / "README.md").read_text()
+    assert selection["reason"] in card
+    assert selection["reason"] in capsys.readouterr().out
+    assert "Nothing was trained." in card
+    assert record["control"] is not None
+    untrained = recover.replace("lora", "").strip("+").replace("adapters", "") or "none"
+    wanted = read_json(run_folder(shrink(mask=(0, 1, 0, 0), recover=untrained)) / "shrink.json")
+    assert wanted["selection"] is None
+    assert [model["loss"] for model in record["models"]] == [model["loss"] for model in wanted["models"]]
+    folders = [tmp_path / "runs" / run / "model" for run in "12"]
+    assert len({(folder / "SHA256SUMS").read_text() for folder in folders}) == 1
 
 
 @pytest.mark.slow
