@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from das_gym.data.entries import BadExamples
@@ -86,6 +86,7 @@ def conversations(numbers: list[list[int]]) -> list[Conversation]:
     ]
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(IMAGES, PARTS)
 def test_files_that_share_images_are_divided_or_rejected(numbers, names):
     made = conversations(numbers)
