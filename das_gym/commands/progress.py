@@ -7,17 +7,17 @@ of transformers are silenced here, too.
 
 from __future__ import annotations
 
-import resource
+import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from tqdm import tqdm
-from tqdm.contrib import DummyTqdmFile
 
 from das_gym.processes import is_main_process
 
@@ -27,6 +27,9 @@ LINE_SECONDS = 60.0
 TIMED_SECONDS = 2.0
 """About how long a phase may be timed: with fewer examples than run together later, if these take longer."""
 
+LINE = "{desc}: {n:g}/{total} {unit}s ({percentage:.0f} %){postfix}, elapsed {elapsed}, remaining {remaining}"
+"""The format of a line, with tqdm's names."""
+
 ROUNDS = 5
 """How often a quick phase is timed; the mean counts."""
 
@@ -34,14 +37,41 @@ LINE = "{desc}: {n:g}/{total} {unit}s ({percentage:.0f} %){postfix}, elapsed {el
 """The format of a line, with tqdm's names."""
 
 
-def progress(total: int, description: str, unit: str = "it", initial: int = 0) -> tqdm:
-    """Return a progress bar, or `ProgressLines` if standard error is not a terminal. Only the main process prints.
+_is_shown: ContextVar[bool] = ContextVar("progress", default=True)
 
-    Both write to the original standard error, which Sacred does not capture. `unit` is the singular of what is counted.
+
+def progress(total: int, description: str, unit: str = "it", initial: int = 0) -> tqdm:
+    """Return the progress of work: tqdm's bar on a terminal or in a notebook, else `ProgressLines`.
+
+    Nothing is shown within `show_progress(False)`, and in other processes than the main one.
+
+    Args:
+        total: How much there is to do.
+        description: The work, as in "searching".
+        unit: The singular of what is counted.
+        initial: How much was done before.
     """
-    stream = sys.__stderr__ if is_main_process() else None
-    kind = Bar if stream is not None and stream.isatty() else ProgressLines
-    return kind(total=total, desc=description, unit=unit, initial=initial, file=stream, disable=stream is None)
+    from tqdm import auto  # it warns in a notebook without ipywidgets
+
+    stream = sys.__stderr__  # Sacred captures `sys.stderr`
+    settings: dict[str, Any] = {"total": total, "desc": description, "unit": unit, "initial": initial}
+    if not _is_shown.get() or not is_main_process():
+        return tqdm(**settings, disable=True)
+    if "ipykernel" in sys.modules:  # a notebook
+        return auto.tqdm(**settings, leave=False)
+    if stream is None or not stream.isatty():
+        return ProgressLines(stream, **settings)
+    return auto.tqdm(**settings, file=stream, leave=False, dynamic_ncols=True)
+
+
+@contextmanager
+def show_progress(is_shown: bool) -> Iterator[None]:
+    """Show progress in the block, or none: what the argument `progress` of a function says."""
+    token = _is_shown.set(is_shown)
+    try:
+        yield
+    finally:
+        _is_shown.reset(token)
 
 
 class ProgressLines(tqdm):
@@ -49,45 +79,18 @@ class ProgressLines(tqdm):
 
     monitor_interval = 0  # no thread is needed: `update` prints
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, bar_format=LINE, delay=LINE_SECONDS, mininterval=LINE_SECONDS, miniters=1, leave=None)
+    def __init__(self, stream: TextIO | None, **settings: Any) -> None:
+        self.stream = stream
+        self.printed: float | None = None
+        every = {"delay": LINE_SECONDS, "mininterval": LINE_SECONDS, "miniters": 1}
+        # tqdm itself would write carriage returns and empty lines.
+        super().__init__(**settings, **every, bar_format=LINE, leave=None, file=io.StringIO(), disable=stream is None)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Print a line where tqdm draws a bar; tqdm calls it with an empty `msg` to erase one."""
-        if msg is None:
-            # `close` disables the bar first, and ends the last line itself.
-            print(self, end="" if self.disable else "\n", file=self.fp, flush=True)
-
-
-class _Above(DummyTqdmFile):
-    """A stream that writes complete lines above the bars."""
-
-    def write(self, x: str, nolock: bool = False) -> None:
-        # tqdm would clear the bars, which are on standard error, only for lines on standard error.
-        with tqdm.external_write_mode(file=sys.__stderr__) if "\n" in x else nullcontext():
-            super().write(x, nolock)
-
-
-class Bar(tqdm):
-    """A tqdm bar that stays below printed text, and disappears when it ends."""
-
-    _open: ClassVar[list[Bar]] = []
-    _streams: ClassVar[tuple[Any, Any]]
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, dynamic_ncols=True, leave=False)
-        if not Bar._open:
-            Bar._streams = sys.stdout, sys.stderr
-            sys.stdout, sys.stderr = (_Above(stream) for stream in Bar._streams)
-        Bar._open.append(self)
-
-    def close(self) -> None:
-        """Close the bar. The last one restores the streams."""
-        super().close()
-        if self in Bar._open:
-            Bar._open.remove(self)
-            if not Bar._open:
-                sys.stdout, sys.stderr = Bar._streams
+        """Print a line where tqdm draws a bar, unless it was the last; tqdm calls it with an empty `msg` to erase one."""
+        if msg is None and self.n != self.printed:
+            print(self, file=self.stream, flush=True)
+            self.printed = self.n
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,8 @@ def peak_bytes() -> int:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except OSError:  # not Linux
+        import resource  # Windows has none
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
