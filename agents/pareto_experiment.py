@@ -12,7 +12,7 @@ A run is kept in runs/<id>/: front.json holds the points of the front and every 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from das_gym.agents.search_experiment import print_next_command, search_phases
@@ -76,7 +76,6 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     with progress(config.evaluations, "searching the front", unit="mask") as bar, closing(open_for_search(config)) as scorer:
         _, turns = run_turns(config, scorer, folder, lambda turn: bar.update(len(turn.masks)), resumed)
         cost = scorer.cost_of(COST_SETTINGS[settings.cost])
-    own = cast(Scorer, scorer)  # of das_gym, since it has an entry
     rows = [row for turn in turns for row in turn.rows]
     masks = np.array([row["mask"] for row in rows], dtype=bool)
     losses = np.array([np.inf if row["loss"] is None else row["loss"] for row in rows])
@@ -92,9 +91,9 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         "settings": {name: getattr(settings, name) for name in ("cost", "evaluations", "seed", "masks_per_turn")},
         "env_id": settings.env_id,
         "env_kwargs": recorded_settings(env_kwargs),
-        **own.table_origin,
+        **scorer.table_origin,
         "cost": settings.cost,
-        "hypervolume_share": hypervolume_share(own, cost, saved, losses),
+        "hypervolume_share": hypervolume_share(scorer, cost, saved, losses),
         "layer_names": list(scorer.layer_names),
         "evaluations": len(rows),
         "points": front_points([rows[index] for index in front], saved[front], scorer.layer_names),
@@ -109,7 +108,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         "plugins": imported_plugins(),
         "versions": library_versions(),
     }
-    front_table(record, own.metric_name).print()
+    front_table(record, scorer.metric_name).print()
     if folder is not None:
         write_json(folder / FRONT, record)
         title = f"{settings.env_id}, {format_count(len(rows), 'mask')} scored"

@@ -49,7 +49,7 @@ FIGURE = "search.png"
 
 
 def search_phases(scorer: Scorer, config: SearchConfig) -> list[Phase]:
-    """Return the phases of a search; none if no model of das_gym scores its masks, or Ray's workers do."""
+    """Return the phases of a search; none if no model scores its masks, or Ray's workers do."""
     if not isinstance(scorer, EngineScorer):
         return []
     problem = scorer.problem

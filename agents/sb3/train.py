@@ -24,12 +24,11 @@ import numpy as np
 import torch
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_model, with_defaults
 from das_gym.agents.searching.record import Checkpoint, OnTurn, SearchResult, Turn, conclude, with_costs
-from das_gym.agents.searching.scorer import ENV_ID_HINT, SCORES, open_scorer
+from das_gym.agents.searching.scorer import SCORES, open_scorer
 from das_gym.agents.settings import SearchConfig
 from gymnasium.vector import VectorEnv, VectorWrapper
 
 from das_gym.envs.episodes import ScoredVectorEnv
-from das_gym.envs.scoring import Scorer
 from das_gym.files import write_bytes
 from das_gym.problem.problem import Problem
 
@@ -87,8 +86,6 @@ def train_sb3(
     hyperparameters = with_defaults(cls, algorithm, config.agent_kwargs, config.masks_per_turn)
     action = choose_action(algorithm, config.action)
     with closing(open_scorer(config.env_id, config.mask_kwargs, config.seed, problem=problem)) as scorer:
-        if not isinstance(scorer, Scorer):
-            raise ValueError(f"agent {config.agent!r} needs an environment of das_gym: got {config.env_id}, {ENV_ID_HINT}")
         env = ScoredVectorEnv(config.masks_per_turn, scorer=scorer, action=action)
         recorder = Recorder(env, config, run_folder, on_turn)
         model = make_model(cls, hyperparameters, VecMonitor(SB3VecEnv(recorder)), config.seed)

@@ -38,7 +38,7 @@ class Scorer(ABC):
         evaluations: Masks scored so far, including those for the observation; masks off the budget are not scored.
         position: The next example, where `reward_batches="cycle"`.
         table: The table that scores are looked up in; None if a model is scored.
-        reported: The cost that the budget limits, by its setting, whose savings `info` has; empty without one.
+        reported: The cost that the budget limits, by its setting, for `info`; empty without such a budget.
         rng: Draws the examples of a search; an environment passes its own generator to `score`.
     """
 
