@@ -19,7 +19,8 @@ from das_gym.problem.config import ProblemConfig
 from das_gym.registration import DEFAULT_ENV
 from das_gym.tables.table import SubnetTable
 
-LOADED: Any = SimpleNamespace(backbone=SimpleNamespace(config=ProblemConfig(device="cpu")))
+ORIGIN = SimpleNamespace(config=ProblemConfig(device="cpu"))
+LOADED: Any = SimpleNamespace(backbone=SimpleNamespace(origin=ORIGIN))
 
 
 def search(env_id: str = DEFAULT_ENV, **env_kwargs: Any) -> SearchConfig:

@@ -155,13 +155,14 @@ def test_wrong_setting_is_rejected_before_the_run(small, update, text):
 
 
 def test_failed_run_resumes_to_the_same_record(small):
-    run_search({**small, "env_kwargs": {"reward_batches": "resample", "broken_from": None}})
+    given = {**small, "plugins": ["synthetic"]}
+    run_search({**given, "env_kwargs": {"reward_batches": "resample", "broken_from": None}})
     with pytest.raises(RunError, match=r"images/0007\.png is missing"):
-        run_search({**small, "env_kwargs": {"reward_batches": "resample", "broken_from": 5}})
+        run_search({**given, "env_kwargs": {"reward_batches": "resample", "broken_from": 5}})
     for name in ("config.json", "checkpoint.json"):  # the image is put back
         path = Path("runs/2") / name
         path.write_text(path.read_text().replace('"broken_from": 5', '"broken_from": null'))
-    run_id, _, _ = run_search({"resume": 2, "masks_per_turn": 3})
+    run_id, _, _ = run_search({"resume": 2, "masks_per_turn": 3, "plugins": ["synthetic"]})
     assert run_id == "2"
     assert Path("runs/1/search.json").read_bytes() == Path("runs/2/search.json").read_bytes()
     one, two = (json.loads(Path(f"runs/{i}/metrics.json").read_text()) for i in (1, 2))
