@@ -249,7 +249,7 @@ def fit_ridge(
     out = pairs[0][1].shape[1]
     if rank is not None and not 1 <= rank <= min(width, out):
         raise ValueError(f"`skip_rank` is out of range: got {rank}, expected 1 to {min(width, out)}, the width of {what}")
-    sums = _Sums(width, out, bias)
+    sums = _Sums(width, out, bias, pairs[0][0].device)
     held_out = pairs[HELD_OUT_BATCHES - 1 :: HELD_OUT_BATCHES]
     for number, pair in enumerate(pairs):
         if number % HELD_OUT_BATCHES != HELD_OUT_BATCHES - 1:
@@ -257,8 +257,7 @@ def fit_ridge(
     if not torch.isfinite(sums.gram).all() or not torch.isfinite(sums.product).all():
         raise FloatingPointError(f"hidden states at {what} are not finite on the calibration examples. Try float32.")
     if held_out:
-        fits = {strength: sums.solve(strength, rank) for strength in STRENGTHS}
-        errors = {strength: _unexplained(fit, held_out) for strength, fit in fits.items() if fit is not None}
+        errors = sums.errors(held_out) if rank is None else sums.errors_of_rank(rank, held_out)
         strength = min(errors, key=errors.__getitem__, default=STRENGTHS[0])
         explained = 1 - errors.get(strength, math.nan)
         for pair in held_out:
@@ -281,17 +280,53 @@ class _Sums:
         product: (width + 1, out) float64, of these with the outputs.
     """
 
-    def __init__(self, width: int, out: int, bias: bool) -> None:
-        self.gram = torch.zeros(width + 1, width + 1, dtype=torch.float64)
-        self.product = torch.zeros(width + 1, out, dtype=torch.float64)
+    def __init__(self, width: int, out: int, bias: bool, device: torch.device) -> None:
+        self.device = device if device.type == "cuda" else torch.device("cpu")  # others may lack float64
+        self.gram = torch.zeros(width + 1, width + 1, dtype=torch.float64, device=self.device)
+        self.product = torch.zeros(width + 1, out, dtype=torch.float64, device=self.device)
         self.bias = bias
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
         """Add (n, width) inputs and (n, out) outputs. Products of 16-bit numbers are computed in float32."""
         wide = torch.float64 if inputs.dtype == torch.float64 else torch.float32
         inputs = nn.functional.pad(inputs.to(wide), (0, 1), value=float(self.bias))
-        self.gram += (inputs.T @ inputs).cpu()
-        self.product += (inputs.T @ outputs.to(wide)).cpu()
+        self.gram += (inputs.T @ inputs).to(self.device)
+        self.product += (inputs.T @ outputs.to(wide)).to(self.device)
+
+    def penalty(self, strength: float) -> float:
+        """Return what is added to the diagonal of the Gram matrix."""
+        return strength * float(self.gram.diagonal()[:-1].mean())
+
+    def center(self) -> tuple[Tensor, Tensor]:
+        """Return the means, of inputs (width,) and outputs (out,), that a map with a bias leaves out: zeros without one."""
+        tokens = self.gram[-1, -1] if self.bias else torch.inf
+        return self.gram[-1, :-1] / tokens, self.product[-1] / tokens
+
+    def errors(self, held_out: Sequence[tuple[Tensor, Tensor]]) -> dict[float, float]:
+        """Return the unexplained share of the held-out outputs' variance by strength, of maps of full rank.
+
+        Eigenvectors Q of the centered Gram matrix serve all strengths. The map is Q D V, with V = Q^T X^T Y and diagonal D,
+        and its squared error is |Y|^2 - 2 <Z^T Y, D V> + <Z^T Z, D V V^T D>, with Z = X Q.
+        """
+        mean_in, mean_out = self.center()
+        scatter = self.gram[:-1, :-1] - torch.outer(mean_in, self.gram[-1, :-1])
+        values, vectors = torch.linalg.eigh(scatter)
+        projected = vectors.T @ (self.product[:-1] - torch.outer(self.gram[-1, :-1], mean_out))
+        inputs = (torch.cat([read for read, _ in held_out]).to(self.gram) - mean_in) @ vectors
+        outputs = torch.cat([wanted for _, wanted in held_out]).to(self.gram)
+        variance = (outputs - outputs.mean(dim=0)).pow(2).sum().clamp_min(1e-12)
+        outputs = outputs - mean_out
+        square = outputs.pow(2).sum()
+        linear = ((inputs.T @ outputs) * projected).sum(dim=1)
+        quadratic = (inputs.T @ inputs) * (projected @ projected.T)
+        penalties = {strength: self.penalty(strength) for strength in STRENGTHS}
+        factors = {each: 1 / (values + penalty) for each, penalty in penalties.items() if values[0] + penalty > 0}
+        return {each: float((square - 2 * linear @ d + d @ quadratic @ d) / variance) for each, d in factors.items()}
+
+    def errors_of_rank(self, rank: int, held_out: Sequence[tuple[Tensor, Tensor]]) -> dict[float, float]:
+        """Return what `errors` does, of maps of a rank."""
+        fits = {strength: self.solve(strength, rank) for strength in STRENGTHS}
+        return {strength: _unexplained(fit, held_out) for strength, fit in fits.items() if fit is not None}
 
     def solve(self, strength: float, rank: int | None) -> Ridge | None:
         """Return the map with the smallest penalized error, of that rank or less.
@@ -299,7 +334,7 @@ class _Sums:
         None if the penalty is smaller than the rounding errors of the sums, so that the Gram matrix with it is not positive
         definite: normalized hidden states of pretrained decoders are nearly one vector, and are multiplied in float32.
         """
-        penalty = torch.full((len(self.gram),), strength * float(self.gram.diagonal()[:-1].mean()), dtype=torch.float64)
+        penalty = self.gram.new_full((len(self.gram),), self.penalty(strength))
         penalty[-1] = 0.0 if self.bias else 1.0  # a penalty gives the solution 0
         penalized = self.gram + torch.diag(penalty)
         factor, failed = torch.linalg.cholesky_ex(penalized)
@@ -311,7 +346,7 @@ class _Sums:
         if rank is None:
             return Ridge(None, weight, bias)
         # Reduced-rank regression: keep the directions in which the fitted outputs vary most (Izenman 1975).
-        mean_in = self.gram[-1, :-1] / self.gram[-1, -1] if self.bias else torch.zeros_like(weight[:, 0])
+        mean_in, _ = self.center()
         scatter = self.gram[:-1, :-1] - self.gram[-1, -1] * torch.outer(mean_in, mean_in)
         _, directions = torch.linalg.eigh(weight.T @ scatter @ weight)
         kept = directions[:, -rank:]
@@ -320,6 +355,6 @@ class _Sums:
 
 
 def _unexplained(solution: Ridge, pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
-    outputs = torch.cat([wanted for _, wanted in pairs]).cpu().double()
-    fitted = torch.cat([solution(read.cpu()) for read, _ in pairs])
+    outputs = torch.cat([wanted for _, wanted in pairs]).to(solution.up)
+    fitted = torch.cat([solution(read) for read, _ in pairs])
     return float((outputs - fitted).pow(2).sum() / (outputs - outputs.mean(dim=0)).pow(2).sum().clamp_min(1e-12))
