@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import stat
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -16,15 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from das_gym.files import METADATA_KEY, check_bundled, expand_home, parse_json, read_json_object, replacing, temporary_folder
+from das_gym.files import METADATA_KEY, check_bundled, expand_home, parse_json, read_json_object, replacing
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 CHECKSUM = "sha256"
-"""Key below `METADATA_KEY` of the checksum of all the rest."""
-
-CHUNK = 2**18
-"""Bytes of a file that are checked at a time: they stay in a processor's cache."""
+"""Key of the checksum of a file of ours in its config: a flipped byte would be a wrong number."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +45,14 @@ def read_tensors(path: str | Path) -> TensorFile:
         if weights is None or not (path / "config.json").is_file():
             found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
             raise FileNotFoundError(f"no checkpoint in {path}: got {found}, expected config.json and {' or '.join(WEIGHTS)}")
-        file = read_tensors(weights)
-        config = read_json_object(path / "config.json")
-        about = config.get(METADATA_KEY)
-        if isinstance(about, dict) and CHECKSUM in about:  # an exported folder
-            _compare(weights, file.tensors, {}, about[CHECKSUM])
-        return dataclasses.replace(file, path=path, config=config)
+        file = dataclasses.replace(read_tensors(weights), path=path, config=read_json_object(path / "config.json"))
+        about = file.config.get(METADATA_KEY)
+        if isinstance(about, dict):  # an exported folder
+            _compare(weights, about.get(CHECKSUM), file.tensors, {})
+        return file
     if not path.is_file():
         raise ValueError(f"{path} is neither a file nor a folder: expected a checkpoint")
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    check_archive(path)
-    return TensorFile(path, _read_pickle(path), {})
+    return read_safetensors(path) if path.suffix == ".safetensors" else TensorFile(path, _read_state_dict(path), {})
 
 
 def read_safetensors(path: Path) -> TensorFile:
@@ -79,9 +71,7 @@ def read_safetensors(path: Path) -> TensorFile:
     config = parse_json(metadata.get(METADATA_KEY, "{}"), f"the config in {path}", "write it again")
     if not isinstance(config, dict):
         raise ValueError(f"the config in {path}: got a JSON {type(config).__name__}, expected an object. Write it again")
-    written = config.pop(CHECKSUM, None)
-    if written is not None:
-        _compare(path, tensors, config, written)
+    _compare(path, config.pop(CHECKSUM, None), tensors, config)
     return TensorFile(path, tensors, config)
 
 
@@ -93,19 +83,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file of contiguous tensors on the CPU, completely or not at all.
+    """Write a safetensors file of contiguous tensors on the CPU, completely or not at all."""
+    from safetensors.torch import save
 
-    safetensors' own temporary file, which only its owner can read, lies in a temporary folder; the final file gets default
-    permissions.
-    """
-    from safetensors.torch import save_file
-
-    with temporary_folder(path) as room, replacing(path) as part:
-        part.touch()
-        rights = stat.S_IMODE(part.stat().st_mode)
-        save_file(tensors, room / "new", metadata=metadata)
-        (room / "new").replace(part)
-        part.chmod(rights)
+    with replacing(path) as part:  # `save_file` would write a file that only its owner can read
+        part.write_bytes(save(tensors, metadata))
 
 
 def checksum(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
@@ -117,8 +99,8 @@ def checksum(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _compare(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], written: Any) -> None:
-    if written != checksum(tensors, config):
+def _compare(path: Path, written: Any, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    if written is not None and written != checksum(tensors, config):
         raise ValueError(f"{path} is damaged: its checksum differs from the recorded one. Copy or make it again")
 
 
@@ -129,7 +111,7 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], path: Path | str) -> Non
             continue
         if tensor.itemsize == 1:  # torch cannot compare numbers of 8 bits
             tensor = tensor.float()
-        if not all(torch.isfinite(bound) for bound in torch.aminmax(tensor)):
+        if not all(torch.isfinite(bound) for bound in torch.aminmax(tensor)):  # fast, and without a copy
             bad = int((~torch.isfinite(tensor)).sum())
             raise ValueError(
                 f"{path}: {name} has {bad} NaN or infinite values of {tensor.numel()}. The file is damaged, or its training "
@@ -137,42 +119,29 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], path: Path | str) -> Non
             )
 
 
-class _Inert:
-    """An object of an unknown class: it ignores the state that the file gives it."""
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
 def load_plain(path: Path) -> Any:
     """Load tensors and plain values that `torch.save` wrote, on the CPU; nothing in the file runs.
 
     Checkpoints of METER, ViLT and others by Lightning also name classes: callbacks as keys, Sacred's `ReadOnlyDict`. Each
-    name that torch does not know is replaced by a class of ours, which gives the plain dict or list that it was made from,
-    or else an empty object. torch fills only exact dicts, and sets the state only of objects that it allows, so the second
-    kind is tried where the first fails. Only zip archives may name such classes; their tensors stay in the file, mapped into
-    memory.
+    name that torch does not know stands for a class of ours, which gives the plain dict or list that it was made from. Only
+    zip archives may name such classes; their tensors stay in the file, mapped into memory.
     """
-    with path.open("rb") as file:
-        archive = file.read(2) == b"PK"
-    first: Exception | None = None
-    for kind in (OrderedDict, _Inert) if archive else (OrderedDict,):
-        try:
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else []
-            known: list[Any] = [_Inert, *(_unknown_global(name, kind) for name in names)]
-            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(known):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
-        except Exception as error:  # a damaged or hostile file can raise anything
-            first = first or error
-    assert first is not None
-    raise unreadable(path, first) from first
+    check_archive(path)
+    try:
+        archive = _is_archive(path)
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else []
+        stand_ins: list[Any] = [_stand_in(name) for name in names]
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except Exception as error:  # a damaged or hostile file can raise anything
+        raise unreadable(path, error) from error
 
 
-def _unknown_global(name: str, kind: type) -> type:
-    """Return a class of this name that replaces the one that a file names: nothing is imported or called."""
+def _stand_in(name: str) -> type:
+    """Return a class with the name of one that a file names; nothing is imported or called."""
 
     def new(cls: type, *args: Any) -> Any:
-        return args[0] if args and type(args[0]) in (dict, list) else kind()
+        return args[0] if args and type(args[0]) in (dict, list) else OrderedDict()
 
     module, _, name = name.rpartition(".")
     return type(name, (), {"__module__": module, "__new__": new})
@@ -180,7 +149,7 @@ def _unknown_global(name: str, kind: type) -> type:
 
 def unreadable(path: Path, error: Exception) -> ValueError:
     """Return the error for a file or folder that torch rejects, without torch's advice to execute it."""
-    parts = re.split(r"WeightsUnpickler error:|trusted source\.", _describe(error))
+    parts = re.split(r"WeightsUnpickler error:|trusted source\.", f"{type(error).__name__}: {error}")
     reason = next(part for part in reversed(parts) if part.strip()).strip().splitlines()[0].partition(". Please")[0]
     return ValueError(
         f"{path} is damaged or holds more than tensors and plain values: {reason[:200]}. Copy or download it again; if you "
@@ -188,11 +157,7 @@ def unreadable(path: Path, error: Exception) -> ValueError:
     )
 
 
-def _describe(error: Exception) -> str:
-    return str(error) if len(str(error)) > 10 else f"{type(error).__name__} {error}".strip()
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
     content = load_plain(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state:
@@ -204,38 +169,31 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         dense = isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not isinstance(name, str) or not dense or tensor.is_quantized or tensor.is_nested:
             raise ValueError(f"{path}: got a {type(tensor).__name__} for {name!r}, expected a plain dense tensor on the CPU")
-        tensor = tensor.detach()
         needed = tensor.numel() * tensor.element_size()
         if needed > size:  # expanded: its storage is small
             raise ValueError(f"{path}: {name} of shape {tuple(tensor.shape)} needs {needed} bytes, more than the file has")
         storage = tensor.untyped_storage()
         shared = storage.data_ptr() in seen or storage.nbytes() != needed or not tensor.is_contiguous()
         seen.add(storage.data_ptr())
-        tensors[name] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor
+        tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format) if shared else tensor.detach()
     return tensors
 
 
-def check_archive(path: Path) -> None:
-    """Compare the records of a zip archive with their checksums, which torch does not; ValueError if one differs.
-
-    torch's files of before 1.6 are no archives and have no checksums: any of their bytes may have changed.
-    """
+def _is_archive(path: Path) -> bool:
     with path.open("rb") as file:
-        if file.read(2) != b"PK":
-            return
+        return file.read(4) == b"PK\x03\x04"  # as torch distinguishes them
+
+
+def check_archive(path: Path) -> None:
+    """Raise ValueError for an archive of torch that unpacks to more bytes than it has; others have no such records."""
+    if not _is_archive(path):
+        return
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
-                raise zipfile.BadZipFile("its records have more bytes than the file")
-            for record in archive.infolist():
-                if record.compress_type != zipfile.ZIP_STORED:
-                    raise zipfile.BadZipFile(f"record {record.filename} is compressed, as torch.save never does")
-                if record.external_attr & 0x10:  # torch reads nothing of what is marked as a folder
-                    raise zipfile.BadZipFile(f"record {record.filename} is marked as a folder")
-                if record.CRC == 0:  # written with torch.serialization.set_crc32_options(False)
-                    continue
-                with archive.open(record) as stream:
-                    while stream.read(CHUNK):
-                        pass
+            records = archive.infolist()
     except Exception as error:  # a damaged archive can raise anything
-        raise ValueError(f"{path} is damaged: {_describe(error)}. Copy or download it again") from error
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}. Copy or download it again") from error
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):  # as torch.save never does
+        raise ValueError(f"{path} is damaged: it has compressed records. Copy or download it again")
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise ValueError(f"{path} is damaged: its records have more bytes than the file. Copy or download it again")
