@@ -73,7 +73,7 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
         return None
     folder = required_folder(run)
     if choice is None:
-        choice = search_choice(search_first(search, run, folder, settings.resume is not None, start.problem), problem)
+        choice = search_choice(search_first(search, run, folder, start.problem), problem)
     if choice.remark:
         print(escape_control_chars(choice.remark))
     models = _cut_models(start.model, choice.mask, settings.references)

@@ -19,7 +19,7 @@ from das_gym.files import explain_damage, read_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.problem import Problem
 from das_gym.processes import run_on_main_process
-from das_gym.registration import CHECKPOINT_TABLES, MODELS, env_entry
+from das_gym.registration import CHECKPOINT_TABLES, LIVE_ENV, MODELS, env_entry
 
 
 @dataclass(frozen=True)
@@ -27,28 +27,28 @@ class Choice:
     """A (n_layers,) bool mask, with the problem that it was searched or given for.
 
     `remark` names the point of a Pareto front. `others` are other masks within the budget of the search, the best first.
-    `table_model` is the fingerprint of the model of the table that was searched; empty for a search of a model.
+    `fingerprint` is that of the model, or of the table's, that was searched; empty if there was no search.
     """
 
     mask: np.ndarray
     problem: ProblemConfig
     remark: str = ""
     others: tuple[np.ndarray, ...] = ()
-    table_model: str = ""
+    fingerprint: str = ""
 
     def check_model(self, base: str) -> None:
-        """Warn if a loaded model with the fingerprint `base` is not that of the searched table.
+        """Warn if a loaded model with the fingerprint `base` is not the searched one.
 
         A bundled model that was loaded since no other was named raises a ValueError.
         """
         problem = self.problem
-        if self.table_model in ("", base):
+        if self.fingerprint in ("", base):
             return
-        differ = f"the searched table is of a model with the fingerprint {self.table_model}, here it is {base}"
+        differ = f"the searched model has the fingerprint {self.fingerprint}, this one {base}"
         if problem.checkpoint is None and problem.dtype is None and problem.image_size is None:
             raise ValueError(
                 f"`checkpoint` is missing: {differ}, that of the bundled {problem.model}. Give checkpoint=, and "
-                "data_root= and supernet= if the table was made with them, or the mask itself as mask=[...]."
+                "data_root= and supernet= if it was searched with them, or the mask itself as mask=[...]."
             )
         warnings.warn(f"{differ}: another model, number format or image size. The mask may not suit it.", stacklevel=2)
 
@@ -76,7 +76,7 @@ def choice_from_run(runs_dir: str, run: int, given: Mapping[str, Any], point: in
         raise FileNotFoundError(f"{path} does not exist: run {run} is not a finished {what} (`{resume}` continues one)")
     if point is None:
         result = SearchResult.load(path)
-        return replace(search_choice(result, _recorded_problem(vars(result), path, given)), table_model=result.table_model)
+        return replace(search_choice(result, _recorded_problem(vars(result), path, given)), fingerprint=result.fingerprint)
     front = read_front(path)
     if point >= len(front["points"]):
         raise ValueError(f"point={point}: the front of run {run} has points 0..{len(front['points']) - 1}; use one of them")
@@ -86,7 +86,8 @@ def choice_from_run(runs_dir: str, run: int, given: Mapping[str, Any], point: in
         f"loss {chosen['loss']:.4f}, skips {', '.join(chosen['skipped_layers']) or 'nothing'}"
     )
     problem = _recorded_problem(front, path, given)
-    return Choice(np.array(chosen["mask"], dtype=bool), problem, remark, table_model=str(front.get("table_model", "")))
+    fingerprint = str(front.get("fingerprint") or front.get("table_model", ""))  # its name in 0.2.0
+    return Choice(np.array(chosen["mask"], dtype=bool), problem, remark, fingerprint=fingerprint)
 
 
 def read_front(path: Path) -> dict[str, Any]:
@@ -122,6 +123,8 @@ def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str,
                 f"`checkpoint` is missing: {record['env_id']} is a table of a model that is not bundled. Give its folder."
             )
         return build(ProblemConfig, {"model": entry.model, "task": entry.task, **named, **trusted, **given})
+    if record["env_id"] == LIVE_ENV:
+        raise ValueError(f"{path} is of a model in memory: give mask=[...] with checkpoint=, data_root= and task=")
     raise ValueError(
         f"{path} is of {record['env_id']}, which is not registered: import the module that registers its model and task "
         "(plugins=<module>, as the search did), or give mask=[...] with model= and task="
@@ -136,7 +139,7 @@ def scored_problem(search: SearchConfig, problem: Problem | None) -> Problem | N
 
 
 def search_first(
-    config: SearchConfig, run: Any, folder: Path, resumed: bool, problem: Problem | None, prefix: str = "search."
+    config: SearchConfig, run: Any, folder: Path, problem: Problem | None, prefix: str = "search."
 ) -> SearchResult:
     """Return the result of a search in a folder of a command's run, on all processes; the main one searches.
 
@@ -145,15 +148,11 @@ def search_first(
     """
     problem = scored_problem(config, problem)
 
-    def search() -> SearchResult:
-        ended = SearchResult.load(folder) if (folder / RECORD).is_file() else None
-        return search_in_run(config, run, folder, resumed, problem, prefix, ended)
-
-    return run_on_main_process(search)
+    return run_on_main_process(lambda: search_in_run(config, run, folder, problem, prefix))
 
 
 def search_choice(result: SearchResult, problem: ProblemConfig) -> Choice:
     """Return the mask that a search of a problem found."""
-    mask = np.array(result.mask, dtype=bool)
     seen = [np.array(row["mask"], dtype=bool) for row in best_rows(result.history, result.env_kwargs)]
-    return Choice(mask, problem, others=tuple(other for other in seen if (other != mask).any()))
+    others = tuple(other for other in seen if (other != result.mask).any())
+    return Choice(result.mask, problem, others=others, fingerprint=result.fingerprint)

@@ -194,7 +194,7 @@ def _find_masks(settings: CompareSettings, base: AdaptedModel, splits: Splits[An
                 supernet = supernet_model(config, find_supernet(config), splits, copy_model(base).backbone)
                 problem = problem_from_model(supernet, splits, config)
             name = f"search_{k}"
-            result = search_first(search, run, folder / name, settings.resume is not None, problem, f"{name}.")
+            result = search_first(search, run, folder / name, problem, f"{name}.")
             mask = search_choice(result, config).mask
         else:
             choice = choice_from_run(settings.runs_dir, source, config.changed)

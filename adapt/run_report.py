@@ -105,7 +105,7 @@ def search_report(folder: Path) -> RunReport:
         env = make_scored(result.env_id, result.env_kwargs)
         scored = env.table, env.scorer.split
         best = env.table.best(env.scorer.objective, env.scorer.split)
-        masks = {"full model": np.zeros_like(best), "the answer": np.array(result.mask, bool), "best mask of all": best}
+        masks = {"full model": np.zeros_like(best), "the answer": result.mask, "best mask of all": best}
         table = masks_table(env.table, masks, "Before and after")
     rows = [row for turn in result.history for row in turn.complete_rows if row["loss"] is not None]
     tried = {(row["macs_saved"], row["loss"]) for row in rows}
@@ -118,7 +118,7 @@ def search_report(folder: Path) -> RunReport:
         title=f"{result.agent} on {result.env_id}, seed {result.seed}",
         facts=search_facts(result),
         architecture=search_architecture(result),
-        mask=result.mask,
+        mask=result.mask.astype(int).tolist(),
         table=table,
         progress=search_progress(result),
         heat=Heat.from_turns([turn.skip_probabilities for turn in result.history if turn.skip_probabilities is not None]),

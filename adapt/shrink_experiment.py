@@ -67,7 +67,7 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
         return None
     folder = required_folder(run)
     if choice is None:
-        found = search_first(settings.search, run, folder, settings.resume is not None, problem)
+        found = search_first(settings.search, run, folder, problem)
         choice = fallback_if_not_removable(search_choice(found, config), problem)
     job = ShrinkJob(settings, choice, problem, folder)
     measured = job.run(run.log_scalar)

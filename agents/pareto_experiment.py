@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from das_gym.agents.search_experiment import print_next_command, search_phases
 from das_gym.agents.searching.loop import check_search, open_for_search, run_turns
-from das_gym.agents.searching.record import FRONT, Row, with_costs
+from das_gym.agents.searching.record import FRONT, Row, bind_folder, with_costs
 from das_gym.agents.searching.scorer import ENV_ID_HINT
 from das_gym.agents.settings import COST_SETTINGS, ParetoSettings
 
@@ -71,10 +71,11 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         print_estimate(search_phases(open_for_search(config), config))
         return None
     folder = run_folder(run)
-    resumed = settings.resume is not None
-    config = with_costs(config, folder if resumed else None)
+    config = with_costs(config, folder)
     with progress(config.evaluations, "searching the front", unit="mask") as bar, closing(open_for_search(config)) as scorer:
-        _, turns = run_turns(config, scorer, folder, lambda turn: bar.update(len(turn.masks)), resumed)
+        if folder is not None:
+            bind_folder(folder, config, scorer)
+        _, turns = run_turns(config, scorer, folder, lambda turn: bar.update(len(turn.masks)))
         cost = scorer.cost_of(COST_SETTINGS[settings.cost])
     rows = [row for turn in turns for row in turn.rows]
     masks = np.array([row["mask"] for row in rows], dtype=bool)
@@ -91,7 +92,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         "settings": {name: getattr(settings, name) for name in ("cost", "evaluations", "seed", "masks_per_turn")},
         "env_id": settings.env_id,
         "env_kwargs": recorded_settings(env_kwargs),
-        **scorer.table_origin,
+        **scorer.origin,
         "cost": settings.cost,
         "hypervolume_share": hypervolume_share(scorer, cost, saved, losses),
         "layer_names": list(scorer.layer_names),

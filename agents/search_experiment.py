@@ -18,20 +18,20 @@ A run is kept in runs/<id>/: the found mask in search.json and search.png, its t
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from das_gym.agents.sb3.algorithms import is_algorithm
-from das_gym.agents.searching.loop import check_search, search
-from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_rows, finite_reward, with_costs
+from das_gym.agents.searching.loop import check_search, run_search
+from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_rows, finite_reward
 from das_gym.agents.searching.scorer import make_scored, open_scorer
 from das_gym.agents.settings import SearchConfig, SearchSettings
 
 from das_gym.commands.commandline import format_command
-from das_gym.commands.progress import Phase, print_estimate, progress
+from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, run_folder
 from das_gym.commands.runs import runs_dir_setting
 from das_gym.drawing.architecture import Architecture, draw
@@ -39,7 +39,7 @@ from das_gym.drawing.report import Progress
 from das_gym.envs.scoring import Scorer
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.files import replacing
-from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, given_costs, satisfies_budget
+from das_gym.problem.budget import Masks, satisfies_budget
 from das_gym.problem.problem import Problem
 from das_gym.problem.statistic_inputs import measure_activity
 from das_gym.problem.statistics import single_removals
@@ -89,7 +89,7 @@ def search_mask(settings: SearchSettings, run: Run) -> float | None:
         print_estimate(search_phases(open_scorer(settings.env_id, settings.mask_kwargs), settings))
         return None
     folder = run_folder(run)
-    result = search_in_run(settings, run, folder, settings.resume is not None)
+    result = search_in_run(settings, run, folder)
     if folder is not None:
         print_next_command(settings.env_id, folder)
     return result.reward
@@ -107,34 +107,25 @@ def print_next_command(env_id: str, folder: Path, *words: str) -> None:
 
 
 def search_in_run(
-    config: SearchConfig,
-    run: Run,
-    folder: Path | None,
-    resumed: bool,
-    problem: Problem | None = None,
-    prefix: str = "",
-    ended: SearchResult | None = None,
+    config: SearchConfig, run: Run, folder: Path | None, problem: Problem | None = None, prefix: str = ""
 ) -> SearchResult:
     """Search, log every turn to Sacred, print what was found, and write record and figure into a folder of the run.
 
-    With `resumed`, a search that was stopped continues from its checkpoint in the folder. `problem` is the loaded problem of
-    its environment; None loads it. `prefix` is that of the names of the logged series. `ended` is the result of a search
-    that ended before its run was stopped: its turns are logged again, since a kill loses the last ones.
+    A search that was stopped in the folder continues. The turns of one that has ended are logged again, since a kill loses
+    the last ones.
+
+    Args:
+        config: The search.
+        run: The run that the metrics go to.
+        folder: The folder of the search; None keeps nothing.
+        problem: The loaded problem of the environment; None loads it.
+        prefix: Begins the names of the logged series.
     """
-    # Here already, since the log needs the budget of masks; `search` finds the costs given.
-    config = with_costs(config, folder if resumed else None, problem)
-    log = _Log(run, config, prefix)
-    try:
-        if ended is not None:
-            result = ended
-            for turn in ended.history:
-                log(turn)
-        elif is_algorithm(config.agent):
-            result = _search_with_sb3(config, run, folder, log, resumed, problem)
-        else:
-            result = search(config, folder, on_turn=log, resume=resumed, problem=problem)
-    finally:
-        log.bar.close()
+    log = TurnLog(run, config, prefix)
+    if is_algorithm(config.agent):
+        result = _search_with_sb3(config, run, folder, log, problem)
+    else:
+        result = run_search(config, folder, log, problem)
     facts = search_facts(result)
     lines = [f"{name}: {value}" for name, value in facts.items() if name != "agent"]
     print("\n  ".join([f"{config.agent}, seed {config.seed}:", *lines]))
@@ -147,33 +138,18 @@ def search_in_run(
 
 def search_facts(result: SearchResult) -> dict[str, str]:
     """Return what a search found, by name: for its report, its figure and the printed summary."""
-    budget = {name: result.env_kwargs.get(name) for name in BUDGET_SETTINGS}
-    facts = {
-        "agent": result.agent,
-        "environment": result.env_id,
-        "budget": ", ".join(f"{name}={value}" for name, value in budget.items() if value is not None) or "none",
-        "skips": ", ".join(result.skipped_layers) or "nothing",
-        "reward": "not finite" if result.reward is None else f"{result.reward:.4f}",
-        "loss, nats": "not finite" if result.loss is None else f"{result.loss:.4f}",
-        "metric, %": "not finite" if result.metric is None else f"{100 * result.metric:.2f}",
-        "MACs saved, %": f"{100 * result.macs_saved:.1f}",
-        "masks scored": f"{result.evaluations:,}",
-    }
-    for setting, cost in given_costs(result.env_kwargs.get("costs")).items():
-        facts[f"{SAVED[setting]} saved, %"] = f"{100 * cost.saved(np.array([result.mask], dtype=bool))[0]:.1f}"
-    return facts | ground_truth(result.env_id, result.env_kwargs, result.mask)
+    return result.facts() | ground_truth(result.env_id, result.env_kwargs, result.mask)
 
 
-def ground_truth(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> dict[str, str]:
+def ground_truth(env_id: str, env_kwargs: Mapping[str, Any], mask: Masks) -> dict[str, str]:
     """Return a mask's rank and regret among all within the budget, in words; empty without a table or off the budget."""
     if not is_tabular(env_id):
         return {}
     env = make_scored(env_id, env_kwargs)
-    chosen = np.array(mask, dtype=bool)
-    if not env.budget.is_feasible(chosen[None])[0]:
+    if not env.budget.is_feasible(mask[None])[0]:
         return {}
-    rank = env.table.rank(chosen, env.scorer.objective, env.scorer.split)
-    regret = env.table.regret(chosen, env.scorer.objective, env.scorer.split)
+    rank = env.table.rank(mask, env.scorer.objective, env.scorer.split)
+    regret = env.table.regret(mask, env.scorer.objective, env.scorer.split)
     count = env.budget.is_feasible(env.table.masks).sum()
     return {"rank of the answer": f"{rank:,} of {count:,}", "regret of the answer": f"{regret:.4f}"}
 
@@ -186,7 +162,7 @@ def draw_search(folder: Path, result: SearchResult, facts: Mapping[str, str]) ->
     progress = search_progress(result)
     best = [] if progress is None else [reward for reward in progress.best if reward is not None]
     lines = [f"{name}: {value}" for name, value in facts.items()]
-    image = draw(search_architecture(result), np.array(result.mask, bool), title, lines[2:8], best=best)
+    image = draw(search_architecture(result), result.mask, title, lines[2:8], best=best)
     with replacing(folder / FIGURE) as part:
         Image.fromarray(image).save(part, "PNG")
 
@@ -212,7 +188,7 @@ def search_progress(result: SearchResult) -> Progress | None:
 
 
 def _search_with_sb3(
-    config: SearchConfig, run: Run, folder: Path | None, log: "_Log", resume: bool, problem: Problem | None
+    config: SearchConfig, run: Run, folder: Path | None, log: "TurnLog", problem: Problem | None
 ) -> SearchResult:
     """Search with an algorithm of Stable-Baselines3, whose metrics go to Sacred, to standard output and to TensorBoard."""
     from das_gym.agents.sb3.train import MODEL_FILE, train_sb3
@@ -227,7 +203,7 @@ def _search_with_sb3(
         def close(self) -> None:
             pass  # the run is still active
 
-    trained = train_sb3(config, folder, log, resume, (HumanOutputFormat(sys.stdout), SacredWriter()), problem)
+    trained = train_sb3(config, folder, log, (HumanOutputFormat(sys.stdout), SacredWriter()), problem)
     print(f"{config.agent} in action space {trained.action!r}, {trained.model.num_timesteps} steps; its own answer:")
     print(f"  reward {trained.policy['reward']}, mask {trained.policy['mask']}")
     if trained.starved:
@@ -250,23 +226,20 @@ def _add_artifacts(run: Run, folder: Path, *names: str) -> None:
         run.add_artifact(folder / name, (folder / name).relative_to(of_run).as_posix())
 
 
-class _Log:
-    """Sends every turn to Sacred and to the progress bar."""
+class TurnLog:
+    """Sends every turn to Sacred."""
 
     def __init__(self, run: Run, config: SearchConfig, prefix: str) -> None:
         self.run = run
         self.prefix = prefix
         self.budget = config.mask_kwargs
-        self.bar = progress(config.evaluations, "searching", unit="mask")
         self.evaluations = 0.0
         self.best = -math.inf  # of masks that may be an answer
 
     def __call__(self, turn: Turn) -> None:
+        """Log a turn."""
         self.best = max([self.best, *(finite_reward(row) for row in best_rows([turn], self.budget))])
-        if self.best > -math.inf:
-            self.bar.set_postfix_str(f"best reward {self.best:.4f}", refresh=False)
         self.evaluations += turn.cost
-        self.bar.update(int(self.evaluations) - self.bar.n)  # a mask that was scored on few examples costs less than one
         columns: dict[str, Any] = {"reward": turn.rewards, "best_reward": [self.best], "loss": turn.loss}
         columns["macs_saved"] = turn.macs_saved
         for name, values in columns.items():

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ("data", "models", "shapes", "tasks", "engine", "problem", "tables", "drawing", "envs", "agents", "adapt")
 """From the ground up: a package imports itself and those before it; adapt may import agents."""
 
-LEAVES = ("commands", "files", "intervals", "names", "processes")
+LEAVES = ("commands", "files", "intervals", "names", "processes", "summaries")
 """The package of commands and the modules at the top that everybody may import; they import each other alone."""
 
 RECORDED = "das_gym.commands.recorded"

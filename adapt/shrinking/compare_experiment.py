@@ -160,7 +160,7 @@ class MethodTrials:
     def _search(self, method: str, seed: int, place: Path) -> SearchResult:
         self.problem.evaluator.forget()  # else a method would find the scores of those before it
         search = replace(self.settings.search, agent=method, seed=seed)
-        return search_first(search, self.run, place, self.settings.resume is not None, self.problem, f"{method}.")
+        return search_first(search, self.run, place, self.problem, f"{method}.")
 
     def _measure(self, trial: MethodTrial, mask: np.ndarray) -> MethodTrial:
         problem = self.problem

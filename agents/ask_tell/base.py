@@ -1,15 +1,17 @@
 """The base class of ask/tell agents, and the table of agents by name."""
 
 import inspect
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, get_origin
 
 import numpy as np
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 
 from das_gym.commands.settings import convert
-from das_gym.names import add_entry, check_names
+from das_gym.names import add_entry, brief, check_names
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import find_class
@@ -181,6 +183,39 @@ def _checked(agent: Agent, masks: Any, source: str, most: int, free_budget: bool
             "`free_budget = True`"
         )
     return masks
+
+
+AgentLike = str | type[Agent] | Callable[..., Agent]
+"""The name of an agent; or a subclass of `Agent`, or a function that returns one, given `space` and `seed`."""
+
+
+@contextmanager
+def named_agent(agent: AgentLike) -> Iterator[str]:
+    """Return a name for an agent that is valid in the block; TypeError if it is none."""
+    if isinstance(agent, str):
+        yield agent
+        return
+    if not callable(agent):
+        raise TypeError(f"`agent` is not an agent: got {brief(agent)}, expected a name, or a class of agents")
+    name = re.sub(r"\W", "", getattr(agent, "__name__", type(agent).__name__)) or "agent"
+    if not isinstance(agent, type):
+        made: type[Agent] = type(name, (Agent,), {"__new__": lambda cls, space, seed=None: agent(space, seed)})
+    elif any(base.__module__.startswith("stable_baselines3.") for base in agent.__mro__):
+        yield f"{agent.__module__}:{agent.__qualname__}"
+        return
+    elif issubclass(agent, Agent):
+        made = agent
+    else:
+        raise TypeError(f"`agent` is not an agent: got {agent.__name__}, expected a subclass of das_gym.agents.Agent")
+    before = AGENTS.get(name)
+    AGENTS[name] = made
+    try:
+        yield name
+    finally:
+        if before is None:
+            del AGENTS[name]
+        else:
+            AGENTS[name] = before
 
 
 def register_agent(name: str, agent: str | type[Agent]) -> None:

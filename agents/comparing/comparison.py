@@ -10,7 +10,7 @@ import numpy.typing as npt
 from das_gym.agents.ask_tell.base import agent_class, answer, ask
 from das_gym.agents.comparing.oracle import Oracle
 from das_gym.agents.sb3.algorithms import is_algorithm
-from das_gym.agents.searching.loop import make_search_agent, search
+from das_gym.agents.searching.loop import make_search_agent, run_search
 from das_gym.agents.settings import SearchConfig
 
 from das_gym.problem.budget import Floats, Masks
@@ -238,16 +238,16 @@ def _train_once(oracle: Oracle, config: SearchConfig) -> SearchTrial:
     training, divided by turns.
     """
     started = time.process_time()
-    result = search(config)
+    result = run_search(config)
     milliseconds = 1e3 * (time.process_time() - started) / max(len(result.history), 1)
     n_layers = oracle.space.n_layers
     needed = masks_needed(oracle.statistics, n_layers)
     masks = np.array([mask for turn in result.history for mask in turn.masks], dtype=bool).reshape(-1, n_layers)
     trial = _trial_of(oracle, config, masks, oracle.rewards(masks), needed, milliseconds)
-    final = np.array([result.mask], dtype=bool)
+    final = result.mask[None]
     if oracle.space.contains(final)[0]:  # a policy that never satisfied the budget has no answer
         trial = replace(trial, improvements=(*trial.improvements, (config.evaluations, float(oracle.rewards(final)[0]))))
-    return replace(trial, answer=tuple(result.mask))
+    return replace(trial, answer=tuple(result.mask.astype(int).tolist()))
 
 
 def _trial_of(

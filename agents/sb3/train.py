@@ -23,13 +23,23 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_model, with_defaults
-from das_gym.agents.searching.record import Checkpoint, OnTurn, SearchResult, Turn, conclude, with_costs
+from das_gym.agents.searching.record import (
+    Checkpoint,
+    OnTurn,
+    SearchProgress,
+    SearchResult,
+    Turn,
+    bind_folder,
+    conclude,
+    with_costs,
+)
 from das_gym.agents.searching.scorer import SCORES, open_scorer
 from das_gym.agents.settings import SearchConfig
 from gymnasium.vector import VectorEnv, VectorWrapper
 
 from das_gym.envs.episodes import ScoredVectorEnv
 from das_gym.files import write_bytes
+from das_gym.models.random_states import kept_random_states
 from das_gym.problem.problem import Problem
 
 if TYPE_CHECKING:
@@ -61,13 +71,19 @@ def train_sb3(
     config: SearchConfig,
     folder: str | os.PathLike[str] | None = None,
     on_turn: OnTurn | None = None,
-    resume: bool = False,
     writers: Sequence[KVWriter] = (),
     problem: Problem | None = None,
 ) -> TrainedAgent:
     """Train an algorithm of SB3 until the evaluations are spent, and score its answer.
 
-    The arguments are those of `das_gym.agents.search`. SB3's metrics go to `writers`, and to TensorBoard in the folder.
+    A search that has ended in the folder is repeated from its scores, since the trained algorithm is returned too.
+
+    Args:
+        config: The search.
+        folder: Folder of the search, see `das_gym.agents.search`; it also gets the trained algorithm.
+        on_turn: Called with each `Turn` after it.
+        writers: Where the metrics of SB3 go, besides TensorBoard in the folder.
+        problem: The loaded problem of the environment; None loads it.
 
     Example:
         >>> from das_gym.agents import SearchConfig
@@ -81,15 +97,19 @@ def train_sb3(
     from das_gym.envs.sb3_vec_env import SB3VecEnv
 
     run_folder = None if folder is None else Path(folder)
-    config = with_costs(config, run_folder if resume else None, problem)
+    config = with_costs(config, run_folder, problem)
     cls, algorithm = find_algorithm(config.agent)
     hyperparameters = with_defaults(cls, algorithm, config.agent_kwargs, config.masks_per_turn)
     action = choose_action(algorithm, config.action)
-    with closing(open_scorer(config.env_id, config.mask_kwargs, config.seed, problem=problem)) as scorer:
+    opened = open_scorer(config.env_id, config.mask_kwargs, config.seed, problem=problem)
+    with kept_random_states(), closing(opened) as scorer, SearchProgress(config, on_turn) as report:
         env = ScoredVectorEnv(config.masks_per_turn, scorer=scorer, action=action)
-        recorder = Recorder(env, config, run_folder, on_turn)
+        recorder = Recorder(env, config, run_folder, report)
         model = make_model(cls, hyperparameters, VecMonitor(SB3VecEnv(recorder)), config.seed)
-        known = Checkpoint.load(run_folder, config, len(scorer.layer_names)) if resume and run_folder is not None else None
+        known = None
+        if run_folder is not None:
+            bind_folder(run_folder, config, scorer)
+            known = Checkpoint.load(run_folder, len(scorer.layer_names))
         if known is None:
             scorer.warn_at_chance()
         else:
@@ -207,7 +227,7 @@ class Recorder(VectorWrapper):
         self.evaluations += len(rows)
         if self.folder is not None and len(self.turns) - self.saved_turns >= self.config.save_every:
             self.saved_turns = len(self.turns)
-            Checkpoint(None, {}, tuple(self.turns)).save(self.folder, self.config)
+            Checkpoint(None, {}, tuple(self.turns)).save(self.folder)
         if self.on_turn is not None:
             self.on_turn(turn)
 

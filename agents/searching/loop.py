@@ -2,67 +2,133 @@
 
 import math
 import os
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent, Statistics, agent_class, answer, ask, make_agent
+from das_gym.agents.ask_tell.base import Agent, AgentLike, Statistics, agent_class, answer, ask, make_agent, named_agent
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algorithm, with_defaults
 from das_gym.agents.searching.racing import Race, Raced
-from das_gym.agents.searching.record import CHECKPOINT, Checkpoint, OnTurn, SearchResult, Turn, conclude, spent, with_costs
+from das_gym.agents.searching.record import (
+    CHECKPOINT,
+    Checkpoint,
+    OnTurn,
+    SearchProgress,
+    SearchResult,
+    Turn,
+    bind_folder,
+    conclude,
+    spent,
+    with_costs,
+)
 from das_gym.agents.searching.scorer import open_scorer
-from das_gym.agents.settings import SearchConfig, search_hyperparameters
+from das_gym.agents.settings import SearchConfig, complete_search, search_hyperparameters
 
-from das_gym.commands.progress import progress
+from das_gym.commands.progress import progress as progress_bar
+from das_gym.commands.progress import show_progress
+from das_gym.commands.settings import build
 from das_gym.envs.scoring import Scorer
 from das_gym.files import explain_damage
+from das_gym.models.random_states import kept_random_states
+from das_gym.names import brief
 from das_gym.problem.budget import Masks, pick_budget
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.problem import Problem
 from das_gym.problem.statistics import STATISTICS
 
 
 def search(
-    config: SearchConfig | str,
+    problem: Problem | str | SearchConfig,
+    agent: AgentLike = SearchConfig.agent,
+    *,
+    evaluations: int = SearchConfig.evaluations,
+    seed: int = 0,
+    callback: OnTurn | None = None,
     folder: str | os.PathLike[str] | None = None,
-    on_turn: OnTurn | None = None,
-    resume: bool = False,
-    problem: Problem | None = None,
+    progress: bool = True,
+    **settings: Any,
 ) -> SearchResult:
-    """Search for a mask: spend the budget of `config`, and score the agent's answer.
-
-    The result is the better of the agent's answer and the best mask that was scored on all examples.
+    """Search for a mask, and return the better of the agent's answer and the best mask that was scored on all examples.
 
     Args:
-        config: What to search; the id of an environment stands for the default settings.
-        folder: Run folder for `checkpoint.json` and, at the end, `search.json`. None keeps nothing.
-        on_turn: Called with each `Turn` after it; a resumed search first calls it with the turns of the checkpoint.
-        resume: Continue from the checkpoint in `folder`, if there is one. The result is that of an uninterrupted search.
-        problem: The loaded problem of the environment; None loads it.
+        problem: What to search: a `Problem`, or the id of an environment, as of a table. A `SearchConfig` is the whole
+            search: then `agent`, `evaluations`, `seed` and `settings` are not read.
+        agent: Name of an agent or of an algorithm of Stable-Baselines3; or a subclass of `Agent`, or a function that returns
+            one, given `space` and `seed`.
+        evaluations: Number of masks that the agent may score.
+        seed: Random seed of the agent and of the environment.
+        callback: Called with each `Turn` after it; a resumed search first calls it with the turns before.
+        folder: Folder for checkpoints and, at the end, `search.json`. A search that was stopped there continues, and ends as
+            if it had not been stopped; one that has ended is returned. None keeps nothing.
+        progress: Whether to show progress.
+        settings: Further settings of `SearchConfig`: a budget (`skip_num`, `macs_saved`, `latency_saved`, ...; 4 units by
+            default), `masks_per_turn`, `reward`, ..., and those of the agent; with an id, those of `ProblemConfig` too.
 
     Returns:
-        The result, also in `folder`.
+        The result: `mask`, `reward`, `history`, `to_dataframe()`.
 
     Raises:
-        ValueError: A setting is not valid for the environment or the agent, the agent asks for masks that are not allowed,
-            or the checkpoint is of another search.
+        TypeError: An argument is of another type.
+        ValueError: A setting is unknown, or not valid for the problem or the agent; the agent asks for masks that are not
+            allowed; the folder belongs to another search; or a model in memory was trained since its problem was made.
 
     Example:
-        >>> from das_gym.agents import SearchConfig, search
-        >>> config = SearchConfig("DAS-METER-VQA-Tabular-v0", agent="bayes", evaluations=30, skip_num=4)
-        >>> search(config).n_skipped
+        >>> from das_gym.agents import search
+        >>> search("DAS-METER-VQA-Tabular-v0", "bayes", evaluations=30, skip_num=4).n_skipped
         4
     """
-    if isinstance(config, str):
-        config = SearchConfig(config)
+    with named_agent(agent) as name, show_progress(progress):
+        if isinstance(problem, SearchConfig):
+            config = problem
+        else:
+            config = make_config(problem, {"agent": name, "evaluations": evaluations, "seed": seed, **settings})
+        return run_search(config, folder, callback, problem if isinstance(problem, Problem) else None)
+
+
+def make_config(problem: Problem | str, settings: Mapping[str, Any]) -> SearchConfig:
+    """Return the search of a problem, or of the environment with an id; `settings` are those of `search`."""
+    if isinstance(problem, str):
+        return build(SearchConfig, complete_search({"env_id": problem, **settings}))
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"`problem` is not a Problem: got {brief(problem)}, expected das_gym.Problem.from_model(...) or an id"
+        )
+    for name in settings.keys() & {each.name for each in fields(ProblemConfig)}:
+        raise ValueError(f"`{name}` is a setting of the Problem: got {brief(settings[name])}. Give it where that is made")
+    origin = problem.backbone.origin
+    given = complete_search({"env_id": origin.env_id, **settings})
+    given = {name: value for name, value in given.items() if not name.startswith("problem.")}
+    return build(SearchConfig, {**given, "problem": origin.config or ProblemConfig()})
+
+
+def run_search(
+    config: SearchConfig,
+    folder: str | os.PathLike[str] | None = None,
+    callback: OnTurn | None = None,
+    problem: Problem | None = None,
+) -> SearchResult:
+    """Run a search, see `search`; `problem` is the loaded problem of its environment, None loads it."""
     if is_algorithm(config.agent):
         from das_gym.agents.sb3.train import train_sb3
 
-        return train_sb3(config, folder, on_turn, resume, problem=problem).result
+        return train_sb3(config, folder, callback, problem=problem).result
     run_folder = None if folder is None else Path(folder)
-    config = with_costs(config, run_folder if resume else None, problem)
-    with closing(open_for_search(config, problem)) as scorer:
-        agent, history = run_turns(config, scorer, run_folder, on_turn, resume)
+    config = with_costs(config, run_folder, problem)
+    with (
+        kept_random_states(),
+        closing(open_for_search(config, problem)) as scorer,
+        SearchProgress(config, callback) as report,
+    ):
+        ended = None if run_folder is None else bind_folder(run_folder, config, scorer)
+        if ended is not None:
+            for turn in ended.history:
+                report(turn)
+            return ended
+        agent, history = run_turns(config, scorer, run_folder, report)
         settings = search_hyperparameters(config.agent, config.agent_kwargs)
         result, _ = conclude(config, scorer, answer(agent, config.agent), history, settings, agent.statistics_read)
     if folder is not None:
@@ -76,16 +142,14 @@ def open_for_search(config: SearchConfig, problem: Problem | None = None) -> Sco
     return open_scorer(config.env_id, config.mask_kwargs, config.seed, free, problem)
 
 
-def run_turns(
-    config: SearchConfig, scorer: Scorer, folder: Path | None, on_turn: OnTurn | None, resume: bool
-) -> tuple[Agent, list[Turn]]:
+def run_turns(config: SearchConfig, scorer: Scorer, folder: Path | None, on_turn: OnTurn | None) -> tuple[Agent, list[Turn]]:
     """Run the turns of a `search` until its budget is spent or the agent is done; return the agent and all turns."""
     scorer.warn_at_chance()
-    with progress(1, "measuring layer statistics", unit="step") as bar:
+    with progress_bar(1, "measuring layer statistics", unit="step") as bar:
         agent = _agent_of(config, scorer, scorer.layer_statistics)
         bar.update()
     race = make_race(config, scorer, agent)
-    known = restore(folder, config, scorer, race) if resume and folder is not None else ()
+    known = restore(folder, scorer, race) if folder is not None else ()
     history: list[Turn] = []
     # A mask scored on a share of the examples costs that share. Less than one full evaluation is not spent.
     while (left := math.floor(config.evaluations - spent(history))) > 0:
@@ -101,15 +165,15 @@ def run_turns(
             history.append(run_turn(agent, scorer, race, masks))
             if folder is not None and len(history) % config.save_every == 0:
                 state = {} if race is None else race.state_dict()
-                Checkpoint(scorer.get_state(), state, tuple(history)).save(folder, config)
+                Checkpoint(scorer.get_state(), state, tuple(history)).save(folder)
         if on_turn is not None:
             on_turn(history[-1])
     return agent, history
 
 
-def restore(folder: Path, config: SearchConfig, scorer: Scorer, race: Race | None) -> tuple[Turn, ...]:
+def restore(folder: Path, scorer: Scorer, race: Race | None) -> tuple[Turn, ...]:
     """Restore scorer and race from the checkpoint in a folder, and return its turns; none without a checkpoint."""
-    checkpoint = Checkpoint.load(folder, config, len(scorer.layer_names))
+    checkpoint = Checkpoint.load(folder, len(scorer.layer_names))
     if checkpoint is None:
         return ()
     with explain_damage(folder / CHECKPOINT, "start a new search"):

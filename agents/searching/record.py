@@ -12,17 +12,19 @@ import numpy as np
 from das_gym.agents.searching.scorer import SCORES, open_scorer
 from das_gym.agents.settings import SearchConfig
 
+from das_gym.commands.progress import progress
 from das_gym.commands.runs import library_versions
 from das_gym.commands.settings import build, settings_dict
 from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.architecture import Unit
 from das_gym.engine.scores import Scores
 from das_gym.envs.scoring import Scorer
-from das_gym.files import explain_damage, read_json, write_json
-from das_gym.problem.budget import SAVED, Masks, satisfies_budget
+from das_gym.files import INPUTS, check_inputs, explain_damage, read_json, write_json
+from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, Masks, given_costs, satisfies_budget
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_space import skipped_names
 from das_gym.problem.problem import Problem
+from das_gym.summaries import Summary
 
 FORMAT = 1
 RECORD = "search.json"
@@ -133,15 +135,17 @@ def finite_reward(row: Row) -> float:
     return -math.inf if row["reward"] is None else float(row["reward"])
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class SearchResult(Summary):
     """The result of a search: `search.json`, complete enough to replay.
 
     Attributes:
-        env_id: The environment; `gymnasium.make(env_id, **env_kwargs)` makes it again.
+        env_id: The environment; `gymnasium.make(env_id, **env_kwargs)` makes it again. That of a model in memory,
+            `DAS-v0`, needs `problem=` too.
         env_kwargs: Its keyword arguments, the budget among them (`skip_num`, or a share to save). If that is of another cost
             than MACs, `costs` holds the measured costs, so that the same masks satisfy it on any machine.
-        mask: The answer, 0/1 per layer: the better of the agent's answer and the best mask that it asked for.
+        mask: The answer, (n_layers,) bool, True = skipped: the better of the agent's answer and the best mask that it asked
+            for.
         loss, metric, reward: Scores of `mask`: in nats, 0..1, and in the reward's unit; None if not finite.
         macs, macs_full, macs_saved: MACs per example under `mask`, of the model without adapters, and the share saved.
         evaluations: Masks that were scored, `statistic_masks` and `answer_masks` among them. Masks scored on a fraction of
@@ -151,7 +155,8 @@ class SearchResult:
         plugins: Modules that register the environment or the agent.
         units, statistics: Layout and statistics of the layers, for reports.
         table_settings: Settings of the problem that a table was made for; commands that use the mask start from them.
-        table_model: Fingerprint of the table's model, to compare with the model that the mask is used on; empty if unknown.
+        fingerprint: That of the searched model or of the table's, to compare with the model that the mask is used on; empty
+            if unknown.
         history: Every turn; stored in `search_history.json`.
     """
 
@@ -161,7 +166,7 @@ class SearchResult:
     agent_kwargs: dict[str, Any]
     seed: int
     masks_per_turn: int
-    mask: list[int]
+    mask: np.ndarray
     layer_names: list[str]
     skipped_layers: list[str]
     n_skipped: int
@@ -179,12 +184,56 @@ class SearchResult:
     units: tuple[Unit, ...] = ()
     statistics: dict[str, list[float]] = field(default_factory=dict)
     table_settings: dict[str, Any] = field(default_factory=dict)
-    table_model: str = ""
+    fingerprint: str = ""
     history: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
-        masks = [self.mask, *(mask for turn in self.history for mask in turn.masks)]
+        masks = [list(self.mask), *(mask for turn in self.history for mask in turn.masks)]
         _check_masks(masks, len(self.layer_names))
+        object.__setattr__(self, "mask", np.array(self.mask, dtype=bool))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SearchResult) and self.record() == other.record()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def record(self) -> dict[str, Any]:
+        """Return everything as JSON values, the mask as 0 and 1."""
+        return {**asdict(self), "mask": self.mask.astype(int).tolist()}
+
+    def facts(self) -> dict[str, str]:
+        """Return what was found, by name."""
+        budget = {name: self.env_kwargs.get(name) for name in BUDGET_SETTINGS}
+        facts = {
+            "agent": self.agent,
+            "environment": self.env_id,
+            "budget": ", ".join(f"{name}={value}" for name, value in budget.items() if value is not None) or "none",
+            "skips": ", ".join(self.skipped_layers) or "nothing",
+            "reward": "not finite" if self.reward is None else f"{self.reward:.4f}",
+            "loss, nats": "not finite" if self.loss is None else f"{self.loss:.4f}",
+            "metric, %": "not finite" if self.metric is None else f"{100 * self.metric:.2f}",
+            "MACs saved, %": f"{100 * self.macs_saved:.1f}",
+            "masks scored": f"{self.evaluations:,}",
+        }
+        for setting, cost in given_costs(self.env_kwargs.get("costs")).items():
+            facts[f"{SAVED[setting]} saved, %"] = f"{100 * cost.saved(self.mask[None])[0]:.1f}"
+        return facts
+
+    def to_dataframe(self) -> Any:
+        """Return a pandas DataFrame with a row for each scored mask.
+
+        Its columns are `turn`, `reward`, `loss`, `metric`, `macs`, `macs_saved`, `share` (of the reward examples that the
+        mask was scored on), and a bool column for each layer, True = skipped.
+        """
+        import pandas as pd
+
+        rows = []
+        for number, turn in enumerate(self.history):
+            for row, share in zip(turn.rows, turn.shares, strict=True):
+                skips = dict(zip(self.layer_names, map(bool, row["mask"]), strict=True))
+                scores = {name: value for name, value in row.items() if name != "mask"}
+                rows.append({"turn": number, **scores, "share": share, **skips})
+        return pd.DataFrame(rows)
 
     @property
     def masks_asked(self) -> int:
@@ -193,7 +242,7 @@ class SearchResult:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `search_history.json` and then `search.json` into `folder`; return the path of the latter."""
-        record = asdict(self)
+        record = self.record()
         turns = record.pop("history")
         # The history first: a folder with `search.json` holds a complete search.
         write_json(Path(folder) / HISTORY, {"format": FORMAT, "layer_names": self.layer_names, "turns": turns}, indent=None)
@@ -213,7 +262,9 @@ class SearchResult:
             turns = read_json(history)["turns"] if history.is_file() else []  # the record alone is enough to use the mask
             if record.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
-            return build(cls, {**record, "history": turns})
+            if "table_model" in record:  # its name in 0.2.0
+                record["fingerprint"] = record.pop("table_model")
+            return build(cls, {**record, "mask": np.array(record["mask"]), "history": turns})
 
 
 def conclude(
@@ -262,10 +313,49 @@ def conclude(
     return result, rows[0]
 
 
-def searched_settings(config: SearchConfig) -> dict[str, Any]:
-    """Return the settings of a search as JSON values, without those of the command that runs it."""
+class SearchProgress:
+    """Shows the turns of a search as a bar with the best reward so far, and passes each on to a callback."""
+
+    def __init__(self, config: SearchConfig, callback: OnTurn | None) -> None:
+        self.callback = callback
+        self.budget = config.mask_kwargs
+        self.bar = progress(config.evaluations, "searching", unit="mask")
+        self.evaluations = 0.0
+        self.best = -math.inf  # of masks that may be an answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def __call__(self, turn: Turn) -> None:
+        """Show a turn."""
+        self.best = max([self.best, *(finite_reward(row) for row in best_rows([turn], self.budget))])
+        if self.best > -math.inf:
+            self.bar.set_postfix_str(f"best reward {self.best:.4f}", refresh=False)
+        self.evaluations += turn.cost
+        self.bar.update(int(self.evaluations) - self.bar.n)  # a mask that was scored on few examples costs less than one
+        if self.callback is not None:
+            self.callback(turn)
+
+
+def bind_folder(folder: Path, config: SearchConfig, scorer: Scorer) -> SearchResult | None:
+    """Make a folder that of one search; return its result if it has ended there, and None before.
+
+    Args:
+        folder: The folder of the search.
+        config: The search, with measured costs, see `with_costs`.
+        scorer: Scores its masks.
+
+    Raises:
+        ValueError: The folder belongs to another search: of another model, on other data, or with other settings.
+    """
     settings = settings_dict(config)
-    return {each.name: settings[each.name] for each in fields(SearchConfig)}
+    # Not those of the command that runs it, nor what changes no result.
+    inputs = {each.name: settings[each.name] for each in fields(SearchConfig) if each.name != "save_every"}
+    check_inputs(folder, "search", {"fingerprint": scorer.fingerprint, "data": scorer.data_hash(), **inputs})
+    return SearchResult.load(folder) if (folder / RECORD).is_file() else None
 
 
 @dataclass(frozen=True)
@@ -278,28 +368,20 @@ class Checkpoint:
     """`Race.state_dict()`; empty without racing."""
     turns: tuple[Turn, ...]
 
-    def save(self, folder: Path, config: SearchConfig) -> None:
-        """Write it into a run folder, with the settings of the search."""
+    def save(self, folder: Path) -> None:
+        """Write it into a run folder."""
         state = {"scorer": self.scorer, "race": self.race, "turns": [vars(turn) for turn in self.turns]}
-        write_json(folder / CHECKPOINT, {"format": FORMAT, "config": searched_settings(config), **state}, indent=None)
+        write_json(folder / CHECKPOINT, {"format": FORMAT, **state}, indent=None)
 
     @classmethod
-    def load(cls, folder: Path, config: SearchConfig, n_layers: int) -> Self | None:
-        """Read the checkpoint of a search with the settings `config` in a run folder; None if there is none yet."""
+    def load(cls, folder: Path, n_layers: int) -> Self | None:
+        """Read the checkpoint in a folder that `bind_folder` has checked; None if there is none yet."""
         path = folder / CHECKPOINT
         if not path.is_file():
             return None
         record = read_json(path)
-        is_ours = isinstance(record, Mapping) and record.get("format") == FORMAT
-        if not is_ours or not isinstance(record.get("config"), Mapping):
+        if not isinstance(record, Mapping) or record.get("format") != FORMAT:
             raise ValueError(f"{path} is not a checkpoint of this version. Start a new search")
-        mine = searched_settings(config)
-        for name, value in record["config"].items():
-            if name != "save_every" and mine.get(name) != value:
-                raise ValueError(
-                    f"{path} belongs to a search with another `{name}`: got {mine.get(name)!r}, expected {value!r}. "
-                    "Give the same settings, or another folder"
-                )
         with explain_damage(path, "start a new search"):
             checkpoint = build(cls, {name: record[name] for name in ("scorer", "race", "turns")})
             if any(len(mask) != n_layers for turn in checkpoint.turns for mask in turn.masks):
@@ -311,19 +393,18 @@ def with_costs(config: SearchConfig, folder: Path | None = None, problem: Proble
     """Return the search with measured costs in its `env_kwargs`, if its budget is of another cost than MACs.
 
     Latency is measured only once, so that the same masks satisfy the budget until the end of the search, and wherever its
-    record is replayed: a search that continues from the checkpoint in `folder` has the costs measured then. `problem` is the
+    record is replayed: a search that continues in `folder` has the costs measured then. `problem` is the
     loaded problem of the environment, if there is one.
     """
     names = [name for name in config.budget if name in SAVED and name != "macs_saved"]
     if not names:
         return config
-    if folder is not None and (folder / CHECKPOINT).is_file():
-        costs = read_json(folder / CHECKPOINT)
-        for name in ("config", "env_kwargs", "costs"):
+    costs: Any = None
+    if folder is not None and (folder / INPUTS).is_file():
+        costs = read_json(folder / INPUTS)
+        for name in ("search", "env_kwargs", "costs"):
             costs = costs.get(name) if isinstance(costs, Mapping) else None
-        if not isinstance(costs, Mapping):
-            return config  # `Checkpoint.load` reports damage
-    else:
+    if not isinstance(costs, Mapping):
         with closing(open_scorer(config.env_id, config.mask_kwargs, problem=problem)) as scorer:
             costs = {name: scorer.cost_of(name).as_dict() for name in names}
     return replace(config, env_kwargs={**config.env_kwargs, "costs": costs})

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents import Budget, MaskSpace, SearchConfig, make_agent, search
+from das_gym.agents import Budget, MaskSpace, SearchConfig, make_agent
 from das_gym.agents.sb3.algorithms import is_algorithm
+from das_gym.agents.searching.loop import run_search
 
 from benchmarks.real_model.prepare import WINDOW
 from benchmarks.search.rivals import register_rivals
@@ -107,8 +108,8 @@ def run(method: str, skipped: int, seed: int, scorer: Any, influence: np.ndarray
             seed=seed,
             masks_per_turn=MASKS_PER_TURN,
         )
-        found = search(config, problem=scorer.problem)
-        return np.array(found.mask, dtype=bool), EVALUATIONS[skipped]
+        found = run_search(config, problem=scorer.problem)
+        return found.mask, EVALUATIONS[skipped]
     space = MaskSpace(Budget(n_layers=scorer.layers, skip_num=skipped))
     agent = make_agent(method, space, seed, SETTINGS.get(method), {"block_influence_tokens": influence})
     if method == "block_influence":

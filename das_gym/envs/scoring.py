@@ -78,11 +78,19 @@ class Scorer(ABC):
         """Return (n_layers,) float32: a layer statistic of the full model by name, observed or not."""
 
     @property
-    def table_origin(self) -> dict[str, Any]:
-        """`TableMeta.settings` and the hash of the model, as records of searches hold them; empty if a model is scored."""
-        if self.table is None:
-            return {"table_settings": {}, "table_model": ""}
-        return {"table_settings": self.table.meta.settings, "table_model": self.table.meta.hashes.get("model", "")}
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """The fingerprint of the model; empty if a table does not say it."""
+
+    @abstractmethod
+    def data_hash(self) -> str:
+        """Return a hash of the reward examples; empty if a table does not say it."""
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What is scored, as records of searches hold it: the settings of the problem of a table, and the fingerprint."""
+        settings = {} if self.table is None else self.table.meta.settings
+        return {"table_settings": settings, "fingerprint": self.fingerprint}
 
     @property
     @abstractmethod
@@ -104,9 +112,9 @@ class Scorer(ABC):
         """Release resources outside of this process."""
 
     def layout(self) -> dict[str, Any]:
-        """Return the fields of a record of a search from `units` to `table_model`."""
+        """Return the fields of a record of a search from `units` to `fingerprint`."""
         statistics = {name: values.tolist() for name, values in self.layer_statistics.items()}
-        return {"units": self.architecture().units, "statistics": statistics, **self.table_origin}
+        return {"units": self.architecture().units, "statistics": statistics, **self.origin}
 
     @property
     def racing_examples(self) -> int | None:

@@ -22,6 +22,7 @@ from das_gym.problem.rewards import Objective, find_reward
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import DEFAULT_STATISTICS, check_statistics, compute_statistics, masks_needed
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, TASKS
+from das_gym.tables.build import data_hash
 
 
 class EngineScorer(Scorer):
@@ -59,6 +60,13 @@ class EngineScorer(Scorer):
 
     def close(self) -> None:
         self.problem.evaluator.close()
+
+    @property
+    def fingerprint(self) -> str:
+        return self.problem.backbone.base
+
+    def data_hash(self) -> str:
+        return data_hash(self.problem.task, self.fixed_examples)
 
     def warn_at_chance(self) -> None:
         score = self.full_model_info()["metric"]

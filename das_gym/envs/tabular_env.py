@@ -63,6 +63,13 @@ class TableScorer(Scorer):
         if self.objective.reward.needs_divergences and np.isnan(table.values("divergence", split)).any():
             raise ValueError(f"`reward` is not supported: {reward} needs divergences, which this table lacks. Give another.")
 
+    @property
+    def fingerprint(self) -> str:
+        return self.table.meta.hashes.get("model", "")
+
+    def data_hash(self) -> str:
+        return self.table.meta.hashes.get("reward_data", "")
+
     def cost_of(self, setting: str) -> MaskCost:
         """Return a cost that the table holds; ValueError if it lacks it."""
         if setting not in self._costs:

@@ -33,9 +33,11 @@ def _index(device: torch.device) -> list[torch.device]:
 
 @contextmanager
 def kept_random_states(*modules: nn.Module) -> Iterator[None]:
-    """Restore the random states of torch (on the CPU and on the devices of the modules), NumPy and Python at the end."""
+    """Restore the random states of Python, NumPy and torch at the end: on the CPU, and on the modules' devices or all."""
     # `torch.random.fork_rng` keeps devices of one type, and leaves out those that are not named.
     devices = accelerators_of(modules)
+    if not modules and torch.cuda.is_initialized():
+        devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     states = random_states(devices)
     numpy_state = np.random.get_state()
     python_state = random.getstate()

@@ -82,7 +82,7 @@ class Problem:
         self.head = head
         self.task = task
         self.splits = splits
-        self.costs = costs
+        self.costs: Costs = costs
         self.evaluator = evaluator
         self.walk_bytes = walk_bytes
         self.scoring = scoring

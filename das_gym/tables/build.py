@@ -71,15 +71,16 @@ def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any],
     hashes = {
         "model": problem.backbone.base,
         "supernet": hash_tensors(words, tensors),
-        "reward_data": _data_hash(task, reward),
-        "test_data": _data_hash(task, test),
+        "reward_data": data_hash(task, reward),
+        "test_data": data_hash(task, test),
     }
     if content:
         hashes |= {"reward_content": content_hash(task, reward), "test_content": content_hash(task, test)}
     return hashes
 
 
-def _data_hash(task: Task, examples: Sequence[Any]) -> str:
+def data_hash(task: Task, examples: Sequence[Any]) -> str:
+    """Return 16 hex digits of the keys, tokens and targets of examples in order, and of the sizes of a few images."""
     # All pixels would take minutes: sizes of a few images tell data sets apart, tokens and targets the examples.
     measured = task.pairs(examples[:: max(len(examples) // EXAMPLES_MEASURED, 1)])
     words = [str(image.open().size) for pair in measured for image in pair.images]

@@ -45,10 +45,10 @@ def test_a_search_that_ended_before_its_run_was_killed_is_drawn_logged_and_print
         for to in logged
     ]
     config = SearchConfig("DAS-METER-VQA-Tabular-v0", skip_num=4, agent="random", evaluations=7)
-    result = search_first(config, runs[0], tmp_path, False, None)
+    result = search_first(config, runs[0], tmp_path, None)
     printed = capsys.readouterr().out
     (tmp_path / "search.png").unlink()
-    assert search_first(config, runs[1], tmp_path, True, None).mask == result.mask
+    assert search_first(config, runs[1], tmp_path, None) == result
     assert (tmp_path / "search.png").is_file()
     assert logged[1] == logged[0]
     assert len(logged[0]) == 3 * 4 + 2
@@ -59,7 +59,7 @@ def test_searches_of_a_comparison_keep_their_files_in_their_folders(tmp_path):
     def search_twice(settings: RunSettings, run: Run) -> None:
         for name in ("search_1", "search_2"):
             config = SearchConfig("DAS-METER-VQA-Tabular-v0", skip_num=int(name[-1]), agent="random", evaluations=3)
-            search_first(config, run, required_folder(run) / name, False, None)
+            search_first(config, run, required_folder(run) / name, None)
 
     RecordedCommand("agents trial", RunSettings, search_twice).run({"runs_dir": str(tmp_path)})
     files = [f"{folder}/{name}" for folder in ("search_1", "search_2") for name in ("search.png", "search.json")]

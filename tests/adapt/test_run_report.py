@@ -131,7 +131,7 @@ def search_on(table: Path, folder: Path, **settings) -> Path:
 def test_report_matches_record_and_table(made_up_table, tmp_path):
     folder = search_on(made_up_table, tmp_path, agent="bandit", evaluations=30, skip_num=3)
     result, table, told = SearchResult.load(folder), SubnetTable.load(made_up_table), search_report(folder)
-    assert told.mask == result.mask
+    assert told.mask == result.mask.tolist()
     assert told.facts["skips"] == ", ".join(result.skipped_layers)
     rewards = [reward for turn in result.history for reward in turn.rewards]
     assert told.progress.rewards == rewards

@@ -44,8 +44,8 @@ def test_stopped_search_resumes_exactly(asked, tmp_path, monkeypatch):
     ex.run(asked)
     stopped = []
 
-    def stop(self, folder, config):
-        save(self, folder, config)
+    def stop(self, folder):
+        save(self, folder)
         stopped.append(folder)
         if len(stopped) == 4:
             raise KeyboardInterrupt

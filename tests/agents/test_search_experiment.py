@@ -159,7 +159,7 @@ def test_failed_run_resumes_to_the_same_record(small):
     run_search({**given, "env_kwargs": {"reward_batches": "resample", "broken_from": None}})
     with pytest.raises(RunError, match=r"images/0007\.png is missing"):
         run_search({**given, "env_kwargs": {"reward_batches": "resample", "broken_from": 5}})
-    for name in ("config.json", "checkpoint.json"):  # the image is put back
+    for name in ("config.json", "inputs.json"):  # the image is put back
         path = Path("runs/2") / name
         path.write_text(path.read_text().replace('"broken_from": 5', '"broken_from": null'))
     run_id, _, _ = run_search({"resume": 2, "masks_per_turn": 3, "plugins": ["synthetic"]})
@@ -177,9 +177,9 @@ def test_ground_truth_ranks_a_mask_by_the_table(budget, made_up_table):
     within = {name: value for name, value in budget.items() if value is not None}
     allowed = table.masks[table.within(**within)]
     for mask in allowed[:: len(allowed) // 5]:
-        truth = ground_truth("DAS-METER-VQA-Tabular-v0", {"table": str(made_up_table), **budget}, mask.tolist())
+        truth = ground_truth("DAS-METER-VQA-Tabular-v0", {"table": str(made_up_table), **budget}, mask)
         rank = table.rank(mask, "exp_neg_loss", **within)
         assert truth["rank of the answer"] == f"{rank} of {len(allowed)}"
         assert truth["regret of the answer"] == f"{table.regret(mask, 'exp_neg_loss', **within):.4f}"
-    assert not ground_truth("DAS-METER-VQA-v0", {"skip_num": 4}, [1] * 4 + [0] * 8)
-    assert not ground_truth("DAS-METER-VQA-Tabular-v0", {"table": str(made_up_table), "skip_num": 4}, [1] * 8)
+    assert not ground_truth("DAS-METER-VQA-v0", {"skip_num": 4}, np.arange(12) < 4)
+    assert not ground_truth("DAS-METER-VQA-Tabular-v0", {"table": str(made_up_table), "skip_num": 4}, np.ones(8, dtype=bool))

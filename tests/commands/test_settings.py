@@ -65,7 +65,7 @@ def test_values_become_what_the_fields_are():
         ({"betas": [1.0]}, "betas=[1.0] (list) is not allowed; give a list of 2: a number, a number"),
         ({"names": "a"}, "names='a' (str) is not allowed; give a list, each a text, as in 'names=[\"a\"]'"),
         ({"names": ["a", 1]}, "names[1]=1 (int) is not allowed; give a text"),
-        ({"betas": [10**400, 1]}, "0 (int) is not allowed; give a number"),  # JSON holds whole numbers of any length
+        ({"betas": [10**400, 1]}, "(int) is not allowed; give a number"),  # JSON holds whole numbers of any length
     ],
 )
 def test_wrong_type_is_rejected_with_allowed_types(values, text):

@@ -48,9 +48,9 @@ def diverged(small_kwargs, tmp_path) -> dict[str, str]:
 def test_search_reports_mask_and_examples_and_keeps_finite_preferences(diverged, tmp_path):
     config = SearchConfig(agent="bandit", skip_num=1, evaluations=6, env_kwargs={**diverged, "reward_examples": 5})
     with pytest.warns(RuntimeWarning, match=r"the mask that skips layers \[3\] is NaN .* examples '\S+', .* 2 more"):
-        result = search(config, tmp_path)
+        result = search(config, folder=tmp_path)
     assert all(np.isfinite(turn.skip_probabilities).all() for turn in result.history)
-    assert result.mask != [0, 0, 0, 1, 0, 0]
+    assert result.mask.tolist() != [0, 0, 0, 1, 0, 0]
     turns = [row for t in result.history for row in zip(t.masks, t.loss, t.rewards, strict=True)]
     broken = [(loss, reward) for mask, loss, reward in turns if mask[3]]
     assert broken == [(None, 0.0)] * len(broken)

@@ -233,5 +233,5 @@ def hostile_agent(canary) -> dict[str, Any]:
 
 
 def test_search_does_not_unpickle_an_agent(canary, hostile_agent):
-    assert search(SearchConfig(**hostile_agent), "runs/2", resume=True).masks_asked == 24
+    assert search(SearchConfig(**hostile_agent), folder="runs/2").masks_asked == 24
     assert not canary.exists()

@@ -103,18 +103,18 @@ def test_search_records_the_share_of_each_mask_and_resumes_exactly(tmp_path):
     made_up_table(8, 3, examples=240).save(tmp_path / "table.npz")
     env_kwargs = {"table": str(tmp_path / "table.npz"), "reward_examples": 240}
     raced = SearchConfig("DAS-METER-VQA-Tabular-v0", skip_num=3, env_kwargs=env_kwargs, evaluations=12, seed=1)
-    result = search(raced, tmp_path / "whole")
+    result = search(raced, folder=tmp_path / "whole")
     shares = [share for turn in result.history for share in turn.shares]
     assert {0.25, 1.0} <= set(shares) <= {0.25, 0.5, 1.0}  # an eighth would have 30 examples
     assert 12 >= sum(shares) > 11
     assert len(shares) > 12
     complete = [row for turn in result.history for row in turn.complete_rows]
-    assert result.mask in [row["mask"] for row in complete]
+    assert result.mask.tolist() in [row["mask"] for row in complete]
     assert result.reward == pytest.approx(max(row["reward"] for row in complete), abs=1e-5)
     check_replays(SearchResult.load(tmp_path / "whole"))
     with pytest.raises(StopError):
-        search(raced, tmp_path / "stopped", on_turn=stop_after(3))
-    search(raced, tmp_path / "stopped", resume=True)
+        search(raced, folder=tmp_path / "stopped", callback=stop_after(3))
+    search(raced, folder=tmp_path / "stopped")
     for name in ("search.json", "search_history.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
 
