@@ -1,5 +1,10 @@
 """das_gym: which layers of a vision-language model can a task do without? A Gymnasium environment package."""
 
+from das_gym.processes import end_on_signals, is_command
+
+if is_command():
+    end_on_signals()  # Ctrl-C within the imports that follow prints no traceback
+
 from typing import TYPE_CHECKING
 
 from das_gym.names import lazy_attributes

@@ -6,8 +6,8 @@ Slurm, Kubernetes and `timeout` send SIGTERM, a terminal that closes sends SIGHU
 KeyboardInterrupt, and the exit code is 128 plus the signal's number, as in shells. A signal that the caller ignores stays
 ignored: `nohup` ignores SIGHUP, a shell script ignores SIGINT for its background jobs.
 
-`main` of a program calls `end_on_signals` first, since the imports that follow take seconds. Importing this module installs
-nothing, and in a program that is not ours no function here does.
+In a process that was started as a command of ours, `das_gym` calls `end_on_signals` before its own imports, which take a
+moment, and `main` of a program before those that take seconds. In a program that is not ours nothing is installed.
 
 Several processes are started by `accelerate launch` or `torchrun`. The main process keeps the run, prints and writes. A
 single process is the main process.
@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -67,6 +68,16 @@ def stop_message(interrupt: KeyboardInterrupt) -> str:
     return "\n".join([f"{stopped} {first}".rstrip(), *others])
 
 
+def is_command() -> bool:
+    """Return True if this process was started as `das-agents`, `das-adapt` or `python -m` with one of their packages."""
+    name = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""  # noqa: PTH119 - pathlib takes time to import
+    if name != "-m":
+        return name.removesuffix(".exe") in ("das-agents", "das-adapt")
+    words = sys.orig_argv
+    module = words[words.index("-m") + 1] if "-m" in words else ""
+    return module in ("agents", "adapt", "das_gym.agents", "das_gym.adapt")
+
+
 def end_on_signals() -> None:
     """Install handlers, in a program of ours: a signal ends the process at once, without a traceback."""
     global _is_installed
@@ -95,6 +106,8 @@ def _handle(handler: Any, *numbers: int) -> None:
 
 
 def _end(number: int, frame: Any) -> None:
+    with suppress(OSError):
+        os.write(2, b"Stopped.\n")  # printing may not be entered twice
     os._exit(128 + number)
 
 
