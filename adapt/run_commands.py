@@ -64,11 +64,28 @@ def check_choice(settings: Any) -> None:
         check_before_loading(settings.problem, vars(settings.search))
 
 
+def check_shrink(settings: Any) -> None:
+    """See `check_choice`; a layer has to stay."""
+    check_choice(settings)
+    if settings.search_run is None:
+        _check_leaves_a_layer(settings)
+
+
+def _check_leaves_a_layer(settings: Any) -> None:
+    """Raise ValueError if `skip_num` leaves no layer of the decoder, or of the vision tower."""
+    counts = settings.problem.unit_counts
+    kept = 2 if settings.problem.vision else 1
+    if counts is not None and settings.skip_num is not None and settings.skip_num > counts[-1] - kept:
+        part = "attention" if settings.problem.units == "sublayers" else "layer"
+        raise ValueError(f"`skip_num` must leave one {part}: got {settings.skip_num}, expected {counts[-1] - kept} or less.")
+
+
 def check_shrink_comparison(settings: Any) -> None:
     """Check that this is the only process, and model and data without loading them."""
     if world_size() > 1:
         raise ValueError("`adapt shrink compare` trains in one process: start it without `accelerate launch`.")
     check_before_loading(settings.problem, vars(settings))
+    _check_leaves_a_layer(settings)
 
 
 adapt = RecordedCommand(
@@ -96,7 +113,7 @@ shrink: RecordedCommand[Any] = RecordedCommand(
     "das_gym.adapt.shrinking.settings:ShrinkSettings",
     "das_gym.adapt.shrink_experiment:shrink",
     lambda: {**answering_configs(), **agent_configs()},
-    check_choice,
+    check_shrink,
 )
 shrink_compare = RecordedCommand(
     "adapt shrink compare",

@@ -236,6 +236,18 @@ class ProblemConfig(Scoring, group="Model and data"):
         return range(least, most + 1)
 
     @property
+    def max_positions(self) -> int | None:
+        """The most tokens of a text, by `max_text_length` and a transformers model's config.json; None if unknown."""
+        place = MODELS[self.model].assets if self.checkpoint is None else Path(self.checkpoint)
+        if not MODELS[self.model].reads_prompts or place is None or not (place / "config.json").is_file():
+            return self.max_text_length
+        with explain_damage(place / "config.json", "copy the checkpoint again"):
+            config = read_json(place / "config.json")
+            own = config.get("text_config", config).get("max_position_embeddings")
+        known = [number for number in (own, self.max_text_length) if isinstance(number, int)]
+        return min(known, default=None)
+
+    @property
     def weights(self) -> Path:
         """The folder or file of the weights; ValueError if none is given or bundled."""
         return Path(self.checkpoint) if self.checkpoint else self.bundled_path("")
@@ -322,11 +334,38 @@ def check_before_loading(config: ProblemConfig, settings: Mapping[str, Any] | No
     is_ours = str(MODELS[config.model].load).startswith("das_gym.")  # a user's function may read other files
     if is_ours and folder is not None and folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"`checkpoint` is not a model: {folder} holds no config.json. Pass the folder of a model.")
+    if is_ours and folder is not None and folder.is_dir():
+        _check_weights(folder)
+    longest = config.max_positions
+    if config.context is not None and longest is not None and config.context > longest:
+        raise ValueError(f"`context` is too large: got {config.context}, expected at most {longest}, the model's positions")
     counts = config.unit_counts if settings else None
     for name in UNIT_NUMBERS:
         value = (settings or {}).get(name)
         if counts is not None and isinstance(value, int) and value > counts[-1]:
             raise ValueError(f"`{name}` is out of range: got {value}, expected at most {counts[-1]}, the number of units")
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise FileNotFoundError for a model's folder without weights, or without some of several files of weights."""
+    for file in ("model.safetensors", "pytorch_model.bin"):  # as transformers looks for them
+        index = folder / f"{file}.index.json"
+        if (folder / file).is_file():
+            return
+        if index.is_file():
+            with explain_damage(index, "copy the checkpoint again"):
+                parts = set(read_json(index)["weight_map"].values())
+                missing = sorted(part for part in parts if not (folder / part).is_file())
+            if missing:
+                raise FileNotFoundError(
+                    f"`checkpoint` lacks weights: {folder} has no {', '.join(missing[:3])}. Copy it again."
+                )
+            return
+    if not any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
+        raise FileNotFoundError(
+            f"`checkpoint` has no weights: got {folder}, expected model.safetensors or pytorch_model.bin beside its "
+            "config.json. Copy it again."
+        )
 
 
 def require_ray() -> None:

@@ -3,7 +3,9 @@
 import json
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from das_gym.agents import SearchConfig, search
 from das_gym import registration
 from das_gym.data.entries import POLICIES
 from das_gym.engine import tree
+from das_gym.files import write_json
 from das_gym.models.transformers import units
 from das_gym.problem.config import (
     COMPUTE_SETTINGS,
@@ -162,3 +165,46 @@ def test_workers_need_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     with pytest.raises(ValueError, match=r"`workers`.*das_gym\[ray\]"):
         check_before_loading(ProblemConfig(workers="ray"))
+
+
+def folder_of(place: Path, *files: str) -> str:
+    """Write config.json of a text model with 64 positions, and empty files."""
+    write_json(place / "config.json", {"model_type": "llama", "num_hidden_layers": 4, "max_position_embeddings": 64})
+    for name in files:
+        (place / name).touch()
+    return str(place)
+
+
+@pytest.mark.parametrize(
+    ("files", "missing"),
+    [
+        ((), "has no weights"),
+        (("tokenizer.json",), "has no weights"),
+        (("model-00001-of-00002.safetensors",), "has no model-00002-of-00002"),
+        (("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"), ""),
+        (("model.safetensors",), ""),
+        (("pytorch_model.bin",), ""),
+        (("model.trust_remote_code.safetensors",), ""),
+    ],
+)
+def test_missing_weights_are_reported_before_anything_is_loaded(tmp_path, files, missing):
+    config = ProblemConfig(model="VLM", task="answering", checkpoint=folder_of(tmp_path, *files))
+    if any("-of-" in name for name in files):
+        shards = {name: f"model-0000{name}-of-00002.safetensors" for name in "12"}
+        write_json(tmp_path / "model.safetensors.index.json", {"weight_map": shards})
+    with pytest.raises(FileNotFoundError, match=missing) if missing else nullcontext():
+        check_before_loading(config)
+
+
+def test_context_beyond_the_positions_is_reported_before_anything_is_loaded(tmp_path):
+    given = {
+        "model": "VLM",
+        "task": "text",
+        "data_root": str(tmp_path),
+        "checkpoint": folder_of(tmp_path, "model.safetensors"),
+    }
+    check_before_loading(ProblemConfig(**given, context=64))
+    with pytest.raises(ValueError, match=r"`context` .* got 65, expected at most 64"):
+        check_before_loading(ProblemConfig(**given, context=65))
+    with pytest.raises(ValueError, match=r"`context` .* got 64, expected at most 32"):
+        check_before_loading(ProblemConfig(**given, context=64, max_text_length=32))
