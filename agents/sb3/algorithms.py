@@ -18,7 +18,6 @@ import numpy as np
 from das_gym.names import check_names
 from das_gym.problem.budget import is_whole
 from das_gym.problem.config import check_device
-from das_gym.problem.loading import pick_device
 from das_gym.registration import find_class
 
 if TYPE_CHECKING:
@@ -152,6 +151,8 @@ def with_defaults(cls: type[BaseAlgorithm], known: Algorithm, given: Mapping[str
         check_names([values["policy"]], policies, f"policy of {known.name},")
     try:
         check_device(str(values["device"]))
+        from das_gym.problem.loading import pick_device  # imports torch
+
         pick_device(str(values["device"]))
     except ValueError as error:
         raise ValueError(f"setting of {known.name}: {error}") from error
