@@ -4,9 +4,16 @@ from typing import TYPE_CHECKING
 
 from das_gym.names import lazy_attributes
 
-_PLACES = {"load_subnet": "das_gym.adapt.subnets", "save": "das_gym.adapt.subnets"}
+_PLACES = {
+    "Shrunk": "das_gym.adapt.shrinking.shrink",
+    "load_subnet": "das_gym.adapt.subnets",
+    "save": "das_gym.adapt.subnets",
+    "shrink": "das_gym.adapt.shrinking.shrink",
+}
 
 if TYPE_CHECKING:
+    from das_gym.adapt.shrinking.shrink import Shrunk as Shrunk
+    from das_gym.adapt.shrinking.shrink import shrink as shrink
     from das_gym.adapt.subnets import load_subnet as load_subnet
     from das_gym.adapt.subnets import save as save
 else:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.choosing import Choice, choose, scored_problem, search_choice, search_first
+from das_gym.adapt.choosing import Choice, choose, print_remark, scored_problem, search_choice, search_first
 from das_gym.adapt.finetuning import Start, finetune, load_reference, load_start, without_layers
 from das_gym.adapt.finished_runs import RECORD
 from das_gym.adapt.report import (
@@ -45,7 +45,6 @@ from das_gym.data.images import require_readable
 from das_gym.data.splits import Splits
 from das_gym.engine.caches import EncoderCache
 from das_gym.models.adapters import parallel_adapters
-from das_gym.names import escape_control_chars
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, check_prompts
 from das_gym.processes import is_main_process
@@ -74,8 +73,7 @@ def adapt(settings: AdaptSettings, run: Run) -> float | None:
     folder = required_folder(run)
     if choice is None:
         choice = search_choice(search_first(search, run, folder, start.problem), problem)
-    if choice.remark:
-        print(escape_control_chars(choice.remark))
+    print_remark(choice)
     models = _cut_models(start.model, choice.mask, settings.references)
     splits = limit_test(start.splits, start.model.task, settings.test_examples)
     config, description = resolve_defaults(settings.train, models[SUBNET])

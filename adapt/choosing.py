@@ -16,6 +16,7 @@ from das_gym.commands.runs import find_run
 from das_gym.commands.settings import build
 from das_gym.commands.trust import trusted_settings
 from das_gym.files import explain_damage, read_json
+from das_gym.names import escape_control_chars
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.problem import Problem
 from das_gym.processes import run_on_main_process
@@ -88,6 +89,12 @@ def choice_from_run(runs_dir: str, run: int, given: Mapping[str, Any], point: in
     problem = _recorded_problem(front, path, given)
     fingerprint = str(front.get("fingerprint") or front.get("table_model", ""))  # its name in 0.2.0
     return Choice(np.array(chosen["mask"], dtype=bool), problem, remark, fingerprint=fingerprint)
+
+
+def print_remark(choice: Choice) -> None:
+    """Print what a user has to know about a choice, if anything."""
+    if choice.remark:
+        print(escape_control_chars(choice.remark))
 
 
 def read_front(path: Path) -> dict[str, Any]:

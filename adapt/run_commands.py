@@ -111,7 +111,7 @@ supernet = RecordedCommand(
 shrink: RecordedCommand[Any] = RecordedCommand(
     "adapt shrink",
     "das_gym.adapt.shrinking.settings:ShrinkSettings",
-    "das_gym.adapt.shrink_experiment:shrink",
+    "das_gym.adapt.shrink_experiment:shrink_in_run",
     lambda: {**answering_configs(), **agent_configs()},
     check_shrink,
 )

@@ -17,7 +17,7 @@ import numpy as np
 from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SHRUNK, ReportSettings
 from das_gym.adapt.report import read_example_answers
 from das_gym.adapt.settings import AdaptSettings, CompareSettings, JointSearchSettings
-from das_gym.adapt.shrinking.job import repeat_command
+from das_gym.adapt.shrinking.record import repeat_command
 from das_gym.adapt.shrinking.settings import ShrinkSettings
 from das_gym.agents.search_experiment import search_architecture, search_facts, search_progress
 from das_gym.agents.searching.record import RECORD as SEARCHED

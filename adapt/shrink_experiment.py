@@ -10,11 +10,12 @@ python -m adapt shrink compare with checkpoint=DIR data_root=DIR macs_saved=0.2 
 python -m adapt shrink with resume=4                                                continue run 4, which was stopped
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from das_gym.adapt.choosing import Choice, choose, search_choice, search_first
+from das_gym.adapt.choosing import Choice, choose, print_remark, search_choice, search_first
 from das_gym.adapt.phases import search_first_phases
+from das_gym.adapt.report import write_example_answers
 from das_gym.adapt.run_report import REPORT, run_report
 from das_gym.adapt.shrinking.checks import (
     as_vlm,
@@ -24,23 +25,27 @@ from das_gym.adapt.shrinking.checks import (
     processor_folder,
     weights_folder,
 )
-from das_gym.adapt.shrinking.job import ShrinkJob, finish_saved
+from das_gym.adapt.shrinking.measuring import FULL, score_once
 from das_gym.adapt.shrinking.phases import checking_phases, measuring_phases, random_mask, recovery_phases, selecting_phase
-from das_gym.adapt.shrinking.report import print_left_out
-from das_gym.adapt.shrinking.saving import check_source_files
-from das_gym.adapt.shrinking.settings import RECORD, ShrinkSettings
-from das_gym.adapt.shrinking.verifying import has_remote_code
+from das_gym.adapt.shrinking.record import finish_saved, repeat_command, shrink_record
+from das_gym.adapt.shrinking.report import describe_layers, measured_table, print_left_out, shrink_report
+from das_gym.adapt.shrinking.saving import check_source_files, describe_dtype
+from das_gym.adapt.shrinking.settings import PENDING_RECORD, RECORD, SCORED, ShrinkSettings
+from das_gym.adapt.shrinking.shrink import Shrunk, shrink, wants_control
+from das_gym.adapt.shrinking.verifying import Verification, has_remote_code
 
 from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, required_folder, run_folder
 from das_gym.drawing.report import write_report
-from das_gym.files import check_new_folder, explain_damage, read_json
+from das_gym.files import check_new_folder, explain_damage, read_json, write_json
+from das_gym.problem.config import warn_at_chance
+from das_gym.problem.loading import shuffled
 from das_gym.problem.problem import Problem, load_problem
-from das_gym.processes import run_on_main_process
+from das_gym.processes import is_main_process, run_on_main_process
 from das_gym.registration import MODELS
 
 
-def shrink(settings: ShrinkSettings, run: Run) -> float | None:
+def shrink_in_run(settings: ShrinkSettings, run: Run) -> float | None:
     """Search if no mask is given, delete, recover, save, verify and measure; the saved model's score is the result."""
     kept = run_folder(run)  # None outside the main process
     if run_on_main_process(lambda: kept is not None and settings.is_saved(kept)):
@@ -69,17 +74,80 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
     if choice is None:
         found = search_first(settings.search, run, folder, problem)
         choice = fallback_if_not_removable(search_choice(found, config), problem)
-    job = ShrinkJob(settings, choice, problem, folder)
-    measured = job.run(run.log_scalar)
-    if measured is None:
+    print_remark(choice)
+    small = _shrink_chosen(settings, choice, problem, run, folder)
+    if not is_main_process():
+        if wants_control(None, None, None):
+            small.add_control(None)
         return None
+    if small.selection is not None:
+        print(small.selection.reason)
+    return save_and_report(settings, choice, small, run, folder)
+
+
+def _shrink_chosen(settings: ShrinkSettings, choice: Choice, problem: Problem, run: Run, folder: Path) -> Shrunk:
+    task = problem.task
+    test = shuffled(task, problem.splits.test, settings.test_examples)
+    # Before hours of recovery, which cannot help a model that answers by chance.
+    full = score_once(folder / SCORED, as_vlm(problem), task, test, f"{FULL} model", settings.metric)
+    warn_at_chance(choice.problem, task, test, full.quality.score, "test")
+    return shrink(
+        problem,
+        choice.mask,
+        save_dtype=settings.save_dtype,
+        test_examples=settings.test_examples,
+        metric=settings.metric,
+        folder=folder,
+        log=run.log_scalar,
+        **asdict(settings.train),
+    )
+
+
+def save_and_report(settings: ShrinkSettings, choice: Choice, small: Shrunk, run: Run, folder: Path) -> float:
+    """Measure, save and verify a smaller model; write card, record and report, and return its score."""
+    config = choice.problem
+    source = weights_folder(config)
+    out = settings.out_folder(folder)
+    measured = small.measure(settings.control)
+    write_example_answers(
+        folder, small.problem.task, small.test, {name: each.texts for name, each in measured.scored.items()}
+    )
+    command = repeat_command(folder, asdict(config), small.mask.astype(int).tolist())
+    report = shrink_report(small, measured, source, out, small.data)
+
+    def keep_record(verified: Verification) -> None:
+        record = shrink_record(small, measured, verified, report, settings, config, source, out, command)
+        write_json(folder / PENDING_RECORD, record)
+
+    # Card and record are written while the folder has its hidden name: a model that exists has both.
+    small.save_pretrained(
+        out,
+        measured=measured,
+        made_by=[f"The mask is {mask_origin(settings)}.", f"Command: `{command}`"],
+        names_dtype=settings.save_dtype != "auto",
+        on_verified=keep_record,
+    )
+    # Rename the record last: if the run stops before that, resuming it only renames.
+    finish_saved(folder)
+    measured_table(measured, small.data).print()
+    print(f"layers: {describe_layers(small)}")
+    print(f"weights: {describe_dtype(small.source_dtype, small.full.model.dtype, settings.save_dtype, 'save_dtype')}")
     run.add_artifact(folder / RECORD)
     for row in measured.rows.values():
         for name in ("score", "loss", "parameters", "macs"):
             run.log_scalar(f"{row.name}.{name}", float(getattr(row, name)))
-    print(f"record: {folder / RECORD}, model: {job.out}")
+    print(f"record: {folder / RECORD}, model: {out}")
     _print_report(folder)
     return measured.final.score
+
+
+def mask_origin(settings: ShrinkSettings) -> str:
+    """Return where the mask of a run comes from, in words."""
+    if settings.point is not None:
+        return f"point {settings.point} of the front of run {settings.search_run}"
+    if settings.mask is not None:
+        return "one that was given"
+    return "found by a search" if settings.search_run is None else f"found by search run {settings.search_run}"
 
 
 def phases(settings: ShrinkSettings, problem: Problem, choice: Choice | None) -> list[Phase]:

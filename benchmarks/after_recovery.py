@@ -28,7 +28,7 @@ from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import Method, register_method
 from das_gym.adapt.shrinking.checks import as_vlm
 from das_gym.adapt.shrinking.measuring import mean_loss
-from das_gym.adapt.shrinking.recovery import Teacher, make_teacher, recover, temporarily_merged
+from das_gym.adapt.shrinking.recovery import Teacher, make_teacher, recover_student, temporarily_merged
 from das_gym.adapt.shrinking.repairing import repaired_copy
 from das_gym.adapt.shrinking.settings import LINEAR, REFIT, RecoveryConfig
 from torch import nn
@@ -114,7 +114,7 @@ def recovered_losses(
     """Return the loss on each list of test examples of the model without the layers of a mask, recovered."""
     full = as_vlm(problem)
     student = repaired_copy(problem, mask, config)
-    trained = recover(student, problem, config, teacher=teacher)
+    trained = recover_student(student, problem, config, teacher=teacher)
     with temporarily_merged(student, full, config, trained):
         return [mean_loss(student, problem.task, test, BATCH, "loss") for test in tests]
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.shrinking.checks import as_vlm
 from das_gym.adapt.shrinking.measuring import Quality, mean_loss, score_model
-from das_gym.adapt.shrinking.recovery import make_teacher, recover, temporarily_merged
+from das_gym.adapt.shrinking.recovery import make_teacher, recover_student, temporarily_merged
 from das_gym.adapt.shrinking.settings import RecoveryConfig
 from das_gym.agents.searching.loop import search
 from das_gym.agents.settings import SearchConfig
@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for settings in every:
         student = pruned_copy(full, mask)
         started = time.perf_counter()
-        trained = recover(student, problem, settings, teacher=teacher)
+        trained = recover_student(student, problem, settings, teacher=teacher)
         seconds = time.perf_counter() - started
         with temporarily_merged(student, full, settings, trained):
             found = loss(student, held_out)

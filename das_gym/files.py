@@ -38,6 +38,8 @@ INPUTS = "inputs.json"
 CACHE_VARIABLE = "DAS_GYM_CACHE"
 """The environment variable that moves the cache folder."""
 
+INPUTS = "inputs.json"
+
 METADATA_KEY = "das_gym"
 """Key of the metadata of our safetensors files, and of an exported config.json."""
 
@@ -181,6 +183,33 @@ def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise TypeError(f"got {type(value).__name__}, expected plain values, numpy arrays or paths")
+
+
+def claim_folder(folder: Path, work: str, inputs: Mapping[str, Any]) -> None:
+    """Keep what a resumable work is made from in `inputs.json` of its folder, or check that the folder belongs to this work.
+
+    Args:
+        folder: It is made if it does not exist.
+        work: Name of the work; a folder may have files of several works.
+        inputs: What its result depends on, JSON values by name.
+
+    Raises:
+        ValueError: The folder holds the same work with other inputs; the message has the first that differs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / INPUTS
+    known = read_json_object(path) if path.is_file() else {}
+    mine = json.loads(json.dumps(dict(inputs), default=_plain))
+    if work not in known:
+        write_json(path, {**known, work: mine})
+        return
+    recorded = known[work] if isinstance(known[work], dict) else {}
+    for name in (*mine, *recorded):
+        if mine.get(name) != recorded.get(name):
+            raise ValueError(
+                f"{folder} belongs to a {work} with another `{name}`: got {mine.get(name)!r:.200}, expected "
+                f"{recorded.get(name)!r:.200}. Give the same arguments, or another folder"
+            )
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:

@@ -14,7 +14,7 @@ import torch
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.hardware import free_bytes
 from das_gym.adapt.shrinking.recovery import trainable_parts, training_rows
-from das_gym.adapt.shrinking.settings import REFIT, AnsweringSettings
+from das_gym.adapt.shrinking.settings import REFIT, AnsweringSettings, RecoveryConfig
 from das_gym.adapt.shrinking.verifying import Probes, check_generation, check_logits, has_remote_code
 
 from das_gym.commands.progress import progress
@@ -44,7 +44,8 @@ FALLBACK_MASKS = 64
 
 def check_loaded(settings: AnsweringSettings, problem: Problem, choice: Choice | None) -> None:
     """Raise ValueError for settings or data that do not suit the model; without a choice, masks are searched."""
-    _check_model(settings, as_vlm(problem))
+    check_recovery(settings.train, as_vlm(problem))
+    check_verification_memory(as_vlm(problem))
     if choice is not None:
         choice.check_model(problem.backbone.base)
     if settings.metric is not None and not problem.task.generates:
@@ -145,17 +146,16 @@ def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:
         )
 
 
-def _check_model(settings: AnsweringSettings, vlm: VLM) -> None:
+def check_recovery(recovery: RecoveryConfig, vlm: VLM) -> None:
+    """Raise ValueError if layers of a model cannot be removed, or what is left cannot be recovered in this way."""
     if vlm.unit_kind != "layers":  # some types read settings of single layers in a way that forbids removed parts
         check_reloads(remove_parts(share_copy(vlm.model), {vlm.places[vlm.decoder_units - 1]: MLP}))
-    check_verification_memory(vlm)
-    recovery = settings.train
     if recovery.method is not None:
         recovery.method.check_recovery(vlm, trainable_parts(vlm))
     if recovery.closed_form == REFIT:
         check_refit(vlm)
     if recovery.adds_code and has_remote_code(vlm):
-        raise ValueError(f"recover={settings.train.recover} does not support a model with custom code. Use recover=lora.")
+        raise ValueError(f"recover={recovery.recover} does not support a model with custom code. Use recover=lora.")
 
 
 def check_verification_memory(vlm: VLM) -> None:

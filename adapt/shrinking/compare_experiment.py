@@ -23,7 +23,7 @@ from das_gym.adapt.shrinking.checks import as_vlm, check_config, check_loaded, f
 from das_gym.adapt.shrinking.measuring import Quality, score_model, score_once
 from das_gym.adapt.shrinking.memory import cached_values
 from das_gym.adapt.shrinking.phases import measuring_phases, random_mask, recovery_phases
-from das_gym.adapt.shrinking.recovery import Teacher, make_teacher, recover, temporarily_merged
+from das_gym.adapt.shrinking.recovery import Teacher, make_teacher, recover_student, temporarily_merged
 from das_gym.adapt.shrinking.repairing import repaired_copy
 from das_gym.adapt.shrinking.settings import SCORED, TEACHER_ANSWERS, CompareSettings
 from das_gym.agents.comparing.comparison import depends_on_seed
@@ -187,7 +187,7 @@ class MethodTrials:
             self._teachers = {trial.seed: make_teacher(full, problem.task, problem.splits.train, config, kept)}
         checkpoint = self.folder / f"{trial.variant}_{trial.seed}.pt"
         teacher = self._teachers[trial.seed]
-        trained = recover(smaller, problem, config, checkpoint, teacher)
+        trained = recover_student(smaller, problem, config, checkpoint, teacher)
         with temporarily_merged(smaller, full, config, trained, self.folder):
             title = f"{trial.variant}, recovered"
             after = score_model(smaller, problem.task, self.test_examples, title, settings.metric).quality

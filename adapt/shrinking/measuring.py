@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -30,9 +30,6 @@ from das_gym.problem.latency import Speedup, Spread, speedup
 from das_gym.processes import is_main_process
 from das_gym.registration import score_texts
 from das_gym.tasks.base import Task
-
-if TYPE_CHECKING:
-    from das_gym.adapt.shrinking.job import ShrinkJob
 
 FULL, CONTROL, SHRUNK, RECOVERED = "full", "control", "shrunk", "recovered"
 
@@ -134,22 +131,35 @@ class Measured:
 
 
 def measure(
-    job: "ShrinkJob", models: Mapping[str, VLM], costs: Mapping[str, Costs], scored: Mapping[str, Scored]
+    models: Mapping[str, VLM],
+    scored: Mapping[str, Scored],
+    costs: Mapping[str, Costs],
+    mask: np.ndarray,
+    task: Task,
+    test: Sequence[Any],
+    dtypes: Mapping[str, torch.dtype],
+    metric: str | None = None,
 ) -> Measured:
-    """Measure costs and latency of models, the full one first, on the job's first test example, and add their scores.
+    """Measure costs and latency of models on the first test example, and add their scores.
 
-    All models but the full one lack the layers of the job's mask. `costs` are those of the full model under a mask, by
-    `full`, and by `recovered` too if that has adapters; `scored` is what `score_model` returned for each model.
+    Args:
+        models: The full model first, and those without the layers of the mask; the names are those of results.
+        scored: What `score_model` returned for each model.
+        costs: Of the full model under a mask, by `full`, and by `recovered` too if that has adapters.
+        mask: (n_units,) bool, True = removed.
+        task: Makes the prompt that is timed.
+        test: The test examples.
+        dtypes: Number format of each model's weights as saved.
+        metric: The metric of the scores; None is the task's own.
     """
-    task = job.problem.task
     processor: Any = task.processor
-    prompt = task.generation_prompt(task.open_ended(job.test[:1])[0])
+    prompt = task.generation_prompt(task.open_ended(test[:1])[0])
     # without adapters, the recovered model has the shrunk model's architecture, which is timed once
     timed = {name: vlm for name, vlm in models.items() if name != RECOVERED or RECOVERED in costs}
     times = token_latencies(timed, processor, prompt, LATENCY_BLOCKS)
     rows = {}
     for name, vlm in models.items():
-        own_mask = np.zeros_like(job.mask) if name == FULL else job.mask
+        own_mask = np.zeros_like(mask) if name == FULL else mask
         own_costs = costs.get(name, costs[FULL])
         own_times = times.get(name, times[SHRUNK])
         speedups = [None if name == FULL else speedup(*pair) for pair in zip(own_times, times[FULL], strict=True)]
@@ -158,21 +168,24 @@ def measure(
             name,
             parameters,
             **asdict(scored[name].quality),
-            weight_bytes=parameters * (job.source_dtype if name == FULL else job.dtype).itemsize,
+            weight_bytes=parameters * dtypes[name].itemsize,
             macs=own_costs.macs(own_mask),
             macs_saved=own_costs.macs_saved(own_mask),
-            kv_bytes=cached_values(vlm, processor, prompt) * job.dtype.itemsize,
+            kv_bytes=cached_values(vlm, processor, prompt) * dtypes[SHRUNK].itemsize,
             prefill_ms=Spread.from_values(own_times[0]),
             decode_ms=Spread.from_values(own_times[1]),
             prefill_speedup=speedups[0],
             decode_speedup=speedups[1],
         )
-    metric = job.settings.metric or task.metric_name
-    return Measured(rows, scored, metric.replace("_", " "))
+    return Measured(rows, scored, (metric or task.metric_name).replace("_", " "))
 
 
-def score_once(path: Path, vlm: VLM, task: Task, examples: Sequence[Any], title: str, metric: str | None = None) -> Scored:
-    """Score a model; a resumed run reads the scores from a file: answers of a large model take minutes."""
+def score_once(
+    path: Path | None, vlm: VLM, task: Task, examples: Sequence[Any], title: str, metric: str | None = None
+) -> Scored:
+    """Score a model; a resumed run reads the scores from a file, if that is kept: answers of a large model take minutes."""
+    if path is None:
+        return score_model(vlm, task, examples, title, metric)
     kept = read_json(path) if path.is_file() else {}
     if title in kept:
         with explain_damage(path, "remove it, and resume again"):

@@ -225,7 +225,7 @@ def checkpointed_layers(vlm: VLM, active: bool) -> Iterator[None]:
         yield
 
 
-def recover(
+def recover_student(
     student: VLM,
     problem: Problem,
     config: RecoveryConfig,
@@ -236,8 +236,8 @@ def recover(
 ) -> list[nn.Parameter]:
     """Train a `pruned_copy` of a problem's model on the train split, in place, and return the parameters that were trained.
 
-    The problem's model, which shares weights with the student, stays as it is. Use the student within `temporarily_merged`
-    afterwards. An existing checkpoint is resumed. `teacher` is that of `make_teacher`; None makes one.
+    The problem's model, which shares weights with the student, stays as it is. Use the student after `merge_into_copies`, or
+    within `temporarily_merged`. An existing checkpoint is resumed. `teacher` is that of `make_teacher`; None makes one.
     """
     if config.method is None:
         return []
@@ -360,13 +360,28 @@ def temporarily_merged(
         yield
         return
     with _restored_afterwards(config.method.merged_weights(student), folder):
-        config.method.finish(student)
-        if student.model.dtype != dtype:  # asked first: it is the dtype of one parameter, which may have trained
-            student.model.to(dtype)
-        for parameter in trained:  # inserted ones train in 32 bits, too
-            parameter.data = parameter.data.to(dtype)
-        student.freeze()
+        _finish(student, config.method, dtype, trained)
         yield
+
+
+def merge_into_copies(student: VLM, full_model: VLM, config: RecoveryConfig, trained: Sequence[nn.Parameter]) -> None:
+    """Merge LoRA and the like into copies of the weights, after `recover_student`.
+
+    The full model, which shares these weights, can still be used. The copies take the memory of what is merged: of LoRA, the
+    linear layers of the decoder.
+    """
+    if config.method is not None:
+        copy_parameters(student.model, config.method.merged_weights(student))
+        _finish(student, config.method, full_model.model.dtype, trained)
+
+
+def _finish(student: VLM, method: Method, dtype: torch.dtype, trained: Sequence[nn.Parameter]) -> None:
+    method.finish(student)
+    if student.model.dtype != dtype:  # asked first: it is the dtype of one parameter, which may have trained
+        student.model.to(dtype)
+    for parameter in trained:  # inserted ones train in 32 bits, too
+        parameter.data = parameter.data.to(dtype)
+    student.freeze()
 
 
 @contextmanager

@@ -346,7 +346,10 @@ class VLP(nn.Module, ABC):
         """Return the (n_layers,) bool mask, or raise ValueError; None means the pruned mask, or nothing skipped."""
         if mask is None:
             return self.pruned_mask if self.pruned_mask is not None else np.zeros(len(self.layers), bool)
-        array = np.asarray(mask, dtype=bool)
+        given = np.asarray(mask)
+        if given.dtype != bool and not np.isin(given, (0, 1)).all():
+            raise ValueError(f"`mask` is not of 0 and 1: got {given.tolist()!r:.100}, expected 1 for each layer to skip")
+        array = given.astype(bool)
         if array.shape != (len(self.layers),):
             raise ValueError(f"invalid mask: got shape {array.shape}, expected ({len(self.layers)},), one entry a layer")
         return array

@@ -12,7 +12,8 @@ import pytest
 import torch
 from das_gym.adapt.evaluate import EvaluateSettings, evaluate, evaluation_main, load
 from das_gym.adapt.run_commands import shrink as ex
-from das_gym.adapt.shrinking import checks, job, measuring, selecting, verifying
+from das_gym.adapt.shrinking import checks, measuring, selecting, verifying
+from das_gym.adapt.shrinking import shrink as shrink_module
 from das_gym.adapt.shrinking.checks import check_dtype
 from das_gym.adapt.shrinking.settings import RecoveryConfig, ShrinkSettings
 from das_gym.adapt.shrinking.verifying import VerificationError
@@ -56,7 +57,7 @@ def shrink(given, tmp_path, monkeypatch) -> Callable[..., Any]:
 def trusting(monkeypatch) -> None:
     """No fresh process, which takes seconds: what one says is what is wanted of it."""
     found = verifying.Verification(3, 0.0, ("with a cache",))
-    monkeypatch.setattr(job, "verify", lambda *_: found)
+    monkeypatch.setattr(shrink_module, "verify", lambda *_: found)
 
 
 @pytest.mark.slow
@@ -242,7 +243,7 @@ def test_shrink_removes_a_folder_that_fails_verification(shrink, tmp_path, monke
     def wrong(*_: Any) -> None:
         raise VerificationError("the logits are 0.5 of their largest away")
 
-    monkeypatch.setattr(job, "verify", wrong)
+    monkeypatch.setattr(shrink_module, "verify", wrong)
     with pytest.raises(RunError, match=r"the logits are 0\.5 of their largest away"):
         shrink(mask=(0, 1, 0, 0), recover="none", out=str(tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
@@ -261,14 +262,15 @@ def test_a_resumed_run_keeps_its_scores(shrink, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(measuring, "score_model", count)
-    monkeypatch.setattr(job, "verify", stop)
+    monkeypatch.setattr(shrink_module, "verify", stop)
     with pytest.raises(KeyboardInterrupt):
         shrink(mask=(0, 1, 0, 0))
     rewards = ["reward examples, before training", "reward examples, after training"]
-    assert scored == ["full model", rewards[0], "shrunk model", rewards[1]]
-    monkeypatch.setattr(job, "verify", lambda *_: verifying.Verification(3, 0.0, ("with a cache",)))
+    every = ["full model", *rewards, "shrunk model", "recovered model"]
+    assert scored == every
+    monkeypatch.setattr(shrink_module, "verify", lambda *_: verifying.Verification(3, 0.0, ("with a cache",)))
     record = read_json(run_folder(shrink(resume=1)) / "shrink.json")
-    assert scored == ["full model", rewards[0], "shrunk model", rewards[1], "recovered model"]
+    assert scored == every
     whole = read_json(run_folder(shrink(mask=(0, 1, 0, 0))) / "shrink.json")
     assert record["answers"] == whole["answers"]
     assert [model["loss"] for model in record["models"]] == [model["loss"] for model in whole["models"]]
@@ -280,7 +282,7 @@ def test_a_resumed_run_keeps_its_scores(shrink, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("trusting")
 def test_a_training_that_made_the_model_worse_is_not_saved(shrink, tmp_path, capsys, monkeypatch, recover):
     """Its result is a run with the same repair and without training; the control is trained if that is asked for."""
-    monkeypatch.setattr(job, "select", lambda before, after: selecting.select(after, before))
+    monkeypatch.setattr(shrink_module, "select", lambda before, after: selecting.select(after, before))
     given = {"mask": (0, 1, 0, 0), "recover": recover, "control": True, "train": {"learning_rate": 0.02}}
     record = read_json(run_folder(shrink(**given)) / "shrink.json")
     selection = record["selection"]
@@ -324,7 +326,7 @@ def test_control_is_the_full_model_with_the_same_training(shrink, tmp_path, caps
 )
 @pytest.mark.usefixtures("trusting")
 def test_control_is_trained_by_default_if_the_recovered_model_wins(shrink, monkeypatch, recover, score, loss, wins):
-    original = job.measure
+    original = shrink_module.measure
 
     def scored(*arguments: Any) -> Any:
         measured = original(*arguments)
@@ -332,7 +334,7 @@ def test_control_is_trained_by_default_if_the_recovered_model_wins(shrink, monke
         measured.rows["recovered"] = replace(measured.rows["recovered"], score=full.score + score, loss=full.loss + loss)
         return measured
 
-    monkeypatch.setattr(job, "measure", scored)
+    monkeypatch.setattr(shrink_module, "measure", scored)
     record = read_json(run_folder(shrink(mask=(0, 1, 0, 0), recover=recover, control=None)) / "shrink.json")
     assert (record["control"] is not None) is wins
 

@@ -182,11 +182,12 @@ def answering_in(folder: Path) -> dict[str, Any]:
 
 def _shrink(folder: Path) -> Job:
     from das_gym.adapt.run_commands import shrink as ex
-    from das_gym.adapt.shrinking import job, measuring
+    from das_gym.adapt.shrinking import measuring
+    from das_gym.adapt.shrinking import shrink as module
     from das_gym.adapt.shrinking.verifying import Verification
 
     checked = Verification(3, 0.0, ("with a cache",))
-    without_process = patch.object(job, "verify", lambda *_: checked)  # it writes nothing
+    without_process = patch.object(module, "verify", lambda *_: checked)  # it writes nothing
     run = _run(lambda: ex, without_process, patch.object(measuring, "LATENCY_BLOCKS", 1))
     search = {"agent": "bandit", "evaluations": 4, "reward_examples": 4, "masks_per_turn": 2}
     given = {**answering_in(folder), "skip_num": 1, "search": search}

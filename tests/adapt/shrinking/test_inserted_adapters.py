@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as t
-from das_gym.adapt.shrinking.recovery import answer_states, recover, temporarily_merged
+from das_gym.adapt.shrinking.recovery import answer_states, recover_student, temporarily_merged
 from das_gym.adapt.shrinking.saving import save
 from das_gym.adapt.shrinking.settings import RecoveryConfig
 from das_gym.adapt.shrinking.verifying import Probes, check_logits, replay_logits, run_in_subprocess
@@ -89,7 +89,7 @@ def test_adapters_alone_learn(problem_of):
     student, unchanged = pruned_copy(problem.vlp, MASK), divergence(pruned_copy(problem.vlp, MASK), problem)
     before = {name: p.clone() for name, p in student.model.named_parameters()}
     config = RecoveryConfig("adapters", steps=20, batch_size=4, learning_rate=3e-3, cross_entropy=0.0)
-    trained = recover(student, problem, config)
+    trained = recover_student(student, problem, config)
     with temporarily_merged(student, problem.vlp, config, trained):
         after = dict(student.model.named_parameters())
     assert all(torch.equal(value, after[name]) for name, value in before.items())

@@ -20,7 +20,7 @@ from das_gym.adapt.shrinking.recovery import (
     answer_states,
     insert_trainable,
     make_teacher,
-    recover,
+    recover_student,
     recovery_loss,
     temporarily_merged,
     trainable_parts,
@@ -47,7 +47,7 @@ SHORT = {"steps": 12, "batch_size": 4, "learning_rate": 3e-3, "save_every": 5}
 @contextmanager
 def recovered(problem: Problem, checkpoint: Path | None = None, log: Any = None, **settings: Any) -> Iterator[VLM]:
     student, config = pruned_copy(problem.vlp, MASK), RecoveryConfig(**{**SHORT, **settings})
-    trained = recover(student, problem, config, checkpoint, log=log)
+    trained = recover_student(student, problem, config, checkpoint, log=log)
     with temporarily_merged(student, problem.vlp, config, trained, checkpoint and checkpoint.parent):
         yield student
 
@@ -114,7 +114,7 @@ def test_a_resumed_recovery_runs_the_full_model_for_the_steps_that_are_left(prob
         counts = []
         for student in students:
             batches.clear()
-            recover(student, problem, config, tmp_path / "recovery.pt")
+            recover_student(student, problem, config, tmp_path / "recovery.pt")
             counts.append(len(batches))
     finally:
         hook.remove()
@@ -357,7 +357,7 @@ def test_recovery_on_the_full_models_answers(problem_of, tmp_path):
         student = pruned_copy(problem.vlp, MASK)
         smaller = copy.copy(problem)
         smaller.splits = replace(problem.splits, train=examples)
-        trained = recover(student, smaller, config)
+        trained = recover_student(student, smaller, config)
         states.append([p.detach().clone() for p in trained])
     assert all(torch.equal(mine, its) for mine, its in zip(*states, strict=True))
 

@@ -12,7 +12,7 @@ from das_gym.adapt.evaluate import EvaluateSettings, evaluation_main, load
 from das_gym.adapt.run_commands import shrink as ex
 from das_gym.adapt.shrinking import measuring, recovery
 from das_gym.adapt.shrinking.measuring import score_model
-from das_gym.adapt.shrinking.recovery import Teacher, recover
+from das_gym.adapt.shrinking.recovery import Teacher, recover_student
 from das_gym.adapt.shrinking.settings import RecoveryConfig
 from das_gym.agents.run_commands import search, table
 
@@ -58,7 +58,7 @@ def test_recovery_learns_every_token_from_a_teacher_that_keeps_no_states(problem
     before = score_model(student, problem.task, examples, "")[0].loss
     smaller = copy.copy(problem)
     smaller.splits = replace(problem.splits, train=examples)
-    recover(student, smaller, config, teacher=teacher)
+    recover_student(student, smaller, config, teacher=teacher)
     assert score_model(student, problem.task, examples, "")[0].loss < before
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.shrinking import subprocess_main, verifying
-from das_gym.adapt.shrinking.recovery import recover, temporarily_merged
+from das_gym.adapt.shrinking.recovery import recover_student, temporarily_merged
 from das_gym.adapt.shrinking.saving import save
 from das_gym.adapt.shrinking.settings import RecoveryConfig
 from das_gym.adapt.shrinking.verifying import Probes, VerificationError, check_generation, verify
@@ -49,7 +49,7 @@ def shrunk(problem: Problem, folder: Path, source: Path) -> tuple[VLM, Probes]:
     """Return a recovered model that was saved."""
     smaller = pruned_copy(problem.vlp, MASK)
     config = RecoveryConfig("full", steps=2, batch_size=4, learning_rate=1e-3)
-    with temporarily_merged(smaller, problem.vlp, config, recover(smaller, problem, config)):
+    with temporarily_merged(smaller, problem.vlp, config, recover_student(smaller, problem, config)):
         pass  # what `full` trains is the student's own
     save(smaller.model, folder, source, source, torch.float32)
     return smaller, Probes.from_examples(problem.vlp, problem.task, problem.splits.test)
