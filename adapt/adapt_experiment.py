@@ -18,6 +18,7 @@ import numpy as np
 from das_gym.adapt.choosing import Choice, choose, print_remark, scored_problem, search_choice, search_first
 from das_gym.adapt.finetuning import Start, finetune, load_reference, load_start, without_layers
 from das_gym.adapt.finished_runs import RECORD
+from das_gym.adapt.hardware import gib_bytes
 from das_gym.adapt.report import (
     BASELINE,
     FULL_MODEL,
@@ -155,7 +156,7 @@ def finetune_models(
     """Fine-tune models in place, and return the names of those whose trained weights are bundled with das_gym."""
     first = next(iter(models.values()))
     # The models share their frozen encoders, whose outputs are computed once.
-    encoder_cache = EncoderCache(first.backbone.vlp, first.task.processor, int(config.encoder_cache_gib * 2**30))
+    encoder_cache = EncoderCache(first.backbone.vlp, first.task.processor, gib_bytes(config.encoder_cache_gib))
     bundled = []
     for name, model in models.items():
         if name != SUBNET and load_reference(model, problem, config, name):

@@ -61,6 +61,11 @@ def free_bytes(model: torch.nn.Module) -> int:
     return kept + sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
 
 
+def gib_bytes(gib: float | None) -> int | None:
+    """Return the bytes of a setting in GiB; None stays None, the default of who keeps them."""
+    return None if gib is None else int(gib * 2**30)
+
+
 def check_precision(device: torch.device, hardware: Hardware) -> str:
     """Return the mixed precision of a training; accelerate silently ignores fp16 on a CPU."""
     precision = hardware.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")

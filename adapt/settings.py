@@ -47,7 +47,8 @@ class Hardware(Settings, group="Hardware"):
         mixed_precision: Mixed precision of accelerate. None takes what `accelerate launch` was given, or none.
         gradient_checkpointing: Whether to recompute activations in the backward pass: less memory, more time.
         trackers: Trackers that get the metrics too, besides the run's own record.
-        encoder_cache_gib: Memory for outputs of the frozen encoders, in GiB. 0 keeps none.
+        encoder_cache_gib: Memory for outputs of the frozen encoders, in GiB. 0 keeps none. None is 2 on a CPU, a quarter of
+            the free memory of a GPU.
         dataloader_num_workers: Processes that read and augment images ahead. 0 reads them in the training process.
     """
 
@@ -55,7 +56,7 @@ class Hardware(Settings, group="Hardware"):
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     gradient_checkpointing: bool = False
     trackers: tuple[str, ...] = choice((), ("tensorboard", "wandb"))
-    encoder_cache_gib: NonNegativeFloat = 2.0
+    encoder_cache_gib: NonNegativeFloat | None = None
     dataloader_num_workers: NonNegativeInt = 0
 
 

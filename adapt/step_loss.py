@@ -12,6 +12,7 @@ from das_gym.adapt.hardware import (
     ONE_DEVICE,
     check_precision,
     free_bytes,
+    gib_bytes,
     make_accelerator,
     process_share,
     training_bytes,
@@ -25,6 +26,7 @@ from torch import Tensor
 from das_gym.engine.caches import EncoderCache
 from das_gym.engine.scores import format_examples, format_mask
 from das_gym.engine.tree import saved_bytes
+from das_gym.models.base import tensor_bytes
 from das_gym.models.inputs import Requests, to_device
 from das_gym.models.random_states import kept_random_states
 from das_gym.problem.adaptation import own_parameters
@@ -92,7 +94,7 @@ class StepLoss:
         self.itm_weight = itm_weight
         self._matching = task.matching_loss(backbone.heads) if itm_weight else None
         self.micro_batch_size = hardware.micro_batch_size
-        cache_bytes = int(hardware.encoder_cache_gib * 2**30)
+        cache_bytes = gib_bytes(hardware.encoder_cache_gib)
         self.encoder_cache = encoder_cache or EncoderCache(backbone.vlp, task.processor, cache_bytes)
         # Dropout within the encoders, and training them, changes their outputs from step to step.
         self.caches_encoders = backbone.vlp.frozen and not backbone.vlp.encoders_train
@@ -175,11 +177,18 @@ class StepLoss:
         with kept_random_states(self.vlp, self.head):
             return saved_bytes(lambda: self.losses(example, self.targets(example), None, augment), parameters)
 
+    def expected_cache_bytes(self) -> int:
+        """Return the bytes by which the encoder cache may still grow, from the outputs of the first example."""
+        if not self.caches_encoders or self.augment:
+            return 0
+        each = tensor_bytes(self.encoder_cache(self.task.pairs(self.examples[:1])))
+        return max(0, min(self.encoder_cache.max_bytes, each * len(self.examples)) - self.encoder_cache.kept_bytes)
+
     def choose_micro_batch_size(self, parameters: Iterable[Tensor], batch_size: int) -> None:
         """Set `micro_batch_size` if it is None and the batch does not fit into memory; print what does not fit."""
         fixed = training_bytes(parameters)
         per_example = self.activation_bytes()
-        free = free_bytes(self.vlp)
+        free = free_bytes(self.vlp) - self.expected_cache_bytes()
         fits = max(1, int((USABLE_MEMORY * free - fixed) // max(per_example, 1)))
         size = min(self.micro_batch_size or batch_size, batch_size)
         message = ""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from das_gym.adapt.compare.record import Trial
 from das_gym.adapt.evaluate import evaluate
+from das_gym.adapt.hardware import gib_bytes
 from das_gym.adapt.methods import MASKED, METHODS
 from das_gym.adapt.methods.base import Method, make_method, to_adaptation
 from das_gym.adapt.phases import evaluation_phases, training_phases
@@ -92,7 +93,7 @@ class ComparisonContext:
         self.task = self.base.task
         vlp = self.base.backbone.vlp
         self.recipe, self.description = resolve_defaults(recipe, self.base)
-        self.encoder_cache = EncoderCache(vlp, self.task.processor, int(recipe.encoder_cache_gib * 2**30))
+        self.encoder_cache = EncoderCache(vlp, self.task.processor, gib_bytes(recipe.encoder_cache_gib))
         self.n_layers = len(vlp.layers)
         self.metric_name = self.task.metric_name
         self.reward_examples = shuffled(self.task, splits.reward, self.task.reward_examples)

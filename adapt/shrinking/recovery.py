@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from das_gym.adapt.hardware import checkpointed_bytes, free_bytes, process_share, training_bytes
+from das_gym.adapt.hardware import checkpointed_bytes, free_bytes, gib_bytes, process_share, training_bytes
 from das_gym.adapt.methods.base import Method, PrunedModel, copy_parameters
 from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.shrinking.images import TowerOutputs, find_frozen_tower
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from das_gym.commands.progress import progress
+from das_gym.engine.caches import CACHE_BYTES, usable_bytes
 from das_gym.engine.tree import saved_bytes
 from das_gym.files import explain_damage, read_json, write_json
 from das_gym.models.base import HALVES
@@ -283,7 +284,8 @@ class RecoverySteps:
     def __init__(self, student: VLM, teacher: Teacher, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> None:
         processor: Any = task.processor
         tower = find_frozen_tower(student, processor)
-        max_bytes = int(config.encoder_cache_gib * 2**30)
+        given = gib_bytes(config.encoder_cache_gib)
+        max_bytes = usable_bytes(student.device, CACHE_BYTES, 0.25) if given is None else given
         self.student = student
         self.teacher = teacher
         self.task = task

@@ -97,7 +97,8 @@ class RecoveryConfig(Settings, group="Recovery"):
         micro_batch_size: Examples per forward pass; gradients are accumulated. None takes as many as fit in memory.
         gradient_checkpointing: Whether to recompute activations in the backward pass: less memory, more time. None does so
             where the step would not fit otherwise.
-        encoder_cache_gib: Memory for outputs of the frozen vision tower, in GiB. 0 keeps none.
+        encoder_cache_gib: Memory for outputs of the frozen vision tower, in GiB. 0 keeps none. None is 2 on a CPU, a quarter
+            of a GPU's free memory.
         dataloader_num_workers: Processes that read images ahead. 0 reads them in the training process.
     """
 
@@ -114,7 +115,7 @@ class RecoveryConfig(Settings, group="Recovery"):
     save_every: PositiveInt = 100
     micro_batch_size: PositiveInt | None = None
     gradient_checkpointing: bool | None = None
-    encoder_cache_gib: NonNegativeFloat = 2.0
+    encoder_cache_gib: NonNegativeFloat | None = None
     dataloader_num_workers: NonNegativeInt = 0
 
     def __post_init__(self) -> None:

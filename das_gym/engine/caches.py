@@ -31,12 +31,27 @@ MAX_LOGITS_BYTES = 2**28
 Key = tuple[int, bytes]
 """The hash of some examples, and the bits of a mask."""
 
+CACHE_BYTES = 2**31
+"""Bytes of encoder outputs that are kept on a CPU."""
+
 Batch = tuple[int, int]
 """The place of a batch's first example, and its number of examples."""
 
 
+def usable_bytes(device: torch.device, default: int, share: float) -> int:
+    """Return `default` bytes on a CPU, and a share, 0..1, of the memory that is free now on a GPU."""
+    if device.type != "cuda":
+        return default
+    # torch keeps freed memory for its next tensors, which the driver counts as used
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(share * (torch.cuda.mem_get_info(device)[0] + kept))
+
+
 class EncoderCache:
-    """Encoder outputs by text and by image; above `max_bytes`, the least recently used are dropped.
+    """Encoder outputs by text and by image, of `max_bytes` at most; None = CACHE_BYTES, or a quarter of a GPU's free memory.
+
+    What does not fit replaces the least recently used output only if that has waited longer than itself, from use to use. So
+    data that do not fit, read in the same order again and again, find as much as fits.
 
     Args:
         vlp, processor: The frozen model, and what makes its batches.
@@ -51,18 +66,20 @@ class EncoderCache:
         self,
         vlp: VLP,
         processor: Processor,
-        max_bytes: int = 2**31,
+        max_bytes: int | None = None,
         folder: str | Path | None = None,
         counter: MacCounter | None = None,
         spent: Spending | None = None,
     ) -> None:
         self.vlp = vlp
         self.processor = processor
-        self.max_bytes = max_bytes
+        self.max_bytes = usable_bytes(vlp.device, CACHE_BYTES, 0.25) if max_bytes is None else max_bytes
         self.spent = spent or Spending()
         self._counter = counter
         self.kept_bytes = 0
         self._kept: OrderedDict[tuple[str, Any], Any] = OrderedDict()
+        self._uses = 0
+        self._last_use: dict[tuple[str, Any], int] = {}
         self._disk = None if folder is None else _Disk(Path(folder), vlp, processor)
 
     def with_empty_caches(self) -> EncoderCache:
@@ -101,13 +118,21 @@ class EncoderCache:
         return (stream, key) in self._kept
 
     def _keep(self, key: tuple[str, Any], part: Any) -> None:
+        self._uses += 1
+        waited = self._uses - self._last_use.get(key, self._uses - len(self._kept))
+        self._last_use[key] = self._uses
         if key in self._kept:
             self._kept.move_to_end(key)
             return
-        self._kept[key] = part
-        self.kept_bytes += tensor_bytes(part)
-        while self.kept_bytes > self.max_bytes:
-            self.kept_bytes -= tensor_bytes(self._kept.popitem(last=False)[1])
+        size = tensor_bytes(part)
+        while self._kept and self.kept_bytes + size > self.max_bytes:
+            oldest = next(iter(self._kept))
+            if self._uses - self._last_use[oldest] <= waited:
+                return
+            self.kept_bytes -= tensor_bytes(self._kept.pop(oldest))
+        if size <= self.max_bytes:
+            self._kept[key] = part
+            self.kept_bytes += size
 
 
 class _Disk:

@@ -52,7 +52,7 @@ class Evaluator:
         head: Maps the task's `group_features` to logits, in eval mode.
         task: Makes batches, and computes loss and metric.
         batch_size: Examples that go through the tree at a time.
-        cache_bytes: Largest size of the encoder outputs that are kept in memory, in bytes.
+        cache_bytes: Largest size of the encoder outputs that are kept in memory, in bytes; None as in `EncoderCache`.
         cache_folder: Folder that also keeps encoder outputs, see `EncoderCache`.
         trunk_bytes: Largest size of the full model's hidden vectors on the last examples that are kept, in bytes.
         precision: Of the layers: `float32` (the model's own), `bfloat16`, or `auto` (bfloat16 if the hardware has it).
@@ -77,7 +77,7 @@ class Evaluator:
         head: nn.Module,
         task: Task,
         batch_size: int = 128,
-        cache_bytes: int = 2**31,
+        cache_bytes: int | None = None,
         cache_folder: str | Path | None = None,
         trunk_bytes: int = 0,
         precision: str = "float32",

@@ -104,10 +104,11 @@ class Scoring(Settings, group="Model and data"):
         columns: Columns of image, question and answer in parquet files and folders of `save_to_disk`, separated by commas,
             or the one column of a text. None finds them by their usual names.
         on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
-        precision: Number format of the skippable layers of METER and ViLT. Transformers models take `dtype` instead.
+        precision: Number format of the skippable layers of METER and ViLT; transformers models take `dtype` instead. `auto`
+            is bfloat16 where the device has it and the full model's mean loss changes by a standard error at most.
         eval_batch_size: Examples that are evaluated at a time. None chooses it by the task, and by `tree_gib`.
         tree_gib: Memory for all tensors that exist while masks are scored, besides weights and encoder outputs, in GiB. A
-            third of it keeps hidden states of the full model between turns.
+            third of it keeps hidden states of the full model between turns. None is 3 on a CPU, half of a GPU's free memory.
         encoder_cache: Folder that keeps outputs of the frozen encoders between runs. None keeps them in memory only.
         latency_again: Whether to measure the latency of units again, and not to read what an earlier process measured.
         skip: What replaces a skipped unit of a transformers model: nothing (`delete`, the default), or a linear map that is
@@ -126,7 +127,7 @@ class Scoring(Settings, group="Model and data"):
     on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
     precision: str = choice("float32", PRECISIONS)
     eval_batch_size: PositiveInt | None = None
-    tree_gib: PositiveFloat = 3.0
+    tree_gib: PositiveFloat | None = None
     encoder_cache: str | None = None
     latency_again: bool = False
     skip: str | None = choice(None, SKIPS)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from das_gym.commands.settings import build
 from das_gym.data.splits import Splits
+from das_gym.engine.caches import usable_bytes
 from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.tree import WalkMemory, resolve_precision
 from das_gym.models.base import VLP, State
@@ -48,6 +49,12 @@ from das_gym.tasks.base import Task
 
 PAIRS_PER_BATCH = 128
 """Pairs that go through the mask tree at a time, unless `eval_batch_size` is given."""
+
+TREE_BYTES = 3 * 2**30
+"""Bytes for scoring on a CPU, unless `tree_gib` is given."""
+
+PRECISION_SAMPLE = 64
+"""Examples on which `precision=auto` compares the full model's losses."""
 
 PAIR_SAMPLE = 16
 """Examples whose pairs are counted, to know how many an example has: some tasks have one for each option."""
@@ -226,11 +233,14 @@ def problem_from_model(supernet: AdaptedModel, splits: Splits[Any], scoring: Sco
     counter = MacCounter(backbone.vlp)
     sample = encode_cost_example(supernet, splits, counter)
     walk = walk_bytes(supernet, sample[0], counter)
-    room = int(scoring.tree_gib * 2**30) - _trunk_bytes(scoring)
+    trunk_bytes = _tree_bytes(scoring, backbone.vlp.device) // 3
+    room = 2 * trunk_bytes
     pairs = max(1, min(PAIRS_PER_BATCH, room // walk))
     few = splits.reward[:PAIR_SAMPLE]
     batch_size = scoring.eval_batch_size or max(pairs * len(few) // len(supernet.task.pairs(few)), 1)
-    evaluator = _make_evaluator(scoring, supernet, batch_size, counter)
+    sample_of_split = shuffled(supernet.task, splits.reward, PRECISION_SAMPLE)
+    precision = _choose_precision(scoring.precision, supernet, sample_of_split, batch_size)
+    evaluator = _make_evaluator(scoring, supernet, batch_size, trunk_bytes, precision, counter)
     if scoring.skip == "linear":
         from das_gym.problem.skip_adapters import add_linear_skips
 
@@ -251,8 +261,22 @@ def walk_bytes(model: AdaptedModel, encoded: State, counter: MacCounter) -> int:
     return WalkMemory(model.backbone.vlp, counter).bytes(encoded, logits)
 
 
-def _trunk_bytes(scoring: Scoring) -> int:
-    return int(scoring.tree_gib * 2**30 / 3)
+def _tree_bytes(scoring: Scoring, device: torch.device) -> int:
+    return usable_bytes(device, TREE_BYTES, 0.5) if scoring.tree_gib is None else int(scoring.tree_gib * 2**30)
+
+
+def _choose_precision(precision: str, model: AdaptedModel, examples: Sequence[Any], batch_size: int) -> str:
+    """Return `float32` or `bfloat16`; see `Scoring.precision`."""
+    device = model.backbone.vlp.device
+    if precision != "auto" or resolve_precision(precision, device) == "float32":
+        return resolve_precision(precision, device)
+    full_model = np.zeros((1, len(model.backbone.vlp.layers)), dtype=bool)
+    losses = {}
+    for each in ("float32", "bfloat16"):
+        evaluator = Evaluator(model.backbone.vlp, model.head, model.task, batch_size, precision=each)
+        losses[each] = evaluator.evaluate_each(full_model, examples, block=(0, len(examples))).losses[0]
+    noise = losses["float32"].std() / np.sqrt(len(examples))
+    return "bfloat16" if abs(losses["bfloat16"].mean() - losses["float32"].mean()) <= noise else "float32"
 
 
 def _versions(config: ProblemConfig) -> tuple[int, ...]:
@@ -265,13 +289,20 @@ def _versions(config: ProblemConfig) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _make_evaluator(scoring: Scoring, model: AdaptedModel, batch_size: int, counter: MacCounter | None = None) -> Evaluator:
+def _make_evaluator(
+    scoring: Scoring,
+    model: AdaptedModel,
+    batch_size: int,
+    trunk_bytes: int,
+    precision: str,
+    counter: MacCounter | None = None,
+) -> Evaluator:
     settings: dict[str, Any] = {
         "counter": counter,
         "batch_size": batch_size,
         "cache_folder": scoring.encoder_cache,
-        "trunk_bytes": _trunk_bytes(scoring),
-        "precision": scoring.precision,
+        "trunk_bytes": trunk_bytes,
+        "precision": precision,
     }
     parts = (model.backbone.vlp, model.head, model.task)
     if scoring.workers is None:
@@ -287,7 +318,7 @@ def _make_evaluator(scoring: Scoring, model: AdaptedModel, batch_size: int, coun
     # of them one GPU alone, whose number is 0.
     device = model.backbone.vlp.device
     same = {each.name: getattr(scoring, each.name) for each in fields(Scoring)}
-    same |= {"workers": None, "eval_batch_size": batch_size, "precision": resolve_precision(scoring.precision, device)}
+    same |= {"workers": None, "eval_batch_size": batch_size, "precision": precision}
     alone = replace(config, **same, device=device.type)
 
     def recipe() -> Callable[[], Evaluator]:  # of the model in its current state
@@ -312,7 +343,8 @@ def _worker_evaluator(
         backbone.vlp.remove_adapters()
     model = restore(backbone, adaptation, config.task, config.supernet or "the supernet")
     model.head.eval().requires_grad_(False)
-    evaluator = _make_evaluator(config, model, cast(int, config.eval_batch_size))
+    trunk_bytes = _tree_bytes(config, backbone.vlp.device) // 3
+    evaluator = _make_evaluator(config, model, cast(int, config.eval_batch_size), trunk_bytes, config.precision)
     if skips is not None:  # after the encoder cache, whose folder is named after the model, as in the main process
         backbone.vlp.put_skip_adapters(skips)
         evaluator.counter = MacCounter(backbone.vlp)

@@ -38,7 +38,9 @@ def test_micro_batch_size_is_what_fits_in_memory(model, monkeypatch, capsys):
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     fixed = 12 * sum(p.numel() for p in parameters)
     per_example = step_loss.activation_bytes()
-    monkeypatch.setattr(module, "free_bytes", lambda vlp: (fixed + 5.5 * per_example) / module.USABLE_MEMORY)
+    cache = step_loss.expected_cache_bytes()
+    assert cache > 0
+    monkeypatch.setattr(module, "free_bytes", lambda vlp: (fixed + 5.5 * per_example) / module.USABLE_MEMORY + cache)
     capsys.readouterr()
     step_loss.choose_micro_batch_size(parameters, 16)
     assert "gradients are accumulated" in capsys.readouterr().out

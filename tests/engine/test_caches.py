@@ -82,3 +82,23 @@ def test_disk_cache_of_another_model_or_processor_is_not_read(tmp_path, tiny_pro
         with torch.no_grad():
             weight.copy_(before)
     assert changed.spent.texts == 2
+
+
+def test_data_that_do_not_fit_are_found_as_far_as_they_fit(tiny_problem, pairs):
+    """Read in the same order again and again, a cache of the least recently used would find nothing."""
+    images = {pair.image.key: pair.image for pair in pairs}
+    whole = new_cache(tiny_problem)
+    whole.encode("image", images)
+    cache = new_cache(tiny_problem, max_bytes=whole.kept_bytes * 5 // 7)
+    assert len(images) == 7
+    for _ in range(4):
+        for key, image in images.items():
+            cache.encode("image", {key: image})
+    assert cache.spent.images == 7 + 3 * 2
+    assert cache.kept_bytes == cache.max_bytes
+    texts = dict.fromkeys(pair.text for pair in tiny_problem.task.pairs(tiny_problem.splits.train[:4]))
+    for _ in range(9):
+        cache.encode("text", {text: text for text in texts})
+    before = cache.spent.texts
+    cache.encode("text", {text: text for text in texts})
+    assert cache.spent.texts == before  # other data take the place of what is used no more

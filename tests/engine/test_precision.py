@@ -1,9 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from das_gym.engine import tree
+from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.tree import bfloat16_hardware, resolve_precision
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.problem import build_problem
 
 MASKS = np.eye(12, dtype=bool)
 
@@ -61,3 +66,15 @@ def test_streams_and_head_stay_in_float32(meter, with_bfloat16):
     finally:
         hook.remove()
     assert {tensor.dtype for pair in seen for tensor in pair} == {torch.float32}
+
+
+@pytest.mark.parametrize(("changed", "chosen"), [(0.0, "bfloat16"), (1.0, "float32")])
+def test_auto_takes_bfloat16_where_the_loss_stays_within_its_noise(tiny_kwargs, with_bfloat16, monkeypatch, changed, chosen):
+    scored = Evaluator.evaluate_each
+
+    def evaluate_each(self, *args, **settings):
+        scores = scored(self, *args, **settings)
+        return replace(scores, losses=scores.losses + changed * (self.precision == "bfloat16"))
+
+    monkeypatch.setattr(Evaluator, "evaluate_each", evaluate_each)
+    assert build_problem(ProblemConfig(**tiny_kwargs, precision="auto")).evaluator.precision == chosen
