@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -54,102 +54,67 @@ MAX_UNPACKED = 2**31
 MAX_DESCRIPTION = 2**24
 """Bytes of the text by which a file describes itself: `meta` in one of arrays, the pickle in one of torch."""
 
-_PID_NAMESPACE = Path("/proc/self/ns/pid")
-_HOST = hashlib.sha256(
-    f"{platform.node()} {_PID_NAMESPACE.readlink() if _PID_NAMESPACE.is_symlink() else ''}".encode()
-).hexdigest()[:8]
-"""Identifies who numbers the processes in names of temporary files: containers may share a host name."""
-
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path that replaces `path` when the block ends without an error.
+def replacing(path: str | os.PathLike[str], is_folder: bool = False) -> Iterator[Path]:
+    """Yield a temporary path, or an empty folder, that replaces `path` when the block ends without an error.
 
-    After an error or a kill, `path` is as it was before. After the block, the content is on the disk. Missing folders
-    are made, and temporary files of killed writers are removed. Errors of the disk name `path`.
+    After an error or a kill, `path` is as it was before. After the block, the content is on the disk. Missing folders are
+    made, and what killed writers of this machine left is removed. Errors of the disk name `path`. A folder at `path` has to
+    be empty.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = _temporary_path(path)
+    start = f".{path.name}.{platform.node()}-"
+    for left in path.parent.glob(f"{glob.escape(start)}*.part"):
+        writer = left.name.removeprefix(start).partition("-")[0]
+        if writer.isdecimal() and len(writer) <= 10 and not psutil.pid_exists(int(writer)):
+            _remove(left)
+    part = path.with_name(f"{start}{os.getpid()}-{uuid.uuid4().hex[:12]}.part")
     try:
+        if is_folder:
+            part.mkdir()
         yield part
-        _sync(part)
+        _sync([*part.rglob("*"), part])
         os.replace(part, path)  # noqa: PTH105  (the fault tests stop the process at os.replace and os.fsync)
-        _sync(path.parent)
+        _sync([path.parent])
     except Exception as error:
-        if named := _name_target(error, part, path):
-            raise named from error
-        raise
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes the new or empty `folder` when the block ends without an error.
-
-    Otherwise as `replacing`.
-    """
-    with temporary_folder(folder) as part:
-        yield part
-        paths = [part, *part.rglob("*")]
-        if len(paths) > MANY_FILES and hasattr(os, "sync"):
-            os.sync()
-        else:
-            for path in reversed(paths):
-                _sync(path)
-        os.replace(part, folder)  # noqa: PTH105
-        _sync(folder.parent)
-
-
-@contextmanager
-def temporary_folder(path: Path) -> Iterator[Path]:
-    """Yield a hidden, empty folder next to `path`, removed after the block; after a kill, the next write removes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    room = _temporary_path(path)
-    try:
-        room.mkdir()
-        yield room
-    except Exception as error:
-        if named := _name_target(error, room, path):
-            raise named from error
-        raise
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
-
-
-def _name_target(error: Exception, part: Path, path: Path) -> OSError | None:
-    """Return a disk error with `path` in place of the temporary `part`; None for any other error."""
-    if isinstance(error, OSError):
-        hidden = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(part)  # open files have no name
-        return OSError(error.errno, error.strerror, str(path)) if error.errno is not None and hidden else None
-    rust = re.search(r"\(os error (\d+)\)$", str(error))  # safetensors and tokenizers have other error classes
-    return OSError(int(rust[1]), os.strerror(int(rust[1])), str(path)) if rust else None
-
-
-def _temporary_path(path: Path) -> Path:
-    """Return a new hidden path next to `path`, and remove those left by ended processes of this machine."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}-*.part"):
-        writer = left.name.removeprefix(f".{path.name}.{_HOST}-").partition("-")[0]
-        if writer.isdecimal() and (len(writer) > 10 or not psutil.pid_exists(int(writer))):
-            shutil.rmtree(left, ignore_errors=True)
-            with suppress(OSError):  # a folder, or another user's file
-                left.unlink()
-    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:12]}.part")
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
-        return
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    except OSError as error:
-        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot flush folders
+        number = error.errno if isinstance(error, OSError) else None
+        if rust := re.search(r"\(os error (\d+)\)$", str(error)):  # safetensors and tokenizers have other error classes
+            number = int(rust[1])
+        other = isinstance(error, OSError) and error.filename and not Path(os.fsdecode(error.filename)).is_relative_to(part)
+        if number is None or other:
             raise
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
-        os.close(file)
+        _remove(part)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # it was a folder, or does not exist, or is another user's
+        path.unlink()
+
+
+def _sync(paths: Sequence[Path]) -> None:
+    """Flush files, and the names in folders, to the disk."""
+    if len(paths) > MANY_FILES and hasattr(os, "sync"):
+        os.sync()
+        return
+    for path in paths:
+        if path.is_dir() and os.name == "nt":  # Windows cannot open folders
+            continue
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        except OSError as error:
+            if not path.is_dir() or error.errno not in (
+                errno.EINVAL,
+                errno.ENOTSUP,
+            ):  # not on every file system
+                raise
+        finally:
+            os.close(file)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

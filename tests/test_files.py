@@ -20,7 +20,6 @@ from das_gym.files import (
     read_arrays,
     read_json,
     replacing,
-    replacing_folder,
     write_json,
     write_text,
 )
@@ -45,8 +44,8 @@ def test_write_json_rejects_other_values(tmp_path, value):
     assert not list(tmp_path.iterdir())
 
 
-def failing(writing, path: Path, error: Exception) -> None:
-    with writing(path) as part:
+def failing(is_folder: bool, path: Path, error: Exception) -> None:
+    with replacing(path, is_folder) as part:
         if part.is_dir():
             (part / "inner").mkdir()
         else:
@@ -54,13 +53,13 @@ def failing(writing, path: Path, error: Exception) -> None:
         raise error
 
 
-@pytest.mark.parametrize("writing", [replacing, replacing_folder])
-def test_failed_write_leaves_no_files(tmp_path, writing):
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_failed_write_leaves_no_files(tmp_path, is_folder):
     with pytest.raises(RuntimeError, match="halfway"):
-        failing(writing, tmp_path / "a", RuntimeError("halfway"))
+        failing(is_folder, tmp_path / "a", RuntimeError("halfway"))
     rust = Exception("Error while serializing: I/O error: No space left on device (os error 28)")
     with pytest.raises(OSError, match=re.escape(f"[Errno 28] No space left on device: '{tmp_path / 'a'}'")):
-        failing(writing, tmp_path / "a", rust)
+        failing(is_folder, tmp_path / "a", rust)
     assert not list(tmp_path.iterdir())
 
 
@@ -80,11 +79,11 @@ def test_failing_disk_keeps_the_old_file(tmp_path, monkeypatch, call, code):
 
 def test_temporary_files_of_killed_writers_are_removed(tmp_path):
     script = """import os, sys; from das_gym import files
-writer = getattr(files, sys.argv[1])(files.Path(sys.argv[2]))
+writer = files.replacing(files.Path(sys.argv[1]), is_folder=len(sys.argv) > 2)
 writer.__enter__().mkdir(exist_ok=True)
 os._exit(1)"""
-    for writing, name in (("replacing", "a.txt"), ("replacing_folder", "a.txt"), ("replacing", "b.txt")):
-        subprocess.run([sys.executable, "-c", script, writing, str(tmp_path / name)], check=False)
+    for name, *folder in (("a.txt",), ("a.txt", "folder"), ("b.txt",)):
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / name), *folder], check=False)
     assert len(list(tmp_path.iterdir())) == 2  # the second removed that of the first
     with replacing(tmp_path / "a.txt") as living:
         living.write_text("first")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from das_gym.commands.progress import bars_on_terminals
-from das_gym.files import read_json, replacing_folder, write_json
+from das_gym.files import read_json, replacing, write_json
 from das_gym.models.formats import remove_code_settings
 from das_gym.models.source_files import MODEL_FILES, is_processor_file, source_files
 from das_gym.models.transformers.inputs import load_folder_tokenizer
@@ -49,7 +49,7 @@ def describe_dtype(source: torch.dtype, computed: torch.dtype, wanted: str, sett
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a hidden folder that becomes `out` if the block succeeds; ValueError if `out` exists or cannot be written."""
     try:
-        with replacing_folder(out) as part:
+        with replacing(out, is_folder=True) as part:
             yield part
             if out.exists():
                 raise ValueError(f"`out` exists by now: {out}. Give a new folder.")

@@ -20,7 +20,7 @@ from benchmarks.pretrain.family import AnsweringRecipe
 from benchmarks.pretrain.losses import features, words_losses
 from benchmarks.pretrain.recipe import RECIPES
 from das_gym.commands.progress import bars_on_terminals
-from das_gym.files import ASSETS, replacing_folder
+from das_gym.files import ASSETS, replacing
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
 from das_gym.problem.adaptation import Adaptation
@@ -163,7 +163,7 @@ def _write_decoder(spec: TrainedModel, folder: Path) -> None:
     optimizer = adamw([(list(model.parameters()), DECODER_RATE)], weight_decay=0.01)
     schedule = functools.partial(learning_rate_factor, steps=spec.steps, warmup=0.1)
     Trainer({"model": model}, optimizer, spec.steps, schedule).run(step, spec.name)
-    with replacing_folder(folder) as part:
+    with replacing(folder, is_folder=True) as part:
         with bars_on_terminals():
             model.save_pretrained(part)
         for file in ("chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):

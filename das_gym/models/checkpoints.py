@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from das_gym.commands.settings import build
-from das_gym.files import expand_home, replacing_folder
+from das_gym.files import expand_home, replacing
 from das_gym.models.base import VLP
 from das_gym.models.formats import HEADS, Family, Format, Heads, check_sizes
 from das_gym.models.macs import structure_key, without_content
@@ -187,7 +187,7 @@ def save_checkpoint(
 
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists. Give another name, or remove it first")
-    with replacing_folder(path) as folder:
+    with replacing(path, is_folder=True) as folder:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for file, text in (files or {}).items():
             (folder / file).write_text(text, encoding="utf-8")

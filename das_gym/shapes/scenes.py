@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from das_gym.commands.progress import progress
-from das_gym.files import replacing_folder
+from das_gym.files import replacing
 
 T = TypeVar("T")
 
@@ -202,5 +202,5 @@ def writing_data_set(folder: Path, title: str, total: int, unit: str = "scene") 
     """Yield a folder that becomes the new or empty `folder` (else FileExistsError) after the block, and a progress bar."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists, expected a new or empty folder for {title}")
-    with replacing_folder(folder) as partial, progress(total, f"drawing {title}", unit) as bar:
+    with replacing(folder, is_folder=True) as partial, progress(total, f"drawing {title}", unit) as bar:
         yield partial, bar

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from das_gym.commands.recorded import RecordedCommand, Run
 from das_gym.commands.runs import RunSettings
-from das_gym.files import read_json, replacing_folder, write_json
+from das_gym.files import read_json, replacing, write_json
 from das_gym.shapes import BUNDLED, BundledData, bundled_root
 
 
@@ -35,7 +35,7 @@ def generate(folder: Path) -> None:
     """What must happen once."""
     with (folder.parent / "generations.txt").open("a") as file:
         file.write(f"{os.getpid()}\n")
-    with replacing_folder(folder) as part:
+    with replacing(folder, is_folder=True) as part:
         (part / "a.txt").write_text("a" * 1000)
         time.sleep(0.2)
 
