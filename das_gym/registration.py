@@ -47,6 +47,8 @@ class ModelEntry:
             tokens. It is called with the folder, and whether code in it may run.
         generate: Function that answers prompts in words, greedily, or its "module:name"; None if the model cannot. It is
             called with a pruned model, its processor, prompts, the title of a progress bar and the maximum number of tokens.
+        score: Function that scores the answers of a model that answers in words, or its "module:name". It is called with the
+            model, the task, examples, the title of a progress bar and the name of a metric or None.
     """
 
     name: str
@@ -62,6 +64,7 @@ class ModelEntry:
     options: tuple[str, ...] = ("image_size",)
     tokenizer: Any = None
     generate: Any = None
+    score: Any = None
 
     @property
     def reads_prompts(self) -> bool:
@@ -174,6 +177,7 @@ MODELS: dict[str, ModelEntry] = {
             options=("tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code"),
             tokenizer="das_gym.models.transformers.inputs:load_folder_tokenizer",
             generate="das_gym.models.transformers.generation:generate_answers",
+            score="das_gym.adapt.shrinking.measuring:score_model",
         ),
     )
 }
@@ -413,6 +417,7 @@ def register_all() -> None:
             ENVIRONMENTS[entry.id] = entry
             for id, env in ((entry.id, live), (entry.tabular_id, tabular)):
                 _register(id, env, {"model": entry.model, "task": entry.task})
+    _register(LIVE_ENV, live, {"problem": ""})  # which is no Problem: one has to be given
     for id, (live_id, _) in CHECKPOINT_TABLES.items():
         if id in registry:  # a model that replaces a bundled one need not have its checkpoints
             continue

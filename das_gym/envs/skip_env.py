@@ -14,7 +14,7 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
 from das_gym.envs.episodes import ScoredEnv, ScoredVectorEnv
 from das_gym.envs.scoring import Scorer
-from das_gym.names import check_arguments
+from das_gym.names import brief, check_arguments
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, MaskCost, given_costs, measure_cost, pick_budget
 from das_gym.problem.config import ProblemConfig, warn_at_chance
 from das_gym.problem.problem import Problem, load_problem
@@ -45,6 +45,7 @@ class EngineScorer(Scorer):
         costs: Mapping[str, Any] | str | None = None,
         latency_batch: int = 1,
     ) -> None:
+        problem.backbone.origin.check_unchanged()
         wanted = problem.task.reward_examples if reward_examples is None else reward_examples
         self.draw_batches(reward_batches, wanted, len(problem.splits.reward))
         self.problem = problem
@@ -196,6 +197,8 @@ class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
         latency_batch: Examples per forward pass when latency is measured.
         costs: Costs of masks that are known already: as `das_gym.problem.budget.given_costs` takes them, or the
             path of a file. Records of searches hold them, so that budgets allow the same masks on any machine.
+        problem: The problem, instead of `model`, `task` and their settings: `gymnasium.make("DAS-v0", problem=problem)`.
+            Such an environment cannot be pickled, and its spec cannot be written as JSON.
         settings: `latency_saved`, `parameters_saved`, `memory_saved`: budgets like `macs_saved`, of the latency that each
             unit has on this machine (`das_gym.problem.latency`), of parameters, or of the bytes of the weights. And
             model and data: the fields of `das_gym.problem.config.ProblemConfig`.
@@ -227,17 +230,29 @@ class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
         render_mode: str | None = None,
         latency_batch: int = 1,
         costs: Mapping[str, Any] | str | None = None,
+        problem: Problem | None = None,
         **settings: Any,
     ) -> None:
         own = inspect.signature(SkipEnv).parameters
         check_arguments(settings, [*own, *BUDGET_SETTINGS, *ProblemConfig.__dataclass_fields__])
         budget = {"skip_num": skip_num, "macs_saved": macs_saved}
         budget |= {name: settings.pop(name) for name in SAVED if name in settings}
-        problem = load_problem(build(ProblemConfig, {"model": model, "task": task, **settings}))
+        if problem is not None:
+            check_problem(problem, settings)
+        problem = problem or load_problem(build(ProblemConfig, {"model": model, "task": task, **settings}))
         scorer = EngineScorer(
             problem, budget, reward, macs_price, statistics, reward_examples, reward_batches, costs, latency_batch
         )
         super().__init__(scorer, action, render_mode)
+
+
+def check_problem(problem: object, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for what is no `Problem`, and for settings of model and data, which it has already."""
+    if not isinstance(problem, Problem):
+        got = "none" if problem == "" else brief(problem)
+        raise ValueError(f"`problem` is not a Problem: got {got}. Give one that das_gym.Problem.from_model(...) returned")
+    for name in settings:
+        raise ValueError(f"`{name}` is a setting of the Problem: got {brief(settings[name])}. Give it where that is made")
 
 
 class SkipVectorEnv(ScoredVectorEnv, VectorEnv[Any, Any, Any]):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.data.entries import BadExamples
-from das_gym.data.rows import table_of_rows
+from das_gym.data.rows import Table, table_of_rows
 from das_gym.data.splits import Splits
 from das_gym.models.base import VLP, State, check_model, fingerprint
 from das_gym.models.inputs import Processor, PromptError
@@ -97,15 +97,25 @@ def load_rows(task: type[Task], rows: Mapping[str, Any], tokenizer: Any, scoring
         tokenizer: The model's, for tasks that split texts into tokens.
         scoring: Its `columns`, `context` and `on_bad_example`.
     """
-    tables = {FILE_PART[part]: table_of_rows(each, part) for part, each in rows.items() if each is not None}
+    tables = {FILE_PART[part]: rows_table(each, part) for part, each in rows.items() if each is not None}
     if not tables:
         raise ValueError("`train`, `validation` and `test` are missing: give the rows of one or more of them")
-    if empty := [part for part, each in rows.items() if each is not None and not len(each)]:
-        raise ValueError(f"`{empty[0]}` has no rows: got {brief(rows[empty[0]])}. Leave it out, or add some")
-    options = reader_options(task, {"columns": scoring.columns, "context": scoring.context})
-    if reads_tokens(task):
-        options["tokenizer"] = tokenizer
+    options = rows_options(task, tokenizer, scoring)
     return warn_of_left_out(task.divide_rows(tables, BadExamples(scoring.on_bad_example), **options))
+
+
+def rows_table(rows: Any, name: str) -> Table:
+    """Return rows in memory as a table; TypeError or ValueError, with `name`, if they are none."""
+    table = table_of_rows(rows, name)
+    if not len(rows):
+        raise ValueError(f"`{name}` has no rows: got {brief(rows)}. Leave it out, or add some")
+    return table
+
+
+def rows_options(task: type[Task], tokenizer: Any, scoring: Scoring) -> dict[str, Any]:
+    """Return the arguments of `Task.divide_rows` and `Task.read_rows` besides the rows."""
+    options = reader_options(task, {"columns": scoring.columns, "context": scoring.context})
+    return {**options, "tokenizer": tokenizer} if reads_tokens(task) else options
 
 
 def warn_of_left_out(splits: Splits[Any]) -> Splits[Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.commands.settings import build
+from das_gym.data.entries import BadExamples
 from das_gym.data.splits import Splits
 from das_gym.engine.caches import usable_bytes
 from das_gym.engine.evaluator import Evaluator
@@ -27,6 +28,7 @@ from das_gym.names import brief, check_names
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, Scoring, require_ray
 from das_gym.problem.costs import Costs
+from das_gym.problem.evaluation import Evaluation, evaluate_full
 from das_gym.problem.loading import (
     AdaptedModel,
     Backbone,
@@ -39,12 +41,15 @@ from das_gym.problem.loading import (
     load_splits,
     pick_device,
     restore,
+    rows_options,
+    rows_table,
     shuffled,
     supernet_model,
     task_class,
     training_free_model,
 )
 from das_gym.registration import MODELS, TASKS, ModelEntry, TaskEntry, register_model, register_task
+from das_gym.summaries import Summary
 from das_gym.tasks.base import Task
 
 PAIRS_PER_BATCH = 128
@@ -60,7 +65,7 @@ PAIR_SAMPLE = 16
 """Examples whose pairs are counted, to know how many an example has: some tasks have one for each option."""
 
 
-class Problem:
+class Problem(Summary):
     """Everything that a score of a mask depends on.
 
     Attributes:
@@ -180,6 +185,46 @@ class Problem:
         """Return the (m,) float64 mean losses in nats of (m, n_layers) masks, True = skipped, on `reward_examples`."""
         self.backbone.origin.check_unchanged()
         return self.evaluator.losses(masks, self.reward_examples)
+
+    def evaluate(self, rows: Any = None, metric: str | None = None) -> Evaluation:
+        """Return score with its 95 % interval, and loss, of the full model.
+
+        Args:
+            rows: What it is evaluated on, see `examples_of`; None is the test rows.
+            metric: Score of generated answers, as registered by `das_gym.register_metric`. None is the task's own.
+        """
+        self.backbone.origin.check_unchanged()
+        examples = shuffled(self.task, self.splits.test) if rows is None else self.examples_of(rows)
+        with kept_random_states(self.vlp):
+            return evaluate_full(self.vlp, self.task, self.evaluator, examples, metric)
+
+    def examples_of(self, rows: Any) -> Sequence[Any]:
+        """Return the examples of rows in memory.
+
+        Args:
+            rows: A `datasets.Dataset` or a list of dicts, as `from_model` takes them; examples of the task, such as
+                `problem.splits.test[:100]`, are returned as they are.
+        """
+        if isinstance(rows, Sequence) and len(rows) and not isinstance(rows, str) and not isinstance(rows[0], Mapping):
+            return rows
+        tokenizer = getattr(self.task.processor, "tokenizer", None)
+        options = rows_options(type(self.task), tokenizer, self.scoring)
+        return type(self.task).read_rows(rows_table(rows, "rows"), BadExamples(self.scoring.on_bad_example), **options)
+
+    def facts(self) -> dict[str, str]:
+        """Return model, data and costs in words, by name."""
+        names = self.layer_names
+        folder = self.backbone.origin.folder
+        counts = zip(("train", "validation", "test"), (self.splits.train, self.splits.reward, self.splits.test), strict=True)
+        model = type(getattr(self.vlp, "model", self.vlp)).__name__
+        return {
+            "task": self.task.name,
+            "model": f"{model}, {'in memory' if folder is None else folder}",
+            "units": f"{len(names)}: {names[0]} ... {names[-1]}",
+            "MACs of an example": f"{self.costs.macs_full:,}",
+            "examples": ", ".join(f"{len(part):,} {name}" for name, part in counts),
+            "fingerprint": self.backbone.base,
+        }
 
     def __copy__(self) -> Self:
         copied = object.__new__(type(self))

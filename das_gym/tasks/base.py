@@ -93,6 +93,13 @@ class Task(ABC):
         raise ValueError(f"the task {cls.name} reads files alone. Use Problem.from_pretrained(..., data_root=FOLDER)")
 
     @classmethod
+    def read_rows(cls, table: Table, bad: BadExamples, **options: Any) -> Sequence[Any]:
+        """Return the examples of rows in memory, all in order; arguments and errors are those of `divide_rows`."""
+        raise ValueError(
+            f"the task {cls.name} reads no rows in memory: give its examples, such as problem.splits.test[:100]"
+        )
+
+    @classmethod
     def load_part(
         cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise", **options: Any
     ) -> Sequence[Any]:

@@ -21,7 +21,15 @@ from das_gym.data.rows import Table, table_of_file
 from das_gym.data.splits import Splits
 from das_gym.data.tables import TABLE_SUFFIXES
 from das_gym.models.inputs import Passage, Prompt
-from das_gym.tasks.answering.examples import LETTERS, AnswerExample, Conversation, check_options, divide, drop_broken
+from das_gym.tasks.answering.examples import (
+    LETTERS,
+    AnswerExample,
+    Conversation,
+    check_options,
+    divide,
+    drop_broken,
+    examples_by_round,
+)
 from das_gym.tasks.answering.files import ImageFinder
 from das_gym.tasks.answering.tables import read_part
 from das_gym.tasks.answering.task import AnsweringTask
@@ -158,6 +166,11 @@ class ChoicesTask(AnsweringTask):
         """Return the splits of rows with the fields of `das_gym.tasks.choices.FORMATS`."""
         read = {part: read_part([table], partial(read_choices, bad=bad), bad) for part, table in parts.items()}
         return divide(read, "the rows", bad)
+
+    @classmethod
+    def read_rows(cls, table: Table, bad: BadExamples) -> Sequence[AnswerExample]:  # type: ignore[override]
+        """Return the examples of rows with the fields of `das_gym.tasks.choices.FORMATS`."""
+        return examples_by_round(read_part([table], partial(read_choices, bad=bad), bad))
 
     @classmethod
     def load_part(

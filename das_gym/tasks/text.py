@@ -267,6 +267,19 @@ class TextTask(TokenTask):
         read = {part: read_documents(table, columns or TEXT_COLUMN, bad) for part, table in parts.items()}
         return cls._windows(_divide(read, "the rows", bad), "the rows", tokenizer, context)
 
+    @classmethod
+    def read_rows(  # type: ignore[override]
+        cls,
+        table: Table,
+        bad: BadExamples,
+        columns: str | None = None,
+        context: int | None = None,
+        tokenizer: Any = None,
+    ) -> Sequence[WindowExample]:
+        """Return the windows of rows with a text; arguments are those of `load_splits`."""
+        documents = read_documents(table, columns or TEXT_COLUMN, bad)
+        return split_into_windows(documents, tokenizer, context or DEFAULT_CONTEXT)
+
     @staticmethod
     def _windows(documents: Splits[Document], source: str, tokenizer: Any, context: int | None) -> Splits[WindowExample]:
         size = context or DEFAULT_CONTEXT

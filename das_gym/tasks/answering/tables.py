@@ -112,9 +112,17 @@ def divide_tables(
         bad: Receives bad rows.
         columns: The names of the columns of image, question and answer, separated by commas; None finds them by `COLUMNS`.
     """
-    read = {part: read_part(tables, partial(_read, columns=columns, bad=bad), bad) for part, tables in parts.items()}
+    read = read_tables(parts, bad, columns)
     _warn_of_missing_images([conversation for part in read.values() for conversation in part], source)
-    return divide(add_class_options(read), source, bad)
+    return divide(read, source, bad)
+
+
+def read_tables(
+    parts: Mapping[str, Sequence[Table]], bad: BadExamples, columns: str | None = None
+) -> Mapping[str, Sequence[Conversation]]:
+    """Return the questions in the rows of tables by part; arguments are those of `divide_tables`."""
+    read = {part: read_part(tables, partial(_read, columns=columns, bad=bad), bad) for part, tables in parts.items()}
+    return add_class_options(read)
 
 
 def read_part(

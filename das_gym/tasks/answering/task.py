@@ -17,9 +17,9 @@ from das_gym.data.rows import Table
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Prompt
 from das_gym.names import PARTS
-from das_gym.tasks.answering.examples import IMAGE_MARK, LETTERS, AnswerExample
+from das_gym.tasks.answering.examples import IMAGE_MARK, LETTERS, AnswerExample, examples_by_round
 from das_gym.tasks.answering.reading import detect_format, load_answers, load_answers_part
-from das_gym.tasks.answering.tables import divide_tables
+from das_gym.tasks.answering.tables import divide_tables, read_tables
 from das_gym.tasks.base import TokenTask, sum_by_prompt, token_nats
 from das_gym.tasks.vqa.accuracy import normalize_answer, vqa_accuracy
 
@@ -54,6 +54,13 @@ class AnsweringTask(TokenTask):
     ) -> Splits[AnswerExample]:
         """Return the splits of rows with image, question and answer; see `divide_tables`."""
         return divide_tables({part: [table] for part, table in parts.items()}, "the rows", bad, columns)
+
+    @classmethod
+    def read_rows(  # type: ignore[override]
+        cls, table: Table, bad: BadExamples, columns: str | None = None
+    ) -> Sequence[AnswerExample]:
+        """Return the examples of rows with image, question and answer; see `divide_tables`."""
+        return examples_by_round(read_tables({"rows": [table]}, bad, columns)["rows"])
 
     @classmethod
     def load_part(
