@@ -60,8 +60,6 @@ class ArrowFormat:
         """
         table = table_of_file(path, path.parent)
         types: Fields = {**self.fields, **dict.fromkeys(self.lists, list)}
-        for column in types:
-            table.require(column)
         if not len(table.rows):
             raise ValueError(f"{path} has no rows, expected one or more")
         for where, (row, values) in table.entries(types):

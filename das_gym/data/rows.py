@@ -183,14 +183,18 @@ class Table:
         feature = self.rows.features[column]
         return feature.names if type(feature).__name__ == "ClassLabel" else None
 
-    def require(self, column: str) -> None:
-        """Raise ValueError if a column is missing."""
-        if column not in self.columns:
-            raise ValueError(f"{self.name} lacks the column `{column}`: got {', '.join(self.columns) or 'no columns'}")
-
     def entries(self, columns: Iterable[str]) -> Iterator[tuple[str, tuple[int, dict[str, Any]]]]:
-        """Yield the place of each row, for errors, and its number and its values in the columns; None is a missing value."""
-        for number, values in enumerate(self._values(list(dict.fromkeys(columns)))):
+        """Yield the place of each row, for errors, and its number and its values in the columns; None is a missing value.
+
+        Raises:
+            ValueError: A column is missing.
+        """
+        wanted = list(dict.fromkeys(columns))
+        known = self.columns
+        missing = [name for name in wanted if name not in known]
+        if missing:
+            raise ValueError(f"{self.name} lacks the column `{missing[0]}`: got {', '.join(known) or 'no columns'}")
+        for number, values in enumerate(self._values(wanted)):
             yield f"{self.name}: row {number}", (number, values)
 
     def _values(self, columns: list[str]) -> Iterator[dict[str, Any]]:

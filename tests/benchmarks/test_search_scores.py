@@ -38,7 +38,7 @@ def test_scores_weigh_models_equally(oracle):
     assert scores.models == ("x", "y", "z", "w")
     np.testing.assert_allclose(scores.by_model("a", 1), [0.3, 0.9, 0.5, 0.7])
     assert scores.mean("a", 1) == pytest.approx(0.6)
-    assert scores.cell("a", 1) == "0.600 [0.190, 1.010]"  # R: t.test(c(0.3, 0.9, 0.5, 0.7))
+    assert scores.cell("a", 1) == "0.600 [0.189, 1.011]"  # R: t.test(c(0.3, 0.9, 0.5, 0.7))
     assert scores.milliseconds("a") == 2.0
 
 

@@ -135,9 +135,9 @@ def test_table_and_verdict_by_hand():
     assert {key: tuple(trial.test for trial in own) for key, own in chosen.items()} == tests
     assert comparison_table("", chosen).rows[1][-3:] == ("10.0", "1.50 (1.00..2.00)", "79.0 ± 2.5 (3)")
     assert chosen_trials(variants, []) == {}
-    assert verdict(chosen) == [  # t of 2 degrees, 4.27, times 1.0 and 2.0 / sqrt(3)
+    assert verdict(chosen) == [  # t of 2 degrees, 4.30, times 1.0 and 2.0 / sqrt(3)
         "das_1: 1.0 points behind adapters without skipping, 95 % interval of the difference -3.5 to 1.5.",
-        "das_1: 6.0 points ahead of random masks of as many layers, 95 % interval of the difference 1.1 to 10.9.",
+        "das_1: 6.0 points ahead of random masks of as many layers, 95 % interval of the difference 1.0 to 11.0.",
     ]
     few = {"das_1": chosen["das_1"], "random_1": chosen["das_1"][1:]}
     assert "; an interval needs 3 seeds." in verdict(few)[0]

@@ -1,12 +1,12 @@
 """Parquet files and folders of `save_to_disk` with an image, a question and an answer in each row."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Image
 from pyarrow import parquet
 
 from das_gym.data.splits import Splits
@@ -27,20 +27,6 @@ def write_parquet(path: Path, rows: list[Row], row_group_size: int | None = None
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=row_group_size)
     return path
-
-
-def write_saved(folder: Path, rows: list[Row], shards: int = 1) -> Path:
-    """The layout of `datasets.Dataset.save_to_disk`, compared with that of datasets 4."""
-    folder.mkdir(parents=True)
-    names = [f"data-{number:05}-of-{shards:05}.arrow" for number in range(shards)]
-    for number, name in enumerate(names):
-        table = pa.Table.from_pylist(rows[number::shards])
-        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table, max_chunksize=3)
-    state = {"_data_files": [{"filename": name} for name in names], "_fingerprint": "1", "_split": None}
-    (folder / "state.json").write_text(json.dumps(state))
-    (folder / "dataset_info.json").write_text(json.dumps({"features": {}}))
-    return folder
 
 
 def keys_of(splits: Splits[AnswerExample]) -> dict[str, list[str]]:
@@ -72,7 +58,7 @@ def test_load_answers_parquet_shards_by_split(tmp_path):
 
 def test_load_answers_saved_to_disk_equals_parquet(tmp_path):
     rows = [row(number) for number in range(30)]
-    write_saved(tmp_path / "saved", rows, shards=2)
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved", num_shards=2)
     write_parquet(tmp_path / "parquet" / "all.parquet", rows)
     saved, other = (load_answers(tmp_path / name) for name in ("saved", "parquet"))
     assert [len(part) for part in parts_of(saved).values()] == [24, 3, 3]
@@ -82,9 +68,9 @@ def test_load_answers_saved_to_disk_equals_parquet(tmp_path):
 
 def test_load_answers_saved_dataset_dict(tmp_path):
     folder = tmp_path / "saved"
-    write_saved(folder / "train", [row(number) for number in range(9)])
-    write_saved(folder / "test", [row(number) for number in range(9, 12)])
-    (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    numbers = {"train": range(9), "test": range(9, 12)}
+    parts = {part: Dataset.from_list([row(number) for number in of_part]) for part, of_part in numbers.items()}
+    DatasetDict(parts).cast_column("image", Image()).save_to_disk(folder)
     splits = load_answers(folder)
     assert [len(part) for part in parts_of(splits).values()] == [8, 1, 3]
     assert splits.test[0].key == "test/data-00000-of-00001.arrow/0"
@@ -147,11 +133,9 @@ def test_load_answers_without_images_warns(tmp_path):
 
 
 def test_load_answers_names_of_classes(tmp_path):
-    features = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
-    images, labels = [row(number)["image"] for number in range(12)], [number % 2 for number in range(12)]
-    table = pa.table({"image": images, "question": ["What is it?"] * 12, "label": labels})
-    table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
-    parquet.write_table(table, tmp_path / "all.parquet")
+    rows = [{"image": row(n)["image"], "question": "What is it?", "label": n % 2} for n in range(12)]
+    data = Dataset.from_list(rows).cast_column("label", ClassLabel(names=["cat", "dog"]))
+    data.to_parquet(tmp_path / "all.parquet")
     example = load_answers(tmp_path).train[0]
     assert example.options == ("cat", "dog")
     assert example.answer in example.options
@@ -206,7 +190,8 @@ def test_load_answers_damaged_parquet(tmp_path):
 
 @pytest.mark.parametrize("content", ["{}", '{"_data_files": []}', '{"_data_files": [{"name": "a"}]}', "["])
 def test_load_answers_damaged_state(tmp_path, content):
-    folder = write_saved(tmp_path / "saved", [row(number) for number in range(9)])
+    folder = tmp_path / "saved"
+    Dataset.from_list([row(number) for number in range(9)]).save_to_disk(folder)
     (folder / "state.json").write_text(content)
     with pytest.raises(ValueError, match=r"state\.json"):
         load_answers(folder)
