@@ -57,6 +57,7 @@ def main(settings: ReportSettings) -> None:
 
 def run_report(folder: Path) -> RunReport:
     """Return the report of a finished run, with its search, which is in its folder or in the same folder of runs."""
+    _check_records(folder)
     name = next((name for name in COMMANDS if (folder / name).is_file()), None)
     record = {} if name is None else read_json(folder / name)
     has_report = isinstance(record, dict) and bool(record.get("report"))
@@ -81,6 +82,13 @@ def run_report(folder: Path) -> RunReport:
     return report.with_search(search_report(searched)) if (searched / SEARCHED).is_file() else report
 
 
+def _check_records(folder: Path) -> None:
+    """Raise ValueError for records that are links: a report, which may be published, would show other files."""
+    for path in folder.glob("*.json"):
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link: got {path.readlink()}, expected a record. Replace it by a copy.")
+
+
 def _command(folder: Path, name: str, record: dict[str, Any]) -> str:
     """Return the command that repeats a run. It is built from settings: a record's own command may be anything."""
     mask = record["report"]["mask"]
@@ -95,6 +103,7 @@ def _command(folder: Path, name: str, record: dict[str, Any]) -> str:
 
 def search_report(folder: Path) -> RunReport:
     """Return the report of a finished search from the folder of its run, or of the run that it is a part of."""
+    _check_records(folder)
     result = SearchResult.load(folder)
     on_table = is_tabular(result.env_id)
     recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs if on_table else {}}

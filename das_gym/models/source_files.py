@@ -65,8 +65,8 @@ def check_links(folder: Path, trust_remote_code: bool = False) -> None:
         link = path.parent if path.parent != folder and path.parent.is_symlink() else path
         if link.is_symlink() and not is_own_file(link, folder):
             raise ValueError(
-                f"{link} is a link out of the model's folder: got {link.readlink()}, expected a file of its own. Copy the "
-                f"folder with `cp -rL {folder} NEW`, and use NEW."
+                f"{link} is a link out of the model's folder: got {link.readlink()}, expected a file of its own. Put a copy "
+                "there if that file belongs to the model, since it may be copied and published; or remove the link."
             )
 
 

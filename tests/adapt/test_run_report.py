@@ -1,6 +1,7 @@
 """`python -m adapt report`, on records as the commands write them."""
 
 import shlex
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,17 @@ def test_report_rejects_unknown_and_damaged_records(runs, capsys, words, message
     write_run(runs / "8", "shrink.json", {}, report={"title": "x"})
     assert PROGRAM.run(["report", *words, "with", f"runs_dir={runs}"]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("run", "linked"), [("4", "4/config.json"), ("4", "4/shrink.json"), ("1", "1/search.json"), ("2", "1/config.json")]
+)
+def test_report_follows_no_links(runs, tmp_path, run, linked):
+    shutil.copytree(runs, tmp_path / "runs")
+    (tmp_path / "runs" / linked).rename(tmp_path / "private.json")
+    (tmp_path / "runs" / linked).symlink_to(tmp_path / "private.json")
+    with pytest.raises(ValueError, match="is a link"):
+        run_report(tmp_path / "runs" / run)
 
 
 @pytest.mark.parametrize(("out", "message"), [("/proc/x", "not writable"), (".", "a folder")])
