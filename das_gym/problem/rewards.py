@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from das_gym.names import add_entry, check_names
+from das_gym.names import add_entry, brief, check_names
 from das_gym.problem.budget import Budget, MaskCost, is_non_negative
 
 if TYPE_CHECKING:
@@ -172,6 +172,21 @@ class Objective:
         """Upper bound of the rewards of masks: the reward's own, and the price of the largest saving."""
         return self.reward.high + self.macs_price * self.macs.range[1]
 
+    def _computed(self, scores: Scores) -> np.ndarray:
+        """Return what the reward computes, (m,) float64; ValueError for anything else."""
+        with np.errstate(over="ignore"):
+            given = self.reward.compute(scores)
+        try:
+            values = np.asarray(given, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"reward {self.reward.name!r} did not return numbers: got {brief(given)}") from error
+        if values.shape != scores.losses.shape:
+            raise ValueError(
+                f"reward {self.reward.name!r} returned the wrong shape: got {values.shape}, expected {scores.losses.shape}, "
+                "one number for each mask"
+            )
+        return values
+
     def rewards(self, masks: np.ndarray, scores: Scores) -> np.ndarray:
         """Return (m,) float64: the rewards of (m, n_layers) masks; never NaN, but the lowest where one cannot be computed.
 
@@ -179,8 +194,7 @@ class Objective:
         agent that starts far away finds its way.
         """
         violations = self.budget.violations(masks)
-        with np.errstate(over="ignore"):
-            earned = np.nan_to_num(self.reward.compute(scores), nan=self.reward.low)
+        earned = np.nan_to_num(self._computed(scores), nan=self.reward.low)
         outside = (earned > self.reward.high + TOLERANCE) | (earned < self.reward.low - TOLERANCE)
         if np.any(outside & np.isfinite(scores.losses)):
             # Without the value: Python shows equal warnings once.

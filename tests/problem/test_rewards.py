@@ -83,6 +83,13 @@ def test_rewards_outside_of_their_bounds_are_warned_about():
     assert objective.rewards(MASKS[3:4], measured([1.0]))[0] == pytest.approx(2 / np.e)
 
 
+@pytest.mark.parametrize("given", [np.ones(3), 0.5, None, ["a", "b"]], ids=["short", "number", "nothing", "words"])
+def test_rewards_of_users_are_checked(given):
+    own = Reward("own", 0.0, 1.0, lambda scores: given)
+    with pytest.raises(ValueError, match="reward 'own'"):
+        Objective(Budget(4, skip_num=1), own, MACS).rewards(MASKS[:2], measured([0.0, 1.0]))
+
+
 def test_register_reward_adds_it_or_rejects_it(monkeypatch):
     monkeypatch.setattr(rewards_module, "REWARDS", dict(REWARDS))
     register_reward(Reward("half", 0.0, 0.5, lambda scores: scores.metrics / 2))
