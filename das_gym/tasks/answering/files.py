@@ -1,6 +1,5 @@
 """Find the files of data sets: JSON files, recognized by their first entries and names, and the images that entries name."""
 
-import contextlib
 import json
 import os
 import re
@@ -9,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from das_gym.data.entries import first_few
 from das_gym.data.images import ImageFile, check_image_name, files_in
 
 HEAD_BYTES = 1 << 20
@@ -60,12 +60,14 @@ class DataFile:
         kind: One of `KINDS`, by the fields of the entries; empty for another structure.
         part: The part of the data set that its name has, or `ALL_PARTS`.
         rest: The other words of its name.
+        content: What its first entries are, for messages.
     """
 
     path: Path
     kind: str
     part: str
     rest: tuple[str, ...]
+    content: str
 
 
 def json_files(folder: Path) -> list[DataFile]:
@@ -83,13 +85,17 @@ def data_file(path: Path) -> DataFile:
     decoder = json.JSONDecoder()
     place = int(text.startswith("["))
     kind = ""
-    with contextlib.suppress(ValueError, RecursionError):  # the end of the list, or of what was read
+    content = ""
+    try:
         for _ in range(FIRST_ENTRIES):
             place = re.compile(r"[\s,]*").match(text, place).end()  # type: ignore[union-attr] # always matches
             entry, place = decoder.raw_decode(text, place)
             keys = {"conversations" if key == MISSPELLED_KEY else key for key in entry} if isinstance(entry, dict) else set()
             kind = kind or next((kind for kind, needed in KINDS.items() if needed <= keys), "")
-    return DataFile(path, kind, part, rest)
+            content = content or f"entries with {first_few(sorted(keys), 8) or 'no fields'}"
+    except (ValueError, RecursionError) as error:  # also the end of the list, or of what was read
+        content = content or ("no entries" if text.strip() in ("", "[]") else f"damaged JSON ({error})")
+    return DataFile(path, kind, part, rest, content)
 
 
 def part_in_name(path: Path) -> tuple[str, tuple[str, ...]]:

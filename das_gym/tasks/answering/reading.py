@@ -29,9 +29,9 @@ from das_gym.tasks.nlvr2 import NLVR2Example, load_nlvr2
 from das_gym.tasks.vqa.files import OUT_OF_VOCABULARY, SPLITS, VQAExample, load_vqa, read_vqav2
 
 FORMATS = (
-    "LLaVA's conversations (train.json, test.json, ...), parquet files or a folder of `save_to_disk`, one folder of images "
-    f"per class, or the files of Slake, VQAv2, NLVR2 or ScienceQA; questions without answers need `split={QUESTIONS}` of "
-    "`adapt predict`"
+    "LLaVA's conversations (train.json, test.json, ..., entries with image and conversations), parquet files or a folder of "
+    "`save_to_disk`, one folder of images per class, or the files of Slake, VQAv2, NLVR2 or ScienceQA; questions without "
+    f"answers need `split={QUESTIONS}` of `adapt predict`"
 )
 
 VQAV2 = "VQAv2"
@@ -114,7 +114,10 @@ def _find(root: Path) -> DataSet:
         if parts:
             found = [DataSet("folders of classes", (root,), partial(load_class_folders, parts, root))]
     if not found:
-        raise ValueError(f"{root} holds no data in a known format: got {describe_folder(root)}, expected {FORMATS}")
+        contents = "".join(f"; {file.path.name} holds {file.content}" for file in json_files(root)[:3])
+        raise ValueError(
+            f"{root} holds no data in a known format: got {describe_folder(root)}{contents}, expected {FORMATS}"
+        )
     if len(found) > 1:
         several = first_few([f"{one.files[0]} ({one.format})" for one in found], 6)
         raise ValueError(f"{root} holds {len(found)} data sets: {several}. Pass one of these as `data_root`")
@@ -138,7 +141,10 @@ def _find_file(path: Path) -> DataSet:
     for found in _data_sets_in(path.parent):
         if path in found.files:
             return found
-    raise ValueError(f"`data_root` {path} is not in a known format, expected a file of {FORMATS}")
+    content = f": it holds {data_file(path).content}" if path.suffix in (".json", ".jsonl") else ""
+    raise ValueError(
+        f"`data_root` {path} is not in a known format{content}, expected a file of {FORMATS}. For texts, choose task=text"
+    )
 
 
 def _data_sets_in(folder: Path) -> Iterator[DataSet]:

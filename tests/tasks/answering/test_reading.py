@@ -322,6 +322,22 @@ def test_unknown_data_are_rejected(tmp_path, content):
             load_answers(data_root)
 
 
+@pytest.mark.parametrize(
+    ("content", "holds"),
+    [
+        ('[{"image": "a.png", "question": "b?", "answer": "c"}]', "entries with answer, image, question"),
+        ('[{"image": "a.png", "question"', r"damaged JSON \(Expecting ':' delimiter"),
+        ("[]", "no entries"),
+    ],
+)
+def test_unknown_data_are_described(tmp_path, content, holds):
+    (tmp_path / "train.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"train\.json holds {holds}"):
+        load_answers(tmp_path)
+    with pytest.raises(ValueError, match=rf"train\.json is not in a known format: it holds {holds}.* task=text"):
+        load_answers(tmp_path / "train.json")
+
+
 @pytest.mark.parametrize(("content", "form"), [("", "is empty"), ("[]\n", "is empty"), ('{"a": 1}', "another structure")])
 def test_an_empty_part_is_not_called_another_structure(tmp_path, content, form):
     draw(tmp_path / "0.png")
