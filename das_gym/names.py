@@ -95,7 +95,7 @@ def _hint(name: Any, known: Sequence[str], listing: str | None = None) -> str:
     if len(known) > MAX_LISTED and listing:
         return f"{near}`{listing}` lists all {len(known)}"
     more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
-    return f"{near}known: {', '.join(known[:MAX_LISTED]) or 'none'}{more}"
+    return f"{near}known: {', '.join(known[:MAX_LISTED])}{more}" if known else "no name is registered"
 
 
 def lazy_attributes(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

@@ -135,8 +135,13 @@ class Agent(ABC):
 
     def check_rewards(self, masks: Masks, rewards: Floats) -> tuple[Masks, Floats]:
         """Return (m, n_layers) bool masks and (m,) float64 rewards of `tell`, or raise its ValueError."""
-        given = np.asarray(masks)
-        rewards = np.asarray(rewards, dtype=np.float64)
+        try:
+            given = np.asarray(masks)
+            rewards = np.asarray(rewards, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`masks` and `rewards` are not arrays of numbers: got {brief(masks)}, {brief(rewards)}"
+            ) from error
         masks = given.astype(bool)
         if (given != masks).any():
             raise ValueError(f"`masks` holds other values: got {given[given != masks][0]}, expected 0 (keep) or 1 (skip)")

@@ -155,6 +155,8 @@ def run_turns(config: SearchConfig, scorer: Scorer, folder: Path | None, on_turn
     while (left := math.floor(config.evaluations - spent(history))) > 0:
         masks = ask(agent, config.agent, min(left, config.masks_per_turn))
         if len(masks) == 0:
+            if not history:
+                _check_has_answer(agent, config.agent)
             break
         if len(history) < len(known):
             # The agent repeats what it did before: it asks, and gets the recorded rewards.
@@ -169,6 +171,14 @@ def run_turns(config: SearchConfig, scorer: Scorer, folder: Path | None, on_turn
         if on_turn is not None:
             on_turn(history[-1])
     return agent, history
+
+
+def _check_has_answer(agent: Agent, name: str) -> None:
+    """Raise ValueError for an agent that has finished before it was told anything, and has no answer either."""
+    try:
+        agent.best()
+    except ValueError as error:
+        raise ValueError(f"agent {name!r} returned no mask when it was first asked, expected one or more") from error
 
 
 def restore(folder: Path, scorer: Scorer, race: Race | None) -> tuple[Turn, ...]:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from das_gym.names import brief, check_names
+from das_gym.names import brief, check_arguments, check_names
 
 Config = TypeVar("Config")
 
@@ -78,6 +79,11 @@ class Settings:
     def __init_subclass__(cls, group: str = "Settings", **others: Any) -> None:
         super().__init_subclass__(**others)
         cls.group = group
+
+    def __new__(cls, *_: Any, **given: Any) -> Self:
+        """Check the names, since Python's own message about a wrong one does not have the nearest."""
+        check_arguments(given, (field.name for field in dataclasses.fields(cast(Any, cls))))
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         kinds = field_types(cast(Any, type(self)))
@@ -258,7 +264,8 @@ def _convert_union(name: str, value: Any, kind: Any) -> Any:
 def _convert_sequence(name: str, value: Any, kind: Any) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if isinstance(value, str) and inner[0] is str:
-        raise TypeError(f"{_type_error(name, value, kind)}, as in '{name}=[\"{value}\"]'")
+        items = json.dumps([item.strip(" \"'") for item in value.strip("[]() ").split(",")])
+        raise TypeError(f"{_type_error(name, value, kind)}, as in '{name}={items}'")
     if not isinstance(value, (list, tuple, np.ndarray)):
         raise _type_error(name, value, kind)
     any_length = origin is list or inner[-1] is Ellipsis

@@ -26,6 +26,7 @@ from das_gym.engine.tree import MaskTree, resolve_precision, with_bfloat16_layer
 from das_gym.models.base import VLP, State, tensor_bytes
 from das_gym.models.inputs import to_device, to_widest
 from das_gym.models.macs import MacCounter, head_macs
+from das_gym.names import brief
 from das_gym.tasks.base import Task
 
 if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's OpenMP threads, and would wait for them
@@ -245,6 +246,9 @@ class Evaluator:
             raise ValueError(f"invalid masks: got the value {wrong}, expected 0 (keep) or 1 (skip)")
         if not len(examples):
             raise ValueError("got no examples to score masks on, expected at least one")
+        if not hasattr(examples[0], "key"):
+            got = brief(examples[0])
+            raise TypeError(f"`examples` are not those of a task: got {got}, expected some of `problem.splits.reward`")
         return array.astype(bool)
 
     def _forget_changed(self) -> None:

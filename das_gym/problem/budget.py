@@ -196,6 +196,8 @@ class Budget:
     cost: MaskCost | None = None
 
     def __post_init__(self) -> None:
+        if not is_whole(self.n_layers) or self.n_layers < 1:
+            raise ValueError(f"`n_layers` is out of range: got {self.n_layers!r}, expected a whole number of at least 1")
         setting = "saved" if self.cost is None else self.cost.setting
         check_budget({"skip_num": self.skip_num, setting: self.saved}, self.n_layers)
         if self.saved is None:

@@ -84,6 +84,8 @@ class MaskSpace:
     """
 
     def __init__(self, budget: Budget) -> None:
+        if not isinstance(budget, Budget):
+            raise TypeError(f"`budget` is not a Budget: got {budget!r}. Give Budget(n_layers=12, skip_num=4)")
         if budget.is_free:
             raise ValueError(
                 "`budget` allows every mask: give `skip_num`, or a share of a cost to save (0 = at most the full model's)"

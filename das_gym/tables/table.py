@@ -232,6 +232,11 @@ class SubnetTable:
         if name in self.meta.statistics:
             return self.statistics[:, self.meta.statistics.index(name)]
         known = dict.fromkeys((*self.meta.statistics, *statistics_of_removals()))
+        if name in STATISTICS and name not in known:
+            raise ValueError(
+                f"statistic {name!r} cannot be computed from a table: got one with {', '.join(known)}. It needs the model: "
+                f"use {self.meta.env_id}, or make a table that holds it"
+            )
         check_names([name], known, "statistic of this table")
         statistic = STATISTICS[name]
         assert statistic.of_removals is not None

@@ -1,3 +1,5 @@
+import copy
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -64,6 +66,7 @@ def test_values_become_what_the_fields_are():
         ({"size": 1.5}, "size=1.5 (float) is not allowed; give a text, a whole number or None"),
         ({"betas": [1.0]}, "betas=[1.0] (list) is not allowed; give a list of 2: a number, a number"),
         ({"names": "a"}, "names='a' (str) is not allowed; give a list, each a text, as in 'names=[\"a\"]'"),
+        ({"names": "[a,b]"}, 'give a list, each a text, as in \'names=["a", "b"]\''),
         ({"names": ["a", 1]}, "names[1]=1 (int) is not allowed; give a text"),
         ({"betas": [10**400, 1]}, "(int) is not allowed; give a number"),  # JSON holds whole numbers of any length
     ],
@@ -116,6 +119,12 @@ def test_number_out_of_range_and_unknown_choice_are_rejected(values, message):
         Checked(**values)
     with pytest.raises(ValueError, match=message):
         build(Checked, values)
+
+
+def test_unknown_argument_is_rejected_with_the_nearest_known_one():
+    with pytest.raises(TypeError, match=r"'shrae'; did you mean 'share'\?"):
+        Checked(shrae=1)
+    assert copy.deepcopy(Checked(3)) == pickle.loads(pickle.dumps(Checked(3))) == Checked(3)
 
 
 def test_unknown_key_is_rejected_with_the_nearest_known_one():

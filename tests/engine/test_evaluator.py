@@ -288,5 +288,7 @@ def test_evaluate_rejects_other_masks_and_takes_none(meter, masks):
     for wrong, examples in ((masks, meter.examples), (FULL_MODEL, ())):
         with pytest.raises(ValueError, match=r"invalid masks|no examples"):
             evaluator.losses(wrong, examples)
+    with pytest.raises(TypeError, match="`examples` are not those of a task: got 'abc'"):
+        evaluator.losses(FULL_MODEL, ["abc"])
     assert evaluator.evaluate([], meter.examples, divergences=True).divergences.shape == (0,)
     assert evaluator.spent == Spending()

@@ -73,6 +73,9 @@ def test_pick_budget_takes_every_cost(setting, word):
     ],
 )
 def test_budget_rejects_what_no_mask_satisfies(settings, name):
+    for wrong in ("2", 0):
+        with pytest.raises(ValueError, match="`n_layers` is out of range"):
+            Budget(wrong, **settings)
     with pytest.raises(ValueError, match=name):
         Budget(2, **settings)
 

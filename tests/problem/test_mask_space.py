@@ -80,6 +80,8 @@ def test_distinct_masks_end_when_there_are_no_more():
 
 
 def test_mask_space_rejects_free_budgets():
+    with pytest.raises(TypeError, match="`budget` is not a Budget: got 12"):
+        MaskSpace(12)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="allows every mask"):
         MaskSpace(Budget(12))
 

@@ -27,6 +27,13 @@ class Scripted(Agent):
         return self.answered
 
 
+def test_tell_rejects_what_is_no_array():
+    agent = RandomSearch(MaskSpace(Budget(12, 4)), seed=0)
+    for masks, rewards in (("a", "b"), ([[1, 0], [1]], [1.0, 2.0])):
+        with pytest.raises(ValueError, match="`masks` and `rewards` are not arrays of numbers"):
+            agent.tell(masks, rewards)
+
+
 def test_agent_answers_with_the_first_best_mask():
     agent = RandomSearch(MaskSpace(Budget(12, 4)), seed=0)
     with pytest.raises(ValueError, match="no mask within the budget"):

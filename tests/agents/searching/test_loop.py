@@ -175,6 +175,12 @@ def test_search_records_infinite_losses_as_none(tmp_path):
     assert SearchResult.load(tmp_path) == result
 
 
+def test_an_agent_that_asks_for_nothing_is_named(monkeypatch):
+    monkeypatch.setattr(RandomSearch, "ask", lambda self, n: np.zeros((0, self.n_layers), bool))
+    with pytest.raises(ValueError, match="agent 'random' returned no mask"):
+        search(config(agent="random"))
+
+
 def test_failed_search_leaves_no_record(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"images/0007\.png is missing"):
         search(config(env_kwargs={"broken_from": 5}), folder=tmp_path)
