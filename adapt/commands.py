@@ -10,13 +10,12 @@ PROGRAM = Program(
         "run": Command(f"{RUNS}:adapt", "[with ...]", "search a mask, fine-tune it, compare with the baseline"),
         "das": Command(f"{RUNS}:das", "[with ...]", "the paper's pipeline: search while adapters train, then fine-tune"),
         "compare": Command(
-            f"{RUNS}:compare", "[with ...]", "fine-tune by every method (full, LoRA, adapters, DAS, ...), one table"
+            f"{RUNS}:compare", "[with ...]", "methods side by side: of fine-tuning (LoRA, DAS, ...), of choosing layers"
         ),
         "shrink": Command(
             f"{RUNS}:shrink",
-            "[compare] with checkpoint=... out=...",
-            "delete layers of a model of transformers, recover, save a folder; compare methods",
-            subcommands={"compare": Command(f"{RUNS}:shrink_compare", "[with ...]", "compare methods")},
+            "with checkpoint=... out=...",
+            "delete layers of a transformers model, recover, save a folder",
         ),
         "supernet": Command(f"{RUNS}:supernet", "[with ...]", "train adapters and head over random masks"),
         "evaluate": Command(

@@ -1,7 +1,7 @@
 """Fine-tuning one subnet: it is cut from the full model, and its adapters, poolers, token types and head train.
 
 The package has trained weights of the full model with adapters and of the baseline. Neither depends on the mask, so that
-`python -m adapt` with default settings only evaluates them. `python -m benchmarks.assets references` makes the files.
+`python -m adapt` with default settings only evaluates them. `python -m benchmarks.bundled references` makes the files.
 """
 
 import copy

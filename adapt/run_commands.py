@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from das_gym.adapt.settings import AdaptSettings, CompareSettings, JointSearchSettings, SupernetSettings
+from das_gym.adapt.settings import AdaptSettings, JointSearchSettings, SupernetSettings
 from das_gym.agents.settings import agent_configs
 
 from das_gym.commands.recorded import RecordedCommand
@@ -35,8 +35,14 @@ def _check_trainable(settings: Any) -> None:
             raise ValueError(f"`{name}`={value} has no adapters to train: leave it out here, or search with it (`agents`)")
 
 
-def check_comparison(settings: CompareSettings) -> None:
-    """See `check_problem`; numbers of layers to skip and settings of methods are checked, too."""
+def check_comparison(settings: Any) -> None:
+    """Check model and data without loading them, and settings of the methods."""
+    if settings.removes_layers:
+        if world_size() > 1:
+            raise ValueError("layers are removed and recovered in one process: start this without `accelerate launch`.")
+        check_before_loading(settings.removal.problem, vars(settings.removal))
+        _check_leaves_a_layer(settings.removal)
+        return
     check_problem(settings)
     if settings.method_settings:
         from das_gym.adapt.methods.base import make_method  # imports torch
@@ -80,14 +86,6 @@ def _check_leaves_a_layer(settings: Any) -> None:
         raise ValueError(f"`skip_num` must leave one {part}: got {settings.skip_num}, expected {counts[-1] - kept} or less.")
 
 
-def check_shrink_comparison(settings: Any) -> None:
-    """Check that this is the only process, and model and data without loading them."""
-    if world_size() > 1:
-        raise ValueError("`adapt shrink compare` trains in one process: start it without `accelerate launch`.")
-    check_before_loading(settings.problem, vars(settings))
-    _check_leaves_a_layer(settings)
-
-
 adapt = RecordedCommand(
     "adapt",
     AdaptSettings,
@@ -102,8 +100,12 @@ das = RecordedCommand(
     lambda: {**named_problems(), "paper": {"recipe": "paper", "rank_images": None}},
     check_das,
 )
-compare = RecordedCommand(
-    "adapt compare", CompareSettings, "das_gym.adapt.compare_experiment:compare", named_problems, check_comparison
+compare: RecordedCommand[Any] = RecordedCommand(
+    "adapt compare",
+    "das_gym.adapt.compare.settings:CompareSettings",
+    "das_gym.adapt.compare_experiment:compare",
+    named_problems,
+    check_comparison,
 )
 supernet = RecordedCommand(
     "adapt supernet", SupernetSettings, "das_gym.adapt.supernet_experiment:supernet", named_problems, check_problem
@@ -114,11 +116,4 @@ shrink: RecordedCommand[Any] = RecordedCommand(
     "das_gym.adapt.shrink_experiment:shrink_in_run",
     lambda: {**answering_configs(), **agent_configs()},
     check_shrink,
-)
-shrink_compare = RecordedCommand(
-    "adapt shrink compare",
-    "das_gym.adapt.shrinking.settings:CompareSettings",
-    "das_gym.adapt.shrinking.compare_experiment:compare",
-    answering_configs,
-    check_shrink_comparison,
 )

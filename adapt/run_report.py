@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.adapt.compare.settings import CompareSettings
 from das_gym.adapt.finished_runs import JOINT_RECORD, RECORD, SHRUNK, ReportSettings
 from das_gym.adapt.report import read_example_answers
-from das_gym.adapt.settings import AdaptSettings, CompareSettings, JointSearchSettings
+from das_gym.adapt.settings import AdaptSettings, JointSearchSettings
 from das_gym.adapt.shrinking.record import repeat_command
 from das_gym.adapt.shrinking.settings import ShrinkSettings
 from das_gym.agents.search_experiment import search_architecture, search_facts, search_progress
@@ -94,7 +95,7 @@ def _command(folder: Path, name: str, record: dict[str, Any]) -> str:
     mask = record["report"]["mask"]
     if name == SHRUNK:
         return repeat_command(folder, record["problem"], mask)
-    changes = {"problem": record["problem"], "searches": None}
+    changes = {"problem": record["problem"]}
     if name == RECORD:  # the search is not repeated: its mask is in the record
         changes |= {"search_run": None, "search": None, "mask": json.dumps(mask, separators=(",", ":"))}
     command, cls = COMMANDS[name]

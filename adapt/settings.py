@@ -1,11 +1,10 @@
 """Settings of training, and of the commands of `python -m adapt` that keep runs."""
 
 import dataclasses
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from das_gym.adapt.methods import MASKED, METHODS
 from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
 from das_gym.agents.settings import SearchConfig
 
@@ -23,8 +22,6 @@ from das_gym.commands.settings import (
     nested,
 )
 from das_gym.files import check_file
-from das_gym.names import check_distinct, check_names
-from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.problem.config import ProblemConfig
 from das_gym.registration import MODELS
 
@@ -242,56 +239,6 @@ class JointSearchSettings(RunSettings, group="Pipeline"):
             max_text_length=own.max_text_length or self.pipeline.max_text_length,
             image_size=own.image_size or (self.pipeline.image_size if own.checkpoint else None),
         )
-
-
-@dataclass(frozen=True)
-class CompareSettings(SearchingSettings, group="Comparison"):
-    """The settings of `python -m adapt compare`.
-
-    Attributes:
-        methods: Methods of fine-tuning to compare. Empty means all that the model supports.
-        method_settings: Settings of methods, as in `method_settings.lora.rank=8`.
-        skip_nums: Numbers of layers that DAS skips. Each gets a row with searched layers and a row with random layers.
-        learning_rates: Learning rates to choose from on the reward split. Empty means 5e-4, 2e-3 and 8e-3, or a
-            quarter, once and four times the paper's for a model of base size.
-        seed: Random seed of the first training of each method.
-        seeds: Number of trainings of each method, with seeds from `seed` on.
-        train: Settings of training.
-        searches: Ids of searches that ran before, by number of skipped layers, as in `searches.4=17`.
-    """
-
-    methods: tuple[str, ...] = choice((), METHODS, own=True)
-    method_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    skip_nums: tuple[NonNegativeInt, ...] = (2, 4, 6)
-    learning_rates: tuple[PositiveFloat, ...] = ()
-    seeds: PositiveInt = 3
-    train: TrainingConfig = nested(
-        TrainingConfig, ("seed",), ("learning_rate", "head_learning_rate"), default=partial(TrainingConfig, steps=600)
-    )
-    search: SearchConfig = nested(SearchConfig, shared=SHARED_SETTINGS, without=BUDGET_SETTINGS, listed=False)
-    searches: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        named = self.methods or tuple(METHODS)
-        check_names(self.method_settings, named, "method in `method_settings`")
-        if not self.skip_nums and MASKED in named:
-            raise ValueError("`skip_nums` is empty: expected one or more numbers. Give skip_nums=[4], or leave das out.")
-        for name in ("methods", "learning_rates", "skip_nums"):
-            check_distinct(name, getattr(self, name))
-        check_names(self.searches, map(str, self.skip_nums), "number of skipped layers")
-
-    @property
-    def nums_to_search(self) -> tuple[int, ...]:
-        """Numbers of layers for which a mask is searched."""
-        return tuple(k for k in self.skip_nums if k) if MASKED in self.methods else ()
-
-    def check_skip_nums(self, n_layers: int) -> None:
-        """Raise ValueError if a row of the table skips more layers than the model has."""
-        if MASKED in (self.methods or METHODS) and max(self.skip_nums) > n_layers:
-            raise ValueError(
-                f"`skip_nums` is out of range: got {list(self.skip_nums)}, expected 0..{n_layers}, the layers of the model"
-            )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ python -m adapt shrink with checkpoint=DIR data_root=DIR latency_saved=0.2      
 python -m adapt shrink with search_run=3 out=NEW                                    the mask, model and data of that search
 python -m adapt shrink with search_run=5 point=3 out=NEW                            a point of the front of `agents pareto`
 python -m adapt shrink with checkpoint=DIR data_root=DIR 'mask=[0,1,0,0]'           a custom mask
-python -m adapt shrink compare with checkpoint=DIR data_root=DIR macs_saved=0.2     methods side by side, nothing saved
 python -m adapt shrink with resume=4                                                continue run 4, which was stopped
 """
 

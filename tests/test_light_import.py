@@ -60,7 +60,7 @@ def test_settings_are_checked_before_torch_is_imported(module):
         ("shrink with skip_num=13", "`skip_num`"),
         ("shrink with skip_num=12", "`skip_num` must leave one layer"),
         (f"shrink with task=text data_root={GOLDEN} checkpoint={ASSETS / 'llava_mini'} context=9999", "`context`"),
-        ("shrink compare with skip_num=13", "`skip_num`"),
+        ("compare with vlm_answering skip_num=13", "`skip_num`"),
         ("with skip_num=13", "`skip_num`"),
         ("with search_run=99", "no run 99"),
         ("shrink with search_run=99", "no run 99"),

@@ -16,34 +16,44 @@ from das_gym.drawing.report import RunReport, Table
 from das_gym.intervals import t_interval
 from das_gym.names import check_names
 
+FULL_MODEL = "full model"
+"""The row of a model with nothing removed."""
+
 
 @dataclass(frozen=True)
 class Trial:
-    """One training and its measurements.
+    """One training, or one search and the removal of the layers that it found, and its measurements.
 
     Attributes:
         variant, title: Key and name of its row.
-        rate: Peak learning rate.
+        rate: Peak learning rate of a training.
         reward, reward_loss: Metric (0..1) and loss (nats) on the reward split. The loss is None if the training diverged;
             nothing else is measured then.
         updated, trained: Number of trained parameters, without and with head and poolers.
-        mask: 0 or 1 per layer, 1 = skipped.
+        seconds: Of the training, or of the search with the layer statistics that it reads. None if it was interrupted.
+        mask: 0 or 1 per layer, 1 = skipped or removed.
         test, test_loss: Metric (0..1) and loss (nats) on the test split; None, as are costs, of a training with the first
             seed whose learning rate was worse on the reward split than an earlier one.
         macs, macs_full: Of one example, and of the pre-trained model.
         latency: Of one example, milliseconds: median and quartiles, measured with the first trial of a row, as is `speedup`.
         speedup: Relative to the baseline: ratio of the medians and its 95 % interval. Milliseconds of different rows are not
             comparable, since they are measured hours apart.
+        evaluations: Number of masks that an agent scored, in units of all reward examples.
+        kv_saved: Share of the full model's bytes of keys and values per token.
+        low, high: 95 % interval of `test` over the test examples, after a removal.
+        removed, removed_loss: `test` and `test_loss` before recovery; None without recovery.
+        drawn: The removed layers, one character per layer.
+        failure: Why none of an agent's masks can be removed; empty if one can.
     """
 
     variant: str
     seed: int
-    rate: float
+    rate: float | None = None
     reward: float = 0.0
     reward_loss: float | None = None
-    updated: int = 0
-    trained: int = 0
-    seconds: float = 0.0
+    updated: int | None = None
+    trained: int | None = None
+    seconds: float | None = None
     title: str = ""
     mask: tuple[int, ...] = ()
     test: float | None = None
@@ -52,6 +62,19 @@ class Trial:
     macs_full: int | None = None
     latency: tuple[float, ...] | None = None
     speedup: tuple[float, ...] | None = None
+    evaluations: int | None = None
+    kv_saved: float | None = None
+    low: float | None = None
+    high: float | None = None
+    removed: float | None = None
+    removed_loss: float | None = None
+    drawn: str = ""
+    failure: str = ""
+
+    @property
+    def macs_saved(self) -> float | None:
+        """Share of the pre-trained model's MACs."""
+        return None if self.macs is None or self.macs_full is None else 1 - self.macs / self.macs_full
 
     @property
     def merit(self) -> tuple[float, float]:
@@ -86,9 +109,10 @@ def kept_trial(folder: Path, record: Any, method: str | None) -> Trial:
 
 
 LEGEND = (
-    "updated: trained parameters without head and poolers, which train with every method but head only. MACs saved and "
-    "times as fast are relative to the baseline, the pre-trained model: ratio of the median times with the first seed, and "
-    "its 95 % interval. test: mean over seeds ± half of its 95 % interval (seeds)."
+    "seconds: of the training or the search. updated: trained parameters without head and poolers, which train with every "
+    "method but head only. MACs saved and times as fast are relative to the baseline, the pre-trained model: ratio of the "
+    "median times with the first seed, and its 95 % interval. test: mean over seeds ± half of its 95 % interval (seeds); of "
+    "one removal, its 95 % interval over test examples."
 )
 
 
@@ -108,24 +132,48 @@ def mean_test(trials: Iterable[Trial]) -> float:
     return float(np.mean([trial.test for trial in trials]))
 
 
-def comparison_table(title: str, chosen: Mapping[str, Sequence[Trial]]) -> Table:
-    """Return the table of the trials of each row."""
-    rows = []
-    for own in chosen.values():
-        first = own[0]
-        macs = float(np.mean([trial.macs or 0 for trial in own]))
-        cells = {
-            "method": first.title,
-            "learning rate": f"{first.rate:g}",
-            "updated": f"{np.mean([trial.updated for trial in own]):,.0f}",
-            "all that trains": f"{np.mean([trial.trained for trial in own]):,.0f}",
-            "MACs, M": f"{macs / 1e6:,.2f}",
-            "MACs saved, %": f"{100 * (1 - macs / (first.macs_full or 1)):.1f}",
-            "times as fast": "{:.2f} ({:.2f}..{:.2f})".format(*first.speedup) if first.speedup else "-",
-            "test, %": f"{format_mean([trial.test for trial in own if trial.test is not None], scale=100)} ({len(own)})",
-        }
-        rows.append(cells)
-    return Table(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), title, (LEGEND, *verdict(chosen)))
+def comparison_table(title: str, chosen: Mapping[str, Sequence[Trial]], failures: Iterable[str] = ()) -> Table:
+    """Return the table of the trials of each row; a column that is empty is left out."""
+    rows = [_cells(own) for own in chosen.values()]
+    columns = [name for name in rows[0] if any(row[name] != "-" for row in rows)]
+    cells = tuple(tuple(row[name] for name in columns) for row in rows)
+    text_columns = tuple(columns.index(name) for name in ("method", "layers") if name in columns)
+    return Table(tuple(columns), cells, title, (LEGEND, *verdict(chosen), *failures), text_columns)
+
+
+def _cells(own: Sequence[Trial]) -> dict[str, str]:
+    first = own[0]
+
+    def mean(name: str, scale: float = 1.0, digits: int = 1) -> str:
+        values = [getattr(trial, name) for trial in own]
+        return format_mean([value for value in values if value is not None], scale, digits)
+
+    def plain_mean(name: str, scale: float = 1.0, digits: int = 0) -> str:
+        values = [getattr(trial, name) for trial in own if getattr(trial, name) is not None]
+        return f"{scale * np.mean(values):,.{digits}f}" if values else "-"
+
+    # over the test examples of a single removal, or else the number of seeds
+    interval = str(len(own))
+    if len(own) == 1 and first.low is not None and first.high is not None:
+        interval = f"{100 * first.low:.1f}..{100 * first.high:.1f}"
+    return {
+        "method": first.title or first.variant,
+        "learning rate": "-" if first.rate is None else f"{first.rate:g}",
+        "masks scored": mean("evaluations", digits=0),
+        "seconds": mean("seconds"),
+        "updated": plain_mean("updated"),
+        "all that trains": plain_mean("trained"),
+        "MACs, M": plain_mean("macs", 1e-6, 2),
+        "MACs saved, %": plain_mean("macs_saved", 100, 1),
+        "KV saved, %": plain_mean("kv_saved", 100, 1),
+        "times as fast": "{:.2f} ({:.2f}..{:.2f})".format(*first.speedup) if first.speedup else "-",
+        "reward loss": mean("reward_loss", digits=4),
+        "unrecovered loss": mean("removed_loss", digits=4),
+        "unrecovered test, %": mean("removed", 100),
+        "test loss": mean("test_loss", digits=4),
+        "test, %": f"{mean('test', 100)} ({interval})",
+        "layers": first.drawn or "-",
+    }
 
 
 def verdict(chosen: Mapping[str, Sequence[Trial]]) -> list[str]:
@@ -153,15 +201,15 @@ def _difference_in_words(own: Sequence[Trial], rival: Sequence[Trial], name: str
 
 
 def comparison_report(
-    what: str, metric: str, architecture: Architecture, chosen: Mapping[str, Sequence[Trial]], table: Table
+    title: str, metric: str, architecture: Architecture, chosen: Mapping[str, Sequence[Trial]], table: Table
 ) -> dict[str, Any]:
-    """Return the record of a report on the best row and the layers that DAS skips."""
-    best = max(chosen.values(), key=mean_test)
-    shown = max((own for key, own in chosen.items() if key.startswith("das_")), key=mean_test, default=best)[0]
+    """Return the record of a report on the best row and its layers, or those that DAS skips."""
+    rows = {key: own for key, own in chosen.items() if key != FULL_MODEL}
+    best = max(rows.values(), key=mean_test)
+    shown = max((own for key, own in rows.items() if key.startswith("das_")), key=mean_test, default=best)[0]
     skipped = [unit.name for unit, bit in zip(architecture.units, shown.mask, strict=True) if bit]
     facts = {
         "skips": f"{', '.join(skipped) or 'nothing'} ({shown.title})",
         f"{metric} on test, %": f"{100 * mean_test(best):.2f} ({best[0].title}, the best)",
     }
-    title = f"{what}, methods of fine-tuning compared"
-    return RunReport(title, facts, architecture, list(shown.mask), table=table).record()
+    return RunReport(f"Comparison of {title}", facts, architecture, list(shown.mask), table=table).record()

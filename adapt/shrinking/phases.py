@@ -1,4 +1,4 @@
-"""The phases of `shrink` and `shrink compare` after their searches, for their estimates: see `das_gym.adapt.phases`."""
+"""The phases of `shrink` and of a comparison of removals after their searches: see `das_gym.adapt.phases`."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Settings of `python -m adapt shrink` and `shrink compare`, and the files in the folder of a run."""
+"""Settings of `python -m adapt shrink`, and the files in the folder of a run."""
 
 import dataclasses
 import math
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from das_gym.adapt.finished_runs import SHRUNK
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.settings import SAVED_DTYPES, SHARED_SETTINGS, ChoosingSettings, SearchingSettings
-from das_gym.agents.ask_tell.base import AGENTS, check_agent_name
 from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.settings import (
@@ -67,11 +66,8 @@ LARGE_MODEL_PARAMETERS = 50_000_000
 
 RATE_HIDDEN_SIZE = 80
 """Hidden size of the bundled model, on which each method's `recovery_rate` is the best of a small grid
-(`python -m benchmarks.recovery`). Rates fall with the root of the width, which leads to what is usual for billions of
+(`python -m benchmarks.recovery masks`). Rates fall with the root of the width, which leads to what is usual for billions of
 parameters: Shortened LLaMA and Minitron take 1e-4 at 4,096."""
-
-COMPARED = ("bayes", "random", "uniform", "block_influence", "leave_one_out", "greedy", "evopress")
-"""Agents that are compared by default: `bayes`, random search, rules and searches of papers, see `docs/comparison.md`."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +163,7 @@ class RecoveryConfig(Settings, group="Recovery"):
 
 @dataclass(frozen=True)
 class AnsweringSettings(SearchingSettings, BudgetSettings, group="Search and evaluation"):
-    """What `python -m adapt shrink` and `shrink compare` have in common: model, budget and recovery.
+    """What `python -m adapt shrink` and a comparison of removals have in common: model, budget and recovery.
 
     Attributes:
         skip_num: Exactly how many layers to delete. If no budget is given, at least 20 % of the MACs are saved.
@@ -253,30 +249,3 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings, group="Output"):
         """Return True if a run was stopped after its model was saved. Its record may still be `PENDING_RECORD`."""
         has_record = any((run_folder / name).is_file() for name in (PENDING_RECORD, RECORD))
         return has_record and self.out_folder(run_folder).exists()
-
-
-@dataclass(frozen=True)
-class CompareSettings(AnsweringSettings, group="Comparison"):
-    """The settings of `python -m adapt shrink compare`.
-
-    Attributes:
-        methods: Agents that choose the layers to delete.
-        evaluations: Masks that an agent may score.
-        seeds: Number of searches and recoveries of each method, with seeds from `seed` on. Methods without
-            randomness run once.
-        search: Further settings of the searches, as in `reward_examples=100`. `python -m agents --help` lists them.
-    """
-
-    methods: tuple[str, ...] = choice(COMPARED, AGENTS, others=True)
-    evaluations: PositiveInt = 120
-    seeds: PositiveInt = 1
-    search: SearchConfig = nested(
-        SearchConfig, shared=(*SHARED_SETTINGS, "evaluations"), without=("agent", *BUDGET_SETTINGS), listed=False
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for method in self.methods:
-            check_agent_name(method)
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"`methods` must name one or more agents, each once: got {list(self.methods)}.")

@@ -79,7 +79,6 @@ class Command:
         about: What it does.
         settings: "module:class" of the settings after `with`, where the target is a function.
         positional: A setting whose values may also stand before `with`, as in `report 1 2`.
-        subcommands: Commands by the word that follows this one's name.
     """
 
     target: str
@@ -87,7 +86,6 @@ class Command:
     about: str
     settings: str | None = None
     positional: str | None = None
-    subcommands: Mapping[str, Command] = dataclasses.field(default_factory=dict)
 
     @property
     def settings_class(self) -> type:
@@ -96,11 +94,9 @@ class Command:
 
     def run(self, name: str, words: Sequence[str], siblings: Sequence[str] = ()) -> int:
         """Run the command and return its exit code; messages call it `name` and suggest `siblings` as first words."""
-        if words and words[0] in self.subcommands:
-            return self.subcommands[words[0]].run(f"{name} {words[0]}", words[1:])
         raise_interrupts()
         if self.settings is None:
-            pkgutil.resolve_name(self.target).run_words(words, (*siblings, *self.subcommands))
+            pkgutil.resolve_name(self.target).run_words(words, siblings)
             return 0
         cls = self.settings_class
         words = words_to_setting(words, self.positional) if self.positional else words

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from das_gym.adapt.hardware import checkpointed_bytes, training_bytes
-from das_gym.adapt.run_commands import adapt, das, shrink, shrink_compare, supernet
+from das_gym.adapt.run_commands import adapt, das, shrink, supernet
 from das_gym.adapt.run_commands import compare as adapt_compare
 from das_gym.adapt.shrinking.recovery import Teacher, checkpointed_layers, insert_trainable, recovery_loss
 from das_gym.adapt.shrinking.settings import RecoveryConfig
@@ -85,7 +85,8 @@ def test_shrink_prints_an_estimate(mask, folder_of, data, tmp_path, capsys):
 @pytest.mark.parametrize("recover", ["linear", "refit+lora"])
 def test_an_estimate_includes_the_repair_in_closed_form(recover, folder_of, data, tmp_path, capsys):
     settings = {"checkpoint": str(folder_of("llava")), "data_root": str(data), "recover": recover, "skip_num": 1}
-    line = estimate_of(shrink_compare, {**settings, "train": {"steps": 4}}, tmp_path, capsys)
+    settings |= {"model": "VLM", "task": "answering", "recovery": {"steps": 4}}
+    line = estimate_of(adapt_compare, settings, tmp_path, capsys)
     assert "repair" in names_in(line)
     assert ("recovery" in names_in(line)) == recover.endswith("lora")
 

@@ -40,7 +40,6 @@ SETTINGS = {
     for program in (AGENTS, ADAPT)
     for name, command in program.commands.items()
 }
-SETTINGS["adapt shrink compare"] = ADAPT.commands["shrink"].subcommands["compare"].settings_class
 
 
 @dataclass(frozen=True)
@@ -221,8 +220,7 @@ def test_warnings_are_printed_without_a_line_of_source(tmp_path):
     assert printed.stderr == "UserWarning: two \\x1b[2J are left out: python -m das_gym.adapt\n"
 
 
-@pytest.mark.parametrize("command", [run_commands.shrink, run_commands.shrink_compare], ids=["shrink", "compare"])
-def test_named_configs_of_shrink_are_models_that_answer(command):
-    configs = command.named_configs()
+def test_named_configs_of_shrink_are_models_that_answer():
+    configs = run_commands.shrink.named_configs()
     assert {"vlm_text", "vlm_choices"} <= configs.keys()
     assert not {"meter_vqa", "vilt_nlvr2"} & configs.keys()

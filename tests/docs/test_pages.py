@@ -30,10 +30,7 @@ def fail(path: Path, block: Block, why: str) -> None:
 @cache
 def known(program: str, command: str) -> frozenset[str]:
     """Return what may stand behind a command's `with`; settings in groups as `train.steps=`."""
-    first, *others = command.split()
-    found = PROGRAMS[program].commands[first]
-    for name in others:
-        found = found.subcommands[name]
+    found = PROGRAMS[program].commands[command]
     cls = found.settings_class
     named = () if found.settings else resolve_name(found.target).named_configs()
     groups = {each.name: group_fields(each) for each in fields(cls)}
@@ -54,8 +51,6 @@ def wrong_words(words: list[str]) -> str | None:
     if rest[0] != "with" and rest[0] not in program.commands:
         return rest[0]
     command = rest.pop(0) if rest[0] in program.commands else program.default_command
-    if rest[:1] == ["compare"] and command == "shrink":
-        command = f"shrink {rest.pop(0)}"
     if "with" not in rest:
         return (
             None if not rest or "[" in program.commands[command].words or "." in program.commands[command].words else rest[0]

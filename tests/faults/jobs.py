@@ -196,11 +196,11 @@ def _shrink(folder: Path) -> Job:
 
 
 def _shrink_compare(folder: Path) -> Job:
-    from das_gym.adapt.run_commands import shrink_compare as ex
+    from das_gym.adapt.run_commands import compare as ex
 
-    quick = {"methods": ("random", "uniform"), "skip_num": 1, "evaluations": 4}
-    quick["train"] = {"steps": 2, "save_every": 1}
-    volatile = re.compile(r"settings|run|(.*_)?seconds")
+    quick: dict[str, Any] = {"model": "VLM", "task": "answering", "methods": ("random", "block_influence"), "skip_num": 1}
+    quick |= {"evaluations": 4, "recovery": {"steps": 2, "save_every": 1}}
+    volatile = re.compile(r"settings|run|report|(.*_)?seconds")
     return Job(
         _run(lambda: ex),
         ("compare.json",),
@@ -211,14 +211,14 @@ def _shrink_compare(folder: Path) -> Job:
 
 
 def _adapt_compare(folder: Path) -> Job:
-    from das_gym.adapt.compare import trials
+    from das_gym.adapt.compare import training
     from das_gym.adapt.run_commands import compare as ex
 
     rows: dict[str, Any] = {"methods": ("lora",), "learning_rates": (1e-3,), "seeds": 2}
     rows["train"] = {"steps": 2, "batch_size": 4}
     files = ("compare.json", "lora.safetensors")
     volatile = re.compile(r"settings|run|report|rows|(.*_)?seconds|latency|speedup")  # its table has times
-    run = _run(lambda: ex, _time_little(trials))
+    run = _run(lambda: ex, _time_little(training))
 
     def is_whole(run: Path) -> bool:
         return sum(trial["test"] is not None for trial in read_json(run / "compare.json")["trials"]) == 2

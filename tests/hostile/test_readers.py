@@ -15,7 +15,6 @@ import pytest
 import torch
 from das_gym.adapt.choosing import read_front
 from das_gym.adapt.compare.record import Trial
-from das_gym.adapt.shrinking.compare_experiment import MethodTrial
 from das_gym.adapt.training import Trainer, adamw
 from das_gym.agents.comparing.runner import read_trials
 from das_gym.agents.searching.record import SearchResult
@@ -91,8 +90,7 @@ def trained_until(path: Path) -> None:
     first.run(lambda _: {"loss": weight.sum()}, "first")
 
 
-QUALITY = {"loss": 0.1, "score": 0.5, "low": 0.4, "high": 0.6}
-LINE = {"macs_saved": 0.2, "drawn": "x", "before": QUALITY, "after": None, "recovery_seconds": None}
+LINE = {"macs": 2, "macs_full": 3, "drawn": "x", "removed": 0.4, "low": 0.1, "high": 0.2}
 LINE |= {"variant": "bayes", "seed": 0, "mask": [0, 1], "evaluations": 4, "seconds": 0.5, "reward_loss": 1.5}
 TRIAL = {"variant": "full", "rate": 1e-3, "seed": 0, "reward": 0.5, "reward_loss": 1.0, "mask": [0]}
 TRIAL |= {"updated": 1, "trained": 1, "seconds": 1.0}
@@ -100,7 +98,7 @@ POINT = {"mask": [0, 1], "saved": 0.2, "loss": 1.0, "skipped_layers": ["a"]}
 FIGURES = {"full": 9.0, "unskipped": 9.5, "savings": [1.0, 2.0]}
 
 RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
-    "compared": ("compare.json", {"trials": [LINE]}, lambda path: read_trials(path.parent, MethodTrial)),
+    "compared": ("compare.json", {"trials": [LINE]}, lambda path: read_trials(path.parent, Trial)),
     "trials": ("compare.json", {"trials": [TRIAL]}, lambda path: read_trials(path.parent, Trial)),
     "front": ("front.json", {"env_id": "X-v0", "env_kwargs": {}, "points": [POINT]}, read_front),
     "costs": ("a.json", {"costs": {"latency_saved": FIGURES}}, lambda path: given_costs(str(path))),

@@ -5,10 +5,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-from das_gym.adapt.compare import trials
+from das_gym.adapt.compare import training
 from das_gym.adapt.compare.record import Trial, best_trials, chosen_trials, comparison_table, kept_file, kept_trial, verdict
+from das_gym.adapt.compare.settings import CompareSettings
 from das_gym.adapt.run_commands import check_comparison
-from das_gym.adapt.settings import CompareSettings
 
 from das_gym.files import read_json
 from das_gym.problem.latency import measure_latency
@@ -24,7 +24,7 @@ def words(small_kwargs: dict[str, str]) -> list[str]:
 
 @pytest.mark.long
 def test_compare_searches_masks_and_chooses_rates(run_here, small_kwargs, monkeypatch, tmp_path):
-    monkeypatch.setattr(trials, "measure_latency", partial(measure_latency, blocks=1, runs=1))
+    monkeypatch.setattr(training, "measure_latency", partial(measure_latency, blocks=1, runs=1))
     code, told = run_here(*words(small_kwargs))
     assert code == 0, told
     whole = read_json(tmp_path / "runs/1/compare.json")
@@ -47,7 +47,7 @@ def test_compare_searches_masks_and_chooses_rates(run_here, small_kwargs, monkey
 
 @pytest.mark.slow
 def test_compare_keeps_models_for_evaluate_predict_export_and_report(run_here, small_kwargs, monkeypatch, tmp_path):
-    monkeypatch.setattr(trials, "measure_latency", partial(measure_latency, blocks=1, runs=1))
+    monkeypatch.setattr(training, "measure_latency", partial(measure_latency, blocks=1, runs=1))
     given = [f"{name}={value}" for name, value in small_kwargs.items()]
     quick = ("train.steps=2", "train.batch_size=4", "seeds=2", "learning_rates=[1e-2]", 'methods=["lora","adapter"]')
     code, told = run_here("compare", "with", *given, *quick)
@@ -73,7 +73,7 @@ def test_compare_keeps_models_for_evaluate_predict_export_and_report(run_here, s
     assert code == 1
     assert "method=adapter cannot be exported" in told
     assert run_here("report", "1")[0] == 0
-    assert "methods of fine-tuning compared" in (tmp_path / "runs/1/report.html").read_text()
+    assert "Comparison of " in (tmp_path / "runs/1/report.html").read_text()
     (tmp_path / "runs/1/compare.json").write_text('{"methods": []}')
     code, told = run_here("evaluate", "with", "run=1", "method=lora")
     assert code == 1
@@ -114,6 +114,7 @@ def test_wrong_settings_are_named_before_the_model_is_loaded(run_here, tmp_path)
         check_comparison(CompareSettings(skip_nums=(13,)))
     check_comparison(CompareSettings(methods=("lora",), skip_nums=(13,)))  # no row skips layers
     (tmp_path / "config.json").write_text("{}")  # no model
+    (tmp_path / "model.safetensors").write_bytes(b"")
     _, told = run_here("compare", "with", f"checkpoint={tmp_path}", "method_settings.lora.rank=0")
     assert "`rank` is out of range" in told
 
@@ -127,13 +128,14 @@ def measured(variant: str, seed: int, test: float, macs: int) -> Trial:
 
 
 def test_table_and_verdict_by_hand():
-    variants = [variant.key for variant in trials.method_variants(["adapter", "das"], {}, {1: (0, 1)})]
+    variants = [variant.key for variant in training.method_variants(["adapter", "das"], {}, {1: (0, 1)})]
     tests = {"adapter": (0.80, 0.80, 0.80), "das_1": (0.78, 0.79, 0.80), "random_1": (0.70, 0.73, 0.76)}
     done = [measured(key, seed, score, 90) for key, scores in tests.items() for seed, score in enumerate(scores)]
     done.append(trial("das_1", 1e-2, 0, 0.1, test=0.9, macs=90, macs_full=100))  # another rate, worse on the reward split
     chosen = chosen_trials(variants, done)
     assert {key: tuple(trial.test for trial in own) for key, own in chosen.items()} == tests
-    assert comparison_table("", chosen).rows[1][-3:] == ("10.0", "1.50 (1.00..2.00)", "79.0 ± 2.5 (3)")
+    assert comparison_table("", chosen).rows[1][-4:-1] == ("10.0", "1.50 (1.00..2.00)", "1.0000 ± 0.0000")
+    assert comparison_table("", chosen).rows[1][-1] == "79.0 ± 2.5 (3)"
     assert chosen_trials(variants, []) == {}
     assert verdict(chosen) == [  # t of 2 degrees, 4.30, times 1.0 and 2.0 / sqrt(3)
         "das_1: 1.0 points behind adapters without skipping, 95 % interval of the difference -3.5 to 1.5.",

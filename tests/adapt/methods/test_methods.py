@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.compare_experiment import with_supported_methods
+from das_gym.adapt.compare.settings import CompareSettings
+from das_gym.adapt.compare_experiment import supported_methods
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import (
     Method,
@@ -18,7 +19,7 @@ from das_gym.adapt.methods.base import (
     to_adaptation,
     trained_parameters,
 )
-from das_gym.adapt.settings import CompareSettings, TrainingConfig
+from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import StepLoss, make_loss_and_trainer
 from das_gym.adapt.training import Trainer
 
@@ -287,9 +288,9 @@ def test_comparison_takes_all_supported_methods_by_default(worlds, capsys):
     for family, world in worlds.items():
         vlp = world.model().backbone.vlp
         before = dict(vlp.named_parameters())
-        settings = with_supported_methods(CompareSettings(problem=world.problem), vlp)
+        supported = supported_methods(CompareSettings(problem=world.problem), vlp)
         left_out = capsys.readouterr().out.splitlines()
-        assert [(family, name) for name in settings.methods] == [pair for pair in HAVING if pair[0] == family]
+        assert [(family, name) for name in supported] == [pair for pair in HAVING if pair[0] == family]
         reasons = [reason for pair, reason in REFUSED.items() if pair[0] == family]
         assert len(left_out) == len(reasons)
         assert all(reason in line for reason, line in zip(reasons, left_out, strict=True))

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from das_gym.adapt.compare import trials as module
+from das_gym.adapt.compare import training as module
 from das_gym.adapt.compare.record import Trial
-from das_gym.adapt.compare.trials import ComparisonContext, MethodVariant, comparison_cells, method_variants
+from das_gym.adapt.compare.training import MethodVariant, TrainingRows, comparison_cells, method_variants
 from das_gym.adapt.finetuning import with_new_head
 from das_gym.adapt.settings import TrainingConfig
 from das_gym.agents.comparing.runner import Comparison
@@ -72,31 +72,31 @@ def test_random_masks_depend_on_the_seed():
         method_variants(["lora"], {"lora": {"rank": 0}}, {})
 
 
-def context_of(bare_kwargs: dict[str, str], folder: Path, **recipe: Any) -> ComparisonContext:
+def rows_of(bare_kwargs: dict[str, str], folder: Path, **recipe: Any) -> TrainingRows:
     problem = ProblemConfig(**bare_kwargs)
     recipe = {"steps": 1, "batch_size": 4, **recipe}
     splits = load_splits(problem)
     base = with_new_head(load_backbone(problem), problem.task, splits)
-    return ComparisonContext(base, splits, TrainingConfig(**recipe), folder, test_examples=4)
+    return TrainingRows(base, splits, TrainingConfig(**recipe), [LORA], (), (0,), folder, test_examples=4)
 
 
 @pytest.mark.slow
 def test_context_trains_with_the_seed_of_the_trial(bare_kwargs, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "measure_latency", lambda calls, device: {"own": np.array([2.0]), "plain": np.array([3.0])})
-    context = context_of(bare_kwargs, tmp_path, seed=7)
+    rows = rows_of(bare_kwargs, tmp_path, seed=7)
     (variant,) = method_variants(["lora"], {}, {})
-    trained, _, result = context.train(variant, 3e-3, 5)
-    again, other = context.train(variant, 3e-3, 5)[-1], context.train(variant, 3e-3, 6)[-1]
+    trained, _, result = rows.train(variant, 3e-3, 5)
+    again, other = rows.train(variant, 3e-3, 5)[-1], rows.train(variant, 3e-3, 6)[-1]
     assert (again.reward, again.reward_loss) == (result.reward, result.reward_loss)
     assert other.reward_loss != result.reward_loss
     assert not any("lora" in name for name, _ in trained.backbone.vlp.named_parameters())
-    assert context.macs_full == context.measure(trained, result).macs  # LoRA is merged, the baseline has no adapters
-    assert context.measure(trained, result).speedup == (1.5, 1.5, 1.5)
+    assert rows.macs_full == rows.measure(trained, result).macs  # LoRA is merged, the baseline has no adapters
+    assert rows.measure(trained, result).speedup == (1.5, 1.5, 1.5)
     assert not list(tmp_path.glob("*_5.pt"))  # kept until then, so that a run that stops trains nothing again
 
 
 def test_context_removes_the_checkpoint_of_a_diverged_training(bare_kwargs, tmp_path, monkeypatch):
-    context = context_of(bare_kwargs, tmp_path, save_every=1)
+    rows = rows_of(bare_kwargs, tmp_path, save_every=1)
     seen: list[str] = []
 
     def broken(*_: Any, **__: Any) -> None:
@@ -105,6 +105,6 @@ def test_context_removes_the_checkpoint_of_a_diverged_training(bare_kwargs, tmp_
 
     monkeypatch.setattr(module, "evaluate", broken)
     with pytest.raises(FloatingPointError):
-        context.train(LORA, 3e-3, 5)
+        rows.train(LORA, 3e-3, 5)
     assert seen == ["lora_0.003_5.pt"]
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""One training of a comparison, and the order of all: the first seed chooses the learning rate, on the reward split."""
+"""The rows of a comparison of methods of fine-tuning: the first seed chooses the learning rate, on the reward split."""
 
 import copy
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.compare.record import Trial
+from das_gym.adapt.compare.record import Trial, kept_file
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.hardware import gib_bytes
 from das_gym.adapt.methods import MASKED, METHODS
@@ -24,12 +24,20 @@ from das_gym.agents.comparing.runner import Comparison
 
 from das_gym.commands.progress import Phase
 from das_gym.data.splits import Splits
+from das_gym.drawing.architecture import Architecture
 from das_gym.engine.caches import EncoderCache
+from das_gym.names import format_count
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.latency import Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, new_head, shuffled
-from das_gym.processes import run_on_main_process
+from das_gym.processes import is_main_process, run_on_main_process
 from das_gym.registration import find_class
+
+GRID = (5e-4, 2e-3, 8e-3)
+"""Learning rates to choose from for small models."""
+
+PAPER_FACTORS = (0.25, 1.0, 4.0)
+"""Multiples of the paper's learning rate to choose from, for models of base size."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +81,30 @@ def method_variants(
     return variants
 
 
-class ComparisonContext:
-    """What all trainings share: model, data, recipe and encoder outputs. Each trial has its own learning rate and seed."""
+class TrainingRows:
+    """The rows of methods of fine-tuning, which share model, data, recipe and encoder outputs.
+
+    Args:
+        base: The model before fine-tuning.
+        splits: Train, reward and test examples.
+        recipe: Settings of every training but its learning rate and seed.
+        variants: The rows.
+        rates: Learning rates to choose from with the first seed. Empty means `GRID`, or `PAPER_FACTORS` times the recipe's
+            rate for a model of base size.
+        seeds: Each row is trained with each.
+        folder: Keeps the best model of each row, and the state of the training that is in progress.
+        test_examples: Number of test examples to evaluate on. None evaluates on all.
+        log: Called with name, value and step of each metric of a training.
+    """
 
     def __init__(
         self,
         base: AdaptedModel,
         splits: Splits[Any],
         recipe: TrainingConfig,
+        variants: Sequence[MethodVariant],
+        rates: Sequence[float],
+        seeds: Sequence[int],
         folder: Path,
         test_examples: int | None = None,
         log: Log | None = None,
@@ -92,13 +116,61 @@ class ComparisonContext:
         self.plain = baseline_model(self.base)
         self.task = self.base.task
         vlp = self.base.backbone.vlp
+        self.architecture = Architecture.from_layers(vlp.layers)
         self.recipe, self.description = resolve_defaults(recipe, self.base)
         self.encoder_cache = EncoderCache(vlp, self.task.processor, gib_bytes(recipe.encoder_cache_gib))
         self.n_layers = len(vlp.layers)
-        self.metric_name = self.task.metric_name
+        self.metric = self.task.metric_name
         self.reward_examples = shuffled(self.task, splits.reward, self.task.reward_examples)
         self.test_examples = shuffled(self.task, splits.test, test_examples)
         self.macs_full = example_costs(self.plain, splits).macs_full
+        self.by_key = {variant.key: variant for variant in variants}
+        self.variants = tuple(self.by_key)
+        self.rates = tuple(rates) or GRID
+        if not rates and vlp.size == "base":
+            self.rates = tuple((self.recipe.learning_rate or 0.0) * share for share in PAPER_FACTORS)
+        self.seeds = seeds
+        searched = sum(variant.rate_of is None for variant in variants)
+        self.count = len(variants) * len(seeds) + (len(self.rates) - 1) * searched
+        tested = format_count(len(self.test_examples), "test example")
+        self.title = f"{self.metric.replace('_', ' ')} after {format_count(recipe.steps, 'step')}, {tested}"
+
+    def cells(self, comparison: Comparison[Trial]) -> Iterator[Mapping[str, Any]]:
+        """See `comparison_cells`."""
+        return comparison_cells(list(self.by_key.values()), self.rates, self.seeds, comparison, self.metric)
+
+    def run_trial(self, comparison: Comparison[Trial], **cell: Any) -> Trial:
+        """Train, and measure and keep the model if it may be the best of its row."""
+        variant, seed, rate = cell["variant"], cell["seed"], cell["rate"]
+        try:
+            model, adaptation, trial = self.train(self.by_key[variant], rate, seed)
+        except FloatingPointError:
+            if seed != self.seeds[0]:
+                raise
+            return Trial(variant, seed, rate)
+        rivals = [each for each in comparison.trials if each.variant == variant]
+        # Processes may differ by rounding, and have to agree.
+        is_best = run_on_main_process(lambda: all(trial.merit > each.merit for each in rivals))
+        if seed == self.seeds[0] and not is_best:  # its learning rate is not chosen
+            self.checkpoint(variant, rate, seed).unlink(missing_ok=True)
+            return trial
+        trial = self.measure(model, trial, next((each for each in rivals if each.latency), None))
+        if is_main_process() and is_best:
+            # Saved before the record: a resumed run does not train a recorded trial again.
+            adaptation.save(kept_file(self.folder, variant))
+        return trial
+
+    def phases(self) -> Iterator[Phase]:
+        """Yield the phases of all trainings and of their evaluation."""
+        first = self.seeds[0]
+        for number, variant in enumerate(self.by_key.values()):
+            count = len(self.seeds) + (len(self.rates) - 1 if variant.rate_of is None else 0)
+            model, _, _ = self.new_model(variant, first)
+            step_loss, trainer = self.make_trainer(model, self.rates[0], first)
+            yield from training_phases(variant.title, step_loss, trainer, count * self.recipe.steps, encodes=number == 0)
+        scored = dataclasses.replace(self.splits, test=[*self.reward_examples, *self.test_examples])
+        timed = 2 * len(self.variants)
+        yield from evaluation_phases(self.base, scored, rank_images=1, models=self.count, timed=timed)
 
     def checkpoint(self, key: str, rate: float, seed: int) -> Path:
         """Return the file of a training's state, which exists until the trial is measured."""
@@ -161,6 +233,7 @@ class ComparisonContext:
             times = measure_latency(forwards, model.backbone.vlp.device)
             faster = tuple(speedup(times["own"], times["plain"]))
             timed = dataclasses.replace(trial, latency=tuple(Spread.from_values(times["own"])), speedup=faster)
+        assert trial.rate is not None
         self.checkpoint(trial.variant, trial.rate, trial.seed).unlink(missing_ok=True)
         return dataclasses.replace(
             trial,
@@ -171,20 +244,6 @@ class ComparisonContext:
             macs=example_costs(model, self.splits).macs(np.array(trial.mask, dtype=bool)),
             macs_full=self.macs_full,
         )
-
-
-def phases(
-    context: ComparisonContext, variants: Sequence[MethodVariant], rates: Sequence[float], seeds: Sequence[int]
-) -> Iterator[Phase]:
-    """Yield the phases of all trainings and of their evaluation."""
-    counts = [len(seeds) + (len(rates) - 1 if variant.rate_of is None else 0) for variant in variants]
-    for variant, count in zip(variants, counts, strict=True):
-        model, _, _ = context.new_model(variant, seeds[0])
-        step_loss, trainer = context.make_trainer(model, rates[0], seeds[0])
-        steps = count * context.recipe.steps
-        yield from training_phases(variant.title, step_loss, trainer, steps, encodes=variant is variants[0])
-    scored = dataclasses.replace(context.splits, test=[*context.reward_examples, *context.test_examples])
-    yield from evaluation_phases(context.base, scored, rank_images=1, models=sum(counts), timed=2 * len(variants))
 
 
 def comparison_cells(
@@ -217,6 +276,7 @@ def _choose_rate(
     tried = [trial for trial in comparison.trials if (trial.variant, trial.seed) == (variant.key, seed)]
     # Processes may differ by rounding, and have to agree on one rate.
     best = run_on_main_process(lambda: max(tried, key=lambda trial: trial.merit).rate)
+    assert best is not None
     if all(trial.reward_loss is None for trial in tried):
         raise FloatingPointError(
             f"{variant.title} diverged (non-finite loss) at learning rate {', '.join(f'{rate:g}' for rate in rates)}. "
