@@ -30,7 +30,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.machine import make_parser
+from benchmarks.harness import make_parser
 from das_gym.commands.settings import build
 
 ROOT = Path(__file__).parents[1]

@@ -26,8 +26,7 @@ import torch
 from das_gym.adapt.shrinking.checks import as_vlm
 from torch import Tensor
 
-from benchmarks.machine import make_parser, memory_mib, restart_peak
-from benchmarks.models import llava_config
+from benchmarks.harness import llava_config, make_parser, memory_mib, restart_peak
 from das_gym.data.images import NoiseImage
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.inputs import Prompt

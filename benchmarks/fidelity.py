@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from das_gym.adapt.compare.trials import ComparisonContext
+from das_gym.adapt.compare.training import TrainingRows
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetuning import new_subnet, with_new_head
 from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import make_loss_and_trainer
 
-from benchmarks.machine import make_parser
+from benchmarks.harness import make_parser
 from das_gym.commands.progress import progress
 from das_gym.drawing.report import markdown_table
 from das_gym.files import read_json, write_json
@@ -64,7 +64,7 @@ def predictors(table: SubnetTable, masks: np.ndarray) -> dict[str, np.ndarray]:
     return found | {f"sum of {name}": -sums[:, column] for column, name in enumerate(table.meta.statistics)}
 
 
-def fine_tuned(context: ComparisonContext, mask: np.ndarray, start: str, config: TrainingConfig) -> AdaptedModel:
+def fine_tuned(context: TrainingRows, mask: np.ndarray, start: str, config: TrainingConfig) -> AdaptedModel:
     """Fine-tune the subnet of a mask."""
     problem = context.base.backbone.origin.config
     assert problem is not None
@@ -127,7 +127,7 @@ def report(
     return "\n".join([f"{len(masks)} masks, {metrics.shape[1]} seeds; metric after fine-tuning: {words}", "", *lines])
 
 
-def train_all(context: ComparisonContext, masks: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
+def train_all(context: TrainingRows, masks: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
     """Train every mask that the file has no result of, saving after each; return all results by `key`."""
     settings = {name: getattr(options, name) for name in ("env", "steps", "test_examples")}
     record = {"settings": settings, "trained": {}} if not (options.out and options.out.is_file()) else read_json(options.out)
@@ -146,7 +146,7 @@ def train_all(context: ComparisonContext, masks: np.ndarray, options: argparse.N
     return trained
 
 
-def result(context: ComparisonContext, start: str, mask: np.ndarray, config: TrainingConfig) -> float:
+def result(context: TrainingRows, start: str, mask: np.ndarray, config: TrainingConfig) -> float:
     """Return the test metric of a fine-tuned subnet, or the negative loss on the reward split after a short training."""
     if not start.startswith(SHORT):
         return evaluate(fine_tuned(context, mask, start, config), context.test_examples, "test", rank_images=1).metric
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"{options.env} has no supernet: --start new alone")
     splits = load_splits(problem)
     base = with_new_head(load_backbone(problem), problem.task, splits)
-    context = ComparisonContext(base, splits, TrainingConfig(steps=options.steps), Path(), options.test_examples)
+    context = TrainingRows(base, splits, TrainingConfig(steps=options.steps), [], [], [], Path(), options.test_examples)
     trained = train_all(context, masks, options)
     short = {
         steps: np.array([trained[key(f"{SHORT} {steps}", SHORT_SEED, mask)] for mask in masks]) for steps in options.short

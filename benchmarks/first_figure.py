@@ -16,7 +16,7 @@ import numpy as np
 from das_gym.agents.comparing.comparison import run_agent
 from das_gym.agents.comparing.oracle import TableOracle
 
-from benchmarks.machine import make_parser
+from benchmarks.harness import make_parser
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.files import write_json
 

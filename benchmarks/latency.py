@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.machine import make_parser
-from benchmarks.models import DAS, load_subject
+from benchmarks.harness import DAS, load_subject, make_parser
 from das_gym.models.base import VLP
 from das_gym.models.macs import MacCounter, share_copy
 from das_gym.problem.budget import MaskCost

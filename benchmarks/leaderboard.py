@@ -16,7 +16,7 @@ from das_gym.agents.listing import docstring_summary
 from das_gym.agents.sb3.algorithms import find_algorithm, is_algorithm
 from das_gym.agents.settings import COMPARED_AGENTS
 
-from benchmarks.machine import make_parser
+from benchmarks.harness import make_parser
 from benchmarks.search.planted import CLIMBS, FAMILIES
 from benchmarks.search.problems import (
     EVALUATIONS,

@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.machine import make_parser
-from benchmarks.models import EXAMPLES, Subject, load_subject
+from benchmarks.harness import EXAMPLES, Subject, load_subject, make_parser
 from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.tree import bfloat16_hardware
 from das_gym.problem.mask_space import every_mask

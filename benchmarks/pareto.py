@@ -19,7 +19,7 @@ import numpy as np
 from das_gym.agents.ask_tell.base import make_agent
 from das_gym.agents.ask_tell.front import STARTUP_MASKS, FrontSearch
 
-from benchmarks.machine import make_parser
+from benchmarks.harness import make_parser
 from benchmarks.search.problems import find_tables
 from das_gym.problem.budget import Budget, Masks
 from das_gym.problem.mask_space import MaskSpace, front_rows, hypervolume, reference_point

@@ -28,8 +28,7 @@ from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.shrinking.memory import GENERATE_BATCH_SIZE
 from das_gym.adapt.shrinking.recovery import insert_trainable
 
-from benchmarks.machine import describe_machine, make_parser, memory_mib, restart_peak
-from benchmarks.models import llava_config
+from benchmarks.harness import describe_machine, llava_config, make_parser, memory_mib, restart_peak
 from benchmarks.pretrain.answering_models import SMOLVLM_TOKENS, smolvlm_processor
 from benchmarks.pretrain.tokenizer import Tokens, special_ids, train_chat_tokenizer
 from das_gym.engine.tree import saved_bytes

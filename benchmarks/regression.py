@@ -23,7 +23,7 @@ import torch
 from das_gym.agents import SearchConfig, search
 from safetensors.numpy import load_file
 
-from benchmarks.machine import describe_machine, make_parser
+from benchmarks.harness import describe_machine, make_parser
 from das_gym.files import read_json, write_json
 from das_gym.shapes.vqa import write_shapes
 
@@ -70,7 +70,7 @@ def searches(*_: Any) -> dict[str, Any]:
     for table, agent in product(TABLES, ("bayes", "bandit", "evolution", "evopress", "greedy", "random")):
         best = search(SearchConfig(f"DAS-{table}-Tabular-v0", agent=agent, skip_num=4, seed=1, evaluations=48))
         masks = np.concatenate([turn.masks for turn in best.history]).astype(bool)
-        found[f"{table} {agent}"] = [*best.mask, best.reward]
+        found[f"{table} {agent}"] = [*map(int, best.mask), best.reward]
         found[f"{table} {agent}: all masks"] = hashed(masks)
     return found
 

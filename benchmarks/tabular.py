@@ -18,7 +18,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import das_gym
-from benchmarks.machine import make_parser
+from benchmarks.harness import make_parser
 
 ACTIONS = ("mask", "sequence", "scores")
 NUM_ENVS = (1, 16, 256, 1024)

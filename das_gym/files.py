@@ -1,6 +1,6 @@
 """Read files of any origin safely, and write files atomically: a hidden temporary file replaces the target at the end.
 
-Bundled files are compared with their checksums when they are read. `python -m benchmarks.assets checksums` writes those.
+Bundled files are compared with their checksums when they are read. `python -m benchmarks.bundled checksums` writes those.
 """
 
 from __future__ import annotations
@@ -333,7 +333,7 @@ def _compare(path: Path) -> None:
             if not file.is_file() or checksum(file) != wanted:
                 raise ValueError(
                     f"{file} is not the file that came with das_gym: its SHA-256 differs from {CHECKSUMS.name}. Install "
-                    "das_gym again; if you regenerated the file, run `python -m benchmarks.assets checksums`"
+                    "das_gym again; if you regenerated the file, run `python -m benchmarks.bundled checksums`"
                 )
 
 

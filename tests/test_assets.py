@@ -7,7 +7,7 @@ import pytest
 from das_gym.adapt.evaluate import evaluate, with_mean_image
 from das_gym.adapt.finetuning import new_subnet
 
-from benchmarks.assets import check_table
+from benchmarks.bundled import check_table
 from das_gym.engine.ranking import recalls, score_pairs
 from das_gym.envs.tabular_env import bundled_table
 from das_gym.problem.config import ProblemConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.assets import bundled_files
+from benchmarks.bundled import bundled_files
 from das_gym import files
 from das_gym.files import CHECKSUMS, check_bundled, checksum
 from das_gym.models.inputs import load_tokenizer

@@ -25,7 +25,7 @@ import torch
 from das_gym.adapt.training import StepResult, Trainer, adamw, learning_rate_factor
 from torch import nn
 
-from benchmarks.machine import make_parser
+from benchmarks.harness import make_parser
 from benchmarks.pretrain.answering_models import LlavaMini, SmolVLMMini
 from benchmarks.pretrain.batches import CaptionBatches, image_batch
 from benchmarks.pretrain.conversations import ConversationBatches

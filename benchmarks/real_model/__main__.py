@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import make_parser
+from benchmarks.harness import make_parser
 from benchmarks.real_model.assembling import assemble, evaluate, write_weights
 from benchmarks.real_model.comparing import RULES, SEARCHES, compare, landscape, report
 from benchmarks.real_model.figures import draw_landscape, draw_speed, print_agreement

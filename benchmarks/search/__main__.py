@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.machine import make_parser
+from benchmarks.harness import make_parser
 from benchmarks.search.problems import LIVE, live_problems
 from benchmarks.search.rivals import register_rivals
 from benchmarks.search.runs import compare

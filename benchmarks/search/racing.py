@@ -22,7 +22,7 @@ from das_gym.agents.searching.loop import make_search_agent, run_turn
 from das_gym.agents.searching.racing import STAGES, STANDARD_ERRORS, Race
 from das_gym.agents.settings import SearchConfig
 
-from benchmarks.machine import keep_arrays, make_parser
+from benchmarks.harness import keep_arrays, make_parser
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import markdown_table
 from das_gym.engine.scores import Scores

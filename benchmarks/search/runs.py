@@ -10,7 +10,7 @@ from das_gym.agents.comparing.comparison import AgentResult, check_agent, judge,
 from das_gym.agents.sb3.algorithms import is_algorithm
 
 import das_gym
-from benchmarks.machine import keep_arrays
+from benchmarks.harness import keep_arrays
 from benchmarks.search.problems import SearchProblem
 from benchmarks.search.rivals import OPTUNA, run_optuna
 from benchmarks.search.scores import Scores

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import make_parser
+from benchmarks.harness import make_parser
 from benchmarks.tables.models import MODELS, TrainedModel, make_model
 from das_gym.commands.runs import lock_folder
 from das_gym.files import absolute_path

@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks import masks
-from benchmarks.models import load_subject
+from benchmarks.harness import load_subject
 from das_gym.engine import tree
 
 

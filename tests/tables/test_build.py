@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.assets import check_table
+from benchmarks.bundled import check_table
 from das_gym.envs.tabular_env import TabularEnv
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.problem import build_problem

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.assets import check_table
+from benchmarks.bundled import check_table
 from das_gym.engine.scores import Scores
 from das_gym.envs.tabular_env import TabularEnv
 from das_gym.tables.build import build_table, table_examples

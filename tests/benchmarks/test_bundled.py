@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bundled_scores import answering_scores
+from benchmarks.bundled import answering_scores
 from das_gym.shapes.vqa import write_shapes
 
 

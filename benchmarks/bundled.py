@@ -1,31 +1,41 @@
-"""Measure the scores of the bundled models that `das_gym/assets/README.md` lists.
+"""Make the files that come with the bundled models, besides weights and tables, and measure the models' scores.
 
-    python -m benchmarks.bundled_scores                     METER on VQA, with its supernet
-    python -m benchmarks.bundled_scores vilt_retrieval
-    python -m benchmarks.bundled_scores smolvlm_mini        or llava_mini
-    python -m benchmarks.bundled_scores smolvlm_mini --questions 500
+    python -m benchmarks.bundled checksums              das_gym/assets/checksums.json, after a bundled file changed
+    python -m benchmarks.bundled references             the full model with adapters and the baseline of `python -m adapt`
+    python -m benchmarks.bundled scores                 METER on VQA, with its supernet
+    python -m benchmarks.bundled scores vilt_retrieval
+    python -m benchmarks.bundled scores smolvlm_mini --questions 500        or llava_mini
 
-A supernet is evaluated as the full model on the test split, by group of examples. A model that answers in words generates
-greedily; its accuracy in % on val2014 is printed by question type. Each is evaluated a second time without the image:
-a supernet with the mean image, an answering model with a gray one. `prior` is the most frequent training answer to each
-exact question. One to two minutes on one core.
+`das_gym/assets/README.md` lists the scores. A supernet is evaluated as the full model on the test split, by group of
+examples. A model that answers in words generates greedily; its accuracy in % on val2014 is printed by question type. Each is
+evaluated a second time without the image: a supernet with the mean image, an answering model with a gray one. `prior` is the
+most frequent training answer to each exact question. One to two minutes on one core.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 from das_gym.adapt.evaluate import evaluate, with_mean_image
-from das_gym.adapt.finetuning import new_subnet
+from das_gym.adapt.finetuning import finetune, new_subnet, reference_file, relevant_settings
+from das_gym.adapt.report import BASELINE, FULL_MODEL
+from das_gym.adapt.settings import TrainingConfig
+from das_gym.adapt.step_loss import resolve_defaults
 from PIL import Image
 
-from benchmarks.machine import make_parser
+from benchmarks.harness import make_parser
+from das_gym.files import ASSETS, CHECKSUMS, checksum, write_json
 from das_gym.models.transformers.generation import generate
 from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_backbone, load_splits
 from das_gym.problem.problem import Problem, load_problem
 from das_gym.registration import ENVIRONMENTS, MODELS
 from das_gym.shapes import bundled_root
+from das_gym.tables.build import problem_hashes, table_examples
+from das_gym.tables.table import SubnetTable
 from das_gym.tasks.answering.examples import AnswerExample
 
 HIDDEN = ("loss", "ranked_images", "ceiling", "blank")
@@ -107,14 +117,58 @@ def supernet_scores(problem_name: str) -> dict[str, Scores]:
     }
 
 
+def check_table(table: SubnetTable, problem: Problem) -> None:
+    """Raise a ValueError for a table of another model, supernet or data; the message names what differs."""
+    reward = table_examples(problem, "reward", table.meta.reward_examples)
+    test = table_examples(problem, "test", table.meta.test_examples)
+    hashes = problem_hashes(problem, reward, test, content=table.examples is not None)
+    differing = [name for name in hashes if table.meta.hashes.get(name) != hashes[name]]
+    if differing:
+        words = "; ".join(f"{name} is {table.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing)
+        raise ValueError(f"this table of {table.meta.env_id} belongs to another problem: {words}. Make one for it.")
+
+
+def bundled_files() -> dict[str, Path]:
+    """Return every bundled file that has a checksum, by its path within `ASSETS`."""
+    files = {path.relative_to(ASSETS).as_posix(): path for path in sorted(ASSETS.rglob("*")) if path.is_file()}
+    return {name: path for name, path in files.items() if name not in ("checksums.json", "README.md")}
+
+
+def write_checksums() -> Path:
+    """Write the checksum of every bundled file."""
+    write_json(CHECKSUMS, {name: checksum(path) for name, path in bundled_files().items()})
+    return CHECKSUMS
+
+
+def write_reference(name: str) -> Path:
+    """Train the full model or the baseline of the default problem, from the seed."""
+    problem = ProblemConfig()
+    splits = load_splits(problem)
+    nothing = np.zeros(len(load_backbone(problem).vlp.layers), dtype=bool)
+    model = new_subnet(problem, nothing, adapters=name == FULL_MODEL)
+    config, _ = resolve_defaults(TrainingConfig(), model)
+    finetune(model, splits, config, f"fine-tuning, {name}")
+    print(f"{name}: {100 * evaluate(model, splits.test, f'evaluating, {name}').metric:.2f} % on test")
+    path = cast(Path, reference_file(problem, name))
+    model.adaptation(settings=relevant_settings(problem, config)).save(path)
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, and print one line per group, in %."""
-    parser = make_parser("bundled_scores", __doc__)
+    """Make files and print their paths, or measure and print one line per group, in %."""
+    parser = make_parser("bundled", __doc__)
     supernets = [entry.short for entry in ENVIRONMENTS.values() if entry.is_bundled and entry.task != "answering"]
     answering = {"smolvlm_mini": None, **{name: name for name in MODELS["VLM"].named}}
+    parser.add_argument("what", choices=("checksums", "references", "scores"))
     parser.add_argument("model", nargs="?", default="meter_vqa", choices=[*supernets, *answering])
     parser.add_argument("--questions", type=int, help="number of questions for an answering model; default: all")
     options = parser.parse_args(argv)
+    if options.what == "checksums":
+        print(write_checksums())
+        return
+    if options.what == "references":
+        print(*map(write_reference, (FULL_MODEL, BASELINE)), sep="\n")
+        return
     if options.model in supernets:
         scores = supernet_scores(options.model)
     else:
