@@ -254,6 +254,10 @@ def load_problem(config: ProblemConfig) -> Problem:
         >>> masks = np.eye(12, dtype=bool)
         >>> losses = problem.evaluator.losses(masks, problem.splits.reward[:16])
     """
+    if not isinstance(config, ProblemConfig):
+        raise TypeError(
+            f"`config` is not a ProblemConfig: got {brief(config)}. Give ProblemConfig(model='METER', task='vqa')"
+        )
     return _load_problem(config, _versions(config))
 
 
@@ -278,11 +282,14 @@ def problem_from_model(supernet: AdaptedModel, splits: Splits[Any], scoring: Sco
     counter = MacCounter(backbone.vlp)
     sample = encode_cost_example(supernet, splits, counter)
     walk = walk_bytes(supernet, sample[0], counter)
-    trunk_bytes = _tree_bytes(scoring, backbone.vlp.device) // 3
-    room = 2 * trunk_bytes
-    pairs = max(1, min(PAIRS_PER_BATCH, room // walk))
+    most = _tree_bytes(scoring, backbone.vlp.device)
+    trunk_bytes = most // 3
+    pairs = max(1, min(PAIRS_PER_BATCH, 2 * trunk_bytes // walk))
     few = splits.reward[:PAIR_SAMPLE]
-    batch_size = scoring.eval_batch_size or max(pairs * len(few) // len(supernet.task.pairs(few)), 1)
+    pairs_of_few = len(supernet.task.pairs(few))
+    batch_size = scoring.eval_batch_size or max(pairs * len(few) // pairs_of_few, 1)
+    # One example may need more than two thirds.
+    trunk_bytes = min(trunk_bytes, max(0, most - walk * batch_size * pairs_of_few // len(few)))
     sample_of_split = shuffled(supernet.task, splits.reward, PRECISION_SAMPLE)
     precision = _choose_precision(scoring.precision, supernet, sample_of_split, batch_size)
     evaluator = _make_evaluator(scoring, supernet, batch_size, trunk_bytes, precision, counter)

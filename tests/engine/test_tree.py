@@ -48,6 +48,7 @@ def check_peak(evaluator: Evaluator, examples: Any) -> None:
 def test_walk_of_pairs_stays_within_what_is_counted(worlds, model):
     world = worlds[model, torch.float32]
     check_peak(world.evaluator(batch_size=24), world.examples * 4)
+    check_peak(world.evaluator(batch_size=1), world.examples[:1])
 
 
 def test_live_bytes_counts_what_exists_at_a_time():

@@ -102,3 +102,11 @@ def test_tree_gib_bounds_the_batch_size(tiny_llava, small_kwargs):
     assert evaluator.batch_size * problem.walk_bytes <= 2**19 < (evaluator.batch_size + 1) * problem.walk_bytes
     bounded, other = (build_problem(ProblemConfig(**small_kwargs, tree_gib=gib)).evaluator for gib in (2**-10, 3.0))
     assert bounded.batch_size < other.batch_size
+
+
+@pytest.mark.parametrize(("share", "trunk"), [(1.2, 0.2), (0.9, 0.0), (3.0, 1.0)])
+def test_what_is_kept_leaves_room_for_one_example(small_kwargs, small_problem, share, trunk):
+    walk = small_problem.walk_bytes
+    evaluator = build_problem(ProblemConfig(**small_kwargs, tree_gib=share * walk / 2**30)).evaluator
+    assert evaluator.batch_size == max(1, int(2 * share / 3))
+    assert evaluator.trunk_bytes == pytest.approx(trunk * walk, abs=2)
