@@ -63,6 +63,11 @@ def test_load_splits_share_no_image(tiny_kwargs):
     assert not images[0] & images[2]
 
 
+def test_load_problem_names_what_is_no_configuration():
+    with pytest.raises(TypeError, match="`config` is not a ProblemConfig: got 'METER'"):
+        load_problem("METER")  # type: ignore[arg-type]
+
+
 def test_build_problem_checks_the_supernet_first(monkeypatch, tmp_path, tiny_kwargs):
     monkeypatch.setattr(das_gym.problem.problem, "load_splits", lambda config: pytest.fail("data were read"))
     with pytest.raises(ValueError, match="was trained for task 'vqa', not 'nlvr2'"):
