@@ -13,7 +13,7 @@ _PLACES = {
     "MaskSpace": "das_gym.problem.mask_space",
     "SearchConfig": "das_gym.agents.settings",
     "SearchResult": "das_gym.agents.searching.record",
-    "compare_agents": "das_gym.agents.comparing.comparison",
+    "compare": "das_gym.agents.comparing.comparison",
     "make_agent": "das_gym.agents.ask_tell.base",
     "make_oracle": "das_gym.agents.comparing.oracle",
     "register_agent": "das_gym.agents.ask_tell.base",
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from das_gym.agents.ask_tell.base import make_agent as make_agent
     from das_gym.agents.ask_tell.base import register_agent as register_agent
     from das_gym.agents.ask_tell.bayes import Bayes as Bayes
-    from das_gym.agents.comparing.comparison import compare_agents as compare_agents
+    from das_gym.agents.comparing.comparison import compare as compare
     from das_gym.agents.comparing.oracle import make_oracle as make_oracle
     from das_gym.agents.searching.loop import search as search
     from das_gym.agents.searching.record import SearchResult as SearchResult

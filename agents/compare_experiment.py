@@ -18,10 +18,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from das_gym.agents.comparing.comparison import (
+    AgentComparison,
     AgentResult,
     SearchTrial,
     check_agent,
@@ -31,7 +31,7 @@ from das_gym.agents.comparing.comparison import (
     run_trial,
 )
 from das_gym.agents.comparing.oracle import Oracle, make_oracle
-from das_gym.agents.comparing.runner import Comparison, format_mean, grid_cells
+from das_gym.agents.comparing.runner import Comparison, grid_cells
 from das_gym.agents.search_experiment import search_phases
 from das_gym.agents.searching.loop import check_search
 from das_gym.agents.searching.scorer import open_scorer
@@ -40,8 +40,6 @@ from das_gym.agents.settings import CompareSettings
 from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, run_folder
 from das_gym.drawing.charts import new_figure, save_figure
-from das_gym.drawing.report import Table
-from das_gym.names import format_count
 from das_gym.registration import is_tabular
 
 FIGURE = "compare.png"
@@ -68,7 +66,7 @@ def phases(settings: CompareSettings, oracle: Oracle) -> Iterator[Phase]:
         yield Phase(agent, count, partial(run_search, agent))
 
 
-def compare_agents(settings: CompareSettings, run: Run) -> None:
+def run_comparison(settings: CompareSettings, run: Run) -> None:
     """Compare agents and print the table; write record, table and figure into the run's folder."""
     config = settings.search(settings.agents[0])
     oracle = make_oracle(config.env_id, config.budget, config.all_env_kwargs)
@@ -98,48 +96,12 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
     trials = comparison.run(cells, len(cells), search)
     searches = [[trial for trial in trials if trial.variant == agent] for agent in settings.agents]
     results = judge(oracle, [AgentResult.from_trials(each, settings.evaluations) for each in searches])
-    budget = space.budget.describe() if space.skip_num is None else f"k = {space.skip_num}"
-    masks = "" if space.size is None else f" ({format_count(space.size, 'mask')})"
-    title = f"{oracle.env_id}, {budget}{masks}, {format_count(settings.seeds, 'seed')}"
-    comparison.finish(run, results_table(results, title))
+    found = AgentComparison.from_results(oracle, results)
+    comparison.finish(run, found.table())
     if folder is not None:
-        plot_comparison(folder / FIGURE, results, title)
+        plot_comparison(folder / FIGURE, results, found.title)
         run.add_artifact(folder / FIGURE)
         print(f"figure: {folder / FIGURE}")
-
-
-def results_table(results: Sequence[AgentResult], title: str) -> Table:
-    """Return the table, the agent with the lowest mean regret first."""
-    evaluations = results[0].regret.shape[1]
-    counts = sorted({max(1, round(evaluations * share)) for share in (0.25, 0.5, 1.0)})
-    rows = [(each.agent, *table_row(each, counts)) for each in sorted(results, key=AgentResult.mean_regret)]
-    note = (
-        "regret at n: the best mask's reward less the answer's, after n evaluations; mean regret: over all evaluations from "
-        "the first answer on; -: no answer yet, or a number that is not known; "
-        "found: share of seeds that found the best mask; needed: evaluations until then. Mean regret and test metric: mean "
-        "over seeds ± half of the 95 % interval; all others: medians, whose quartiles the figure has"
-    )
-    columns = ("mean regret", *(f"regret at {count}" for count in counts), "rank", "found", "needed", "used", "test metric")
-    return Table(("agent", *columns), tuple(rows), title, (note,))
-
-
-def table_row(result: AgentResult, counts: Sequence[int]) -> tuple[str, ...]:
-    """Return a row of the table: regrets, rank, found, needed, used, test metric; "-" for missing numbers."""
-
-    def median(values: Any, digits: int = 0) -> str:
-        value = float(quantile(values, 50))
-        return f"{value:.{digits}f}" if np.isfinite(value) else "-"
-
-    tests = result.test_metrics
-    return (
-        format_mean(result.mean_regrets(), digits=4),
-        *(median(result.regret[:, count - 1], 4) for count in counts),
-        "-" if result.ranks is None else median(result.ranks),
-        f"{100 * result.found_best[:, -1].mean():.0f} %",
-        median(result.evaluations_needed()),
-        median(result.evaluations),
-        format_mean(tests[np.isfinite(tests)], digits=4),
-    )
 
 
 def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult], title: str = "") -> None:

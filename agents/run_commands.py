@@ -61,7 +61,7 @@ table = RecordedCommand(
 compare = RecordedCommand(
     "agents compare",
     settings.CompareSettings,
-    "das_gym.agents.compare_experiment:compare_agents",
+    "das_gym.agents.compare_experiment:run_comparison",
     problem_configs,
     check_comparison,
     settings.add_environment,

@@ -1,6 +1,6 @@
 """A custom agent: registered by name, used in a search, and compared with random search on a table."""
 
-from das_gym.agents import Agent, SearchConfig, compare_agents, make_oracle, register_agent, search
+from das_gym.agents import Agent, compare, register_agent, search
 
 
 class HillClimber(Agent):
@@ -21,10 +21,9 @@ class HillClimber(Agent):
 
 def main(env_id: str = "DAS-METER-VQA-Tabular-v0", evaluations: int = 120, seeds: int = 20) -> float:
     register_agent("hill_climber", HillClimber)
-    result = search(SearchConfig(env_id=env_id, agent="hill_climber", skip_num=4, evaluations=evaluations))
+    result = search(env_id, "hill_climber", skip_num=4, evaluations=evaluations)
     print(f"reward {result.reward:.4f}, skips {', '.join(result.skipped_layers)}")
-    oracle = make_oracle(env_id, {"skip_num": 4})
-    for each in compare_agents(oracle, ["hill_climber", "random"], range(seeds), evaluations):
+    for each in compare(env_id, ["hill_climber", "random"], seeds, evaluations=evaluations, skip_num=4):
         print(
             f"{each.agent:>12}: mean regret {each.mean_regret():.4f}, found in {each.found_best[:, -1].mean():.0%} of seeds"
         )

@@ -2,18 +2,28 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from das_gym.agents.ask_tell.base import agent_class, answer, ask
-from das_gym.agents.comparing.oracle import Oracle
+from das_gym.agents.ask_tell.base import AgentLike, agent_class, answer, ask, named_agent
+from das_gym.agents.comparing.oracle import Oracle, make_oracle
+from das_gym.agents.comparing.runner import format_mean
 from das_gym.agents.sb3.algorithms import is_algorithm
-from das_gym.agents.searching.loop import make_search_agent, run_search
+from das_gym.agents.searching.loop import make_config, make_search_agent, run_search
 from das_gym.agents.settings import SearchConfig
 
+from das_gym.commands.progress import progress as progress_bar
+from das_gym.commands.progress import show_progress
+from das_gym.drawing.report import Table
+from das_gym.intervals import t_interval
+from das_gym.models.random_states import kept_random_states
+from das_gym.names import check_distinct, format_count
 from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.problem import Problem
 from das_gym.problem.statistics import masks_needed
 
 
@@ -125,45 +135,123 @@ def judge(oracle: Oracle, results: Sequence[AgentResult]) -> list[AgentResult]:
     return judged
 
 
-def compare_agents(
-    oracle: Oracle,
-    agents: Sequence[str],
-    seeds: Sequence[int] = range(50),
+@dataclass(frozen=True, eq=False, repr=False)
+class AgentComparison(Sequence[AgentResult]):
+    """The results of agents on one problem, in the order in which they were asked for."""
+
+    results: tuple[AgentResult, ...]
+    title: str
+
+    @classmethod
+    def from_results(cls, oracle: Oracle, results: Sequence[AgentResult]) -> Self:
+        """Return judged results with a title."""
+        space = oracle.space
+        budget = space.budget.describe() if space.skip_num is None else f"k = {space.skip_num}"
+        masks = "" if space.size is None else f" ({format_count(space.size, 'mask')})"
+        return cls(tuple(results), f"{oracle.env_id}, {budget}{masks}, {format_count(len(results[0].answers), 'seed')}")
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.results[index]
+
+    def table(self) -> Table:
+        """Return the table, the agent with the lowest mean regret first."""
+        return results_table(self.results, self.title)
+
+    def to_dataframe(self) -> Any:
+        """Return a pandas DataFrame with a row for each agent, the one with the lowest mean regret first.
+
+        Its columns are `agent`, `mean_regret` and `test_metric` with the limits of their 95 % t-intervals over seeds
+        (`mean_regret_low`, ...), `found_best` (share of seeds) and `evaluations` (mean).
+        """
+        import pandas as pd
+
+        rows = []
+        for each in sorted(self.results, key=AgentResult.mean_regret):
+            row: dict[str, Any] = {"agent": each.agent}
+            for name, values in (("mean_regret", each.mean_regrets()), ("test_metric", each.test_metrics)):
+                low, high = t_interval(values)
+                row |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+            row |= {"found_best": float(each.found_best[:, -1].mean()), "evaluations": float(each.evaluations.mean())}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return f"{self.title}\n\n{self.table().markdown()}"
+
+    def _repr_html_(self) -> str:
+        table = self.table()
+        rows = (table.columns, *table.rows)
+        cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
+        return f"<table><caption>{escape(self.title)}</caption>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+
+
+def compare(
+    problem: Problem | str | Oracle,
+    agents: Sequence[AgentLike],
+    seeds: int | Sequence[int] = 5,
+    *,
     evaluations: int = 120,
     masks_per_turn: int = 3,
     agent_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
-) -> list[AgentResult]:
-    """Search with each agent and seed, and return one `AgentResult` per agent, in the order of `agents`.
+    progress: bool = True,
+    **settings: Any,
+) -> AgentComparison:
+    """Search with each agent and seed at equal budgets, and return a result for each agent.
+
+    Scores are shared: a mask that several searches ask for is scored once.
 
     Args:
-        oracle: Returns the rewards of masks, see `make_oracle`.
-        agents: Names of agents and of algorithms of Stable-Baselines3.
-        seeds: Each agent searches once per seed, with the masks of `das_gym.agents.search` for that seed.
+        problem: A `Problem`, or the id of an environment, as of a table, which knows the best mask; or an oracle.
+        agents: Names of agents and of algorithms of Stable-Baselines3, subclasses of `Agent`, or functions that return one.
+        seeds: Number of searches of each agent, or their seeds.
         evaluations: Number of masks that each search may score.
         masks_per_turn: Number of masks that are scored together.
         agent_kwargs: Hyperparameters by agent; `SEARCH_DEFAULTS` are filled in.
+        progress: Whether to show progress.
+        settings: A budget, `reward` and further settings of `SearchConfig`, see `das_gym.agents.search`.
 
     Raises:
-        ValueError: An agent or a hyperparameter is unknown, or an agent does not support the budget.
+        TypeError: An argument is of another type.
+        ValueError: An agent or a setting is unknown, or an agent does not support the budget.
 
     Example:
-        >>> from das_gym.agents import compare_agents, make_oracle
-        >>> oracle = make_oracle("DAS-METER-VQA-Tabular-v0", {"skip_num": 4})
-        >>> bayes, random = compare_agents(oracle, ["bayes", "random"], seeds=range(3), evaluations=60)
+        >>> from das_gym.agents import compare
+        >>> bayes, random = compare("DAS-METER-VQA-Tabular-v0", ["bayes", "random"], seeds=3, evaluations=60, skip_num=4)
         >>> bayes.mean_regret() < random.mean_regret()
         True
     """
-    kwargs = agent_kwargs or {}
-    for agent in agents:
-        check_agent(oracle, search_config(oracle, agent, evaluations, masks_per_turn, kwargs.get(agent, {})))
-    found = [run_agent(oracle, each, seeds, evaluations, masks_per_turn, kwargs.get(each, {})) for each in agents]
-    return judge(oracle, found)
+    numbers = range(seeds) if isinstance(seeds, int | np.integer) else seeds
+    with ExitStack() as stack:
+        stack.enter_context(show_progress(progress))
+        stack.enter_context(kept_random_states())
+        names = [stack.enter_context(named_agent(agent)) for agent in agents]
+        check_distinct("agents", names)
+        oracle = problem if isinstance(problem, Oracle) else oracle_of(problem, settings)
+        chosen = {name: (evaluations, masks_per_turn, (agent_kwargs or {}).get(name, {})) for name in names}
+        for name in names:
+            check_agent(oracle, search_config(oracle, name, *chosen[name]))
+        with progress_bar(len(names), "comparing", unit="agent") as bar:
+            found = []
+            for name in names:
+                found.append(run_agent(oracle, name, numbers, *chosen[name]))
+                bar.update()
+        return AgentComparison.from_results(oracle, judge(oracle, found))
+
+
+def oracle_of(problem: Problem | str, settings: Mapping[str, Any]) -> Oracle:
+    """Return the oracle of a problem or of an environment with an id; `settings` are those of `das_gym.agents.search`."""
+    config = make_config(problem, settings)
+    others = {name: value for name, value in config.mask_kwargs.items() if name not in config.budget}
+    return make_oracle(config.env_id, config.budget, others, problem if isinstance(problem, Problem) else None)
 
 
 def search_config(
     oracle: Oracle, agent: str, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
 ) -> SearchConfig:
-    """Return the settings of a search of an agent on the problem of an oracle, with seed 0. See `compare_agents`."""
+    """Return the settings of a search of an agent on the problem of an oracle, with seed 0. See `compare`."""
     return SearchConfig(
         **oracle.space.budget.settings,
         env_id=oracle.env_id,
@@ -178,7 +266,7 @@ def search_config(
 def run_agent(
     oracle: Oracle, agent: str, seeds: Sequence[int], evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
 ) -> AgentResult:
-    """Run an agent once per seed; an agent that does not depend on the seed runs once. See `compare_agents`."""
+    """Run an agent once per seed; an agent that does not depend on the seed runs once. See `compare`."""
     config = search_config(oracle, agent, evaluations, masks_per_turn, agent_kwargs)
     different = seeds if depends_on_seed(agent) else seeds[:1]
     trials = [run_trial(oracle, replace(config, seed=seed)) for seed in different]
@@ -238,7 +326,7 @@ def _train_once(oracle: Oracle, config: SearchConfig) -> SearchTrial:
     training, divided by turns.
     """
     started = time.process_time()
-    result = run_search(config)
+    result = run_search(config, problem=oracle.problem)
     milliseconds = 1e3 * (time.process_time() - started) / max(len(result.history), 1)
     n_layers = oracle.space.n_layers
     needed = masks_needed(oracle.statistics, n_layers)
@@ -260,3 +348,37 @@ def _trial_of(
     answer = masks[better[-1]].astype(int).tolist() if better else [0] * oracle.space.n_layers
     found = [(needed + row + 1, float(rewards[row])) for row in better if needed + row < config.evaluations]
     return SearchTrial(config.agent, config.seed, tuple(answer), tuple(found), needed + len(masks), milliseconds)
+
+
+def results_table(results: Sequence[AgentResult], title: str) -> Table:
+    """Return the table, the agent with the lowest mean regret first."""
+    evaluations = results[0].regret.shape[1]
+    counts = sorted({max(1, round(evaluations * share)) for share in (0.25, 0.5, 1.0)})
+    rows = [(each.agent, *table_row(each, counts)) for each in sorted(results, key=AgentResult.mean_regret)]
+    note = (
+        "regret at n: the best mask's reward less the answer's, after n evaluations; mean regret: over all evaluations from "
+        "the first answer on; -: no answer yet, or a number that is not known; "
+        "found: share of seeds that found the best mask; needed: evaluations until then. Mean regret and test metric: mean "
+        "over seeds ± half of the 95 % interval; all others: medians, whose quartiles the figure has"
+    )
+    columns = ("mean regret", *(f"regret at {count}" for count in counts), "rank", "found", "needed", "used", "test metric")
+    return Table(("agent", *columns), tuple(rows), title, (note,))
+
+
+def table_row(result: AgentResult, counts: Sequence[int]) -> tuple[str, ...]:
+    """Return a row of the table: regrets, rank, found, needed, used, test metric; "-" for missing numbers."""
+
+    def median(values: Any, digits: int = 0) -> str:
+        value = float(quantile(values, 50))
+        return f"{value:.{digits}f}" if np.isfinite(value) else "-"
+
+    tests = result.test_metrics
+    return (
+        format_mean(result.mean_regrets(), digits=4),
+        *(median(result.regret[:, count - 1], 4) for count in counts),
+        "-" if result.ranks is None else median(result.ranks),
+        f"{100 * result.found_best[:, -1].mean():.0f} %",
+        median(result.evaluations_needed()),
+        median(result.evaluations),
+        format_mean(tests[np.isfinite(tests)], digits=4),
+    )

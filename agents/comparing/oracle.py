@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from das_gym.agents.ask_tell.base import Statistics
-from das_gym.agents.searching.scorer import make_scored
+from das_gym.agents.searching.scorer import make_scored, open_scorer
 
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.problem import Problem
 from das_gym.registration import is_tabular
 
 
@@ -28,6 +29,7 @@ class Oracle(ABC):
         statistics: Layer statistics by name, (n_layers,) float64 each.
         best_reward: The highest reward of a mask within the budget; None if unknown.
         random_reward: The mean reward of layers skipped in a random order; None if unknown.
+        problem: The problem that is scored, if it was given.
     """
 
     env_id: str
@@ -36,6 +38,7 @@ class Oracle(ABC):
     statistics: Statistics
     best_reward: float | None = None
     random_reward: float | None = None
+    problem: Problem | None = None
 
     @cached_property
     def calls(self) -> list[tuple[tuple[int, ...], float]]:
@@ -133,17 +136,24 @@ class TableOracle(Oracle):
 class LiveOracle(Oracle):
     """The oracle of an environment with its model, which caches scores: agents that ask for the same mask share its cost."""
 
-    def __init__(self, env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        budget: Mapping[str, Any],
+        env_kwargs: Mapping[str, Any] | None = None,
+        problem: Problem | None = None,
+    ) -> None:
         self.env_id = env_id
         self.env_kwargs = dict(env_kwargs or {})
+        self.problem = problem
         batches = self.env_kwargs.get("reward_batches", "fixed")
         if batches != "fixed":
             raise ValueError(f"`reward_batches` is not supported here: got {batches!r}, expected 'fixed'. Leave it out.")
-        env = make_scored(env_id, {**budget, **self.env_kwargs})
-        self.space = MaskSpace(env.scorer.budget)
-        self.statistics = env.scorer.layer_statistics
+        scorer = open_scorer(env_id, {**budget, **self.env_kwargs}, problem=problem)
+        self.space = MaskSpace(scorer.budget)
+        self.statistics = scorer.layer_statistics
         # Without a budget: agents such as `greedy` score masks outside of it on their way.
-        self._scorer = make_scored(env_id, {"skip_num": None, **self.env_kwargs}).scorer
+        self._scorer: Any = open_scorer(env_id, {"skip_num": None, **self.env_kwargs}, problem=problem)
 
     def rewards(self, masks: Masks) -> Floats:
         return self._scorer.score(masks)[0]
@@ -153,13 +163,19 @@ class LiveOracle(Oracle):
         return problem.evaluator.evaluate(masks, problem.splits.test).metrics
 
 
-def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs: Mapping[str, Any] | None = None) -> Oracle:
+def make_oracle(
+    env_id: str,
+    budget: Mapping[str, Any] | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    problem: Problem | None = None,
+) -> Oracle:
     """Make the oracle of a das_gym environment, which reads its table or runs its model; ValueError for others.
 
     Args:
         env_id: Id of the environment.
         budget: `skip_num`, or a share to save such as `macs_saved`.
         env_kwargs: Other settings of the environment.
+        problem: The loaded problem of the environment; None loads it.
 
     Example:
         >>> from das_gym.agents import make_oracle
@@ -167,5 +183,6 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
         >>> round(oracle([0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 1, 0]), 4)
         0.8118
     """
-    oracle = TableOracle if is_tabular(env_id) else LiveOracle
-    return oracle(env_id, budget or {}, env_kwargs)
+    if is_tabular(env_id):
+        return TableOracle(env_id, budget or {}, env_kwargs)
+    return LiveOracle(env_id, budget or {}, env_kwargs, problem)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from das_gym.agents import compare_agents
+from das_gym.agents import compare
 from das_gym.agents.comparing.comparison import AgentResult, judge
 from das_gym.agents.comparing.oracle import TableOracle
 
@@ -71,7 +71,7 @@ def test_winners_are_compared_model_by_model(oracle):
 
 
 def test_scores_need_the_ground_truth(oracle):
-    (result,) = compare_agents(oracle, ["random"], range(1), 3)
+    (result,) = compare(oracle, ["random"], range(1), evaluations=3)
     oracle.random_reward = None
     with pytest.raises(ValueError, match="has no known best"):
         regret_curves(oracle, result)

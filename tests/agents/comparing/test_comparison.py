@@ -3,8 +3,8 @@ import sys
 import numpy as np
 import pytest
 from das_gym.agents import Agent, SearchConfig, search
-from das_gym.agents.compare_experiment import plot_comparison, results_table, table_row
-from das_gym.agents.comparing.comparison import AgentResult, compare_agents, judge, run_agent
+from das_gym.agents.compare_experiment import plot_comparison
+from das_gym.agents.comparing.comparison import AgentResult, compare, judge, results_table, run_agent, table_row
 from das_gym.agents.comparing.oracle import TableOracle, make_oracle
 
 TABULAR = "DAS-METER-VQA-Tabular-v0"
@@ -82,9 +82,9 @@ def test_run_agent_with_sb3_equals_a_search(name, budget, made_up_table):
 
 
 @pytest.mark.slow
-def test_compare_agents_with_sb3_on_a_model(tiny_kwargs):
+def test_compare_with_sb3_on_a_model(tiny_kwargs):
     live = make_oracle("DAS-METER-VQA-v0", {"skip_num": 4}, {**tiny_kwargs, "reward_examples": 4})
-    ppo, uniform = compare_agents(live, ["ppo", "uniform"], seeds=(0,), evaluations=6)
+    ppo, uniform = compare(live, ["ppo", "uniform"], seeds=(0,), evaluations=6)
     assert (ppo.evaluations.tolist(), uniform.evaluations.tolist()) == ([6], [1])
     assert ppo.answers.sum(axis=1).tolist() == [4]
     assert min(ppo.regret[0, -1], uniform.regret[0, -1]) == 0
@@ -98,16 +98,16 @@ def test_compare_agents_with_sb3_on_a_model(tiny_kwargs):
         ("ppo", {"gama": 1}, "gamma"),
     ],
 )
-def test_compare_agents_rejects_settings_before_any_search(oracle, agent, kwargs, text):
+def test_compare_rejects_settings_before_any_search(oracle, agent, kwargs, text):
     with pytest.raises(ValueError, match=text):
-        compare_agents(oracle, ["random", agent], range(1), 6, agent_kwargs={agent: kwargs})
+        compare(oracle, ["random", agent], range(1), evaluations=6, agent_kwargs={agent: kwargs})
 
 
 @pytest.mark.parametrize("budget", [{"skip_num": 4}, {"macs_saved": 0.15}])
 def test_bayes_beats_the_other_searches(budget, made_up_table):
     oracle = TableOracle(TABULAR, budget, {"table": str(made_up_table)})
     others = ["bandit", "evolution", "random"]
-    ours, *rest = compare_agents(oracle, ["bayes", *others], seeds=range(6), evaluations=30)
+    ours, *rest = compare(oracle, ["bayes", *others], seeds=range(6), evaluations=30)
     assert ours.found_best[:, -1].all()
     assert all(ours.mean_regret() < other.mean_regret() for other in rest)
 

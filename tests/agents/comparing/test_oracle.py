@@ -3,7 +3,7 @@ import itertools
 import gymnasium
 import numpy as np
 import pytest
-from das_gym.agents import compare_agents, make_oracle
+from das_gym.agents import compare, make_oracle
 from das_gym.agents.comparing.oracle import LiveOracle, random_probabilities
 from das_gym.agents.run_commands import search
 
@@ -72,7 +72,7 @@ def test_live_oracle_agrees_with_the_engine(tiny_kwargs):
     live = make_oracle("DAS-METER-VQA-v0", {"skip_num": 4}, env_kwargs)
     assert isinstance(live, LiveOracle)
     assert live.best_reward is None
-    (result,) = compare_agents(live, ["uniform"], seeds=range(2), evaluations=3)
+    (result,) = compare(live, ["uniform"], seeds=range(2), evaluations=3)
     assert result.ranks is None
     assert (result.regret == 0).all()
     mask = result.answers[:1]
