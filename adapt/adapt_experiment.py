@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.choosing import Choice, choose, print_remark, scored_problem, search_choice, search_first
-from das_gym.adapt.finetuning import Start, finetune, load_reference, load_start, without_layers
+from das_gym.adapt.finetuning import Start, load_reference, load_start, train_subnet, without_layers
 from das_gym.adapt.finished_runs import RECORD
 from das_gym.adapt.hardware import gib_bytes
 from das_gym.adapt.report import (
@@ -164,7 +164,7 @@ def finetune_models(
             continue
         title = f"fine-tuning, {MODEL_TITLES[name]}"
         checkpoint = folder / f"{name}.pt"
-        finetune(model, splits, config, title, checkpoint, add_prefix(name, log), encoder_cache)
+        train_subnet(model, splits, config, title, checkpoint, add_prefix(name, log), encoder_cache)
     return bundled
 
 

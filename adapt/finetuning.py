@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from das_gym.adapt.methods.base import Method
 from das_gym.adapt.settings import Hardware, TrainingConfig
 from das_gym.adapt.step_loss import make_loss_and_trainer
 from das_gym.adapt.training import Log
@@ -109,7 +110,51 @@ def copy_model(model: AdaptedModel) -> AdaptedModel:
     return AdaptedModel(dataclasses.replace(model.backbone, vlp=copied), head, model.task)
 
 
-def finetune(
+def full_model(problem: Problem) -> AdaptedModel:
+    """Return the full model that fine-tuning of a problem starts from, as `load_start` loads it."""
+    config = problem.backbone.origin.config
+    if config is not None and config.supernet_path is not None:
+        return AdaptedModel(problem.backbone, problem.head, problem.task)
+    return new_full_model(problem)
+
+
+def new_full_model(problem: Problem) -> AdaptedModel:
+    """Return the model of a problem with new adapters and a new head, also where the problem has a supernet.
+
+    A model in memory shares its frozen weights; that of a folder is loaded again, since a problem without a supernet has no
+    adapters any more.
+    """
+    origin = problem.backbone.origin
+    if origin.config is not None:
+        backbone = load_backbone(origin.config, **origin.settings)
+    else:
+        backbone = copy_model(AdaptedModel(problem.backbone, problem.head, problem.task)).backbone
+        vlp: Any = backbone.vlp
+        vlp.insert_adapters(None, None, torch.Generator().manual_seed(0))
+        vlp.freeze()
+    torch.manual_seed(0)  # the head of every copy starts from the same values
+    return with_new_head(backbone, problem.task.name, problem.splits)
+
+
+def with_method(base: AdaptedModel, method: Method, seed: int) -> tuple[AdaptedModel, int]:
+    """Prepare a full copy of a model, with a new head, for training by a method.
+
+    Args:
+        base: The full model with new adapters, as it was loaded.
+        method: See `das_gym.adapt.methods`.
+        seed: Draws the head and what the method inserts.
+
+    Returns:
+        The copy, and the number of parameters of the model that the method updates.
+    """
+    # A full copy: some methods train what others leave frozen.
+    backbone = dataclasses.replace(base.backbone, vlp=copy.deepcopy(base.backbone.vlp))
+    torch.manual_seed(seed)
+    model = AdaptedModel(backbone, new_head(backbone, base.task), base.task)
+    return model, method.apply(model, seed)
+
+
+def train_subnet(
     subnet: AdaptedModel,
     splits: Splits[Any],
     config: TrainingConfig,
@@ -118,9 +163,16 @@ def finetune(
     log: Log | None = None,
     encoder_cache: EncoderCache | None = None,
 ) -> None:
-    """Train a pruned model in place on the train split; an existing checkpoint is resumed.
+    """Train a pruned model in place on the train split.
 
-    `encoder_cache` is a cache of the same frozen encoders and images.
+    Args:
+        subnet: What trains is what requires a gradient; nothing may.
+        splits: The train split is trained on.
+        config: Settings; those that are None are filled in.
+        title: Title of the progress bar.
+        checkpoint: File to save to and to resume from. None saves nothing.
+        log: Called with name, value and step of each metric.
+        encoder_cache: Cache of the same frozen encoders and images. None makes a new one.
     """
     if not any(p.requires_grad for p in (*subnet.backbone.vlp.parameters(), *subnet.head.parameters())):
         return  # the baseline of a model that brings its head

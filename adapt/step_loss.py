@@ -1,6 +1,7 @@
 """The loss of a training step: which examples it takes, and what they lose under a mask."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -185,7 +186,7 @@ class StepLoss:
         return max(0, min(self.encoder_cache.max_bytes, each * len(self.examples)) - self.encoder_cache.kept_bytes)
 
     def choose_micro_batch_size(self, parameters: Iterable[Tensor], batch_size: int) -> None:
-        """Set `micro_batch_size` if it is None and the batch does not fit into memory; print what does not fit."""
+        """Set `micro_batch_size` if it is None and the batch does not fit into memory; warn of what does not fit."""
         fixed = training_bytes(parameters)
         per_example = self.activation_bytes()
         free = free_bytes(self.vlp) - self.expected_cache_bytes()
@@ -202,7 +203,7 @@ class StepLoss:
                 "use a smaller micro_batch_size, or gradient_checkpointing=True"
             )
         if message and is_main_process():
-            print(message)
+            warnings.warn(message, stacklevel=2)
 
 
 def resolve_defaults(config: Config, model: AdaptedModel) -> tuple[Config, str]:

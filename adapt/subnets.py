@@ -171,6 +171,7 @@ def save(
     info: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
     name: str = RECORD,
+    adaptation: Adaptation | None = None,
 ) -> Path:
     """Write a subnet's adapter file and then its record, so that `load_subnet(folder)` returns it.
 
@@ -180,6 +181,7 @@ def save(
         info: How it was made, JSON values, kept in the adapter file.
         record: More entries of the record, JSON values.
         name: Name of the record, `adapt.json` or `das.json`.
+        adaptation: What was trained by a method of `das_gym.adapt.methods`. None is the model's own adapters and head.
 
     Returns:
         The record's path.
@@ -189,13 +191,14 @@ def save(
     """
     backbone = subnet.backbone
     folder = expand_home(folder)
-    if backbone.vlp.pruned_mask is None:
+    if adaptation is None and backbone.vlp.pruned_mask is None:
         raise ValueError("No layer was removed from this model: it is a supernet. Use `subnet.adaptation().save(file)`.")
     config = backbone.origin.config
     if config is None:
         raise ValueError("The model's checkpoint is not known. Load it by `das_gym.problem.loading.load_backbone`.")
     folder.mkdir(parents=True, exist_ok=True)
-    subnet.adaptation(**(info or {})).save(folder / SUBNET_FILE)
+    trained = subnet.adaptation(**(info or {})) if adaptation is None else adaptation
+    trained.save(folder / SUBNET_FILE)
     content = {
         "format": FORMAT,
         "problem": recorded_settings(dataclasses.asdict(config)),

@@ -20,7 +20,7 @@ from typing import cast
 
 import numpy as np
 from das_gym.adapt.evaluate import evaluate, with_mean_image
-from das_gym.adapt.finetuning import finetune, new_subnet, reference_file, relevant_settings
+from das_gym.adapt.finetuning import new_subnet, reference_file, relevant_settings, train_subnet
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 from das_gym.adapt.settings import TrainingConfig
 from das_gym.adapt.step_loss import resolve_defaults
@@ -147,7 +147,7 @@ def write_reference(name: str) -> Path:
     nothing = np.zeros(len(load_backbone(problem).vlp.layers), dtype=bool)
     model = new_subnet(problem, nothing, adapters=name == FULL_MODEL)
     config, _ = resolve_defaults(TrainingConfig(), model)
-    finetune(model, splits, config, f"fine-tuning, {name}")
+    train_subnet(model, splits, config, f"fine-tuning, {name}")
     print(f"{name}: {100 * evaluate(model, splits.test, f'evaluating, {name}').metric:.2f} % on test")
     path = cast(Path, reference_file(problem, name))
     model.adaptation(settings=relevant_settings(problem, config)).save(path)

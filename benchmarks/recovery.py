@@ -40,7 +40,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetuning import finetune, load_reference, load_start, new_subnet, with_new_head, without_layers
+from das_gym.adapt.finetuning import load_reference, load_start, new_subnet, train_subnet, with_new_head, without_layers
 from das_gym.adapt.methods import METHODS
 from das_gym.adapt.methods.base import Method, register_method
 from das_gym.adapt.settings import TrainingConfig
@@ -352,7 +352,7 @@ def train_baseline(config: ProblemConfig, steps: int) -> AdaptedModel:
     baseline = without_layers(start.model, np.zeros(len(start.model.backbone.vlp.layers), dtype=bool), adapters=False)
     training, _ = resolve_defaults(TrainingConfig(steps=steps), baseline)
     if not load_reference(baseline, config, training, "baseline"):
-        finetune(baseline, start.splits, training, "fine-tuning the baseline")
+        train_subnet(baseline, start.splits, training, "fine-tuning the baseline")
     baseline.backbone.vlp.freeze()
     return baseline
 
@@ -429,7 +429,7 @@ def tuned_scores(config: ProblemConfig, splits: Splits[Any], mask: np.ndarray, o
             subnet = with_new_head(load_backbone(config), config.task, splits)
             subnet.backbone.vlp.prune(mask)
         training, _ = resolve_defaults(TrainingConfig(steps=options.steps, seed=seed), subnet)
-        finetune(subnet, splits, training, "fine-tuning a subnet")
+        train_subnet(subnet, splits, training, "fine-tuning a subnet")
         found.append(f"{100 * evaluate(subnet, splits.test, 'evaluating').metric:.1f}")
     return ", ".join(found)
 

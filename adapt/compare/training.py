@@ -1,6 +1,5 @@
 """The rows of a comparison of methods of fine-tuning: the first seed chooses the learning rate, on the reward split."""
 
-import copy
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from das_gym.adapt.compare.record import Trial, kept_file
 from das_gym.adapt.evaluate import evaluate
+from das_gym.adapt.finetuning import with_method
 from das_gym.adapt.hardware import gib_bytes
 from das_gym.adapt.methods import MASKED, METHODS
 from das_gym.adapt.methods.base import Method, make_method, to_adaptation
@@ -29,7 +29,7 @@ from das_gym.engine.caches import EncoderCache
 from das_gym.names import format_count
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.latency import Spread, measure_latency, speedup
-from das_gym.problem.loading import AdaptedModel, example_costs, new_head, shuffled
+from das_gym.problem.loading import AdaptedModel, example_costs, shuffled
 from das_gym.processes import is_main_process, run_on_main_process
 from das_gym.registration import find_class
 
@@ -178,12 +178,9 @@ class TrainingRows:
 
     def new_model(self, variant: MethodVariant, seed: int) -> tuple[AdaptedModel, Method, int]:
         """Return a new model, the method that is to train it, and how many parameters that updates."""
-        # A full copy: some methods train what others leave frozen.
-        backbone = dataclasses.replace(self.base.backbone, vlp=copy.deepcopy(self.base.backbone.vlp))
-        torch.manual_seed(seed)
-        model = AdaptedModel(backbone, new_head(backbone, self.task), self.task)
         method = variant.make(seed, self.n_layers)
-        return model, method, method.apply(model, seed)
+        model, updated = with_method(self.base, method, seed)
+        return model, method, updated
 
     def make_trainer(
         self, model: AdaptedModel, rate: float, seed: int, checkpoint: Path | None = None

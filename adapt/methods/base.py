@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import torch
 from das_gym.adapt.methods import METHODS
 from torch import Tensor, nn
@@ -206,9 +207,11 @@ def restore_adaptation(backbone: Backbone, adaptation: Adaptation, task: str, pa
     with without_content():
         twin = dataclasses.replace(model, backbone=dataclasses.replace(backbone, vlp=meta_twin(backbone.vlp)))
         method.apply(twin)
+        _prune(twin.backbone.vlp, adaptation)
     own = {name: p for name, p in trained_parameters(twin).items() if name.startswith("vlp.")}
     adaptation.check_fits({**own, **own_parameters(backbone.vlp, model.head)})
     method.apply(model)
+    _prune(backbone.vlp, adaptation)
     mask = backbone.vlp.pruned_mask
     if (None if mask is None else tuple(mask.astype(int).tolist())) != adaptation.mask:
         raise ValueError(f"{path} is damaged: its mask is not that of its method, {saved.name}. Train it again.")
@@ -216,3 +219,9 @@ def restore_adaptation(backbone: Backbone, adaptation: Adaptation, task: str, pa
     copy_parameters(backbone.vlp, method.merged_weights(backbone.vlp))  # a kept model may share them, see `load_backbone`
     method.finish(backbone.vlp)
     return model
+
+
+def _prune(vlp: VLP, adaptation: Adaptation) -> None:
+    """Remove the layers of an adaptation's mask, unless its method has done so."""
+    if adaptation.mask is not None and vlp.pruned_mask is None:
+        vlp.prune(np.array(adaptation.mask, bool))

@@ -52,19 +52,37 @@ def evaluate_full(
         examples: At least one.
         metric: Score of answers in words, a key of `das_gym.registration.METRICS`; None is the task's own.
     """
-    name = metric or task.metric_name
+    in_words = evaluate_in_words(vlp, task, examples, "full model", metric)
+    if in_words is not None:
+        return in_words
+    scores = evaluator.evaluate_each(np.zeros((1, len(vlp.layers)), dtype=bool), examples)
+    numbers = task.summary(examples, scores.losses[0], scores.metrics[0])
+    low, high = mean_interval(scores.metrics[0])
+    return Evaluation(numbers[task.metric_name], low, high, numbers["loss"], len(examples), task.metric_name, numbers)
+
+
+def evaluate_in_words(
+    vlp: VLP, task: Task, examples: Sequence[Any], title: str, metric: str | None = None
+) -> Evaluation | None:
+    """Return how well a model with a language head does, without the layers that were removed; None for other models.
+
+    Args:
+        vlp: The model.
+        task: The task of the examples.
+        examples: At least one.
+        title: Names the model in progress bars.
+        metric: As for `evaluate_full`.
+    """
     if metric is not None:
         check_names([metric], METRICS, "metric", own=True)
     entry = next((each for each in MODELS.values() if each.score and isinstance(vlp, find_class(each.vlp))), None)
     if entry is not None:
-        found = find_class(entry.score)(vlp, task, examples, "full model", metric).quality
+        name = metric or task.metric_name
+        found = find_class(entry.score)(vlp, task, examples, title, metric).quality
         numbers = {} if found.perplexity is None else {"perplexity": found.perplexity}
         return Evaluation(
             found.score, found.low, found.high, found.loss, len(examples), name, numbers | (found.others or {})
         )
     if metric is not None:
         raise ValueError(f"`metric` is not supported: got {metric}, but the task {task.name} has no answers in words")
-    scores = evaluator.evaluate_each(np.zeros((1, len(vlp.layers)), dtype=bool), examples)
-    numbers = task.summary(examples, scores.losses[0], scores.metrics[0])
-    low, high = mean_interval(scores.metrics[0])
-    return Evaluation(numbers[task.metric_name], low, high, numbers["loss"], len(examples), name, numbers)
+    return None

@@ -10,7 +10,7 @@ import pytest
 import torch
 from das_gym.adapt import load_subnet, save
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetuning import finetune, new_subnet
+from das_gym.adapt.finetuning import new_subnet, train_subnet
 from das_gym.adapt.joint_search import Training, joint_search, new_model
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.settings import SupernetConfig, TrainingConfig
@@ -54,7 +54,7 @@ def test_subnet_is_fine_tuned_saved_and_loaded(config, tmp_path):
     splits = load_splits(config)
     subnet = new_subnet(config, MASK)
     before = evaluate(subnet, splits.train, "before")
-    finetune(subnet, splits, TrainingConfig(steps=20, batch_size=8, learning_rate=1e-2), "fine-tuning")
+    train_subnet(subnet, splits, TrainingConfig(steps=20, batch_size=8, learning_rate=1e-2), "fine-tuning")
     after = evaluate(subnet, splits.train, "after")
     assert after.loss < before.loss - 0.5
     again = load_subnet(save(subnet, tmp_path / "mine").parent)
@@ -67,7 +67,7 @@ def test_predict_answers_questions_without_references(config, tmp_path, run_here
     """A subnet with adapters, by `adapt predict` of questions alone: each token is the likeliest by its own forward."""
     splits = load_splits(config)
     subnet = new_subnet(config, MASK)
-    finetune(subnet, splits, TrainingConfig(steps=15, batch_size=12, learning_rate=1e-2), "fine-tuning")
+    train_subnet(subnet, splits, TrainingConfig(steps=15, batch_size=12, learning_rate=1e-2), "fine-tuning")
     save(subnet, tmp_path / "mine")
     by_image = {Path(e.images[0].path).name: e for e in (*splits.train, *splits.reward, *splits.test)}
     examples = [by_image[f"{n}.png"] for n in range(4)]

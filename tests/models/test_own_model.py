@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.finetuning import finetune, new_subnet
+from das_gym.adapt.finetuning import new_subnet, train_subnet
 from das_gym.adapt.joint_search import new_model
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.paper import das_settings
@@ -114,7 +114,7 @@ def test_custom_model_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
     mask = np.arange(12) % 3 == 0
     splits = load_splits(config)
     tuned, path = new_subnet(config, mask), tmp_path / "subnet.safetensors"
-    finetune(tuned, splits, TrainingConfig(steps=2, batch_size=4), "fine-tuning")
+    train_subnet(tuned, splits, TrainingConfig(steps=2, batch_size=4), "fine-tuning")
     tuned.adaptation().save(path)
     again = restore(load_backbone(config), Adaptation.load(path), "vqa", path)
     assert again.backbone.vlp.pruned_mask.tolist() == mask.tolist()

@@ -262,7 +262,7 @@ def test_training_settings_combine_in_pairs(worlds, tmp_path):
             {"method": MethodSettings("lora", {"rank": 2**20})},
             "has shape .4, 64. in the adaptation, .1048576, 64.",
         ),
-        ({"mask": (1, 0, 0, 0, 0, 0)}, "kept is damaged: its mask is not that of its method"),
+        ({"mask": (1, 0, 0, 0, 0, 0)}, "parameters are only in the adaptation"),
         ({"base": "0" * 16}, "was trained on a model with fingerprint 0000000000000000"),
     ],
 )
