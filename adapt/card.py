@@ -89,7 +89,7 @@ def _parse_yaml(text: str) -> Any:
             if isinstance(event, yaml.AliasEvent) or depth > MAX_NESTING:
                 return None
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+    except Exception:  # PyYAML raises errors of many kinds for values of a wrong tag
         return None
 
 

@@ -33,7 +33,8 @@ class Selection:
     def reason(self) -> str:
         """A sentence on what is saved, and why."""
         before, after = self.untrained, self.trained
-        found, saved = ("better", "trained") if self.trained_is_better else ("no better", "untrained")
+        found, saved = ("better", "trained") if self.trained_is_better else ("worse", "untrained")
+        found = "no better" if after.loss == before.loss and self.by == "loss" else found
         unclear = ", as the scores do not differ significantly" if self.by == "loss" else ""
         return (
             f"On {self.examples:,} reward examples, training made the model {found} by {self.by}{unclear}: loss "

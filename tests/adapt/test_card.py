@@ -34,6 +34,8 @@ HOSTILE = {
     "merged bomb": "a: &a {x: 1}\n" + "b: &b {<<: [*a, *a]}\n" * 40 + "license: mit\n",
     "deep": "license: " + "[" * 20_000 + "\n",
     "object": "license: !!python/object/apply:os.system ['touch EXECUTED']\n",
+    **{f"wrong {tag}": f"license: !!{tag} x\n" for tag in ("int", "timestamp", "bool", "float", "binary", "map")},
+    "empty number": "license: !!int ''\n",
     "long": f"license: {'x' * 1000}\n",
 }
 
