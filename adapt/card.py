@@ -68,11 +68,11 @@ def kept_fields(source: Path) -> dict[str, str | list[str]]:
         text = file.read(MAX_FRONT_MATTER).decode("utf-8", "replace")
     found = re.match(r"---\r?\n(.*?)\n---\s", text, re.DOTALL)
     fields = None if found is None else _parse_yaml(found[1])
-    kept = {}
+    kept: dict[str, str | list[str]] = {}
     for name, pattern in KEPT_FIELDS.items():
         value = fields.get(name) if isinstance(fields, dict) else None
         values = value if isinstance(value, list) else [value]
-        if values and all(isinstance(each, str) and re.fullmatch(pattern, each, re.ASCII) for each in values):
+        if value is not None and all(isinstance(each, str) and re.fullmatch(pattern, each, re.ASCII) for each in values):
             kept[name] = value
     return kept
 

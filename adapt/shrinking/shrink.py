@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -163,7 +163,9 @@ class Shrunk:
             costs[RECOVERED] = self._costs_of(full_model_with_adapters(self.full, self.vlm, self.mask))
         formats = {name: self.source_dtype if name == FULL else self.dtype for name in models}
         measured = measure(models, scored, costs, self.mask, self.problem.task, self.test, formats, self.metric)
-        return self.add_control(measured) if wants_control(control, measured, self.trained_alike) else measured
+        if wants_control(control, measured, self.trained_alike):
+            return cast(Measured, self.add_control(measured))
+        return measured
 
     def add_control(self, measured: Measured | None) -> Measured | None:
         """Return results with those of the full model, trained alike. Every process trains; the main one has results."""

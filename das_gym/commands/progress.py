@@ -82,7 +82,7 @@ class ProgressLines(tqdm):
     def __init__(self, stream: TextIO | None, **settings: Any) -> None:
         self.stream = stream
         self.printed: float | None = None
-        every = {"delay": LINE_SECONDS, "mininterval": LINE_SECONDS, "miniters": 1}
+        every: dict[str, Any] = {"delay": LINE_SECONDS, "mininterval": LINE_SECONDS, "miniters": 1}
         # tqdm itself would write carriage returns and empty lines.
         super().__init__(**settings, **every, bar_format=LINE, leave=None, file=io.StringIO(), disable=stream is None)
 

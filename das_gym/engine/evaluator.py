@@ -280,7 +280,7 @@ class Evaluator:
         scored = np.concatenate((np.zeros((added, masks.shape[1]), dtype=bool), masks))
         for leaf, where, scores, _ in self._leaves(scored, examples[start:stop], divergences=block is None, first=start):
             rows = leaf[leaf >= added] - added
-            each[:, rows, where] = np.stack(scores)[:, None]  # equal masks share a leaf, and so a column of scores
+            each[:, rows, where] = np.asarray(scores)[:, None]  # equal masks share a leaf, and so a column of scores
             self._count_each(rows, start + where.start, each[0, rows, where])
             if on_scores is not None and len(rows):
                 on_scores(rows, each[:, rows, where])

@@ -78,8 +78,8 @@ def source_files(folder: Path, trust_remote_code: bool = False) -> tuple[list[Pa
     weights, which are other models, are never copied. Left out are legal texts that are links, larger than `MAX_LEGAL_TEXT`
     or not plain text, and, with trusted code, all links out of the folder.
     """
-    copied = []
-    left_out = []
+    copied: list[Path] = []
+    left_out: list[Path] = []
     for path in _walk(folder, folder):
         name = path.name
         is_legal = LEGAL_TEXTS.fullmatch(name) is not None
