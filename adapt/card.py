@@ -72,7 +72,7 @@ def kept_fields(source: Path) -> dict[str, str | list[str]]:
     for name, pattern in KEPT_FIELDS.items():
         value = fields.get(name) if isinstance(fields, dict) else None
         values = value if isinstance(value, list) else [value]
-        if value is not None and all(isinstance(each, str) and re.fullmatch(pattern, each, re.ASCII) for each in values):
+        if value and all(isinstance(each, str) and re.fullmatch(pattern, each, re.ASCII) for each in values):
             kept[name] = value
     return kept
 
