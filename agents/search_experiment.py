@@ -36,8 +36,8 @@ from das_gym.commands.recorded import Run, run_folder
 from das_gym.commands.runs import runs_dir_setting
 from das_gym.drawing.architecture import Architecture, draw
 from das_gym.drawing.report import Progress
+from das_gym.envs.engine_scoring import EngineScorer
 from das_gym.envs.scoring import Scorer
-from das_gym.envs.skip_env import EngineScorer
 from das_gym.files import replacing
 from das_gym.problem.budget import Masks, satisfies_budget
 from das_gym.problem.problem import Problem

@@ -33,12 +33,10 @@ CHECKSUMS = ASSETS / "checksums.json"
 """SHA-256 of every bundled file, by its path within `ASSETS`."""
 
 INPUTS = "inputs.json"
-"""The file in a folder of results that says what they depend on, see `check_inputs`."""
+"""The file in a folder of results that says what they depend on, see `claim_folder`."""
 
 CACHE_VARIABLE = "DAS_GYM_CACHE"
 """The environment variable that moves the cache folder."""
-
-INPUTS = "inputs.json"
 
 METADATA_KEY = "das_gym"
 """Key of the metadata of our safetensors files, and of an exported config.json."""
@@ -360,32 +358,3 @@ def cache_folder() -> Path:
     if not folder.is_absolute():
         raise ValueError(f"there is no home folder for the cache. Set {CACHE_VARIABLE} to a writable folder")
     return folder
-
-
-def check_inputs(folder: Path, part: str, inputs: Mapping[str, Any]) -> None:
-    """Write what the results in a folder depend on into its `inputs.json`, or compare it with what is written there.
-
-    Args:
-        folder: The folder of the results; it is created if it does not exist.
-        part: What makes them, such as `search`; each part has its own entry.
-        inputs: JSON values by name, such as the model's fingerprint.
-
-    Raises:
-        ValueError: The folder belongs to another model, mask or setting; the message has both values.
-    """
-    path = folder / INPUTS
-    known = read_json_object(path) if path.is_file() else {}
-    mine = json.loads(json.dumps(inputs, default=_plain))
-    if part not in known:
-        write_json(path, {**known, part: mine})
-        return
-    with explain_damage(path, "use another folder"):
-        theirs = dict(known[part])
-    for name in sorted(mine.keys() | theirs.keys()):
-        got = mine.get(name)
-        expected = theirs.get(name)
-        if got != expected:
-            raise ValueError(
-                f"{folder} belongs to a {part} with another `{name}`: got {got!r:.80}, expected {expected!r:.80}. Give the "
-                "same settings, or another folder"
-            )

@@ -19,7 +19,7 @@ from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.architecture import Unit
 from das_gym.engine.scores import Scores
 from das_gym.envs.scoring import Scorer
-from das_gym.files import INPUTS, check_inputs, explain_damage, read_json, write_json
+from das_gym.files import INPUTS, claim_folder, explain_damage, read_json, write_json
 from das_gym.problem.budget import BUDGET_SETTINGS, SAVED, Masks, given_costs, satisfies_budget
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_space import skipped_names
@@ -354,7 +354,7 @@ def bind_folder(folder: Path, config: SearchConfig, scorer: Scorer) -> SearchRes
     settings = settings_dict(config)
     # Not those of the command that runs it, nor what changes no result.
     inputs = {each.name: settings[each.name] for each in fields(SearchConfig) if each.name != "save_every"}
-    check_inputs(folder, "search", {"fingerprint": scorer.fingerprint, "data": scorer.data_hash(), **inputs})
+    claim_folder(folder, "search", {"fingerprint": scorer.fingerprint, "data": scorer.data_hash(), **inputs})
     return SearchResult.load(folder) if (folder / RECORD).is_file() else None
 
 

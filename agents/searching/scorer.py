@@ -8,9 +8,10 @@ import gymnasium
 
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commands.commandline import format_command
+from das_gym.envs.engine_scoring import EngineScorer
 from das_gym.envs.episodes import ScoredEnv
 from das_gym.envs.scoring import Scorer
-from das_gym.envs.skip_env import EngineScorer, SkipEnv
+from das_gym.envs.skip_env import SkipEnv
 from das_gym.names import check_arguments
 from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.problem.config import ProblemConfig

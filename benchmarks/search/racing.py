@@ -26,8 +26,8 @@ from benchmarks.harness import keep_arrays, make_parser
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import markdown_table
 from das_gym.engine.scores import Scores
+from das_gym.envs.engine_scoring import EngineScorer
 from das_gym.envs.scoring import Scorer
-from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.budget import Budget, Floats, MaskCost, Masks
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.mask_space import MaskSpace, every_mask

@@ -12,8 +12,8 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
+from das_gym.envs.engine_scoring import EngineScorer
 from das_gym.envs.scoring import INFO_KEYS, REWARD_BATCHES
-from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone

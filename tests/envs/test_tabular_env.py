@@ -9,8 +9,8 @@ from gymnasium.vector import AutoresetMode
 
 from das_gym import ENVIRONMENTS
 from das_gym.engine.scores import Scores
+from das_gym.envs.engine_scoring import EngineScorer
 from das_gym.envs.scoring import INFO_KEYS, Scorer
-from das_gym.envs.skip_env import EngineScorer
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.problem import Problem

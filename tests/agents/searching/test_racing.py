@@ -14,7 +14,7 @@ from das_gym.agents.searching.scorer import SCORES
 from synthetic import ENV_ID, StopError, check_replays, stop_after
 
 from benchmarks.search.racing import LossTable
-from das_gym.envs.skip_env import EngineScorer
+from das_gym.envs.engine_scoring import EngineScorer
 from das_gym.problem.mask_space import every_mask
 from tests.made_up_tables import made_up_table
 
