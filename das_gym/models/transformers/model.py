@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class DecoderInputs:
         given: Pixels and sizes of a prompt's images, by `Prompt.image_key`.
         slices: Where a prompt's images lie in the vision tower's batch, by the same key.
         groups: The keys of images that run together outside of layers.
-        tower_reads, decoder_reads: What vision tower and decoder read from the device, whatever the mask.
+        tower_reads, decoder_reads: On a GPU, `HostReads` of vision tower and decoder, which are the same for each mask.
     """
 
     processor: PromptProcessor
@@ -69,8 +69,8 @@ class DecoderInputs:
     given: Mapping[Any, Mapping[str, Tensor]]
     slices: Mapping[Any, ImageSlice]
     groups: Sequence[Sequence[Any]]
-    tower_reads: HostReads
-    decoder_reads: HostReads = field(default_factory=HostReads)
+    tower_reads: AbstractContextManager[Any]
+    decoder_reads: AbstractContextManager[Any]
 
 
 def image_form(encoding: Encoding, pixels: Mapping[str, Tensor]) -> Any:
@@ -215,9 +215,10 @@ class VLM(UnitModel):
         if self.tower is not None:
             given = {key: features[key] for key in wanted}
             forms = {key: image_form(processor.encode(wanted[key]), pixels) for key, pixels in given.items()}
-            with HostReads() as reads:
+            tower_reads, decoder_reads = (nullcontext() if self.device.type == "cpu" else HostReads() for _ in range(2))
+            with tower_reads:
                 hidden, batches, slices, groups = self.tower.record_images(given, self._images_together(forms))
-            later = DecoderInputs(processor, pairs, given, slices, groups, reads)
+            later = DecoderInputs(processor, pairs, given, slices, groups, tower_reads, decoder_reads)
             return State({IMAGE: hidden}, {IMAGE: None}, {"images": batches, "decoder_inputs": later})
         if self.trained_tower is not None:
             features = {key: self.trained_tower.finish_features(outputs) for key, outputs in features.items()}
