@@ -7,6 +7,7 @@ from das_gym.names import lazy_attributes
 _PLACES = {
     "Shrunk": "das_gym.adapt.shrinking.shrink",
     "Tuned": "das_gym.adapt.tuned",
+    "das": "das_gym.adapt.pipeline",
     "finetune": "das_gym.adapt.tuned",
     "load_subnet": "das_gym.adapt.subnets",
     "save": "das_gym.adapt.subnets",
@@ -14,6 +15,7 @@ _PLACES = {
 }
 
 if TYPE_CHECKING:
+    from das_gym.adapt.pipeline import das as das
     from das_gym.adapt.shrinking.shrink import Shrunk as Shrunk
     from das_gym.adapt.shrinking.shrink import shrink as shrink
     from das_gym.adapt.subnets import load_subnet as load_subnet

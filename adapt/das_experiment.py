@@ -9,17 +9,15 @@ python -m adapt das with resume=7                    continue run 7, which was s
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from das_gym.adapt.finetuning import copy_model
 from das_gym.adapt.finished_runs import JOINT_RECORD
-from das_gym.adapt.joint_search import JointTurn, Training, finetune_subnet, joint_search, new_model, phases
+from das_gym.adapt.joint_search import JointTurn, Training, phases
 from das_gym.adapt.phases import evaluation_phases
+from das_gym.adapt.pipeline import FINETUNE, SUPERNET_FILE, Pipeline, UntrainedModel
 from das_gym.adapt.report import (
     BASELINE,
     FULL_MODEL,
@@ -33,82 +31,39 @@ from das_gym.adapt.report import (
     write_answers,
 )
 from das_gym.adapt.settings import JointSearchSettings
-from das_gym.adapt.training import Log, add_prefix
-from das_gym.agents.ask_tell.bandit import Bandit
-from torch import Tensor
 
 from das_gym.commands.commandline import format_command, format_settings
 from das_gym.commands.progress import Phase, print_estimate
 from das_gym.commands.recorded import Run, required_folder
-from das_gym.data.splits import Splits
 from das_gym.drawing.report import Heat, Progress
-from das_gym.files import write_json
-from das_gym.models.random_states import accelerators_of, random_states, restore_random_states
 from das_gym.names import format_count
-from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.budget import Budget
 from das_gym.problem.config import format_problem
-from das_gym.problem.loading import AdaptedModel, check_prompts, load_splits
-from das_gym.problem.mask_space import MaskSpace, skipped_names
-from das_gym.processes import is_main_process, run_on_main_process
+from das_gym.problem.loading import load_splits
+from das_gym.problem.mask_space import skipped_names
+from das_gym.processes import is_main_process
 
-SEARCH_RECORD = "found.json"
-"""The found mask, the layers that it skips, and the turns of the search."""
-
-SUPERNET_FILE = "supernet.safetensors"
-"""The model that trained while masks were searched, as `python -m adapt supernet` writes one."""
-
-LOG_NAMES = {SUBNET: "finetune", FULL_MODEL: "finetune_full_model"}
-"""Under which name the training of each model is logged, and its checkpoint kept."""
-
-
-@dataclass(frozen=True)
-class UntrainedModel:
-    """The untrained model, its data, and the random states from which its copies are trained (`random_states`)."""
-
-    model: AdaptedModel
-    splits: Splits[Any]
-    random_states: list[Tensor]
-
-    @classmethod
-    def load(cls, settings: JointSearchSettings) -> Self:
-        """Load what the settings name; ValueError where it does not suit the pipeline."""
-        pipeline = settings.pipeline
-        splits = load_splits(settings.recipe_problem)
-        model = new_model(settings.recipe_problem, splits, pipeline, settings.seed)
-        states = random_states(accelerators_of([model.backbone.vlp]))
-        n_layers = len(model.backbone.vlp.layers)
-        if pipeline.skip_num > n_layers:
-            raise ValueError(
-                f"`das.skip_num` is out of range: got {pipeline.skip_num}, expected 0..{n_layers}, the layers of the model"
-            )
-        if pipeline.itm_weight:
-            model.task.matching_loss(model.backbone.heads)
-        check_prompts(model, splits)
-        return cls(model, splits, states)
-
-    def copy(self) -> AdaptedModel:
-        """Return a copy of the model, and restore the random states."""
-        # Each training draws the random numbers that it would draw if it had loaded the model itself.
-        restore_random_states(accelerators_of([self.model.backbone.vlp]), self.random_states)
-        return copy_model(self.model)
+FINETUNE_FULL = f"{FINETUNE}_{FULL_MODEL}"
+"""Under which name the training of the full model is logged, and its checkpoint kept."""
 
 
 def run_pipeline(settings: JointSearchSettings, run: Run) -> float | None:
     """Search, fine-tune, evaluate and save; the test metric of the subnet is the result."""
     problem = settings.recipe_problem
     pipeline = settings.pipeline
-    untrained = UntrainedModel.load(settings)
+    splits = load_splits(problem)
+    untrained = UntrainedModel.load(problem, splits, pipeline, settings.seed)
     if settings.estimate:
         print_estimate(_estimated_phases(settings, untrained))
         return None
     folder = required_folder(run)
-    found = _search(settings, untrained, folder, run.log_scalar)
-    mask = np.array(found["mask"], dtype=bool)
-    nothing = np.zeros_like(mask)
-    models = {SUBNET: _finetune(settings, untrained, SUBNET, mask, folder, run.log_scalar)}
+    trainings = Pipeline(untrained, pipeline, settings.seed, settings.train, settings.save_every, folder, run.log_scalar)
+    found = trainings.search(partial(_print_turn, [layer.name for layer in untrained.model.backbone.vlp.layers]))
+    turns = format_count(len(found.history), "turn")
+    print(f"found after {turns}: skip {', '.join(found.skipped_layers) or 'nothing'}")
+    nothing = np.zeros_like(found.mask)
+    models = {SUBNET: trainings.finetune(found.mask, found.supernet)}
     if settings.references:
-        models[FULL_MODEL] = _finetune(settings, untrained, FULL_MODEL, nothing, folder, run.log_scalar)
+        models[FULL_MODEL] = trainings.finetune(nothing, found.supernet, FINETUNE_FULL, FULL_MODEL)
     # Training was divided among processes; evaluation is not.
     if not is_main_process():
         return 0.0
@@ -117,13 +72,14 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float | None:
         full.backbone.vlp.prune(nothing)
         full.backbone.vlp.freeze()
     models[BASELINE] = baseline_model(full)
-    splits = limit_test(untrained.splits, full.task, settings.test_examples)
+    splits = limit_test(splits, full.task, settings.test_examples)
     rows = compare_models(models, splits, settings.rank_images, untrained=[BASELINE])
     report = subnet_report(rows, problem, "searched while adapters trained, then fine-tuned", models[SUBNET])
-    report = dataclasses.replace(report, **search_charts(found["turns"]))
+    record_of_search = found.record()
+    report = dataclasses.replace(report, **search_charts(record_of_search["turns"]))
     write_answers(folder, rows, full.task, splits.test)
     info = dataclasses.asdict(pipeline)
-    content = {"format": "das_gym das 1", "pipeline": info, "search": found}
+    content = {"format": "das_gym das 1", "pipeline": info, "search": record_of_search}
     record = {**command_record(settings, rows, splits, report), **content}
     report.print()
     finish_subnet_run(run, folder, models[SUBNET], info, record, JOINT_RECORD)
@@ -149,49 +105,6 @@ def search_charts(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     probabilities = [[1 / (1 + math.exp(-g)) for g in turn["preferences"]] for turn in turns if turn["preferences"]]
     progress = Progress(rewards, list(accumulate(rewards, max))) if rewards else None
     return {"progress": progress, "heat": Heat.from_turns(probabilities)}
-
-
-def _search(settings: JointSearchSettings, untrained: UntrainedModel, folder: Path, log: Log) -> dict[str, Any]:
-    """Return the content of `SEARCH_RECORD`. A search that had ended when the run was stopped is logged again."""
-    pipeline = settings.pipeline
-    model = untrained.copy()
-    names = tuple(layer.name for layer in model.backbone.vlp.layers)
-    space = MaskSpace(Budget(len(names), pipeline.skip_num))
-    training = Training(model, untrained.splits, pipeline, settings.seed, settings.train)
-    mask, turns = joint_search(
-        training,
-        untrained.splits,
-        Bandit(space, settings.seed, learning_rate=pipeline.update_rate),
-        folder / "search.pt",
-        add_prefix("search", log),
-        partial(_print_turn, names),
-        settings.save_every,
-    )
-    skipped = skipped_names(names, mask)
-    found = {"mask": mask.astype(int).tolist(), "skipped_layers": skipped, "turns": [vars(turn) for turn in turns]}
-    if is_main_process():
-        model.adaptation(kind="supernet", **dataclasses.asdict(pipeline)).save(folder / SUPERNET_FILE)
-        write_json(folder / SEARCH_RECORD, found)
-    # All processes train the same mask, once the main one has written the supernet.
-    found = run_on_main_process(lambda: found)
-    print(f"found after {format_count(len(turns), 'turn')}: skip {', '.join(skipped) or 'nothing'}")
-    return found
-
-
-def _finetune(
-    settings: JointSearchSettings, untrained: UntrainedModel, name: str, mask: np.ndarray, folder: Path, log: Log
-) -> AdaptedModel:
-    """Return a model without the layers of a mask, trained as the settings say; a stopped training continues."""
-    model = untrained.copy()
-    pipeline = settings.pipeline
-    if pipeline.finetune_from == "search":
-        Adaptation.load(folder / SUPERNET_FILE).apply(model.backbone.vlp, model.head, model.backbone.base)
-    model.backbone.vlp.prune(mask)
-    training = Training(model, untrained.splits, pipeline, settings.seed, settings.train)
-    checkpoint = folder / f"{LOG_NAMES[name]}.pt"
-    finetune_subnet(training, checkpoint, add_prefix(LOG_NAMES[name], log), settings.save_every, name)
-    model.backbone.vlp.freeze()
-    return model
 
 
 def _print_turn(names: Sequence[str], turn: JointTurn) -> None:

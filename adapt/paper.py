@@ -3,12 +3,23 @@
 `python -m adapt paper` prints them (`das_gym.adapt.paper_command`), `python -m adapt das with paper` runs with them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from das_gym.commands.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range, Settings, choice
+from das_gym.commands.settings import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Settings,
+    build,
+    choice,
+)
 from das_gym.names import check_names
-from das_gym.registration import TASKS, find_class
+from das_gym.problem.config import ProblemConfig
+from das_gym.registration import MODELS, TASKS, find_class
 
 
 @dataclass(frozen=True)
@@ -233,6 +244,30 @@ def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any)
     cls = find_class(TASKS[task].task)
     ours |= {"reward_examples": cls.reward_examples, "batch_size": cls.examples_for_pairs(ours["batch_size"])}
     return replace(paper, **{**ours, **changes})
+
+
+def pipeline_settings(model: str, task: str, recipe: str, changes: Mapping[str, Any]) -> DASSettings:
+    """Return the settings of a recipe with changes, which are checked.
+
+    Adapter widths that are not given are left to a checkpoint that may have some.
+
+    Args:
+        model: A key of `MODELS`.
+        task: A key of `TASKS`.
+        recipe: `das_gym` or `paper`.
+        changes: Fields of `DASSettings` that differ.
+    """
+    own = {} if MODELS[model].reads_prompts else {"bottleneck": None, "skip_bottleneck": None}
+    return build(DASSettings, changes, "setting of das,", das_settings(model, task, recipe, **own))
+
+
+def recipe_problem(problem: ProblemConfig, pipeline: DASSettings) -> ProblemConfig:
+    """Return model and data with the lengths of the recipe; its image size is for a checkpoint that is given."""
+    return replace(
+        problem,
+        max_text_length=problem.max_text_length or pipeline.max_text_length,
+        image_size=problem.image_size or (pipeline.image_size if problem.checkpoint else None),
+    )
 
 
 def recipe_changes(model: str) -> dict[str, tuple[Any, str]]:

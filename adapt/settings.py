@@ -1,11 +1,10 @@
 """Settings of training, and of the commands of `python -m adapt` that keep runs."""
 
-import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
+from das_gym.adapt.paper import RECIPES, DASSettings, pipeline_settings, recipe_problem
 from das_gym.agents.settings import SearchConfig
 
 from das_gym.commands.runs import RunSettings
@@ -17,13 +16,11 @@ from das_gym.commands.settings import (
     Range,
     Seed,
     Settings,
-    build,
     choice,
     nested,
 )
 from das_gym.files import check_file
 from das_gym.problem.config import ProblemConfig
-from das_gym.registration import MODELS
 
 SAVED_DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Allowed values of the setting for the saved dtype."""
@@ -226,19 +223,12 @@ class JointSearchSettings(RunSettings, group="Pipeline"):
     @cached_property
     def pipeline(self) -> DASSettings:
         """The settings of the pipeline. Adapter widths that are not given are left to a checkpoint that may have some."""
-        own = {} if MODELS[self.problem.model].reads_prompts else {"bottleneck": None, "skip_bottleneck": None}
-        recipe = das_settings(self.problem.model, self.problem.task, self.recipe, **own)
-        return build(DASSettings, self.das, "setting of das,", recipe)
+        return pipeline_settings(self.problem.model, self.problem.task, self.recipe, self.das)
 
     @cached_property
     def recipe_problem(self) -> ProblemConfig:
         """Model and data with the lengths of the recipe; its image size is for a checkpoint that is given."""
-        own = self.problem
-        return dataclasses.replace(
-            own,
-            max_text_length=own.max_text_length or self.pipeline.max_text_length,
-            image_size=own.image_size or (self.pipeline.image_size if own.checkpoint else None),
-        )
+        return recipe_problem(self.problem, self.pipeline)
 
 
 @dataclass(frozen=True)

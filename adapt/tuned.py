@@ -42,7 +42,7 @@ from das_gym.tables.build import data_hash
 ADAPTER = "adapter"
 """The method of `finetune` that trains a model's own adapters, as `python -m adapt` does."""
 
-CHECKPOINT = "finetune.pt"
+CHECKPOINT = "finetuning.pt"
 """What a stopped fine-tuning continues from."""
 
 HASHED_EXAMPLES = 64
@@ -56,7 +56,7 @@ class Tuned(Summary):
     Attributes:
         subnet: The model with its head and task, as `load_subnet` returns it.
         problem: The problem that it was trained for, which stays as it is.
-        method: How it was trained: `adapter`, or a method of `das_gym.adapt.methods`.
+        method: How it was trained: `adapter`, a method of `das_gym.adapt.methods`, or `das` for the paper's pipeline.
         info: Settings of the training, JSON values.
         trained: What a method of `das_gym.adapt.methods` trained; None for `adapter`, whose adapters are in the model.
         trained_parameters: Number of parameters that trained.
@@ -219,7 +219,7 @@ def tuned_adapters(
     subnet = without_layers(base, mask)
     config, _ = resolve_defaults(config, subnet)
     train_subnet(subnet, problem.splits, config, "fine-tuning", checkpoint, log)
-    return _finished(problem, subnet, ADAPTER, asdict(config), None, _trained_parameters(subnet))
+    return _finished(problem, subnet, ADAPTER, asdict(config), None, count_trained(subnet))
 
 
 def _tuned_by_method(
@@ -238,7 +238,7 @@ def _tuned_by_method(
     model, _ = with_method(base, method, config.seed)
     if mask.any() and name != MASKED:
         model.backbone.vlp.prune(mask)
-    count = _trained_parameters(model)
+    count = count_trained(model)
     train_subnet(model, problem.splits, config, f"fine-tuning, {method.title}", checkpoint, log)
     trained = to_adaptation(model, name, method, **asdict(config))
     method.finish(model.backbone.vlp)
@@ -252,7 +252,8 @@ def _finished(
     return Tuned(model, problem, method, info, trained, count)
 
 
-def _trained_parameters(model: AdaptedModel) -> int:
+def count_trained(model: AdaptedModel) -> int:
+    """Return the number of parameters of a model and its head that require a gradient."""
     parameters: set[nn.Parameter] = {*model.backbone.vlp.parameters(), *model.head.parameters()}  # a head may be a part
     return sum(p.numel() for p in parameters if p.requires_grad)
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt import Tuned, finetune, load_subnet
+from das_gym.adapt import Tuned, das, finetune, load_subnet
 from das_gym.adapt.compare.training import MethodVariant, TrainingRows
 from das_gym.adapt.finetuning import with_new_head
 from das_gym.adapt.run_commands import adapt as command
@@ -119,6 +119,14 @@ def test_a_live_model_trains_as_that_of_its_folder(live, problem_of, tmp_path):
     assert tuned.evaluate() == of_folder.evaluate()
     with pytest.raises(ValueError, match="from_pretrained"):
         tuned.save(tmp_path / "saved")
+
+
+def test_the_pipeline_of_a_live_model_is_that_of_its_folder(live, problem_of):
+    short = {"search_epochs": 1, "warmup_epochs": 0, "finetune_epochs": 1, "skip_num": 1, "batch_size": 4}
+    found, tuned = das(live, reward_examples=2, **short)
+    other, of_folder = das(problem_of("llava"), reward_examples=2, projector_learning_rate=0.0, **short)
+    assert found.record() == other.record()
+    assert are_equal(trained(tuned), trained(of_folder))
 
 
 def test_evaluate_and_predict_take_rows(small):

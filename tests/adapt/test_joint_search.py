@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt import load_subnet
-from das_gym.adapt.das_experiment import SUPERNET_FILE, UntrainedModel
+from das_gym.adapt import das, load_subnet
 from das_gym.adapt.joint_search import JointTurn, Training, Turns, joint_search, new_model, reward_examples
 from das_gym.adapt.paper import DASSettings, das_settings
+from das_gym.adapt.pipeline import SUPERNET_FILE, UntrainedModel
 from das_gym.adapt.run_commands import check_das
 from das_gym.adapt.run_commands import das as ex
 from das_gym.adapt.settings import JointSearchSettings, TrainingConfig
@@ -266,7 +266,8 @@ def test_each_training_starts_from_the_same_random_states(bare_kwargs):
     """Also on a GPU, from whose numbers dropout is drawn there."""
     problem = {**bare_kwargs, "image_size": 96}
     settings = build(JointSearchSettings, {"problem": problem, "das": SHORT})
-    untrained = UntrainedModel.load(settings)
+    splits = load_splits(settings.recipe_problem)
+    untrained = UntrainedModel.load(settings.recipe_problem, splits, settings.pipeline, settings.seed)
     device = untrained.model.backbone.vlp.device
     drawn = []
     for _ in range(2):
@@ -280,3 +281,34 @@ def test_das_rejects_adapter_widths_of_another_checkpoint(small_kwargs, tmp_path
     with pytest.raises(RunError, match=r"got \(16, 64\) .*, expected \(24, 64\)"):
         ex.run(config_updates={**given, "runs_dir": str(tmp_path)})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("family", ["small", "decoder"])
+def test_das_is_the_command_in_memory(family, small_kwargs, tiny_llava, tmp_path, capsys):
+    small = {"model": "METER", "task": "vqa", **small_kwargs, "image_size": 96}
+    given = {"small": small, "decoder": {"model": "VLM", "task": "answering", **tiny_llava}}[family]
+    settings = {**SHORT, "finetune_epochs": 1, "batch_size": 4 if family == "decoder" else 80, "skip_num": 1}
+    command = {"problem": given, "das": settings, "references": False, "test_examples": 2, "runs_dir": str(tmp_path)}
+    ex.run(config_updates=command)
+    problem = load_problem(ProblemConfig(**given))
+    state = torch.get_rng_state()
+    capsys.readouterr()
+    found, tuned = das(problem, progress=False, folder=tmp_path / "mine", **settings)
+    assert "".join(capsys.readouterr()) == ""
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.record() == read_json(tmp_path / "1" / "found.json") == read_json(tmp_path / "mine" / "found.json")
+    wanted = Adaptation.load(tmp_path / "1" / "adapter.safetensors").tensors
+    mine = tuned.subnet.adaptation().tensors
+    assert mine.keys() == wanted.keys()
+    assert all(torch.equal(mine[name], tensor) for name, tensor in wanted.items())
+    with pytest.raises(ValueError, match="another `skip_num`"):
+        das(problem, folder=tmp_path / "mine", **{**settings, "skip_num": 2})
+
+
+@pytest.mark.parametrize(
+    ("given", "word"), [({"skip_nun": 2}, "skip_num"), ({"skip_num": 13}, "skip_num"), ({"recipe": "papers"}, "paper")]
+)
+def test_das_names_a_wrong_argument(given, word, small_kwargs):
+    with pytest.raises(ValueError, match=word) as error:
+        das(load_problem(ProblemConfig(**small_kwargs)), **given)
+    assert "\n" not in str(error.value)
