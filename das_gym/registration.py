@@ -123,6 +123,11 @@ class EnvEntry:
         return f"{self.id.removesuffix('-v0')}-Tabular-v0"
 
     @property
+    def per_input_id(self) -> str:
+        """The id of the environment in which an episode is one example: `DAS-METER-VQA-PerInput-v0`."""
+        return f"{self.id.removesuffix('-v0')}-PerInput-v0"
+
+    @property
     def is_bundled(self) -> bool:
         """Whether model and data are bundled with das_gym, and a supernet if the model needs one."""
         entry = MODELS[self.model]
@@ -406,18 +411,19 @@ def _check_entry(entry: Any, kind: type[Any], table: Mapping[str, Any], *fields:
 
 
 def register_all() -> None:
-    """Register the model and table environments that are not registered yet."""
+    """Register the environments of all models and tasks that are not registered yet."""
     live = "das_gym.envs.skip_env:Skip"
     tabular = "das_gym.envs.tabular_env:Tabular"
+    per_input = "das_gym.envs.per_input:PerInput"
     for model in MODELS.values():
         for task in TASKS.values():
             if model.reads != task.gives:
                 continue
             entry = EnvEntry(f"DAS-{model.name}-{task.title}-v0", model.name, task.name, task.data)
             ENVIRONMENTS[entry.id] = entry
-            for id, env in ((entry.id, live), (entry.tabular_id, tabular)):
+            for id, env in ((entry.id, live), (entry.tabular_id, tabular), (entry.per_input_id, per_input)):
                 _register(id, env, {"model": entry.model, "task": entry.task})
-    _register(LIVE_ENV, live, {"problem": ""})  # which is no Problem: one has to be given
+    _register(LIVE_ENV, "das_gym.envs.per_input:Live", {"problem": ""})  # which is no Problem: one has to be given
     for id, (live_id, _) in CHECKPOINT_TABLES.items():
         if id in registry:  # a model that replaces a bundled one need not have its checkpoints
             continue

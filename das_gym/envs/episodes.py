@@ -36,8 +36,7 @@ class Episodes:
 
     def reset(self, rng: np.random.Generator, seeded: bool, options: Any) -> None:
         """Start all episodes; a seed also restarts the reward examples. ValueError for any `options`."""
-        if options:
-            raise ValueError(f"`options` of reset are not supported: got {options!r}, expected None. Leave it out.")
+        check_no_options(options)
         # Gymnasium: a seed makes the episodes that follow repeat, so that examples and counts begin again.
         if seeded:
             self.scorer.restart()
@@ -317,6 +316,12 @@ class ScoredVectorEnv(ScoredEpisodes, MaskVectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         self.template.close()
+
+
+def check_no_options(options: Any) -> None:
+    """Raise ValueError for options of a reset."""
+    if options:
+        raise ValueError(f"`options` of reset are not supported: got {options!r}, expected None. Leave it out.")
 
 
 def with_presence(arrays: dict[str, np.ndarray], present: np.ndarray) -> dict[str, Any]:

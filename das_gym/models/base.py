@@ -85,6 +85,18 @@ def tensor_bytes(part: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
+def summarize_tokens(rows: Tensor, real: Tensor, places: Tensor) -> Tensor:
+    """Return (rows, 2, size): the mean of the tokens whose weight in `real`, (rows, tokens), is 1, and the token at `places`.
+
+    Args:
+        rows: (rows, tokens, size) hidden vectors.
+        real: (rows, tokens) of the same dtype, 1 for the tokens to average over, else 0; without any the mean is 0.
+        places: (rows,) int64 positions.
+    """
+    means = torch.bmm(real[:, None], rows)[:, 0] / real.sum(1, keepdim=True).clamp(min=1)
+    return torch.stack((means, rows[torch.arange(len(rows), device=rows.device), places]), dim=1)
+
+
 @dataclass(frozen=True)
 class Site:
     """A sub-layer of a skippable layer, as methods of fine-tuning find it.
@@ -166,6 +178,7 @@ class VLP(nn.Module, ABC):
         gradient_checkpointing: Whether to use gradient checkpointing.
         front: Number of stages before the one where `enter_stage` does something; results up to there are worth caching.
         streams_apart: Whether text and image enter stage 0 as separate streams, so that one image can serve many texts.
+        selects_rows: Whether `select_rows` works: each row of a state's tensors belongs to one pair.
     """
 
     layers: tuple[Layer, ...]
@@ -177,6 +190,7 @@ class VLP(nn.Module, ABC):
     untrainable: str = ""
     front: int = 0
     streams_apart: ClassVar[bool] = False
+    selects_rows: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -376,6 +390,25 @@ class VLP(nn.Module, ABC):
         """Return the position of the token that statistics read in each row, (batch,) int64; usually the token of `pool`."""
         hidden = state.hidden[stream]
         return torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+
+    def select_rows(self, state: State, rows: Tensor) -> State:
+        """Return the state of some rows of a batch, (n,) int64, if `selects_rows`."""
+        size = len(next(iter(state.hidden.values())))
+
+        def select(value: Any) -> Any:
+            return value[rows] if isinstance(value, Tensor) and len(value) == size else value
+
+        parts = (state.hidden, state.attend, state.extras)
+        return State(*({name: select(value) for name, value in part.items()} for part in parts))
+
+    def summarize_rows(self, state: State, stream: str) -> Tensor:
+        """Return what a policy per input sees of a stream: (rows, 2, hidden_size), the tokens' mean and the pooled token.
+
+        Nothing in it depends on an answer that the batch holds.
+        """
+        rows, attend = self.split_rows(state, stream, state.hidden[stream])
+        real = rows.new_ones(rows.shape[:2]) if attend is None else attend[:, 0, -1].to(rows)
+        return summarize_tokens(rows, real, self.pooled_tokens(state, stream))
 
     def split_rows(self, state: State, stream: str, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return a stream's values per token in rows of one pair or prompt, and the attention mask of these rows.

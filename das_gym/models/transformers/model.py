@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das_gym.models.base import Forward, Kept, Mark, Memo, State, no_mark, no_memo
+from das_gym.models.base import Forward, Kept, Mark, Memo, State, no_mark, no_memo, summarize_tokens
 from das_gym.models.inputs import BLOCK, Prompt, to_device
 from das_gym.models.macs import MacCounter, count_macs
 from das_gym.models.transformers import driver, linear_skips
@@ -127,6 +127,8 @@ class VLM(UnitModel):
         >>> [layer.name for layer in vlm.layers][:2]
         ['decoder.0', 'decoder.1']
     """
+
+    selects_rows = False  # prompts share the tokens of an image, and its layers' arguments are recorded for a batch
 
     def __init__(self, model: Any, units: str = "layers", capabilities: ModelCapabilities = DEFAULT_CAPABILITIES) -> None:
         super().__init__(model, units, capabilities)
@@ -437,6 +439,19 @@ class VLM(UnitModel):
             slices = [later.slices.get(prompt.image_key) for prompt in later.prompts]
             rows, real = padded_images(hidden, state.extras["images"], slices)
         return rows, real[:, None, None]
+
+    def summarize_rows(self, state: State, stream: str) -> Tensor:
+        """Return the mean of the prompt and its last token, as they are before the answer is read; see `VLP`.
+
+        Of a text that is predicted from its beginning, this is the first token.
+        """
+        if stream == IMAGE:
+            return super().summarize_rows(state, stream)
+        blocks = state.extras["blocks"]
+        rows, real = driver.padded_rows(blocks, state.hidden[stream])
+        last = torch.cat([torch.full_like(block.firsts, block.prefix + block.first) for block in blocks])
+        seen = real & (torch.arange(rows.shape[1], device=rows.device) <= last[:, None])
+        return summarize_tokens(rows, seen.to(rows), last)
 
     def pooled_tokens(self, state: State, stream: str) -> Tensor:
         if stream == IMAGE:
