@@ -3,14 +3,13 @@
     OMP_NUM_THREADS=1 python -m benchmarks.per_input                    METER-mini, VQA, 256 environments
     OMP_NUM_THREADS=1 python -m benchmarks.per_input --model ViLT --num-envs 64
 
-Actions are random: each unit is skipped for an example with probability 0.4, so that the rows of a batch disagree. An episode
-is one `step` a stage of the vector environment, the last of which also starts the next episode. All examples have been seen
-before, so that encoder outputs come from the cache. `layers` are the kept layers, and `skip adapters` those of the skipped ones,
-of the same examples under the same masks, on rows selected before the clock starts. Times are processor times of this process,
-medians over episodes; each episode is followed by its layers alone.
+Actions are random: each unit is skipped for an example with probability 0.4, so that the rows of a batch disagree. An
+episode is one `step` a stage of the vector environment, the last of which also starts the next episode. All examples have
+been seen before, so that encoder outputs come from the cache. `layers` are the kept layers, and `skip adapters` those of the
+skipped ones, of the same examples under the same masks, on rows selected before the clock starts. Times are processor times
+of this process, medians over episodes; each episode is followed by its layers alone.
 """
 
-import argparse
 import time
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 import das_gym  # noqa: F401 - registers the environments
-from benchmarks.machine import make_parser
+from benchmarks.harness import make_parser
 from das_gym.models.inputs import to_device
 
 SKIP = 0.4
@@ -67,18 +66,20 @@ def layer_seconds(problem: Any, examples: list[Any], masks: np.ndarray) -> tuple
     return seconds[0], seconds[1]
 
 
-def measure(model: str, task: str, num_envs: int, repetitions: int) -> np.ndarray:
-    """Return (repetitions, 3) processor times in seconds: episodes, their kept layers, their skip adapters."""
-    env: Any = gymnasium.make_vec(f"DAS-{model}-{task}-PerInput-v0", num_envs=num_envs, split="test", order="cycle")
+def measure(env: Any, repetitions: int) -> np.ndarray:
+    """Return (repetitions, 3) processor times in seconds: episodes, their kept layers, their skip adapters.
+
+    `env` is a vector environment with `order="cycle"`.
+    """
     env.reset(seed=0)
     problem = env.problem
-    masks = np.random.default_rng(0).random((num_envs, len(problem.layer_names))) < SKIP
-    for _ in range(1 + len(problem.splits.test) // num_envs):  # encodes all examples
+    masks = np.random.default_rng(0).random((env.num_envs, len(problem.layer_names))) < SKIP
+    for _ in range(1 + len(env.episodes.examples) // env.num_envs):  # encodes all examples
         run_episode(env, masks)
     found = []
     for _ in range(repetitions):
         seconds, places = run_episode(env, masks)
-        examples = [problem.splits.test[place] for place in places.tolist()]
+        examples = [env.episodes.examples[place] for place in places.tolist()]
         found.append((seconds, *layer_seconds(problem, examples, masks)))
     return np.array(found)
 
@@ -90,12 +91,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--task", default="VQA", choices=("VQA", "NLVR2", "F30K"))
     parser.add_argument("--num-envs", type=int, default=256)
     parser.add_argument("--repetitions", type=int, default=9)
-    options: argparse.Namespace = parser.parse_args(arguments)
-    found = measure(options.model, options.task, options.num_envs, options.repetitions)
+    options = parser.parse_args(arguments)
+    id = f"DAS-{options.model}-{options.task}-PerInput-v0"
+    found = measure(gymnasium.make_vec(id, num_envs=options.num_envs, split="test", order="cycle"), options.repetitions)
     episode, layers, adapters = (float(np.median(column)) for column in found.T)
     ratios = found[:, 0] / found[:, 1]
     with_adapters = float(np.median(found[:, 0] / found[:, 1:].sum(1)))
-    print(f"{options.model}-mini, {options.task}, {options.num_envs} environments, {torch.get_num_threads()} threads")
+    print(f"{id}, {options.num_envs} environments, {torch.get_num_threads()} threads")
     print(f"episode {1000 * episode:.0f} ms, layers {1000 * layers:.0f} ms, skip adapters {1000 * adapters:.0f} ms")
     print(f"episode / layers: {np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})")
     print(f"episode / (layers and skip adapters): {with_adapters:.2f}")

@@ -66,10 +66,11 @@ class StageMode(ActionMode):
     def _bits(self, array: np.ndarray, batch: tuple[int, ...]) -> np.ndarray:
         """Return (m, width) bool; bit 0 of a number is the stage's first unit."""
         shape = batch if self.is_discrete else (*batch, self.width)
-        most = 2**self.width - 1 if self.is_discrete else 1
-        if array.shape != shape or array.dtype.kind not in "biu" or not ((array >= 0) & (array <= most)).all():
-            got = f"shape {array.shape} and dtype {array.dtype}, {array.tolist()!r:.60}"
-            raise ValueError(f"`action` is not in the space: got {got}, expected integers 0..{most} of shape {shape}")
+        choices = 2**self.width if self.is_discrete else 2
+        # policies of Stable-Baselines3 give the bits as floats
+        if array.shape != shape or not np.isin(array, np.arange(choices)).all():
+            got = f"{array.tolist()!r:.80} of shape {array.shape}"
+            raise ValueError(f"`action` is not in the space: got {got}, expected integers 0..{choices - 1} of shape {shape}")
         bits = array[..., None].astype(np.int64) >> np.arange(self.width) & 1 if self.is_discrete else array
         return bits.astype(bool).reshape(self.rows, self.width)
 
@@ -243,7 +244,7 @@ class PerInputEnv(MaskEnv, gymnasium.Env[Any, Any]):
     ## Action Space
     `action="mask"`: `MultiBinary(units of a stage)`, 1 = skipped: 2 for METER (text layer, image layer), 1 for ViLT and
     transformers models.
-    `action="discrete"`: `Discrete(2 ** units)`, the number whose bit i says whether unit i of the stage is skipped.
+    `action="discrete"`: `Discrete(2 ** units)`, a number whose bit i is 1 if unit i of the stage is skipped.
     An action of another shape, or outside the space, raises a ValueError.
 
     ## Observation Space
@@ -256,7 +257,7 @@ class PerInputEnv(MaskEnv, gymnasium.Env[Any, Any]):
     0 before the last stage, then -(loss + price * share), of the loss of this example in nats and the MACs of its mask as
     a share of the model without adapters. Discount by `gamma=1`. A loss above 100, or none, counts as 100.
     With `macs_saved`, the price is a multiplier: each episode adds `price_step` times its share of MACs minus
-    `1 - macs_saved`, so that it rises until that much is saved on average. It is the same for episodes that run side by side.
+    `1 - macs_saved`, so that it rises until that much is saved on average. Episodes side by side share it.
 
     ## Starting State
     The vectors that enter the first stage, of the next example in `order`. A seed starts with a new order, and `price`.

@@ -86,7 +86,7 @@ def tensor_bytes(part: Any) -> int:
 
 
 def summarize_tokens(rows: Tensor, real: Tensor, places: Tensor) -> Tensor:
-    """Return (rows, 2, size): the mean of the tokens whose weight in `real`, (rows, tokens), is 1, and the token at `places`.
+    """Return (rows, 2, size): the mean of the real tokens of each row, and the token at its place.
 
     Args:
         rows: (rows, tokens, size) hidden vectors.

@@ -16,7 +16,7 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector.utils import batch_space
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS
+from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS, LIVE_ENV
 
 ACTIONS = ("mask", "sequence", "scores")
 TABULAR = [entry.tabular_id for entry in ENVIRONMENTS.values() if entry.table is not None]
@@ -41,7 +41,8 @@ def kwargs(small_kwargs) -> dict[str, Any]:
 
 
 def test_all_ids_are_listed():
-    ids = {*LIVE, *TABULAR, *UNMADE, *CHECKPOINT_TABLES}
+    per_input = {entry.per_input_id for entry in ENVIRONMENTS.values()}
+    ids = {*LIVE, *TABULAR, *UNMADE, *CHECKPOINT_TABLES, *per_input, LIVE_ENV}
     assert {id for id in registry if id.startswith("DAS-")} == ids
 
 
