@@ -29,6 +29,7 @@ from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, speedup
 from das_gym.processes import is_main_process
 from das_gym.registration import score_texts
+from das_gym.summaries import Summary
 from das_gym.tasks.base import Task
 
 FULL, CONTROL, SHRUNK, RECOVERED = "full", "control", "shrunk", "recovered"
@@ -91,8 +92,8 @@ class Scored(NamedTuple):
     scores: np.ndarray
 
 
-@dataclass(frozen=True)
-class Measured:
+@dataclass(frozen=True, repr=False)
+class Measured(Summary):
     """The results of all models on the same examples, the full model first and the saved model last.
 
     `scored` may also have `CONTROL`, the full model after the same training as the saved one.
@@ -101,6 +102,16 @@ class Measured:
     rows: dict[str, ShrunkModelResult]
     scored: Mapping[str, Scored]
     metric: str
+
+    def facts(self) -> dict[str, str]:
+        """Return score, loss, size and speed of each model in words, by name."""
+        found = {}
+        for name, row in self.rows.items():
+            speed = row.decode_speedup
+            faster = "" if speed is None else f", {speed.ratio:.2f} times as fast ({speed.low:.2f} to {speed.high:.2f})"
+            saved = f"{row.parameters:,} parameters, {100 * row.macs_saved:.1f} % of the MACs saved"
+            found[name] = f"{100 * row.score:.1f} % {self.metric}, loss {row.loss:.4f} nats, {saved}{faster}"
+        return found
 
     @property
     def control(self) -> Quality | None:

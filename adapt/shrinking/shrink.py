@@ -58,8 +58,10 @@ from das_gym.models.transformers.model import VLM
 from das_gym.names import check_names
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, example_costs, shuffled
+from das_gym.problem.mask_space import skipped_names
 from das_gym.problem.problem import Problem
 from das_gym.processes import run_on_main_process
+from das_gym.summaries import Summary
 
 COMPUTE_SETTINGS = (
     "save_every",
@@ -72,7 +74,7 @@ COMPUTE_SETTINGS = (
 
 
 @dataclass(eq=False, repr=False)
-class Shrunk:
+class Shrunk(Summary):
     """A smaller model in memory, with what made it. Weights that did not change are shared with the full model.
 
     Attributes:
@@ -127,13 +129,16 @@ class Shrunk:
         what = "the bundled data" if config.data_root is None else Path(config.data_root).name
         return f"{len(self.test):,} test examples of {what}"
 
-    def __repr__(self) -> str:
-        removed = int(self.mask.sum())
-        parameters = sum(p.numel() for p in self.model.parameters())
-        return (
-            f"Shrunk({type(self.model).__name__} without {removed} of {len(self.mask)} units, {parameters:,} parameters, "
-            f"recover={self.recovery.recover!r})"
-        )
+    def facts(self) -> dict[str, str]:
+        """Return what is left and how it was recovered, in words, by name."""
+        parameters, before = (sum(p.numel() for p in vlm.model.parameters()) for vlm in (self.vlm, self.full))
+        return {
+            "model": type(self.model).__name__,
+            "removed": ", ".join(skipped_names(self.problem.layer_names, self.mask)) or "nothing",
+            "parameters": f"{parameters:,} of {before:,}",
+            "recovery": self.recovery.recover,
+            "saved in": str(self.dtype).removeprefix("torch."),
+        }
 
     def evaluate(self, rows: Any = None) -> Quality:
         """Return score with its 95 % interval, and loss, on the test rows of the problem, or on given `rows`.

@@ -164,7 +164,8 @@ class Problem(Summary):
             ValueError: A setting is unknown or not allowed, or a file cannot be read.
         """
         given = {"model": model, "task": task, "checkpoint": checkpoint, "data_root": data_root, **settings}
-        return cast(Self, load_problem(build(ProblemConfig, given)))
+        with kept_random_states():
+            return cast(Self, load_problem(build(ProblemConfig, given)))
 
     @property
     def vlp(self) -> VLP:

@@ -48,7 +48,7 @@ def test_a_problem_and_the_random_state_stay_as_they_are(problem_of, recover):
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, before[name][0]) and p.requires_grad == before[name][1] for name, p in full.named_parameters())
     assert small.model.config.text_config.num_hidden_layers == 2
-    assert "without 2 of 4 units" in repr(small)
+    assert "removed: decoder.1, decoder.3" in repr(small)
 
 
 def test_twice_and_for_two_models_in_turn_gives_the_same(problem_of):
