@@ -26,10 +26,8 @@ from das_gym.adapt.shrinking.measuring import (
     RECOVERED,
     SHRUNK,
     Measured,
-    Quality,
     Scored,
     measure,
-    score_model,
     score_once,
 )
 from das_gym.adapt.shrinking.recovery import Teacher, make_teacher, merge_into_copies, recover_student, training_rows
@@ -57,6 +55,7 @@ from das_gym.models.transformers.loading import auto_class, source_dtype
 from das_gym.models.transformers.model import VLM
 from das_gym.names import check_names
 from das_gym.problem.costs import Costs
+from das_gym.problem.evaluation import Evaluation, evaluate_in_words
 from das_gym.problem.loading import AdaptedModel, example_costs, shuffled
 from das_gym.problem.mask_space import skipped_names
 from das_gym.problem.problem import Problem
@@ -140,14 +139,14 @@ class Shrunk(Summary):
             "saved in": str(self.dtype).removeprefix("torch."),
         }
 
-    def evaluate(self, rows: Any = None) -> Quality:
+    def evaluate(self, rows: Any = None) -> Evaluation:
         """Return score with its 95 % interval, and loss, on the test rows of the problem, or on given `rows`.
 
         Args:
             rows: A `datasets.Dataset` or a list of dicts, as `Problem.from_model` takes them; None is the test rows.
         """
         examples = self.test if rows is None else self.problem.examples_of(rows)
-        return score_model(self.vlm, self.problem.task, examples, "smaller model", self.metric).quality
+        return cast(Evaluation, evaluate_in_words(self.vlm, self.problem.task, examples, "smaller model", self.metric))
 
     def measure(self, control: bool | None = False) -> Measured:
         """Measure quality, costs and latency of the full model, the one without repair, and this one, on the test rows.
