@@ -234,7 +234,7 @@ def das(
         FloatingPointError: The training diverged.
 
     Example:
-        >>> found, tuned = das_gym.adapt.das(problem, skip_num=4)  # doctest: +SKIP
+        `found, tuned = das_gym.adapt.das(problem, skip_num=4)`
     """
     if not isinstance(problem, Problem):
         raise TypeError(f"`problem` is not a Problem: got {brief(problem)}, expected das_gym.Problem.from_model(...)")

@@ -171,8 +171,11 @@ def finetune(
         FloatingPointError: The training diverged.
 
     Example:
-        >>> tuned = das_gym.adapt.finetune(problem, found.mask, steps=300)  # doctest: +SKIP
-        >>> tuned.evaluate().score, tuned.save("tuned")  # doctest: +SKIP
+        >>> import das_gym
+        >>> problem = das_gym.Problem.from_pretrained("METER", task="vqa")
+        >>> tuned = finetune(problem, [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], steps=1)  # one step shows how, 300 train
+        >>> [name for name, skipped in zip(problem.layer_names, tuned.mask) if skipped]
+        ['text.4']
     """
     if not isinstance(problem, Problem):
         raise TypeError(f"`problem` is not a Problem: got {brief(problem)}, expected das_gym.Problem.from_model(...)")

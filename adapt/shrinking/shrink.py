@@ -279,8 +279,11 @@ def shrink(
         TypeError: The problem is not of a transformers model.
 
     Example:
-        >>> small = das_gym.adapt.shrink(problem, found.mask, recover="linear+lora", steps=100)  # doctest: +SKIP
-        >>> small.save_pretrained("smaller")  # doctest: +SKIP
+        >>> import das_gym
+        >>> problem = das_gym.Problem.from_pretrained("VLM", task="answering")
+        >>> small = shrink(problem, [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0], recover="none")
+        >>> small.model.config.text_config.num_hidden_layers
+        11
     """
     full = as_vlm(problem)
     problem.backbone.origin.check_unchanged()
