@@ -36,7 +36,8 @@ COPIES = {
 """Pages copied from files outside docs/, with their section of the navigation."""
 
 SOURCES = {f"../{source}": page for page, (source, _) in COPIES.items()} | {
-    "../das_gym/envs/skip_env.py": "environments/index.md"
+    "../das_gym/envs/skip_env.py": "environments/index.md",
+    "../das_gym/envs/per_input.py": "environments/per_input.md",
 }
 """Link targets in docs/ that work on GitHub, and the page of the site for each."""
 
@@ -45,7 +46,7 @@ def on_config(config: Any) -> Any:
     """Put generated pages into the navigation."""
     sections = {title: pages for entry in config.nav if isinstance(entry, dict) for title, pages in entry.items()}
     sections["Environments"] += ["environments/index.md", *(f"environments/{e.id}.md" for e in ENVIRONMENTS.values())]
-    sections["Environments"].append("environments/tabular.md")
+    sections["Environments"] += ["environments/tabular.md", "environments/per_input.md"]
     for page, (_, title) in COPIES.items():
         sections[title].append(page)
     return config
@@ -57,6 +58,8 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, name, content=_without_outside_links((ROOT / source).read_text("utf-8"))))
     files.append(File.generated(config, "environments/index.md", content=overview()))
     files.append(File.generated(config, "environments/tabular.md", content=tabular_page()))
+    per_input = ["# Environments of single examples", "", _docstring(find_class("das_gym.envs.per_input:PerInputEnv"))]
+    files.append(File.generated(config, "environments/per_input.md", content="\n".join(per_input)))
     for entry in ENVIRONMENTS.values():
         files.append(File.generated(config, f"environments/{entry.id}.md", content=environment_page(entry)))
         if entry.table is not None:
