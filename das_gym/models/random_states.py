@@ -12,7 +12,8 @@ from torch import Tensor, nn
 def accelerators_of(modules: Iterable[nn.Module]) -> list[torch.device]:
     """Return the devices other than the CPU that modules lie on, each once, sorted."""
     found = {p.device for module in modules for p in module.parameters()}
-    return sorted((device for device in found if device.type not in ("cpu", "meta")), key=str)
+    # Devices without a module of torch, such as `lazy`, have no random state of their own.
+    return sorted((device for device in found if device.type != "cpu" and hasattr(torch, device.type)), key=str)
 
 
 def random_states(devices: Iterable[torch.device]) -> list[Tensor]:
