@@ -27,9 +27,6 @@ LINE_SECONDS = 60.0
 TIMED_SECONDS = 2.0
 """About how long a phase may be timed: with fewer examples than run together later, if these take longer."""
 
-LINE = "{desc}: {n:g}/{total} {unit}s ({percentage:.0f} %){postfix}, elapsed {elapsed}, remaining {remaining}"
-"""The format of a line, with tqdm's names."""
-
 ROUNDS = 5
 """How often a quick phase is timed; the mean counts."""
 
@@ -57,11 +54,18 @@ def progress(total: int, description: str, unit: str = "it", initial: int = 0) -
     settings: dict[str, Any] = {"total": total, "desc": description, "unit": unit, "initial": initial}
     if not _is_shown.get() or not is_main_process():
         return tqdm(**settings, disable=True)
-    if "ipykernel" in sys.modules:  # a notebook
+    if _is_notebook():
         return auto.tqdm(**settings, leave=False)
     if stream is None or not stream.isatty():
         return ProgressLines(stream, **settings)
     return auto.tqdm(**settings, file=stream, leave=False, dynamic_ncols=True)
+
+
+def _is_notebook() -> bool:
+    """Return True in the kernel of a notebook, as tqdm finds out; another process may have imported ipykernel, too."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 @contextmanager

@@ -81,6 +81,11 @@ def _of_activity(name: str, high: float, formula: str) -> Statistic:
     return Statistic(name, formula, 0, high, lambda m: getattr(m.activity, name))
 
 
+def _of_skipping(slopes: np.ndarray) -> np.ndarray:
+    """Return slopes of the loss towards skipping; one that is no number counts as `MAX_LOSS`, as in `leave_one_out`."""
+    return np.nan_to_num(slopes, nan=MAX_LOSS, posinf=MAX_LOSS, neginf=-MAX_LOSS)
+
+
 def _stream(inputs: StatisticInputs) -> np.ndarray:
     layers = inputs.evaluator.vlp.layers
     streams = sorted({layer.stream for layer in layers}, reverse=True)
@@ -110,8 +115,8 @@ STATISTICS: dict[str, Statistic] = {
         _of_activity("residual_norm", 100, "E |h_out - h_in| / |h_in| over real tokens (EvoPress, arXiv 2410.14649)"),
         Statistic("leave_one_out", REMOVAL_FORMULA, -100, 100, lambda m: leave_one_out(m.removal_losses), leave_one_out),
         _of_activity("angular", 1, "E arccos(cos(h_in, h_out)) / pi over real tokens (arXiv 2403.17887)"),
-        Statistic("taylor", TAYLOR_FORMULA, -100, 100, lambda m: m.sensitivity.taylor),
-        Statistic("fisher", FISHER_FORMULA, 0, 100, lambda m: m.sensitivity.fisher),
+        Statistic("taylor", TAYLOR_FORMULA, -100, 100, lambda m: _of_skipping(m.sensitivity.taylor)),
+        Statistic("fisher", FISHER_FORMULA, 0, 100, lambda m: _of_skipping(m.sensitivity.fisher)),
     )
 }
 

@@ -87,7 +87,9 @@ def data_hash(task: Task, examples: Sequence[Any]) -> str:
     for start in range(0, len(examples), EXAMPLES_HASHED):
         block = examples[start : start + EXAMPLES_HASHED]
         tokens = task.processor.tokens(task.pairs(block))
-        words.append(hash_tensors([example.key for example in block], {**tokens, **task.targets(block)}))
+        # Lengths follow from the other targets, and tables that were made without them stay valid.
+        targets = {name: target for name, target in task.targets(block).items() if name != "lengths"}
+        words.append(hash_tensors([example.key for example in block], {**tokens, **targets}))
     return hash_tensors(words, {})
 
 

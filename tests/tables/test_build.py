@@ -121,7 +121,7 @@ def test_non_finite_losses_affect_one_mask(small_kwargs):
 def test_check_table_rejects_other_problems(small_problem, small_table, small_kwargs, what):
     other = build_problem(ProblemConfig(**small_kwargs))
     if what == "model":
-        other = replace(other, backbone=replace(other.backbone, base="0123456789abcdef"))
+        other.backbone = replace(other.backbone, base="0123456789abcdef")
     elif what == "supernet":
         with torch.no_grad():
             other.vlp.skippable_layer(0).skip_adapter.up.bias[0] += 1e-3
@@ -131,7 +131,7 @@ def test_check_table_rejects_other_problems(small_problem, small_table, small_kw
         changed = [
             replace(e, question=e.question + " now") if e.key == first.key else e for e in getattr(other.splits, split)
         ]
-        other = replace(other, splits=replace(other.splits, **{split: tuple(changed)}))
+        other.splits = replace(other.splits, **{split: tuple(changed)})
     with pytest.raises(ValueError, match=f"{what} is [0-9a-f]+ there"):
         check_table(small_table, other)
 
