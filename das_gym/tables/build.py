@@ -42,6 +42,9 @@ COUNTED_COSTS = tuple(name for name, kind in COST_KINDS.items() if kind.counted 
 EXAMPLES_MEASURED = 16
 """Approximate number of examples whose images are opened for a data hash."""
 
+COUNTS = ("lengths", "options")
+"""Targets that count what others list: tables that were made without them stay valid."""
+
 EXAMPLES_HASHED = 512
 
 
@@ -87,8 +90,7 @@ def data_hash(task: Task, examples: Sequence[Any]) -> str:
     for start in range(0, len(examples), EXAMPLES_HASHED):
         block = examples[start : start + EXAMPLES_HASHED]
         tokens = task.processor.tokens(task.pairs(block))
-        # Lengths follow from the other targets, and tables that were made without them stay valid.
-        targets = {name: target for name, target in task.targets(block).items() if name != "lengths"}
+        targets = {name: target for name, target in task.targets(block).items() if name not in COUNTS}
         words.append(hash_tensors([example.key for example in block], {**tokens, **targets}))
     return hash_tensors(words, {})
 
