@@ -33,7 +33,7 @@ CHECKSUMS = ASSETS / "checksums.json"
 """SHA-256 of every bundled file, by its path within `ASSETS`."""
 
 INPUTS = "inputs.json"
-"""The file in a folder of results that says what they depend on, see `claim_folder`."""
+"""The file in a folder of results that lists what they depend on, see `claim_folder`."""
 
 CACHE_VARIABLE = "DAS_GYM_CACHE"
 """The environment variable that moves the cache folder."""

@@ -1,4 +1,4 @@
-"""Objects that a person looks at in a terminal or a notebook: a few lines, or a small table."""
+"""Objects that are shown in a terminal or a notebook: a few lines, or a small table."""
 
 from html import escape
 
@@ -7,7 +7,7 @@ class Summary:
     """An object whose `repr` is a few lines and that a notebook shows as a table. A subclass defines `facts`."""
 
     def facts(self) -> dict[str, str]:
-        """Return what a person wants to see first, by name."""
+        """Return the most important properties in words, by name."""
         raise NotImplementedError
 
     def __repr__(self) -> str:

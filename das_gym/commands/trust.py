@@ -85,7 +85,7 @@ def settings_not_from_records(settings: Mapping[str, Any]) -> dict[str, Any]:
 def check_record(source: object, settings: Mapping[str, Any], again: Mapping[str, Any] | None = None) -> None:
     """Raise ValueError for settings of a record that name modules which were not imported here, and for those in `again`.
 
-    The message, which begins with `source`, says what to give again.
+    The message, which begins with `source`, names the settings to give again.
     """
     given = imported_plugins()
     flat = flatten_settings(settings)

@@ -36,7 +36,7 @@ def is_dataset(rows: object) -> bool:
 
 
 def read_cell(rows: Any, row: int, column: str) -> Any:
-    """Return the value in a cell of `Table.rows`; ValueError if there is no such cell."""
+    """Return the value in a cell of `Table.rows`; ValueError if the cell does not exist."""
     try:
         values = rows[row]
         return values[column][0].as_py() if is_dataset(rows) else values[column]

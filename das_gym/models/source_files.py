@@ -1,4 +1,4 @@
-"""Which files of a model's folder are read and copied, whoever wrote it.
+"""Which files of a model's folder are read and copied; the folder may be untrusted.
 
 A link could bring a private file of this machine into a folder that is published. So links are not followed, except those
 of the Hub's cache, whose files lie in `models--OWNER--NAME/blobs`.
@@ -71,7 +71,7 @@ def check_links(folder: Path, trust_remote_code: bool = False) -> None:
 
 
 def source_files(folder: Path, trust_remote_code: bool = False) -> tuple[list[Path], list[Path]]:
-    """Return the files to copy from a model's folder, and what is left out although a person would expect it.
+    """Return the files to copy from a model's folder, and what is left out although a user would expect it.
 
     Without trusted code, they are the files of exactly those names that transformers reads, and legal texts: nothing else
     can name code. With it, they are all files but weights. Hidden files, caches, linked folders, and sub-folders with
