@@ -82,7 +82,7 @@ def _of_activity(name: str, high: float, formula: str) -> Statistic:
 
 
 def _of_skipping(slopes: np.ndarray) -> np.ndarray:
-    """Return slopes of the loss towards skipping; one that is NaN or infinite counts as `MAX_LOSS`, as in `leave_one_out`."""
+    """Return slopes towards skipping; one that is NaN or infinite counts as `MAX_LOSS`, as in `leave_one_out`."""
     return np.nan_to_num(slopes, nan=MAX_LOSS, posinf=MAX_LOSS, neginf=-MAX_LOSS)
 
 
